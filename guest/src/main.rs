@@ -1,0 +1,4 @@
+//! The guest kernel.
+
+#![no_std]
+#![no_main]

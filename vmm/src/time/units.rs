@@ -1,0 +1,85 @@
+//! Units as types, so that a guest TSC cannot be compared with a host TSC or with nanoseconds by accident.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A value of the counter that the guest reads with RDTSC, in guest TSC ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GuestTsc(pub u64);
+
+/// A value of the host's counter, in host TSC ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HostTsc(pub u64);
+
+/// VM time: nanoseconds that the guest's kvmclock shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VmTime(pub u64);
+
+/// A TSC frequency in kHz, within [`Khz::MIN`]..=[`Khz::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Khz(u32);
+
+/// A frequency outside what a TSC can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a TSC frequency of {0} kHz is not between {min} and {max} kHz", min = Khz::MIN.get(), max = Khz::MAX.get())]
+pub struct BadKhz(pub u64);
+
+impl Khz {
+    /// 10 MHz: a tenth of the slowest TSC that any x86-64 CPU had.
+    pub const MIN: Self = Self(10_000);
+    /// 100 GHz: ten times the fastest.
+    pub const MAX: Self = Self(100_000_000);
+
+    /// A frequency of `khz` kHz.
+    ///
+    /// # Errors
+    /// [`BadKhz`] outside [`Khz::MIN`]..=[`Khz::MAX`].
+    pub fn new(khz: u64) -> Result<Self, BadKhz> {
+        match u32::try_from(khz) {
+            Ok(n) if (Self::MIN.0..=Self::MAX.0).contains(&n) => Ok(Self(n)),
+            _ => Err(BadKhz(khz)),
+        }
+    }
+
+    /// The number of kHz.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Khz {
+    type Error = BadKhz;
+
+    fn try_from(khz: u32) -> Result<Self, BadKhz> {
+        Self::new(u64::from(khz))
+    }
+}
+
+impl From<Khz> for u32 {
+    fn from(khz: Khz) -> Self {
+        khz.0
+    }
+}
+
+impl fmt::Display for Khz {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} kHz", self.0)
+    }
+}
+
+/// One instant on both of the guest's clocks, taken from one reading of the host's clock.
+///
+/// The LAPIC timer counts TSC ticks in TSC-deadline mode and VM time in the others, so it is told both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Now {
+    /// What RDTSC would give.
+    pub tsc: GuestTsc,
+    /// What the guest's kvmclock would show at `tsc`.
+    pub vm: VmTime,
+}
