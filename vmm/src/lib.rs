@@ -1,3 +1,5 @@
 //! `vmm`: a minimal KVM virtual machine monitor that shows what live migration does to a guest's clock and timers.
 
+pub mod boot;
+pub mod kvm;
 pub mod time;

@@ -1,0 +1,156 @@
+//! Getting a vCPU thread out of KVM_RUN without losing the kick.
+//!
+//! A signal that lands just before KVM_RUN would be handled and forgotten. So the handler writes `immediate_exit` of the
+//! vCPU that its thread has bound, and KVM looks at that byte after entering the call (Linux `api.rst`,
+//! `immediate_exit`): wherever the signal lands, the next KVM_RUN returns.
+
+use std::{
+    cell::Cell,
+    ptr,
+    sync::{
+        Once,
+        atomic::{Ordering, compiler_fence},
+    },
+    time::Duration,
+};
+
+use kvm_bindings::kvm_run;
+
+use super::Error;
+
+thread_local! {
+    /// The `kvm_run` page of the vCPU that this thread runs, or null.
+    static RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+    /// Set by the handler; survives our own use of `immediate_exit` for draining.
+    static KICKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The signal that kicks.
+fn signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    KICKED.set(true);
+    let run = RUN.get();
+    if !run.is_null() {
+        // SAFETY: a bound pointer is the live kvm_run mapping of the vCPU that this very thread runs; it is unbound
+        // before the mapping goes. The field is a byte that only this thread writes.
+        unsafe { ptr::write_volatile(&raw mut (*run).immediate_exit, 1) };
+    }
+}
+
+/// Binds `run` to this thread, so that kicks reach it; unbinds when dropped.
+pub(super) struct Binding;
+
+impl Binding {
+    pub(super) fn new(run: *mut kvm_run) -> Self {
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(|| {
+            // It cannot fail for a real-time signal and a valid handler; if it did, kicks would end the process, which
+            // is loud enough.
+            let _ = vmm_sys_util::signal::register_signal_handler(signal(), on_kick);
+        });
+        RUN.set(run);
+        Self
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        RUN.set(ptr::null_mut());
+    }
+}
+
+/// Forgets kicks so far: call before looking at what they might be about.
+pub(super) fn forget(run: &mut kvm_run) {
+    run.immediate_exit = 0;
+    // A kick between these two leaves `immediate_exit` set: one needless exit, nothing lost.
+    compiler_fence(Ordering::SeqCst);
+    KICKED.set(false);
+}
+
+/// Ends our own use of `immediate_exit`, keeping a kick that came meanwhile.
+pub(super) fn release(run: &mut kvm_run) {
+    run.immediate_exit = 0;
+    compiler_fence(Ordering::SeqCst);
+    if KICKED.get() {
+        run.immediate_exit = 1;
+    }
+}
+
+/// Kicks one thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Kicker {
+    thread: libc::pid_t,
+}
+
+impl Kicker {
+    /// Kicks the thread that calls this.
+    #[must_use]
+    pub fn for_this_thread() -> Self {
+        // SAFETY: gettid has no arguments and cannot fail.
+        let thread = unsafe { libc::gettid() };
+        Self { thread }
+    }
+
+    /// Makes that thread's present or next KVM_RUN return. Does nothing if the thread has ended.
+    pub fn kick(&self) {
+        // SAFETY: getpid has no arguments and cannot fail.
+        let process = unsafe { libc::getpid() };
+        // SAFETY: tgkill takes three integers; with the process id, a stale thread id gives ESRCH, never another process.
+        unsafe { libc::syscall(libc::SYS_tgkill, process, self.thread, signal()) };
+    }
+}
+
+/// A timer that kicks the thread which made it.
+#[derive(Debug)]
+pub struct KickTimer {
+    timer: libc::timer_t,
+}
+
+// SAFETY: a POSIX timer id belongs to the process; any thread may set or delete it.
+unsafe impl Send for KickTimer {}
+
+impl KickTimer {
+    /// A disarmed timer for this thread.
+    ///
+    /// # Errors
+    /// If the kernel has no timer left.
+    pub fn new() -> Result<Self, Error> {
+        // SAFETY: all-zero is a valid sigevent.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal();
+        event.sigev_notify_thread_id = Kicker::for_this_thread().thread;
+        let mut timer = ptr::null_mut();
+        // SAFETY: both pointers are to live locals of the right type.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } != 0 {
+            return Err(Error::last("timer_create"));
+        }
+        Ok(Self { timer })
+    }
+
+    /// Kicks once after `delay`; zero kicks at once. Replaces what was armed.
+    pub fn arm(&self, delay: Duration) {
+        // An all-zero value would disarm.
+        let delay = delay.max(Duration::from_nanos(1));
+        self.set(libc::timespec {
+            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(delay.subsec_nanos()),
+        });
+    }
+
+    fn set(&self, it_value: libc::timespec) {
+        let value = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+        // SAFETY: the timer is ours until drop; the value is a live local, and a null old value is allowed.
+        unsafe { libc::timer_settime(self.timer, 0, &raw const value, ptr::null_mut()) };
+    }
+}
+
+impl Drop for KickTimer {
+    fn drop(&mut self) {
+        // SAFETY: the timer was created by us and is deleted once.
+        unsafe { libc::timer_delete(self.timer) };
+    }
+}

@@ -1,0 +1,80 @@
+//! `/dev/kvm` and the capabilities without which nothing works.
+
+use std::{fs::OpenOptions, io, os::fd::IntoRawFd};
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Cap, Kvm};
+
+use super::{Error, HostError};
+use crate::boot::cpuid::Leaf;
+
+/// KVM of this host, opened and checked for what we cannot do without.
+pub struct Host {
+    pub(super) kvm: Kvm,
+}
+
+impl Host {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// [`HostError`] with what is missing and what would help.
+    pub fn open() -> Result<Self, HostError> {
+        let file = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => HostError::NoKvm,
+            io::ErrorKind::PermissionDenied => HostError::Forbidden(error),
+            _ => HostError::Open(error),
+        })?;
+        // SAFETY: the descriptor was just opened and is owned by nobody else.
+        let kvm = unsafe { std::os::fd::FromRawFd::from_raw_fd(file.into_raw_fd()) };
+        let host = Self { kvm };
+        let version = host.kvm.get_api_version();
+        if version != 12 {
+            return Err(HostError::ApiVersion(version));
+        }
+        for (cap, name, why) in [
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "so that no kick of a vCPU is lost"),
+            (Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "to answer trapped instructions"),
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "for guest RAM"),
+            (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "to save interrupt shadow and NMI state"),
+            (Cap::Xcrs, "KVM_CAP_XCRS", "to save XCR0"),
+            (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR", "so that MSRs exit to us"),
+            (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER", "so that timer and clock MSRs exit to us"),
+        ] {
+            if !host.kvm.check_extension(cap) {
+                return Err(HostError::MissingCapability { name, why });
+            }
+        }
+        Ok(host)
+    }
+
+    /// The CPUID leaves this host's KVM can offer a guest.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn supported_cpuid(&self) -> Result<Vec<Leaf>, Error> {
+        let cpuid =
+            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::call("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(cpuid
+            .as_slice()
+            .iter()
+            .map(|e| Leaf {
+                function: e.function,
+                index: e.index,
+                indexed: e.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+                eax: e.eax,
+                ebx: e.ebx,
+                ecx: e.ecx,
+                edx: e.edx,
+            })
+            .collect())
+    }
+
+    /// The MSRs that hold guest state on this host, as KVM lists them.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn msr_index_list(&self) -> Result<Vec<u32>, Error> {
+        let list = self.kvm.get_msr_index_list().map_err(Error::call("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
+    }
+}

@@ -1,0 +1,420 @@
+//! One vCPU: run it until it asks for something, answer, inject, step.
+
+use std::io;
+
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_cpuid_entry2, kvm_device_attr, kvm_guest_debug, kvm_interrupt,
+};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use vmm_sys_util::{
+    ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
+    ioctl_iow_nr,
+};
+
+use super::{Error, Vm, kick};
+use crate::boot::cpuid::Leaf;
+
+// Not wrapped by kvm-ioctls.
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+
+/// The access faults: #GP(0) is to be raised in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpFault;
+
+/// Where a vCPU's I/O, MMIO and MSR accesses go. Data is little endian, as long as the access.
+pub trait Bus {
+    /// IN from `port`.
+    fn port_in(&mut self, port: u16, data: &mut [u8]);
+    /// OUT to `port`.
+    fn port_out(&mut self, port: u16, data: &[u8]);
+    /// A load from a guest physical address without RAM.
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]);
+    /// A store to a guest physical address without RAM.
+    fn mmio_write(&mut self, address: u64, data: &[u8]);
+    /// RDMSR of an MSR that exits.
+    ///
+    /// # Errors
+    /// [`GpFault`] if it is to fault.
+    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault>;
+    /// WRMSR of an MSR that exits.
+    ///
+    /// # Errors
+    /// [`GpFault`] if it is to fault.
+    fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault>;
+}
+
+/// What kind of access was answered by the [`Bus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// IN or OUT.
+    Port,
+    /// A load or store outside RAM.
+    Mmio,
+    /// RDMSR or WRMSR.
+    Msr,
+}
+
+/// Why KVM_RUN returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest did something that the bus has answered. It completes when the vCPU is entered again, or by
+    /// [`Vcpu::drain`].
+    Operation(Operation),
+    /// The guest executed HLT.
+    Halt,
+    /// The window that [`Vcpu::request_window`] asked for is open.
+    WindowOpen,
+    /// A single step or a breakpoint.
+    Debug,
+    /// Kicked by a signal.
+    Interrupted,
+    /// Triple fault.
+    Shutdown,
+    /// KVM could not go on with the guest: its suberror (1 = emulation failed).
+    InternalError(u32),
+    /// The CPU refused the guest's state: hardware reason.
+    FailEntry(u64),
+    /// Anything else, by KVM's number.
+    Other(u32),
+}
+
+/// The registers that answering a trapped instruction needs, read from the shared page after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Accumulator.
+    pub rax: u64,
+    /// Counter: the MSR number of RDMSR and WRMSR.
+    pub rcx: u64,
+    /// Data: the high half of RDMSR and WRMSR.
+    pub rdx: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Present privilege level, 0–3.
+    pub cpl: u8,
+}
+
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
+
+/// One virtual CPU.
+pub struct Vcpu {
+    pub(super) fd: VcpuFd,
+    /// The last exit is an access whose completion KVM does at the next entry.
+    incomplete: bool,
+    /// KVM_SET_GUEST_DEBUG is in force.
+    debugging: bool,
+}
+
+impl Vcpu {
+    /// CPU number `index` of `vm`, which sees the CPUID `leaves`.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn new(vm: &Vm, index: u32, leaves: &[Leaf]) -> Result<Self, Error> {
+        let mut fd = vm.fd.create_vcpu(u64::from(index)).map_err(Error::call("KVM_CREATE_VCPU"))?;
+        let entries: Vec<kvm_cpuid_entry2> = leaves
+            .iter()
+            .map(|leaf| kvm_cpuid_entry2 {
+                function: leaf.function,
+                index: leaf.index,
+                flags: if leaf.indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+                eax: leaf.eax,
+                ebx: leaf.ebx,
+                ecx: leaf.ecx,
+                edx: leaf.edx,
+                ..Default::default()
+            })
+            .collect();
+        let too_many = |_| Error::Call { call: "KVM_SET_CPUID2", source: io::Error::from_raw_os_error(libc::E2BIG) };
+        let cpuid = CpuId::from_entries(&entries).map_err(too_many)?;
+        fd.set_cpuid2(&cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
+        for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+            fd.set_sync_valid_reg(reg);
+        }
+        Ok(Self { fd, incomplete: false, debugging: false })
+    }
+
+    /// Makes kicks of the calling thread reach this vCPU while the returned value lives.
+    #[must_use]
+    pub fn bind(&mut self) -> impl Drop + use<> {
+        kick::Binding::new(self.fd.get_kvm_run())
+    }
+
+    /// Forgets kicks so far: call before looking at what they might be about.
+    pub fn forget_kicks(&mut self) {
+        kick::forget(self.fd.get_kvm_run());
+    }
+
+    /// Enters the guest until it exits, and answers accesses from `bus`.
+    ///
+    /// # Errors
+    /// If the call fails otherwise than by a signal.
+    pub fn run(&mut self, bus: &mut impl Bus) -> Result<Exit, Error> {
+        self.incomplete = false;
+        let (data, read) = match self.fd.run() {
+            Ok(VcpuExit::IoIn(_, data)) => (std::ptr::from_mut(data), true),
+            Ok(VcpuExit::IoOut(_, data)) => (std::ptr::from_ref(data).cast_mut(), false),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                bus.mmio_read(address, data);
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Mmio));
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                bus.mmio_write(address, data);
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Mmio));
+            }
+            Ok(VcpuExit::X86Rdmsr(access)) => {
+                match bus.msr_read(access.index) {
+                    Ok(value) => (*access.data, *access.error) = (value, 0),
+                    Err(GpFault) => *access.error = 1,
+                }
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Msr));
+            }
+            Ok(VcpuExit::X86Wrmsr(access)) => {
+                *access.error = u8::from(bus.msr_write(access.index, access.data).is_err());
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Msr));
+            }
+            Ok(VcpuExit::Hlt) => return Ok(Exit::Halt),
+            Ok(VcpuExit::IrqWindowOpen) => return Ok(Exit::WindowOpen),
+            Ok(VcpuExit::Debug(_)) => return Ok(Exit::Debug),
+            Ok(VcpuExit::Intr | VcpuExit::SetTpr) => return Ok(Exit::Interrupted),
+            Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
+            Ok(VcpuExit::FailEntry(reason, _)) => return Ok(Exit::FailEntry(reason)),
+            Ok(VcpuExit::InternalError) => return Ok(Exit::InternalError(self.internal_suberror())),
+            Ok(_) => return Ok(Exit::Other(self.fd.get_kvm_run().exit_reason)),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+            Err(error) => return Err(Error::call("KVM_RUN")(error)),
+        };
+        self.port(data, read, bus);
+        Ok(Exit::Operation(Operation::Port))
+    }
+
+    /// One port access; a string instruction brings several elements at once.
+    fn port(&mut self, data: *mut [u8], read: bool, bus: &mut impl Bus) {
+        // SAFETY: called right after a KVM_EXIT_IO, so that `io` is the union's live member.
+        let io = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io };
+        // SAFETY: the pointer is the slice kvm-ioctls made inside the kvm_run mapping for this exit; nobody else uses it.
+        let data = unsafe { &mut *data };
+        for element in data.chunks_mut(usize::from(io.size).max(1)) {
+            if read {
+                bus.port_in(io.port, element);
+            } else {
+                bus.port_out(io.port, element);
+            }
+        }
+        self.incomplete = true;
+    }
+
+    fn internal_suberror(&mut self) -> u32 {
+        // SAFETY: called right after a KVM_EXIT_INTERNAL_ERROR, so that `internal` is the union's live member.
+        unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
+    }
+
+    /// Completes the last access without running the guest further, and brings the shared registers up to date.
+    ///
+    /// Accesses are incomplete until the vCPU is entered again (Linux `api.rst`, KVM_RUN); state read or written before
+    /// that is stale or gets overwritten.
+    ///
+    /// # Errors
+    /// If the call fails otherwise than by the exit that it asks for.
+    pub fn drain(&mut self) -> Result<(), Error> {
+        if self.incomplete || self.fd.get_kvm_run().kvm_dirty_regs != 0 {
+            self.fd.get_kvm_run().immediate_exit = 1;
+            let result = self.fd.run().map(|_| ());
+            kick::release(self.fd.get_kvm_run());
+            self.incomplete = false;
+            match result {
+                Err(error) if error.errno() != libc::EINTR => return Err(Error::call("KVM_RUN")(error)),
+                // EINTR is what was asked for. Completing a string access can also end in its next element: that
+                // access is then answered at the next real entry.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an interrupt injected now would enter at once. Valid after an exit that is drained.
+    pub fn ready_for_injection(&mut self) -> bool {
+        self.fd.get_kvm_run().ready_for_interrupt_injection != 0
+    }
+
+    /// Asks for an exit as soon as an interrupt could be injected; false takes it back.
+    pub fn request_window(&mut self, wanted: bool) {
+        self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
+    }
+
+    /// CR8 as the guest left it at the last exit.
+    pub fn cr8(&mut self) -> u8 {
+        u8::try_from(self.fd.get_kvm_run().cr8 & 0xf).unwrap_or(0)
+    }
+
+    /// CR8 at the next entry. KVM_RUN overwrites the guest's CR8 with it whenever there is no in-kernel LAPIC.
+    pub fn set_cr8(&mut self, cr8: u8) {
+        self.fd.get_kvm_run().cr8 = u64::from(cr8);
+    }
+
+    /// Queues external interrupt `vector`. Nothing checks it: only after [`Self::drain`], when
+    /// [`Self::ready_for_injection`].
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn inject(&mut self, vector: u8) -> Result<(), Error> {
+        let interrupt = kvm_interrupt { irq: u32::from(vector) };
+        // SAFETY: KVM_INTERRUPT reads one kvm_interrupt from a live local.
+        if unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } != 0 {
+            return Err(Error::last("KVM_INTERRUPT"));
+        }
+        Ok(())
+    }
+
+    /// Registers as of the last exit.
+    pub fn registers(&mut self) -> Registers {
+        let shared = self.fd.sync_regs_mut();
+        let regs = &shared.regs;
+        Registers {
+            rip: regs.rip,
+            rax: regs.rax,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsp: regs.rsp,
+            rflags: regs.rflags,
+            cpl: shared.sregs.ss.dpl & 3,
+        }
+    }
+
+    /// Whether RFLAGS.IF was set at the last exit.
+    pub fn interrupts_enabled(&mut self) -> bool {
+        self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
+    }
+
+    /// Goes on at `rip`. The interrupt shadow of a preceding STI or MOV SS ends, as after any instruction.
+    pub fn continue_at(&mut self, rip: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs.rip = rip;
+        let shadowed = shared.events.interrupt.shadow != 0;
+        shared.events.interrupt.shadow = 0;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        if shadowed {
+            self.events_dirty();
+        }
+    }
+
+    /// Goes on at `rip` with EDX:EAX = `value`, as after RDTSC.
+    pub fn continue_with(&mut self, rip: u64, value: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs.rax = value & 0xffff_ffff;
+        shared.regs.rdx = value >> 32;
+        self.continue_at(rip);
+    }
+
+    /// Raises #GP(0) with `rip` as the faulting instruction.
+    pub fn raise_gp_at(&mut self, rip: u64) {
+        self.continue_at(rip);
+        let exception = &mut self.fd.sync_regs_mut().events.exception;
+        exception.injected = 1;
+        exception.nr = 13;
+        exception.has_error_code = 1;
+        exception.error_code = 0;
+        self.events_dirty();
+    }
+
+    fn events_dirty(&mut self) {
+        // Only what the flags name is taken over: the interrupt shadow is one of those.
+        self.fd.sync_regs_mut().events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
+        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
+    }
+
+    /// Mirrors IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check it, our LAPIC did.
+    pub fn set_apic_base(&mut self, value: u64) {
+        self.fd.sync_regs_mut().sregs.apic_base = value;
+        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+    }
+
+    /// Runs one instruction. With `breakpoint`, stops also before the instruction at that address: IRETQ stops one
+    /// instruction late on some hosts.
+    ///
+    /// HLT and trap sites must not be stepped: hosts differ in what they report (the caller performs them itself).
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn step(&mut self, bus: &mut impl Bus, breakpoint: Option<u64>) -> Result<Exit, Error> {
+        let mut debug =
+            kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, ..Default::default() };
+        if let Some(address) = breakpoint {
+            debug.control |= KVM_GUESTDBG_USE_HW_BP;
+            // DR7: breakpoint 0, global enable, length 1, on execution; bit 10 reads as one.
+            (debug.arch.debugreg[0], debug.arch.debugreg[7]) = (address, 0x402);
+        }
+        // Registers first: a register write drops the trap flag unless RIP is the one at the last KVM_SET_GUEST_DEBUG.
+        self.drain()?;
+        self.fd.set_guest_debug(&debug).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
+        self.debugging = true;
+        self.run(bus)
+    }
+
+    /// Ends stepping.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn stop_stepping(&mut self) -> Result<(), Error> {
+        if self.debugging {
+            self.fd.set_guest_debug(&kvm_guest_debug::default()).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
+            self.debugging = false;
+        }
+        Ok(())
+    }
+
+    /// The guest physical address behind a linear one, if it is mapped.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn translate(&self, linear: u64) -> Result<Option<u64>, Error> {
+        let translation = self.fd.translate_gva(linear).map_err(Error::call("KVM_TRANSLATE"))?;
+        Ok((translation.valid != 0).then_some(translation.physical_address))
+    }
+
+    /// The TSC frequency that KVM says this vCPU has. Before any KVM_SET_TSC_KHZ that is the host's.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn tsc_khz(&self) -> Result<u32, Error> {
+        self.fd.get_tsc_khz().map_err(Error::call("KVM_GET_TSC_KHZ"))
+    }
+
+    /// Asks KVM for another TSC frequency. Success proves nothing: probe.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Error> {
+        self.fd.set_tsc_khz(khz).map_err(Error::call("KVM_SET_TSC_KHZ"))
+    }
+
+    /// Asks KVM for `guest TSC = host TSC + offset`. Success proves nothing: probe.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_tsc_offset(&self, offset: u64) -> Result<(), Error> {
+        let mut offset = offset;
+        let attribute = kvm_device_attr {
+            group: KVM_VCPU_TSC_CTRL,
+            attr: u64::from(KVM_VCPU_TSC_OFFSET),
+            addr: &raw mut offset as u64,
+            flags: 0,
+        };
+        let mut attribute = attribute;
+        // SAFETY: the attribute points at a live local of the u64 type that this attribute has.
+        if unsafe { ioctl_with_mut_ref(&self.fd, KVM_SET_DEVICE_ATTR(), &mut attribute) } != 0 {
+            return Err(Error::last("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"));
+        }
+        Ok(())
+    }
+}
