@@ -2,4 +2,5 @@
 
 pub mod boot;
 pub mod kvm;
+pub mod pvclock;
 pub mod time;
