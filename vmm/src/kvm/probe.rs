@@ -59,6 +59,7 @@ struct Last {
 }
 
 impl Bus for Last {
+    fn cr8(&mut self, _: u8) {}
     fn port_in(&mut self, _: u16, data: &mut [u8]) {
         data.fill(0xff);
     }

@@ -25,6 +25,9 @@ pub struct GpFault;
 
 /// Where a vCPU's I/O, MMIO and MSR accesses go. Data is little endian, as long as the access.
 pub trait Bus {
+    /// The guest's CR8 at this exit: told before the access that follows, so that MOV CR8 and a write of TPR keep their
+    /// order.
+    fn cr8(&mut self, cr8: u8);
     /// IN from `port`.
     fn port_in(&mut self, port: u16, data: &mut [u8]);
     /// OUT to `port`.
@@ -157,7 +160,11 @@ impl Vcpu {
     /// If the call fails otherwise than by a signal.
     pub fn run(&mut self, bus: &mut impl Bus) -> Result<Exit, Error> {
         self.incomplete = false;
-        let (data, read) = match self.fd.run() {
+        let cr8 = &raw const self.fd.get_kvm_run().cr8;
+        let result = self.fd.run();
+        // SAFETY: the field is in the kvm_run mapping, which lives as long as `self.fd`; KVM writes it only in KVM_RUN.
+        bus.cr8(unsafe { cr8.read_volatile() }.to_le_bytes()[0] & 0xf);
+        let (data, read) = match result {
             Ok(VcpuExit::IoIn(_, data)) => (std::ptr::from_mut(data), true),
             Ok(VcpuExit::IoOut(_, data)) => (std::ptr::from_ref(data).cast_mut(), false),
             Ok(VcpuExit::MmioRead(address, data)) => {
@@ -250,11 +257,6 @@ impl Vcpu {
     /// Asks for an exit as soon as an interrupt could be injected; false takes it back.
     pub fn request_window(&mut self, wanted: bool) {
         self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
-    }
-
-    /// CR8 as the guest left it at the last exit.
-    pub fn cr8(&mut self) -> u8 {
-        u8::try_from(self.fd.get_kvm_run().cr8 & 0xf).unwrap_or(0)
     }
 
     /// CR8 at the next entry. KVM_RUN overwrites the guest's CR8 with it whenever there is no in-kernel LAPIC.

@@ -1,0 +1,21 @@
+//! How a guest ends the machine by a port.
+
+/// What the guest asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestExit {
+    /// A code at the debug-exit port; 0 is success.
+    Debug(u32),
+    /// The keyboard controller's reset.
+    Reset,
+}
+
+impl GuestExit {
+    /// The code in an OUT of one to four bytes, as QEMU's `isa-debug-exit` takes it.
+    pub(super) fn from_debug_port(data: &[u8]) -> Self {
+        let mut bytes = [0; 4];
+        for (to, from) in bytes.iter_mut().zip(data) {
+            *to = *from;
+        }
+        Self::Debug(u32::from_le_bytes(bytes))
+    }
+}

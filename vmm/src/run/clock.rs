@@ -1,0 +1,281 @@
+//! The machine's clock: TSC, VM time and the page's numbers, changed together.
+//!
+//! One base serves all vCPUs. A vCPU that wrote its TSC has an `adjust` (IA32_TSC_ADJUST): its TSC is the base TSC plus
+//! `adjust`, modulo 2^64, and its page is the base page moved by the same amount.
+
+use std::time::Duration;
+
+use crate::{
+    apic::Deadline,
+    time::{
+        AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostClock, HostTsc, JudgeClock, Khz, Moment, Now, PageClock, Scale,
+        Timeline, VmTime, adjust, host::wall_ns,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::{TimeMode, source::TscSource};
+
+/// Virtual time: the Unix time of VM time 0, 2000-01-01 00:00:00 UTC, so that runs repeat.
+const VIRTUAL_EPOCH_NS: u64 = 946_684_800 * 1_000_000_000;
+/// Virtual time: operations in a millisecond, so that one costs about a microsecond, as an exit does.
+const OPERATIONS_PER_MS: u32 = 1000;
+
+/// The machine's clock.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    source: TscSource,
+    mode: TimeMode,
+    host: HostClock,
+    khz: Khz,
+    timeline: Timeline,
+    page: PageClock,
+    judge: JudgeClock,
+    /// Unix nanoseconds at VM time 0.
+    wall_ns_at_zero: u64,
+    /// Virtual time: operations so far.
+    operations: u64,
+}
+
+/// The clock as a snapshot holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockState {
+    /// The instant of the save.
+    pub moment: Moment,
+    /// The judge's clock.
+    pub judge: JudgeClock,
+    /// Unix nanoseconds at VM time 0.
+    pub wall_ns_at_zero: u64,
+    /// Virtual time: operations so far.
+    pub operations: u64,
+}
+
+impl Clock {
+    /// A stopped clock at VM time 0.
+    #[must_use]
+    pub fn new(source: TscSource, mode: TimeMode, host: HostClock, khz: Khz) -> Self {
+        let tsc = GuestTsc(0);
+        let page = PageClock { tsc_timestamp: tsc, system_time: VmTime(0), scale: Scale::from_khz(khz) };
+        let wall_ns_at_zero = match mode {
+            TimeMode::Real => wall_ns(),
+            TimeMode::Virtual => VIRTUAL_EPOCH_NS,
+        };
+        Self {
+            source,
+            mode,
+            host,
+            khz,
+            timeline: Timeline::Stopped { tsc },
+            page,
+            judge: JudgeClock::start(VmTime(0), tsc, khz),
+            wall_ns_at_zero,
+            operations: 0,
+        }
+    }
+
+    /// A stopped clock as it was saved.
+    #[must_use]
+    pub fn from_state(source: TscSource, mode: TimeMode, host: HostClock, state: &ClockState) -> Self {
+        let ClockState { moment, judge, wall_ns_at_zero, operations } = *state;
+        Self {
+            source,
+            mode,
+            host,
+            khz: moment.khz,
+            timeline: Timeline::Stopped { tsc: moment.tsc },
+            page: moment.page,
+            judge,
+            wall_ns_at_zero,
+            operations,
+        }
+    }
+
+    /// The clock for a snapshot; it should be stopped.
+    #[must_use]
+    pub fn state(&self) -> ClockState {
+        // The host's clock and the source are the next host's business; the timeline is in the moment.
+        let Self { source: _, mode: _, host: _, khz: _, timeline: _, page: _, judge, wall_ns_at_zero, operations } = self;
+        ClockState {
+            moment: self.moment(),
+            judge: *judge,
+            wall_ns_at_zero: *wall_ns_at_zero,
+            operations: *operations,
+        }
+    }
+
+    /// Where RDTSC answers come from.
+    #[must_use]
+    pub fn source(&self) -> TscSource {
+        self.source
+    }
+
+    /// How time passes.
+    #[must_use]
+    pub fn mode(&self) -> TimeMode {
+        self.mode
+    }
+
+    /// The guest's TSC frequency.
+    #[must_use]
+    pub fn khz(&self) -> Khz {
+        self.khz
+    }
+
+    /// The page's numbers for a vCPU with this `adjust`.
+    #[must_use]
+    pub fn page(&self, adjust: u64) -> PageClock {
+        PageClock { tsc_timestamp: GuestTsc(self.page.tsc_timestamp.0.wrapping_add(adjust)), ..self.page }
+    }
+
+    /// Unix nanoseconds at VM time 0.
+    #[must_use]
+    pub fn wall_ns_at_zero(&self) -> u64 {
+        self.wall_ns_at_zero
+    }
+
+    /// The base TSC, now.
+    #[must_use]
+    pub fn tsc(&self) -> GuestTsc {
+        self.timeline.tsc(self.host.tsc())
+    }
+
+    /// Now, for a vCPU with this `adjust`.
+    #[must_use]
+    pub fn now(&self, adjust: u64) -> Now {
+        let tsc = self.tsc();
+        Now { tsc: GuestTsc(tsc.0.wrapping_add(adjust)), vm: self.page.vm_time(tsc) }
+    }
+
+    /// VM time at a base TSC, by the page.
+    #[must_use]
+    pub fn vm_time(&self, tsc: GuestTsc) -> VmTime {
+        self.page.vm_time(tsc)
+    }
+
+    /// VM time at a base TSC, by the host's own account.
+    #[must_use]
+    pub fn judged(&self, tsc: GuestTsc) -> VmTime {
+        self.judge.at(tsc)
+    }
+
+    /// The least base TSC at which VM time is `at`.
+    #[must_use]
+    pub fn least_tsc(&self, at: VmTime) -> Option<GuestTsc> {
+        self.page.least_tsc(at)
+    }
+
+    /// The base TSC at which `deadline` of a vCPU with this `adjust` falls due; never less than now.
+    #[must_use]
+    pub fn due(&self, deadline: Deadline, adjust: u64) -> Option<GuestTsc> {
+        match deadline {
+            Deadline::Tsc(deadline) => {
+                let base = self.tsc();
+                let here = base.0.wrapping_add(adjust);
+                Some(GuestTsc(base.0.saturating_add(deadline.0.saturating_sub(here))))
+            }
+            Deadline::Vm(at) => self.page.least_tsc(at),
+        }
+    }
+
+    /// Real time: how long until the base TSC is `target`; zero if it is.
+    #[must_use]
+    pub fn until(&self, target: GuestTsc) -> Option<Duration> {
+        let now = self.host.tsc();
+        if self.timeline.tsc(now) >= target {
+            return Some(Duration::ZERO);
+        }
+        self.timeline.host_at(target).map(|host| self.host.duration(now, host))
+    }
+
+    /// Real time: the host TSC, for a trace.
+    #[must_use]
+    pub fn host_tsc(&self) -> Option<HostTsc> {
+        (self.mode == TimeMode::Real).then(|| self.host.tsc())
+    }
+
+    /// One guest operation passes: in virtual time, time moves.
+    pub fn spend_operation(&mut self) {
+        if self.mode == TimeMode::Virtual {
+            self.operations = self.operations.saturating_add(1);
+            self.timeline.spend(u64::from((self.khz.get() / OPERATIONS_PER_MS).max(1)));
+        }
+    }
+
+    /// Virtual time: operations so far; a guest that spins makes none.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Virtual time: goes on at `target`, never back.
+    pub fn jump_to(&mut self, target: GuestTsc) {
+        self.timeline.jump_to(target);
+    }
+
+    /// Stops; VM time and TSC then stand still.
+    pub fn stop(&mut self) {
+        let now = self.host.tsc();
+        let tsc = self.timeline.tsc(now);
+        self.timeline = Timeline::Stopped { tsc };
+    }
+
+    /// The instant that a stopped clock shows.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        let tsc = self.tsc();
+        Moment { tsc, vm: self.page.vm_time(tsc), khz: self.khz, page: self.page, wall_ns: self.wall_now() }
+    }
+
+    fn wall_now(&self) -> u64 {
+        match self.mode {
+            TimeMode::Real => wall_ns(),
+            // Downtime is an input there, never measured.
+            TimeMode::Virtual => VIRTUAL_EPOCH_NS,
+        }
+    }
+
+    /// Starts a stopped clock again at frequency `khz`: rebases page, TSC and judge.
+    ///
+    /// `downtime` is how long the VM was saved, if that is not to be measured by wall time; virtual time takes none as
+    /// zero. `held` says that the TSC was at this value when the machine starts and cannot be moved (sources other than
+    /// trapped).
+    ///
+    /// # Errors
+    /// [`AdjustError`] if a clock would leave its range.
+    pub fn start(
+        &mut self,
+        saved: &Moment,
+        khz: Khz,
+        policy: DowntimePolicy,
+        downtime: Option<Duration>,
+    ) -> Result<Adjusted, AdjustError> {
+        let host = self.host.tsc();
+        let held = match self.source {
+            TscSource::Trapped => None,
+            TscSource::Host => Some(GuestTsc(host.0)),
+            TscSource::Scaled => Some(self.timeline.tsc(host)),
+        };
+        let wall_now = match downtime {
+            Some(length) => saved.wall_ns.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)),
+            None => match self.mode {
+                TimeMode::Real => wall_ns(),
+                TimeMode::Virtual => saved.wall_ns,
+            },
+        };
+        let adjusted = adjust::restore(saved, khz, policy, wall_now, held)?;
+        self.judge.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
+        self.khz = khz;
+        self.page = adjusted.page;
+        self.timeline = match self.mode {
+            TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },
+            TimeMode::Real => Timeline::Running { host, tsc: adjusted.tsc, host_khz: self.host.khz(), khz },
+        };
+        Ok(adjusted)
+    }
+
+    /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.
+    pub fn measured(&mut self, host: HostTsc, tsc: GuestTsc) {
+        self.timeline = Timeline::Running { host, tsc, host_khz: self.host.khz(), khz: self.khz };
+    }
+}

@@ -1,0 +1,162 @@
+//! How a run ends, and what can go wrong.
+
+use crate::{
+    boot::{ImageError, RamError, sites::SiteError},
+    devices::GuestExit,
+    kvm::{self, HostError},
+    time::{AdjustError, Khz},
+};
+
+/// Why the guest does not go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest asked for it.
+    Guest(GuestExit),
+    /// Triple fault.
+    TripleFault,
+    /// HLT with interrupts off: nothing can wake it.
+    HaltedForever {
+        /// Address after the HLT.
+        rip: u64,
+    },
+    /// HLT in virtual time with no timer armed: nothing will wake it.
+    NothingWillWake {
+        /// Address after the HLT.
+        rip: u64,
+    },
+    /// Virtual time: the guest ran for this long (host seconds) without an operation, so that time stands still.
+    Spins {
+        /// Where it was.
+        rip: u64,
+        /// The budget that it used up, in seconds.
+        seconds: u64,
+    },
+    /// KVM cannot execute what the guest executes.
+    CannotExecute {
+        /// Where.
+        rip: u64,
+        /// The instruction's first bytes, if they are in RAM.
+        bytes: Vec<u8>,
+        /// KVM's reason.
+        reason: String,
+    },
+}
+
+impl End {
+    /// One line for people; `None` for an orderly end.
+    #[must_use]
+    pub fn message(&self) -> Option<String> {
+        match self {
+            Self::Guest(GuestExit::Debug(0) | GuestExit::Reset) => None,
+            Self::Guest(GuestExit::Debug(code)) => Some(format!("the guest failed with code {code}")),
+            Self::TripleFault => Some("the guest's CPU shut down (triple fault)".to_owned()),
+            Self::HaltedForever { rip } => Some(format!(
+                "the guest halted at {rip:#x} with interrupts off: nothing can wake it"
+            )),
+            Self::NothingWillWake { rip } => Some(format!(
+                "the guest halted at {rip:#x} with no timer armed: nothing will wake it in virtual time"
+            )),
+            Self::Spins { rip, seconds } => Some(format!(
+                "the guest ran {seconds} s near {rip:#x} without any operation that moves virtual time; use --time real \
+                 for guests that spin"
+            )),
+            Self::CannotExecute { rip, bytes, reason } => Some(format!(
+                "this host cannot execute the guest's code at {rip:#x} (bytes {bytes:02x?}): {reason}"
+            )),
+        }
+    }
+}
+
+/// Why [`crate::run::Machine::run`] came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest does not go on.
+    Ended(End),
+    /// The VM time that the caller named is reached.
+    Reached,
+    /// Somebody wants something: look into the mailbox.
+    Requested,
+}
+
+/// What can go wrong. See [`RunError::is_host`] for who is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// KVM or the host.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The trap sites of a saved machine.
+    #[error("the saved trap sites do not fit the saved memory: {0}")]
+    Sites(#[from] SiteError),
+    /// The restore arithmetic.
+    #[error(transparent)]
+    Adjust(#[from] AdjustError),
+    /// Asked for something that this guest or host cannot do.
+    #[error("{0}")]
+    Usage(String),
+    /// Asked for a TSC source that this host lacks.
+    #[error("{0}")]
+    HostLacks(String),
+    /// This host's TSC frequency is unusable.
+    #[error("KVM reports a host TSC of {0} kHz, which no CPU has")]
+    HostTsc(u32),
+    /// The guest saw features that this host lacks.
+    #[error("this host lacks CPU features that the guest saw: {}; restore on a host that has them", .0.join(", "))]
+    MissingFeatures(Vec<String>),
+    /// A part of the saved state cannot be.
+    #[error("the saved state is not one a machine can have: {0}")]
+    BadState(String),
+    /// The trace file.
+    #[error("cannot write the trace {path}: {source}")]
+    Trace {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// More vCPUs than this version runs.
+    #[error("{0} vCPUs are not supported: this version runs one")]
+    Cpus(u32),
+    /// The frequency is out of the range for a migration.
+    #[error("{wanted} is not within 0.1 to 10 times the guest's present {present}")]
+    Ratio {
+        /// Asked for.
+        wanted: Khz,
+        /// The guest's.
+        present: Khz,
+    },
+}
+
+impl RunError {
+    /// The host cannot do it (exit code 3), rather than the user or the guest being wrong.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Kvm(_) | Self::HostLacks(_) | Self::HostTsc(_) | Self::MissingFeatures(_) | Self::Ram(RamError::Mapping { .. })
+        )
+    }
+
+    /// The command line is wrong (exit code 2).
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage(_) | Self::Cpus(_) | Self::Ratio { .. } | Self::Trace { .. } | Self::Ram(RamError::Size(_)) => {
+                true
+            }
+            Self::Image(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<HostError> for RunError {
+    fn from(error: HostError) -> Self {
+        Self::Kvm(error.into())
+    }
+}

@@ -1,0 +1,84 @@
+//! What a machine is to be.
+
+use crate::{
+    boot::cpuid::Leaf,
+    kvm::{self, Host, HostFacts, read_tsc},
+    run::{RunError, source::SourceChoice},
+    time::{HostClock, Khz},
+};
+use serde::{Deserialize, Serialize};
+
+/// How time passes for the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeMode {
+    /// With the host's clock.
+    #[default]
+    Real,
+    /// By a fixed cost per guest operation; HLT jumps to the next deadline. Needs trap sites.
+    Virtual,
+}
+
+impl TimeMode {
+    /// As on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Real => "real",
+            Self::Virtual => "virtual",
+        }
+    }
+}
+
+/// How to boot.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    /// Guest RAM, in bytes.
+    pub memory: u64,
+    /// The guest's command line.
+    pub cmdline: String,
+    /// An initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+    /// How time passes.
+    pub time: TimeMode,
+    /// Where RDTSC answers come from.
+    pub source: SourceChoice,
+    /// The guest's TSC frequency; the host's if none.
+    pub khz: Option<Khz>,
+    /// False hides x2APIC even where it works.
+    pub x2apic: bool,
+}
+
+/// The host, opened and probed once.
+pub struct HostEnvironment {
+    /// `/dev/kvm`.
+    pub host: Host,
+    /// CPUID leaves it supports.
+    pub supported: Vec<Leaf>,
+    /// MSRs with state.
+    pub msrs: Vec<u32>,
+    /// What the probes saw.
+    pub facts: HostFacts,
+    /// The host's clock.
+    pub clock: HostClock,
+}
+
+impl HostEnvironment {
+    /// Opens and probes this host.
+    ///
+    /// # Errors
+    /// [`RunError`] with [`RunError::is_host`].
+    pub fn open() -> Result<Self, RunError> {
+        let host = Host::open()?;
+        let supported = host.supported_cpuid()?;
+        let msrs = host.msr_index_list()?;
+        let facts = HostFacts::probe(&host, &supported)?;
+        let khz = Khz::new(u64::from(facts.host_tsc_khz)).map_err(|_| RunError::HostTsc(facts.host_tsc_khz))?;
+        Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz) })
+    }
+
+    /// Whether KVM really scales a guest's TSC to `khz`.
+    pub(super) fn scales_to(&self, khz: Khz) -> Result<bool, RunError> {
+        Ok(kvm::probe::tsc_scales(&self.host, &self.supported, self.facts.host_tsc_khz, khz.get())?)
+    }
+}

@@ -1,0 +1,160 @@
+//! Where the guest's RDTSC gets its value, and which instructions are therefore patched.
+
+use guest_abi::sites::Kind;
+use serde::{Deserialize, Serialize};
+
+use super::{HostEnvironment, RunError, TimeMode};
+use crate::{boot::sites::Sites, kvm::probe::DeadlineWrite, time::Khz};
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceChoice {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// Exactly this one.
+    Fixed(TscSource),
+}
+
+/// Where RDTSC answers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TscSource {
+    /// The host's TSC, unchanged.
+    Host,
+    /// The host's TSC, scaled by KVM.
+    Scaled,
+    /// The VMM answers, at trap sites.
+    Trapped,
+}
+
+impl TscSource {
+    /// As on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Scaled => "scaled",
+            Self::Trapped => "trapped",
+        }
+    }
+}
+
+/// Frequencies this close count as the same for hardware, in parts per million (QEMU, Firecracker and libvirt do so).
+const SAME_PPM: u64 = 250;
+
+/// A source, and why it.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The source.
+    pub source: TscSource,
+    /// One line for people.
+    pub why: String,
+    /// IA32_TSC_DEADLINE works, one way or another.
+    pub tsc_deadline: bool,
+    /// MWAIT exits must be off for that.
+    pub mwait_in_guest: bool,
+    /// The sites to patch.
+    pub patched: Sites,
+}
+
+fn same(a: Khz, b: Khz) -> bool {
+    u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
+}
+
+/// Picks the source for a guest with these trap `sites` that is to see `khz`.
+///
+/// # Errors
+/// [`RunError::Usage`] if the guest cannot do it, [`RunError::HostLacks`] if the host cannot.
+pub fn choose(
+    env: &HostEnvironment,
+    sites: &Sites,
+    choice: SourceChoice,
+    time: TimeMode,
+    khz: Khz,
+    guest: &str,
+) -> Result<Chosen, RunError> {
+    let host_khz = env.clock.khz();
+    let trappable = sites.has(Kind::Rdtsc);
+    let need_sites = |what: &str| {
+        RunError::Usage(format!(
+            "{what} needs a guest with trap sites, and {guest} has none (ELF section {}); use --time real --tsc host, or \
+             the embedded guest",
+            guest_abi::sites::SECTION
+        ))
+    };
+    let (source, why) = match (choice, time) {
+        (_, TimeMode::Virtual) if !trappable => return Err(need_sites("--time virtual")),
+        (SourceChoice::Fixed(source @ (TscSource::Host | TscSource::Scaled)), TimeMode::Virtual) => {
+            return Err(RunError::Usage(format!(
+                "--time virtual answers every RDTSC itself: --tsc {} contradicts it; use --tsc trapped or auto",
+                source.as_str()
+            )));
+        }
+        (_, TimeMode::Virtual) => (TscSource::Trapped, "virtual time answers every RDTSC at its trap site".to_owned()),
+        (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
+        (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for".to_owned()),
+        (SourceChoice::Fixed(TscSource::Host), _) => {
+            host_works(env, khz)?;
+            (TscSource::Host, "asked for".to_owned())
+        }
+        (SourceChoice::Fixed(TscSource::Scaled), _) => {
+            if !env.scales_to(khz)? {
+                return Err(RunError::HostLacks(format!(
+                    "--tsc scaled: a probe guest's TSC did not run at {khz} on this host; use --tsc trapped"
+                )));
+            }
+            (TscSource::Scaled, "asked for, and a probe saw it work".to_owned())
+        }
+        (SourceChoice::Auto, TimeMode::Real) => auto(env, trappable, khz, guest)?,
+    };
+    let swallowed = env.facts.deadline_write == DeadlineWrite::Swallowed;
+    let patched = match source {
+        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause),
+        _ if swallowed => sites.only(|kind| kind == Kind::DeadlineWrmsr),
+        _ => Sites::default(),
+    };
+    Ok(Chosen {
+        source,
+        why: format!("{why} (host {host_khz}, guest {khz})"),
+        tsc_deadline: !swallowed || patched.has(Kind::DeadlineWrmsr),
+        mwait_in_guest: env.facts.deadline_write == DeadlineWrite::ExitsWithMwait,
+        patched,
+    })
+}
+
+fn auto(env: &HostEnvironment, trappable: bool, khz: Khz, guest: &str) -> Result<(TscSource, String), RunError> {
+    let host_khz = env.clock.khz();
+    if khz == host_khz && env.facts.tsc_equals_host {
+        return Ok((TscSource::Host, "the guest's frequency is the host's".to_owned()));
+    }
+    if trappable {
+        return Ok((TscSource::Trapped, "another frequency than the host's, and the guest has trap sites".to_owned()));
+    }
+    if same(khz, host_khz) && env.facts.tsc_equals_host {
+        return Ok((TscSource::Host, format!("the guest's frequency is the host's to {SAME_PPM} ppm")));
+    }
+    if env.scales_to(khz)? {
+        return Ok((TscSource::Scaled, "another frequency than the host's, and a probe saw KVM scale".to_owned()));
+    }
+    Err(RunError::HostLacks(format!(
+        "this host cannot run {guest} at {khz}: its own TSC has {host_khz}, KVM does not scale it (probed), and the guest \
+         has no trap sites; use a host with TSC scaling or a guest with trap sites"
+    )))
+}
+
+fn host_works(env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
+    let host_khz = env.clock.khz();
+    if !same(khz, host_khz) {
+        return Err(RunError::HostLacks(format!(
+            "--tsc host: the host's TSC has {host_khz}, not {khz}; use --tsc trapped or auto"
+        )));
+    }
+    if !env.facts.tsc_equals_host {
+        return Err(RunError::HostLacks(
+            "--tsc host: a probe guest's TSC was not the host's, although an offset of 0 was set; use --tsc trapped"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}

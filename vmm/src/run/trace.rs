@@ -1,0 +1,208 @@
+//! What happened, one JSON object a line: the record that two runs are compared by.
+//!
+//! In virtual time a line holds nothing that differs between two runs with the same inputs.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use serde::Serialize;
+
+use super::{RunError, platform::lock};
+use crate::time::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
+
+/// One thing that happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event<'a> {
+    /// The machine starts.
+    Boot {
+        /// TSC source.
+        source: &'a str,
+        /// Guest TSC frequency.
+        tsc_khz: Khz,
+    },
+    /// RDTSC at a trap site.
+    Rdtsc {
+        /// The site.
+        rip: u64,
+        /// The answer.
+        value: GuestTsc,
+    },
+    /// RDMSR.
+    MsrRead {
+        /// MSR.
+        index: u32,
+        /// What the guest got; none = #GP.
+        value: Option<u64>,
+    },
+    /// WRMSR, also at a trap site.
+    MsrWrite {
+        /// MSR.
+        index: u32,
+        /// What the guest wrote.
+        value: u64,
+        /// It got a #GP.
+        faulted: bool,
+    },
+    /// IN.
+    PortIn {
+        /// Port.
+        port: u16,
+        /// What the guest got.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// OUT.
+    PortOut {
+        /// Port.
+        port: u16,
+        /// What the guest wrote.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// A load outside RAM.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// What the guest got.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// A store outside RAM.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// What the guest wrote.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// HLT.
+    Halt,
+    /// An interrupt enters the guest.
+    Inject {
+        /// Its vector.
+        vector: u8,
+    },
+    /// The guest finished a tick.
+    Tick {
+        /// Its number.
+        seq: u64,
+        /// When it was to fire.
+        expires_ns: u64,
+        /// When it fired, by the guest.
+        fired_ns: u64,
+        /// When its interrupt was injected, by the host's own clock.
+        host_ns: Option<u64>,
+        /// Interrupts that came too early.
+        early_wakes: u32,
+    },
+    /// The clocks at a save.
+    Save {
+        /// Guest TSC frequency.
+        tsc_khz: Khz,
+        /// The page's numbers.
+        page: PageClock,
+        /// Version of the published page.
+        page_version: u32,
+        /// The deadline in flight, as the LAPIC holds it.
+        armed: Option<crate::apic::Armed>,
+    },
+    /// The clocks at a restore; `tsc` and `vm_ns` of the line are those the guest goes on with.
+    Restore {
+        /// Guest TSC frequency.
+        tsc_khz: Khz,
+        /// The page's numbers.
+        page: PageClock,
+        /// Version of the published page.
+        page_version: u32,
+        /// The deadline in flight, after the policy.
+        armed: Option<crate::apic::Armed>,
+        /// Deadline policy.
+        deadline: DeadlinePolicy,
+        /// Downtime policy.
+        downtime: DowntimePolicy,
+        /// How far VM time advanced while saved, in nanoseconds.
+        downtime_ns: u64,
+        /// The wall clock had gone back, and the downtime was taken as zero.
+        clamped: bool,
+    },
+    /// The guest does not go on.
+    End {
+        /// Why.
+        reason: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    tsc: GuestTsc,
+    vm_ns: VmTime,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_tsc: Option<HostTsc>,
+    cpu: u32,
+    #[serde(flatten)]
+    event: &'a Event<'a>,
+}
+
+/// A trace file, or nothing.
+#[derive(Default)]
+pub struct Trace {
+    file: Option<(PathBuf, Mutex<Output>)>,
+}
+
+struct Output {
+    writer: BufWriter<File>,
+    failed: Option<std::io::Error>,
+}
+
+impl Trace {
+    /// Traces to a new file at `path`.
+    ///
+    /// # Errors
+    /// [`RunError::Trace`] if it cannot be created.
+    pub fn to_file(path: &Path) -> Result<Self, RunError> {
+        let file =
+            File::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
+        let output = Output { writer: BufWriter::new(file), failed: None };
+        Ok(Self { file: Some((path.to_owned(), Mutex::new(output))) })
+    }
+
+    /// Writes one line.
+    pub fn event(&self, cpu: u32, now: Now, host_tsc: Option<HostTsc>, event: &Event<'_>) {
+        let Some((_, output)) = &self.file else { return };
+        let mut output = lock(output);
+        if output.failed.is_some() {
+            return;
+        }
+        let line = Line { tsc: now.tsc, vm_ns: now.vm, host_tsc, cpu, event };
+        let written = serde_json::to_writer(&mut output.writer, &line)
+            .map_err(std::io::Error::from)
+            .and_then(|()| output.writer.write_all(b"\n"));
+        // A full disk must not change what the guest sees: the run goes on, and `finish` tells.
+        output.failed = written.err();
+    }
+
+    /// Whether anybody wants events; spares building them.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Writes out what is buffered.
+    ///
+    /// # Errors
+    /// The first write that failed.
+    pub fn finish(&self) -> Result<(), RunError> {
+        let Some((path, output)) = &self.file else { return Ok(()) };
+        let mut output = lock(output);
+        let result = match output.failed.take() {
+            Some(error) => Err(error),
+            None => output.writer.flush(),
+        };
+        result.map_err(|source| RunError::Trace { path: path.display().to_string(), source })
+    }
+}
