@@ -1,7 +1,7 @@
 //! The local APIC of one CPU, timer included, after the Intel SDM vol. 3, chapter "Advanced Programmable Interrupt
 //! Controller (APIC)".
 //!
-//! **What it is.** Registers, and the rules by which they change. One table of registers ([`registers`]) behind three
+//! **What it is.** Registers, and the rules by which they change. One table of registers (`registers`) behind three
 //! doors: the xAPIC page, the x2APIC MSRs and CR8.
 //!
 //! **What it is not.** It knows no KVM, no clock, no thread and no other CPU. Time is an argument. What a write does
@@ -168,7 +168,8 @@ impl LocalApic {
     #[must_use]
     pub fn next_wake(&self) -> Option<Deadline> {
         let lvtt = self.lvt.timer;
-        let delivers = self.accepts() && !lvtt.masked() && lvtt.vector() >= FIRST_LEGAL;
+        // Either way of disabling the APIC masks the entry.
+        let delivers = !lvtt.masked() && lvtt.vector() >= FIRST_LEGAL;
         self.next_deadline().filter(|_| delivers && class(lvtt.vector()) > class(self.ppr()))
     }
 

@@ -149,8 +149,8 @@ const fn lvt(kind: LvtKind, first: u32) -> Entry {
     row(Register::Lvt(kind), first, Rights::ReadWrite, Rights::ReadWrite, kind.defined())
 }
 
-/// Every register. APR and RRD (0x09, 0x0c) and the LVT entry for CMCI (0x2f) are left out: current processors have
-/// not the first two, and a version register that ends at LVT entry 5 says that the third is missing.
+/// Every register. APR and RRD (0x09, 0x0c) and the LVT entry for CMCI (0x2f) are left out: current processors lack
+/// the first two, and a version register that ends at LVT entry 5 says that the third is missing.
 const TABLE: [Entry; 24] = {
     use Rights::{Absent, ReadOnly, ReadWrite, WriteOnly};
     [

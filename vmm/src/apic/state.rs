@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::base::Base;
+use super::base::{Base, Mode as BaseMode};
 use super::ipi::DELIVERY_STATUS;
 use super::lvt::{self, Lvt, MASKED};
 use super::registers::{self, LvtKind, WORDS};
@@ -19,7 +19,7 @@ use crate::time::Now;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// When it was saved. The APIC itself needs it not, its deadlines being absolute; whoever adjusts them for another
+    /// When it was saved. The APIC itself does not need it, its deadlines being absolute; whoever adjusts them for another
     /// TSC frequency, or shows how much time is left, does.
     pub saved_at: Now,
     /// IA32_APIC_BASE.
@@ -86,6 +86,9 @@ pub enum StateError {
     /// A reserved bit, an impossible mode, or x2APIC mode where CPUID does not offer it.
     #[error("IA32_APIC_BASE cannot hold {0:#x} on this CPU")]
     Base(u64),
+    /// IA32_APIC_BASE disables the APIC, and yet a register other than TPR is not as after reset.
+    #[error("IA32_APIC_BASE {0:#x} disables an APIC that is not in its reset state")]
+    Disabled(u64),
     /// A bit that the register does not have.
     #[error("{register} cannot hold {value:#x}")]
     Reserved {
@@ -158,6 +161,12 @@ impl State {
         let Self { saved_at: _, base, tpr: _, ldr, dfr, svr, isr, tmr, irr, esr, errors: since, icr, lvt, timer } =
             self;
         let checked = Base::new(*base, config.x2apic).ok_or(StateError::Base(*base))?;
+        // Disabling resets, and then only CR8 reaches a register. Anything else would come alive on enabling.
+        if checked.mode() == BaseMode::Disabled
+            && *self != (Self { saved_at: self.saved_at, base: *base, tpr: self.tpr, ..Self::default() })
+        {
+            return Err(StateError::Disabled(*base));
+        }
         let (icr_low, icr_high) = registers::split(*icr);
         for (register, value, reserved) in [
             ("LDR", *ldr, *ldr & !registers::LDR),

@@ -164,6 +164,20 @@ fn disabling_resets() {
     }
 }
 
+/// SDM vol. 3, "State Changes From xAPIC Mode to x2APIC Mode": what software set stays, except the upper half of ICR.
+#[test]
+fn entering_x2apic_mode_keeps_the_registers() {
+    let mut bench = Bench::xapic();
+    bench.write(ICR_HIGH, 0x0700_0000, at(0));
+    bench.write(ICR, 0x4051, at(0));
+    bench.write(LVTT, DEADLINE | VECTOR, at(0));
+    bench.wrmsr(TSC_DEADLINE, 3000, at(0));
+    bench.fixed(0x50);
+    bench.enter_x2apic();
+    assert_eq!(bench.rdmsr(msr(ICR), at(0)), 0x4051);
+    assert_eq!((bench.rdmsr(TSC_DEADLINE, at(0)), bench.interrupts(at(1000))), (3000, 2));
+}
+
 /// The page moves with the address in IA32_APIC_BASE.
 #[test]
 fn the_page_moves() {

@@ -1,11 +1,12 @@
 //! Tests of the whole APIC through its doors.
 
+mod count_rules;
+mod deadline_rules;
 mod doors;
 mod interrupts;
 mod random;
 mod reference;
 mod saved;
-mod timer_rules;
 
 use super::{Config, Effects, Interrupt, LocalApic};
 use crate::time::{GuestTsc, Now, VmTime};

@@ -72,6 +72,13 @@ fn impossible_states_are_refused() {
     assert_eq!(refused(ALL, &|s| s.base = 0x400), StateError::Base(0x400));
     assert_eq!(refused(none, &|s| s.base = 0xfee0_0c00), StateError::Base(0xfee0_0c00));
     type Change<'a> = (&'a str, &'a dyn Fn(&mut State));
+    assert_eq!(
+        refused(ALL, &|s| s.base = 0),
+        StateError::Disabled(0),
+        "software enabled is not how disabling leaves it"
+    );
+    let disabled = State { base: 0xfee0_0000, tpr: 0x20, ..State::default() };
+    assert!(LocalApic::from_state(&disabled, ALL).is_ok());
     let changes: [Change<'_>; 8] = [
         ("LDR", &|s| s.ldr = 1),
         ("DFR", &|s| s.dfr = 0),
