@@ -19,8 +19,8 @@ use crate::time::Now;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// When it was saved. The APIC itself does not need it, its deadlines being absolute; whoever adjusts them for another
-    /// TSC frequency, or shows how much time is left, does.
+    /// When it was saved. The APIC itself does not need it, its deadlines being absolute; whoever adjusts them for
+    /// another TSC frequency, or shows how much time is left, does.
     pub saved_at: Now,
     /// IA32_APIC_BASE.
     pub base: u64,
