@@ -1,6 +1,11 @@
 //! `vmm`: a minimal KVM virtual machine monitor that shows what live migration does to a guest's clock and timers.
 
+pub mod apic;
 pub mod boot;
+pub mod control;
+pub mod devices;
 pub mod kvm;
 pub mod pvclock;
+pub mod run;
+pub mod snapshot;
 pub mod time;

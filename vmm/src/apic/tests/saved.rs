@@ -1,0 +1,120 @@
+//! Saving and restoring.
+
+use super::super::{Armed, State, StateError};
+use super::*;
+
+#[test]
+fn a_fresh_apic_is_made_from_the_reset_state() {
+    for bits in 0..16u32 {
+        let [bsp, x2apic, tsc_deadline, ns_deadline] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+        let config = Config { id: bits, bsp, x2apic, tsc_deadline, ns_deadline };
+        let fresh = LocalApic::new(config);
+        assert_eq!(fresh.state(at(0)), State { saved_at: at(0), ..State::reset(&config) });
+        assert_eq!(LocalApic::from_state(&State::reset(&config), config), Ok(fresh));
+    }
+    assert_eq!(State::reset(&Config { bsp: false, ..ALL }), State::default());
+}
+
+/// A restore does not start the period again: the count goes on from where it was.
+#[test]
+fn a_count_survives_to_the_nanosecond() {
+    for mut bench in Bench::timers(PERIODIC) {
+        bench.write(TDCR, BY_8, at(0));
+        bench.write(TMICT, 1000, at(3));
+        bench.apic.advance(at(9005));
+        let state = bench.apic.state(at(9005));
+        assert_eq!(state.timer.armed, Armed::Count { expires: VmTime(16_003) });
+        let text = serde_json::to_string(&state).unwrap();
+        let mut restored = bench.clone();
+        restored.apic = LocalApic::from_state(&serde_json::from_str(&text).unwrap(), ALL).unwrap();
+        assert_eq!(restored.apic, bench.apic);
+        assert_eq!(restored.read(TMCCT, at(9005)), 875);
+    }
+}
+
+/// Saving looks at nothing: what is due fires after the restore, not twice and not never.
+#[test]
+fn a_deadline_that_is_due_at_save_fires_after_the_restore() {
+    for mut bench in Bench::timers(DEADLINE) {
+        bench.wrmsr(TSC_DEADLINE, 3000, at(0));
+        let mut state = bench.apic.state(at(2000));
+        assert_eq!(state.timer.armed, Armed::Tsc(GuestTsc(3000)));
+        bench.apic = LocalApic::from_state(&state, ALL).unwrap();
+        assert_eq!((bench.interrupts(at(2000)), bench.interrupts(at(2001))), (1, 0));
+        state.timer.armed = Armed::Tsc(GuestTsc(0));
+        bench.apic = LocalApic::from_state(&state, ALL).unwrap();
+        assert_eq!(bench.interrupts(at(0)), 1, "a policy that fires at once can say so");
+    }
+}
+
+#[test]
+fn an_unknown_field_is_refused() {
+    let mut json = serde_json::to_value(State::default()).unwrap();
+    assert!(serde_json::from_value::<State>(json.clone()).is_ok());
+    json["timer"]["extra"] = 1.into();
+    assert!(serde_json::from_value::<State>(json.clone()).is_err());
+    json["timer"].as_object_mut().unwrap().remove("extra");
+    json["timer"]["armed"] = serde_json::json!({"count": {"expires": 1, "extra": 1}});
+    assert!(serde_json::from_value::<State>(json).is_err());
+}
+
+/// One error for each way in which a state can be impossible.
+#[test]
+fn impossible_states_are_refused() {
+    let enabled = || State { svr: 0x1ff, ..State::default() };
+    let refused = |config: Config, change: &dyn Fn(&mut State)| {
+        let mut state = enabled();
+        change(&mut state);
+        LocalApic::from_state(&state, config).unwrap_err()
+    };
+    let none = Config { x2apic: false, tsc_deadline: false, ns_deadline: false, ..ALL };
+
+    assert_eq!(refused(ALL, &|s| s.base = 0x400), StateError::Base(0x400));
+    assert_eq!(refused(none, &|s| s.base = 0xfee0_0c00), StateError::Base(0xfee0_0c00));
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut State));
+    assert_eq!(
+        refused(ALL, &|s| s.base = 0),
+        StateError::Disabled(0),
+        "software enabled is not how disabling leaves it"
+    );
+    let disabled = State { base: 0xfee0_0000, tpr: 0x20, ..State::default() };
+    assert!(LocalApic::from_state(&disabled, ALL).is_ok());
+    let changes: [Change<'_>; 8] = [
+        ("LDR", &|s| s.ldr = 1),
+        ("DFR", &|s| s.dfr = 0),
+        ("SVR", &|s| s.svr = 1 << 12),
+        ("ESR", &|s| s.esr = 1),
+        ("the error accumulator", &|s| s.errors = 1 << 8),
+        ("ICR", &|s| s.icr = 1 << 12),
+        ("TDCR", &|s| s.timer.divide = 4),
+        ("an LVT entry", &|s| s.lvt.lint1 = 1 << 14),
+    ];
+    for (name, change) in changes {
+        assert!(matches!(refused(ALL, change), StateError::Reserved { register, .. } if register == name), "{name}");
+    }
+    assert_eq!(refused(ALL, &|s| s.isr[0] = 1), StateError::IllegalVector("ISR"));
+    assert_eq!(refused(ALL, &|s| s.irr[0] = 1 << 15), StateError::IllegalVector("IRR"));
+    let unmasked = State { lvt: super::super::LvtState { error: 0xfe, ..Default::default() }, ..State::default() };
+    assert_eq!(LocalApic::from_state(&unmasked, ALL), Err(StateError::Unmasked(0xff)));
+    assert_eq!(refused(ALL, &|s| s.lvt.timer = 3 << 17), StateError::TimerMode(3 << 17));
+    assert_eq!(refused(none, &|s| s.lvt.timer = DEADLINE), StateError::TimerMode(DEADLINE));
+
+    let tsc = Armed::Tsc(GuestTsc(5));
+    let ns = Armed::Ns(VmTime(5));
+    let count = Armed::Count { expires: VmTime(5) };
+    assert_eq!(refused(ALL, &|s| s.timer.armed = count), StateError::NoInitialCount);
+    for (config, lvtt, armed) in [
+        (ALL, ONE_SHOT, tsc),
+        (ALL, PERIODIC, ns),
+        (ALL, DEADLINE, count),
+        (Config { tsc_deadline: false, ..ALL }, DEADLINE, tsc),
+        (Config { ns_deadline: false, ..ALL }, DEADLINE, ns),
+    ] {
+        let change = |s: &mut State| {
+            s.lvt.timer = lvtt;
+            s.timer.initial_count = 1;
+            s.timer.armed = armed;
+        };
+        assert_eq!(refused(config, &change), StateError::Armed { armed, lvtt });
+    }
+}
