@@ -1,4 +1,5 @@
 //! `vmm`: a minimal KVM virtual machine monitor that shows what live migration does to a guest's clock and timers.
 
+pub mod control;
 pub mod snapshot;
 pub mod time;

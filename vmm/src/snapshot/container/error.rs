@@ -5,7 +5,7 @@ use super::{FORMAT_VERSION, MAX_SECTIONS, MAX_STATE_BYTES, NAME_BYTES};
 /// Why a `state` file was refused, or could not be made. The path is added by whoever read the file.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
-    /// The first bytes are not [`MAGIC`].
+    /// The first bytes are not [`MAGIC`](super::MAGIC).
     #[error("not the state of a vmm snapshot: the first bytes are wrong")]
     NotASnapshot,
     /// Another [`FORMAT_VERSION`].
@@ -100,7 +100,7 @@ pub enum ContainerError {
         /// Why.
         source: serde_json::Error,
     },
-    /// A name given to [`StateWriter::section`] that does not fit the header.
+    /// A name given to [`StateWriter::section`](super::StateWriter::section) that does not fit the header.
     #[error("section `{name}` cannot be written: a name is 1 to {NAME_BYTES} of a-z, 0-9 and '-'")]
     UnusableName {
         /// The name.

@@ -16,7 +16,7 @@ pub const GUEST_ADDRESS_END: u64 = 1 << 52;
 pub struct MemoryLayout {
     /// The regions, by rising guest address, without gaps in the file.
     pub regions: Vec<RegionLayout>,
-    /// How many pages of [`PAGE_BYTES`] have a byte that is not zero.
+    /// How many pages of [`PAGE_BYTES`](super::PAGE_BYTES) have a byte that is not zero.
     pub pages: u64,
     /// CRC-32 (IEEE) over those pages in file order, each behind its index in the file as a little-endian u64.
     pub checksum: u32,
@@ -28,7 +28,7 @@ pub struct MemoryLayout {
 pub struct RegionLayout {
     /// The guest physical address of its first byte.
     pub guest_base: u64,
-    /// Its size in bytes, a multiple of [`PAGE_BYTES`].
+    /// Its size in bytes, a multiple of [`PAGE_BYTES`](super::PAGE_BYTES).
     pub bytes: u64,
     /// Where in the file it begins, in bytes.
     pub file_offset: u64,
