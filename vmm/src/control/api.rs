@@ -1,0 +1,214 @@
+//! What can be asked of a running VM, and what it answers.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | 200, [`Status`] |
+//! | `PUT /v1/pause` | | 204 |
+//! | `PUT /v1/resume` | | 204 |
+//! | `PUT /v1/snapshot` | [`Snapshot`] | 204 |
+//! | `PUT /v1/migrate` | [`Migrate`] | 204 |
+//! | `PUT /v1/quit` | | 204 |
+//!
+//! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so that
+//! a misspelt option is an error and not a default; answers may gain fields within `v1`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::{GuestTsc, Khz, VmTime};
+
+/// One request to the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Tell how the VM is. Changes nothing, works in every state.
+    Status,
+    /// Stop the vCPUs at an instruction boundary. Pausing a paused VM is no error.
+    Pause,
+    /// Let a paused VM run. Resuming a running VM is no error.
+    Resume,
+    /// Save the VM to a directory.
+    Snapshot(Snapshot),
+    /// Save and restore within the process, at another TSC frequency.
+    Migrate(Migrate),
+    /// End the VM and the VMM, without asking the guest.
+    Quit,
+}
+
+/// The body of `PUT /v1/snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// The directory to create: an absolute path, because the server cannot know where a client stands.
+    pub dir: PathBuf,
+    /// Leave the VM paused afterwards. Otherwise it goes on as it was before: running or paused.
+    #[serde(default)]
+    pub stay_paused: bool,
+}
+
+/// The body of `PUT /v1/migrate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The guest TSC frequency after the migration, in kHz.
+    pub tsc_khz: Khz,
+    /// What becomes of a deadline in flight.
+    #[serde(default)]
+    pub deadline: DeadlinePolicy,
+    /// What VM time does between save and restore.
+    #[serde(default)]
+    pub downtime: DowntimePolicy,
+}
+
+/// What becomes of a deadline that is armed when the VM is saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeadlinePolicy {
+    /// Keep the raw TSC value, as every VMM does today.
+    Keep,
+    /// Convert it, so that it fires at the same VM time.
+    #[default]
+    Rescale,
+    /// Fire at once and let the guest arm it again.
+    Fire,
+}
+
+/// What VM time does between save and restore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DowntimePolicy {
+    /// It stands still.
+    #[default]
+    Freeze,
+    /// It advances by wall time, never back.
+    CatchUp,
+}
+
+/// Whether the guest makes progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// The vCPUs run, or wait for an interrupt.
+    Running,
+    /// The vCPUs are stopped; VM time stands still.
+    Paused,
+    /// The guest has ended; only status and quit are possible.
+    Ended,
+}
+
+/// Where the guest's RDTSC gets its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TscSource {
+    /// The host's counter.
+    Host,
+    /// The host's counter, scaled by the CPU.
+    Scaled,
+    /// The VMM, at the guest's trap sites.
+    Trapped,
+}
+
+/// The answer to `GET /v1/status`. Numbers are 64-bit integers: readers that keep them as floating point lose the low
+/// bits of `guest_tsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether the guest makes progress.
+    pub state: RunState,
+    /// Where the guest's RDTSC gets its value.
+    pub tsc_source: TscSource,
+    /// The guest TSC frequency now, in kHz.
+    pub tsc_khz: Khz,
+    /// The guest TSC now, in ticks.
+    pub guest_tsc: GuestTsc,
+    /// What the guest's kvmclock shows at `guest_tsc`, in nanoseconds.
+    pub vm_time_ns: VmTime,
+    /// How many ticks the guest has recorded since it booted.
+    pub ticks: u64,
+    /// How many migrations the VM has been through, restores from disk included.
+    pub migrations: u64,
+    /// Why the VM is paused or how it ended, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// A command that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Done; there is nothing to say. 204.
+    Done,
+    /// How the VM is. 200.
+    Status(Box<Status>),
+}
+
+/// A command that was not carried out. The VM is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The request is malformed, or asks for something that no VM can do. 400.
+    #[error("{0}")]
+    BadRequest(String),
+    /// There is no such path. 404.
+    #[error("no such path {path}: the API is under /v1/ (status, pause, resume, snapshot, migrate, quit)")]
+    NotFound {
+        /// The path asked for.
+        path: String,
+    },
+    /// The path knows another method. 405.
+    #[error("use {allow} for this path")]
+    MethodNotAllowed {
+        /// The method to use.
+        allow: &'static str,
+    },
+    /// The VM is not in a state for it, such as pausing after the guest has ended. 409.
+    #[error("{0}")]
+    WrongState(String),
+    /// The body has no `Content-Length`. 411.
+    #[error("send the body with a Content-Length, not chunked")]
+    LengthRequired,
+    /// The body is larger than any request needs. 413.
+    #[error("a body of {bytes} bytes is more than the {limit} that a request may have")]
+    TooLarge {
+        /// The size that was announced, in bytes.
+        bytes: u64,
+        /// The size that is possible, in bytes.
+        limit: usize,
+    },
+    /// The request line and headers are larger than any request needs. 431.
+    #[error("the request's headers are too large")]
+    HeadersTooLarge,
+    /// The VMM tried and failed, for example to write a snapshot. 500.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    /// The HTTP status code.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        match self {
+            Self::BadRequest(_) => 400,
+            Self::NotFound { .. } => 404,
+            Self::MethodNotAllowed { .. } => 405,
+            Self::WrongState(_) => 409,
+            Self::LengthRequired => 411,
+            Self::TooLarge { .. } => 413,
+            Self::HeadersTooLarge => 431,
+            Self::Internal(_) => 500,
+        }
+    }
+}
+
+/// Whoever can carry out commands. Called on the thread of the event loop, one command at a time: the client waits, and
+/// so do all others.
+pub trait Handler {
+    /// Carries out one command.
+    ///
+    /// # Errors
+    /// Why it was not carried out; usually [`ApiError::WrongState`] or [`ApiError::Internal`].
+    fn handle(&mut self, command: Command) -> Result<Reply, ApiError>;
+}
+
+impl<F: FnMut(Command) -> Result<Reply, ApiError>> Handler for F {
+    fn handle(&mut self, command: Command) -> Result<Reply, ApiError> {
+        self(command)
+    }
+}

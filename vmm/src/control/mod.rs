@@ -1,0 +1,26 @@
+//! Control of a running VM: HTTP/1.1 and JSON over a Unix socket, and a client for it.
+//!
+//! [`api`] says what can be asked and answered, [`server`] answers it from the event loop, [`client`] is what `vmm ctl`
+//! uses; anything that speaks HTTP over a Unix socket will do as well:
+//!
+//! ```text
+//! curl --unix-socket S http://localhost/v1/status
+//! curl --unix-socket S -X PUT -d '{"dir": "/tmp/snap"}' http://localhost/v1/snapshot
+//! ```
+//!
+//! It is not a web server. A connection carries one request and is closed after the answer, bodies are small and have a
+//! length, and there is no authentication but the socket's mode, 0600: whoever may open the socket may do everything.
+//! That keeps the part that reads foreign bytes short; the grammar of HTTP itself is left to the `httparse` crate.
+
+pub mod api;
+pub mod client;
+mod command;
+mod connection;
+mod http;
+pub mod server;
+mod socket;
+
+pub use api::{ApiError, Command, Handler, Reply, Status};
+pub use client::{ClientError, call};
+pub use server::ControlServer;
+pub use socket::SocketError;

@@ -1,0 +1,64 @@
+//! Why guest RAM was not saved or not restored.
+
+use std::io;
+use std::path::PathBuf;
+
+use vm_memory::{GuestMemoryError, GuestRegionCollectionError};
+
+/// Why guest RAM was not saved or not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A layout that no VM has.
+    #[error("the memory layout of the snapshot is not possible: {reason}")]
+    Layout {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is shorter than the layout says.
+    #[error("memory file {} is truncated: {found} bytes, expected {expected}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The size that the layout asks for.
+        expected: u64,
+    },
+    /// The file is longer than the layout says.
+    #[error("memory file {} is too long: {found} bytes, expected {expected}", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The size that the layout asks for.
+        expected: u64,
+    },
+    /// The file does not hold what was written.
+    #[error("memory file {} is not what was saved, its checksum differs: the file was changed or damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be read, written or mapped.
+    #[error("memory file {}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Guest RAM of the running VM cannot be read.
+    #[error("guest memory at {address:#x} cannot be read: {source}")]
+    Guest {
+        /// The guest physical address.
+        address: u64,
+        /// Why.
+        source: GuestMemoryError,
+    },
+    /// The regions cannot be put together.
+    #[error("guest memory cannot be made from the snapshot: {0}")]
+    Regions(#[from] GuestRegionCollectionError),
+}

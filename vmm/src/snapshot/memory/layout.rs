@@ -1,0 +1,82 @@
+//! Which guest addresses the `memory` file holds, and what it must sum up to.
+
+use serde::{Deserialize, Serialize};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::{MemoryError, PAGE};
+
+/// The most regions that a layout may have. A VM has one, or two around the hole below 4 GiB.
+pub const MAX_REGIONS: usize = 16;
+/// No guest physical address reaches this: x86-64 has at most 52 address bits.
+pub const GUEST_ADDRESS_END: u64 = 1 << 52;
+
+/// Where guest RAM is in the `memory` file, and what it was when it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryLayout {
+    /// The regions, by rising guest address, without gaps in the file.
+    pub regions: Vec<RegionLayout>,
+    /// How many pages of [`PAGE_BYTES`](super::PAGE_BYTES) have a byte that is not zero.
+    pub pages: u64,
+    /// CRC-32 (IEEE) over those pages in file order, each behind its index in the file as a little-endian u64.
+    pub checksum: u32,
+}
+
+/// One contiguous piece of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionLayout {
+    /// The guest physical address of its first byte.
+    pub guest_base: u64,
+    /// Its size in bytes, a multiple of [`PAGE_BYTES`](super::PAGE_BYTES).
+    pub bytes: u64,
+    /// Where in the file it begins, in bytes.
+    pub file_offset: u64,
+}
+
+impl MemoryLayout {
+    /// The layout of `memory`, with nothing in it yet.
+    pub(super) fn of(memory: &GuestMemoryMmap) -> Self {
+        let mut file_offset = 0u64;
+        let regions = memory
+            .iter()
+            .map(|region| {
+                let layout = RegionLayout { guest_base: region.start_addr().0, bytes: region.len(), file_offset };
+                file_offset = file_offset.saturating_add(region.len());
+                layout
+            })
+            .collect();
+        Self { regions, pages: 0, checksum: 0 }
+    }
+
+    /// The size that the file must have, in bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::Layout`] when regions are none or too many, empty, of odd size or place, overlapping, beyond
+    /// [`GUEST_ADDRESS_END`], or not one behind the other in the file.
+    pub fn file_bytes(&self) -> Result<u64, MemoryError> {
+        let wrong = |reason: String| Err(MemoryError::Layout { reason });
+        if self.regions.is_empty() || self.regions.len() > MAX_REGIONS {
+            return wrong(format!("{} regions, not 1 to {MAX_REGIONS}", self.regions.len()));
+        }
+        let (mut file_bytes, mut guest_end) = (0u64, 0u64);
+        for RegionLayout { guest_base, bytes, file_offset } in self.regions.iter().copied() {
+            if bytes == 0 || bytes % PAGE != 0 || guest_base % PAGE != 0 {
+                return wrong(format!("a region at {guest_base:#x} of {bytes} bytes is not whole pages"));
+            }
+            if guest_base < guest_end {
+                return wrong(format!("the region at {guest_base:#x} overlaps the one before it"));
+            }
+            guest_end = match guest_base.checked_add(bytes) {
+                Some(end) if end <= GUEST_ADDRESS_END => end,
+                _ => return wrong(format!("a region at {guest_base:#x} of {bytes} bytes ends beyond 52 address bits")),
+            };
+            if file_offset != file_bytes {
+                return wrong(format!("a region is at {file_offset} in the file, expected {file_bytes}"));
+            }
+            // No overflow: disjoint ranges below 2^52.
+            file_bytes = file_bytes.saturating_add(bytes);
+        }
+        Ok(file_bytes)
+    }
+}

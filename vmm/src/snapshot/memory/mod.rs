@@ -1,0 +1,177 @@
+//! The `memory` file: guest RAM, byte for byte, with holes where it is zero.
+//!
+//! Regions follow one another in the order of their guest addresses. Only pages with a byte in them are written, so a
+//! guest that uses 3 MiB of 128 MiB takes 3 MiB of disk; a copy that fills the holes in is still the same snapshot. The
+//! file has no header: it is mapped into the restored VM as it is. What is needed to check it, [`MemoryLayout`], is a
+//! section of the `state` file, which also ties the two files together.
+
+mod error;
+mod layout;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use libc::{MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, off_t};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, MmapRegion,
+};
+
+pub use error::MemoryError;
+pub use layout::{GUEST_ADDRESS_END, MAX_REGIONS, MemoryLayout, RegionLayout};
+
+/// The unit in which RAM is written and checked, in bytes.
+pub const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = 4096;
+const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+/// How much is read at once, in bytes: enough to make system calls rare, small enough to stay in the cache.
+const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
+
+/// Counts and sums up the pages that are not zero, for the writer and the reader alike.
+#[derive(Default)]
+struct Tally {
+    pages: u64,
+    crc: crc32fast::Hasher,
+}
+
+impl Tally {
+    /// Takes the page at `offset` in the file; says whether it has a byte that is not zero.
+    fn page(&mut self, offset: u64, page: &[u8]) -> bool {
+        // One comparison of slices is a memcmp, which beats a loop over bytes in builds of every kind.
+        if page == ZERO_PAGE.as_slice() {
+            return false;
+        }
+        self.pages = self.pages.saturating_add(1);
+        self.crc.update(&(offset / PAGE).to_le_bytes());
+        self.crc.update(page);
+        true
+    }
+}
+
+/// Writes guest RAM into `file`, which is empty and named `path` in errors. No vCPU may run meanwhile.
+///
+/// # Errors
+/// RAM cannot be read, is not whole pages, or the file cannot be written.
+pub fn write(file: &File, path: &Path, memory: &GuestMemoryMmap) -> Result<MemoryLayout, MemoryError> {
+    let mut layout = MemoryLayout::of(memory);
+    let total = layout.file_bytes()?;
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
+    file.set_len(total).map_err(io)?;
+    let mut tally = Tally::default();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    for (region, place) in memory.iter().zip(&layout.regions) {
+        let mut done = 0u64;
+        while done < place.bytes {
+            let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(done), source };
+            let chunk = take(&mut buffer, place.bytes - done);
+            let slice = region.get_slice(MemoryRegionAddress(done), chunk.len()).map_err(guest)?;
+            slice.copy_to(chunk);
+            let offset = place.file_offset.saturating_add(done);
+            for (page, offset) in chunk.chunks(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
+                if tally.page(offset, page) {
+                    file.write_all_at(page, offset).map_err(io)?;
+                }
+            }
+            done = done.saturating_add(length(chunk));
+        }
+    }
+    layout.pages = tally.pages;
+    layout.checksum = tally.crc.finalize();
+    Ok(layout)
+}
+
+/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero.
+///
+/// # Errors
+/// The layout is impossible, or the file has another size or other content, or cannot be read.
+pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), MemoryError> {
+    let expected = layout.file_bytes()?;
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
+    let found = file.metadata().map_err(io)?.len();
+    if found < expected {
+        return Err(MemoryError::Truncated { path: path.to_owned(), found, expected });
+    }
+    if found > expected {
+        return Err(MemoryError::TooLong { path: path.to_owned(), found, expected });
+    }
+    let mut tally = Tally::default();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    while let Some((start, end)) = next_data(file, at, expected).map_err(io)? {
+        at = start;
+        while at < end {
+            let chunk = take(&mut buffer, end - at);
+            file.read_exact_at(chunk, at).map_err(io)?;
+            for (page, offset) in chunk.chunks(PAGE_BYTES).zip((at..).step_by(PAGE_BYTES)) {
+                tally.page(offset, page);
+            }
+            at = at.saturating_add(length(chunk));
+        }
+    }
+    if tally.pages == layout.pages && tally.crc.finalize() == layout.checksum {
+        Ok(())
+    } else {
+        Err(MemoryError::Damaged { path: path.to_owned() })
+    }
+}
+
+/// The next range at or after `at` that may hold data, widened to whole pages; none when only zeros are left.
+fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= end {
+        return Ok(None);
+    }
+    let seek = |from: u64, whence| -> nix::Result<u64> {
+        let from = off_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
+        u64::try_from(lseek(file, from, whence)?).map_err(|_| Errno::EOVERFLOW)
+    };
+    let start = match seek(at, Whence::SeekData) {
+        Ok(start) => start,
+        // lseek(2): "or there are no more data past offset".
+        Err(Errno::ENXIO) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let stop = seek(start, Whence::SeekHole)?;
+    // A file system may use smaller blocks than our pages; `at` is a page boundary, so rounding down stays behind it.
+    let stop = stop.checked_next_multiple_of(PAGE).unwrap_or(end).min(end);
+    Ok(Some((start - start % PAGE, stop)))
+}
+
+/// Checks `file` and maps it as guest RAM. Writes of the guest stay in this process; pages not yet written to are read
+/// from the file for as long as the VM lives, so nobody may change the file in place. (Publishing another snapshot
+/// under the same name is no change: that is another file.)
+///
+/// # Errors
+/// As [`verify`], or the host cannot map the file.
+pub fn map(file: File, path: &Path, layout: &MemoryLayout) -> Result<GuestMemoryMmap, MemoryError> {
+    verify(&file, path, layout)?;
+    let file = Arc::new(file);
+    let map_region = |region: &RegionLayout| {
+        let io = |source| MemoryError::Io { path: path.to_owned(), action: "map", source };
+        let bytes = usize::try_from(region.bytes).map_err(|_| io(io::ErrorKind::OutOfMemory.into()))?;
+        let place = FileOffset::from_arc(file.clone(), region.file_offset);
+        // NORESERVE as for RAM of a fresh VM: most of it is never written.
+        let mapping = MmapRegion::build(Some(place), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE)
+            .map_err(|error| io(io::Error::other(error)))?;
+        GuestRegionMmap::new(mapping, GuestAddress(region.guest_base))
+            .ok_or_else(|| MemoryError::Layout { reason: "a region ends beyond the address space".to_owned() })
+    };
+    let regions = layout.regions.iter().map(map_region).collect::<Result<Vec<_>, _>>()?;
+    Ok(GuestMemoryMmap::from_regions(regions)?)
+}
+
+/// The front of `buffer`, at most `left` bytes of it.
+fn take(buffer: &mut [u8], left: u64) -> &mut [u8] {
+    let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+    buffer.split_at_mut(bytes).0
+}
+
+fn length(chunk: &[u8]) -> u64 {
+    u64::try_from(chunk.len()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,173 @@
+use std::os::unix::fs::MetadataExt;
+
+use vm_memory::Bytes;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// 2 MiB at 0 and 1 MiB above the hole, with a few pages in use, among them the first and the last.
+fn ram() -> GuestMemoryMmap {
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap();
+    for at in [0, 0x1000, 0x80_0ff, 2 * MIB - 1, 1 << 32, (1 << 32) + MIB - 1] {
+        ram.write_slice(&[0xa5], GuestAddress(at)).unwrap();
+    }
+    ram
+}
+
+struct Saved {
+    dir: tempfile::TempDir,
+    layout: MemoryLayout,
+}
+
+impl Saved {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create_new(dir.path().join("memory")).unwrap();
+        let layout = write(&file, &dir.path().join("memory"), &ram()).unwrap();
+        Self { dir, layout }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("memory")
+    }
+
+    fn open(&self) -> File {
+        File::options().read(true).write(true).open(self.path()).unwrap()
+    }
+
+    fn map(&self) -> Result<GuestMemoryMmap, MemoryError> {
+        map(File::open(self.path()).unwrap(), &self.path(), &self.layout)
+    }
+}
+
+fn contents(memory: &GuestMemoryMmap) -> Vec<(u64, Vec<u8>)> {
+    let read = |region: &GuestRegionMmap| {
+        let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
+        region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
+        (region.start_addr().0, bytes)
+    };
+    memory.iter().map(read).collect()
+}
+
+#[test]
+fn round_trip() {
+    let saved = Saved::new();
+    assert_eq!(saved.layout.pages, 6);
+    let restored = saved.map().unwrap();
+    assert!(contents(&restored) == contents(&ram()));
+    // A layout survives its own section.
+    let json = serde_json::to_string(&saved.layout).unwrap();
+    assert_eq!(serde_json::from_str::<MemoryLayout>(&json).unwrap(), saved.layout);
+}
+
+#[test]
+fn writes_of_the_restored_guest_do_not_reach_the_file() {
+    let saved = Saved::new();
+    let restored = saved.map().unwrap();
+    restored.write_slice(&[1, 2, 3], GuestAddress(0x5000)).unwrap();
+    verify(&saved.open(), &saved.path(), &saved.layout).unwrap();
+}
+
+#[test]
+fn only_pages_in_use_take_space() {
+    let saved = Saved::new();
+    let meta = saved.open().metadata().unwrap();
+    assert_eq!(meta.len(), 3 * MIB);
+    // Some file systems have no holes, then this says nothing; where there are holes, 6 pages are far below a MiB.
+    if lseek(saved.open(), 0x2000, Whence::SeekHole).unwrap() < 0x80_000 {
+        assert!(meta.blocks() * 512 < MIB, "{} blocks", meta.blocks());
+    }
+}
+
+#[test]
+fn a_copy_without_holes_is_the_same_snapshot() {
+    let saved = Saved::new();
+    let dense = std::fs::read(saved.path()).unwrap();
+    std::fs::remove_file(saved.path()).unwrap();
+    std::fs::write(saved.path(), dense).unwrap();
+    assert!(contents(&saved.map().unwrap()) == contents(&ram()));
+}
+
+#[test]
+fn a_truncated_file_says_what_is_missing() {
+    let saved = Saved::new();
+    for length in [0, 1, 3 * MIB - 4096, 3 * MIB - 1] {
+        saved.open().set_len(length).unwrap();
+        let error = saved.map().unwrap_err().to_string();
+        assert!(error.contains(&format!("is truncated: {length} bytes, expected {}", 3 * MIB)), "{error}");
+    }
+}
+
+#[test]
+fn a_longer_file_is_an_error() {
+    let saved = Saved::new();
+    saved.open().set_len(3 * MIB + 1).unwrap();
+    assert!(matches!(saved.map(), Err(MemoryError::TooLong { .. })));
+}
+
+#[test]
+fn an_edited_byte_is_found_in_data_and_in_holes() {
+    for (at, byte) in [(0, 0xa4), (0, 0), (0x40_0000 - 0x30_0000 + 5, 1), (3 * MIB - 1, 0), (0x3000, 0x80)] {
+        let saved = Saved::new();
+        saved.open().write_all_at(&[byte], at).unwrap();
+        let error = saved.map().unwrap_err().to_string();
+        assert!(error.contains("checksum differs: the file was changed or damaged"), "{at:#x}: {error}");
+    }
+}
+
+#[test]
+fn pages_that_changed_places_are_found() {
+    let saved = Saved::new();
+    // The page at 0 has the same bytes as a page at 0x10000 would: only the index tells them apart.
+    let mut page = [0; PAGE_BYTES];
+    saved.open().read_exact_at(&mut page, 0).unwrap();
+    saved.open().write_all_at(&ZERO_PAGE, 0).unwrap();
+    saved.open().write_all_at(&page, 0x1_0000).unwrap();
+    assert!(matches!(saved.map(), Err(MemoryError::Damaged { .. })));
+}
+
+#[test]
+fn hostile_layouts_are_errors() {
+    let region = |guest_base, bytes, file_offset| RegionLayout { guest_base, bytes, file_offset };
+    let impossible: &[&[RegionLayout]] = &[
+        &[],
+        &[region(0, 0, 0)],
+        &[region(0, 4095, 0)],
+        &[region(1, 4096, 0)],
+        &[region(0, 4096, 4096)],
+        &[region(0, 8192, 0), region(4096, 4096, 8192)],
+        &[region(8192, 4096, 0), region(0, 4096, 4096)],
+        &[region(0, 4096, 0), region(8192, 4096, 0)],
+        &[region(u64::MAX - 4095, 4096, 0)],
+        &[region(4096, u64::MAX - 4095, 0)],
+        &[region(GUEST_ADDRESS_END, 4096, 0)],
+        &[region(0, 4096, 0); MAX_REGIONS + 1],
+    ];
+    let saved = Saved::new();
+    for regions in impossible {
+        let layout = MemoryLayout { regions: regions.to_vec(), ..saved.layout.clone() };
+        let result = map(File::open(saved.path()).unwrap(), &saved.path(), &layout);
+        assert!(matches!(result, Err(MemoryError::Layout { .. })), "{regions:?}: {result:?}");
+    }
+    // Possible, but far more than the file: found before anything is mapped.
+    let layout = MemoryLayout { regions: vec![region(0, GUEST_ADDRESS_END, 0)], ..saved.layout.clone() };
+    let result = map(File::open(saved.path()).unwrap(), &saved.path(), &layout);
+    assert!(matches!(result, Err(MemoryError::Truncated { .. })), "{result:?}");
+}
+
+#[test]
+fn ram_that_is_not_whole_pages_is_not_saved() {
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 5000)]).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    assert!(matches!(write(&file, Path::new("memory"), &ram), Err(MemoryError::Layout { .. })));
+}
+
+#[test]
+fn an_unwritable_file_is_an_error_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memory");
+    std::fs::write(&path, b"").unwrap();
+    let error = write(&File::open(&path).unwrap(), &path, &ram()).unwrap_err().to_string();
+    assert!(error.contains("memory: cannot write"), "{error}");
+}
