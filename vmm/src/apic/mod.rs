@@ -155,6 +155,12 @@ impl LocalApic {
         }
     }
 
+    /// The vector in the timer's LVT entry.
+    #[must_use]
+    pub const fn timer_vector(&self) -> u8 {
+        self.lvt.timer.vector()
+    }
+
     /// The next instant at which the timer expires, also when its LVT entry is masked.
     ///
     /// A guest can ask for periods of one nanosecond: whoever waits in real time bounds how often it wakes.

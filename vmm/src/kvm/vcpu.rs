@@ -12,8 +12,11 @@ use vmm_sys_util::{
     ioctl_iow_nr,
 };
 
-use super::{Error, Vm, kick};
-use crate::boot::cpuid::Leaf;
+use super::{Error, Vm, kick, read_tsc};
+use crate::{
+    boot::cpuid::Leaf,
+    time::{GuestTsc, HostTsc},
+};
 
 // Not wrapped by kvm-ioctls.
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
@@ -109,7 +112,7 @@ const RFLAGS_IF: u64 = 1 << 9;
 pub struct Vcpu {
     pub(super) fd: VcpuFd,
     /// The last exit is an access whose completion KVM does at the next entry.
-    incomplete: bool,
+    pub(super) incomplete: bool,
     /// KVM_SET_GUEST_DEBUG is in force.
     debugging: bool,
 }
@@ -140,7 +143,8 @@ impl Vcpu {
         for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
             fd.set_sync_valid_reg(reg);
         }
-        Ok(Self { fd, incomplete: false, debugging: false })
+        // Nothing is in the shared page before the first entry: the first drain brings it.
+        Ok(Self { fd, incomplete: true, debugging: false })
     }
 
     /// Makes kicks of the calling thread reach this vCPU while the returned value lives.
@@ -418,5 +422,16 @@ impl Vcpu {
             return Err(Error::last("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"));
         }
         Ok(())
+    }
+
+    /// The vCPU's TSC as KVM tells it, with the host TSC at about the same instant.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
+        let before = read_tsc();
+        let guest = super::state::read_msr(&self.fd, 0x10)?;
+        let after = read_tsc();
+        Ok((HostTsc(before + after.saturating_sub(before) / 2), GuestTsc(guest)))
     }
 }

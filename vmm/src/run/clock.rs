@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::{
     apic::Deadline,
     time::{
-        AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostClock, HostTsc, JudgeClock, Khz, Moment, Now, PageClock, Scale,
-        Timeline, VmTime, adjust, host::wall_ns,
+        AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostClock, HostTsc, JudgeClock, Khz, Moment, Now, PageClock,
+        Scale, Timeline, VmTime, adjust, host::wall_ns,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -95,13 +95,9 @@ impl Clock {
     #[must_use]
     pub fn state(&self) -> ClockState {
         // The host's clock and the source are the next host's business; the timeline is in the moment.
-        let Self { source: _, mode: _, host: _, khz: _, timeline: _, page: _, judge, wall_ns_at_zero, operations } = self;
-        ClockState {
-            moment: self.moment(),
-            judge: *judge,
-            wall_ns_at_zero: *wall_ns_at_zero,
-            operations: *operations,
-        }
+        let Self { source: _, mode: _, host: _, khz: _, timeline: _, page: _, judge, wall_ns_at_zero, operations } =
+            self;
+        ClockState { moment: self.moment(), judge: *judge, wall_ns_at_zero: *wall_ns_at_zero, operations: *operations }
     }
 
     /// Where RDTSC answers come from.
@@ -275,7 +271,7 @@ impl Clock {
     }
 
     /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.
-    pub fn measured(&mut self, host: HostTsc, tsc: GuestTsc) {
-        self.timeline = Timeline::Running { host, tsc, host_khz: self.host.khz(), khz: self.khz };
+    pub fn measured(&mut self, host: HostTsc, tsc: GuestTsc, khz: Khz) {
+        self.timeline = Timeline::Running { host, tsc, host_khz: self.host.khz(), khz };
     }
 }

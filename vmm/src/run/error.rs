@@ -50,19 +50,19 @@ impl End {
             Self::Guest(GuestExit::Debug(0) | GuestExit::Reset) => None,
             Self::Guest(GuestExit::Debug(code)) => Some(format!("the guest failed with code {code}")),
             Self::TripleFault => Some("the guest's CPU shut down (triple fault)".to_owned()),
-            Self::HaltedForever { rip } => Some(format!(
-                "the guest halted at {rip:#x} with interrupts off: nothing can wake it"
-            )),
-            Self::NothingWillWake { rip } => Some(format!(
-                "the guest halted at {rip:#x} with no timer armed: nothing will wake it in virtual time"
-            )),
+            Self::HaltedForever { rip } => {
+                Some(format!("the guest halted at {rip:#x} with interrupts off: nothing can wake it"))
+            }
+            Self::NothingWillWake { rip } => {
+                Some(format!("the guest halted at {rip:#x} with no timer armed: nothing will wake it in virtual time"))
+            }
             Self::Spins { rip, seconds } => Some(format!(
                 "the guest ran {seconds} s near {rip:#x} without any operation that moves virtual time; use --time real \
                  for guests that spin"
             )),
-            Self::CannotExecute { rip, bytes, reason } => Some(format!(
-                "this host cannot execute the guest's code at {rip:#x} (bytes {bytes:02x?}): {reason}"
-            )),
+            Self::CannotExecute { rip, bytes, reason } => {
+                Some(format!("this host cannot execute the guest's code at {rip:#x} (bytes {bytes:02x?}): {reason}"))
+            }
         }
     }
 }
@@ -138,7 +138,11 @@ impl RunError {
     pub fn is_host(&self) -> bool {
         matches!(
             self,
-            Self::Kvm(_) | Self::HostLacks(_) | Self::HostTsc(_) | Self::MissingFeatures(_) | Self::Ram(RamError::Mapping { .. })
+            Self::Kvm(_)
+                | Self::HostLacks(_)
+                | Self::HostTsc(_)
+                | Self::MissingFeatures(_)
+                | Self::Ram(RamError::Mapping { .. })
         )
     }
 

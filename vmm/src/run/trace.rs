@@ -165,8 +165,7 @@ impl Trace {
     /// # Errors
     /// [`RunError::Trace`] if it cannot be created.
     pub fn to_file(path: &Path) -> Result<Self, RunError> {
-        let file =
-            File::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
+        let file = File::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
         let output = Output { writer: BufWriter::new(file), failed: None };
         Ok(Self { file: Some((path.to_owned(), Mutex::new(output))) })
     }

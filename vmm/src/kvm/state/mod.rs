@@ -13,6 +13,7 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 pub use fpu::{DebugRegisters, Fpu, Xcr};
+pub(super) use msrs::read as read_msr;
 pub use msrs::{Msr, is_ours};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 
@@ -143,6 +144,7 @@ impl Vcpu {
         self.fd.set_regs(&registers.to_kvm()).map_err(Error::call("KVM_SET_REGS"))?;
         self.fd.set_vcpu_events(&events.to_kvm()).map_err(Error::call("KVM_SET_VCPU_EVENTS"))?;
         self.set_cr8(u8::try_from(system.cr8 & 0xf).unwrap_or(0));
+        self.incomplete = true;
         Ok(())
     }
 

@@ -30,6 +30,13 @@ fn one(index: u32, data: u64) -> Result<Msrs, Error> {
         .map_err(|_| Error::Call { call: "KVM_GET_MSRS", source: std::io::Error::from_raw_os_error(libc::ENOMEM) })
 }
 
+/// One MSR's value.
+pub(in crate::kvm) fn read(fd: &VcpuFd, index: u32) -> Result<u64, Error> {
+    let mut msrs = one(index, 0)?;
+    fd.get_msrs(&mut msrs).map_err(Error::call("KVM_GET_MSRS"))?;
+    Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
+}
+
 pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     let mut found = Vec::new();
     let wanted: Vec<u32> = indices.iter().copied().filter(|index| !is_ours(*index)).collect();

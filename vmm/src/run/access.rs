@@ -1,0 +1,187 @@
+//! Where a vCPU's accesses go: LAPIC, kvmclock, TSC, devices.
+
+use guest_abi::pvclock::{
+    FLAG_TSC_STABLE, MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD,
+};
+
+use super::{
+    Platform,
+    cpu::Local,
+    platform::{Ram, lock},
+    source::TscSource,
+    trace::Event,
+};
+use crate::{
+    apic::{DeliveryMode, Effects, Interrupt, LocalApic},
+    kvm::{Bus, GpFault},
+    time::Now,
+};
+
+const IA32_TSC: u32 = 0x10;
+const IA32_TSC_ADJUST: u32 = 0x3b;
+/// Size of the xAPIC page.
+const APIC_PAGE: u64 = 0x1000;
+
+/// One vCPU's view of the machine while it runs.
+pub(super) struct Access<'a> {
+    pub local: &'a mut Local,
+    pub platform: &'a Platform,
+    /// IA32_APIC_BASE changed: KVM must be told.
+    pub apic_base_changed: bool,
+}
+
+impl<'a> Access<'a> {
+    pub(super) fn new(local: &'a mut Local, platform: &'a Platform) -> Self {
+        Self { local, platform, apic_base_changed: false }
+    }
+
+    /// An operation passes; the instant at which it takes effect.
+    pub(super) fn operation(&mut self) -> Now {
+        let mut clock = lock(&self.platform.clock);
+        clock.spend_operation();
+        self.local.now(&clock)
+    }
+
+    fn trace(&self, now: Now, event: &Event<'_>) {
+        self.platform.event(self.local.index, now, event);
+    }
+
+    /// Where in the xAPIC page `address` is, if it is.
+    fn apic_offset(&self, address: u64) -> Option<u64> {
+        let base = self.local.apic.mmio_base()?;
+        address.checked_sub(base).filter(|offset| *offset < APIC_PAGE)
+    }
+
+    fn apply(&mut self, effects: Effects) {
+        self.apic_base_changed |= effects.base_changed;
+        // Without an I/O APIC nobody waits for an EOI. With one CPU, a message goes here or nowhere; the other
+        // delivery modes come with the other CPUs.
+        if let Some(ipi) = effects.ipi
+            && ipi.mode == DeliveryMode::Fixed
+            && self.local.apic.addressed_by(ipi.destination, true)
+        {
+            self.local.apic.accept(Interrupt { vector: ipi.vector, level: false });
+        }
+    }
+
+    /// The guest moved its TSC by `delta`, modulo 2^64.
+    fn move_tsc(&mut self, adjust: u64) -> Result<(), GpFault> {
+        if lock(&self.platform.clock).source() != TscSource::Trapped {
+            log::warn!(
+                "the guest's write of its TSC gets a #GP: only the trapped TSC source can move it (--tsc trapped)"
+            );
+            return Err(GpFault);
+        }
+        self.local.tsc_adjust = adjust;
+        self.publish()
+    }
+
+    /// Publishes this CPU's page, if it has one.
+    fn publish(&mut self) -> Result<(), GpFault> {
+        let page = lock(&self.platform.clock).page(self.local.tsc_adjust);
+        // One base for all CPUs: with one CPU always true.
+        let published = self.local.pvclock.publish(&Ram(&self.platform.memory), &page, FLAG_TSC_STABLE, false);
+        published.map(|_| ()).map_err(|fault| {
+            log::warn!("the kvmclock page cannot be written: {fault}");
+            GpFault
+        })
+    }
+
+    fn read(&mut self, index: u32, now: Now) -> Result<u64, GpFault> {
+        match index {
+            _ if LocalApic::owns_msr(index) => self.local.apic.msr_read(index, now).map_err(|_| GpFault),
+            IA32_TSC => Ok(now.tsc.0),
+            IA32_TSC_ADJUST => Ok(self.local.tsc_adjust),
+            MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => Ok(self.local.pvclock.read_msr()),
+            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(lock(&self.platform.wall).read_msr()),
+            _ => {
+                self.platform.unknown_msr(index, "RDMSR");
+                Err(GpFault)
+            }
+        }
+    }
+
+    fn write(&mut self, index: u32, value: u64, now: Now) -> Result<(), GpFault> {
+        let ram = Ram(&self.platform.memory);
+        match index {
+            _ if LocalApic::owns_msr(index) => {
+                let effects = self.local.apic.msr_write(index, value, now).map_err(|_| GpFault)?;
+                self.apply(effects);
+                Ok(())
+            }
+            // TSC and TSC_ADJUST move together (SDM vol. 3, "IA32_TSC_ADJUST Register").
+            IA32_TSC => self.move_tsc(self.local.tsc_adjust.wrapping_add(value.wrapping_sub(now.tsc.0))),
+            IA32_TSC_ADJUST => self.move_tsc(value),
+            MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => {
+                self.local.pvclock.write_msr(value, &ram).map_err(|fault| {
+                    log::warn!("the guest's kvmclock page {value:#x} gets a #GP: {fault}");
+                    GpFault
+                })?;
+                self.publish()
+            }
+            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => {
+                let wall_ns = lock(&self.platform.clock).wall_ns_at_zero();
+                lock(&self.platform.wall).write_msr(value, wall_ns, &ram).map_err(|fault| {
+                    log::warn!("the guest's wall-clock address {value:#x} gets a #GP: {fault}");
+                    GpFault
+                })
+            }
+            _ => {
+                self.platform.unknown_msr(index, "WRMSR");
+                Err(GpFault)
+            }
+        }
+    }
+}
+
+impl Bus for Access<'_> {
+    fn cr8(&mut self, cr8: u8) {
+        if self.local.apic.cr8() != cr8 {
+            self.local.apic.set_cr8(cr8);
+        }
+    }
+
+    fn port_in(&mut self, port: u16, data: &mut [u8]) {
+        let now = self.operation();
+        lock(&self.platform.devices).port_in(port, data);
+        self.trace(now, &Event::PortIn { port, data });
+    }
+
+    fn port_out(&mut self, port: u16, data: &[u8]) {
+        let now = self.operation();
+        lock(&self.platform.devices).port_out(port, data);
+        self.trace(now, &Event::PortOut { port, data });
+    }
+
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) {
+        let now = self.operation();
+        match self.apic_offset(address) {
+            Some(offset) => self.local.apic.mmio_read(offset, data, now),
+            None => data.fill(0xff),
+        }
+        self.trace(now, &Event::MmioRead { address, data });
+    }
+
+    fn mmio_write(&mut self, address: u64, data: &[u8]) {
+        let now = self.operation();
+        if let Some(offset) = self.apic_offset(address) {
+            let effects = self.local.apic.mmio_write(offset, data, now);
+            self.apply(effects);
+        }
+        self.trace(now, &Event::MmioWrite { address, data });
+    }
+
+    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault> {
+        let now = self.operation();
+        let result = self.read(index, now);
+        self.trace(now, &Event::MsrRead { index, value: result.ok() });
+        result
+    }
+
+    fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
+        let now = self.operation();
+        let result = self.write(index, value, now);
+        self.trace(now, &Event::MsrWrite { index, value, faulted: result.is_err() });
+        result
+    }
+}

@@ -1,0 +1,37 @@
+//! One vCPU with what belongs to it alone.
+
+use crate::{apic::LocalApic, kvm::Vcpu, pvclock::Registration, time::Now};
+
+use super::clock::Clock;
+
+/// One vCPU.
+pub struct Cpu {
+    /// KVM's half.
+    pub vcpu: Vcpu,
+    /// Our half.
+    pub local: Local,
+}
+
+/// What the VMM holds for one vCPU.
+pub struct Local {
+    /// Its number.
+    pub index: u32,
+    /// Its LAPIC.
+    pub apic: LocalApic,
+    /// Its kvmclock page.
+    pub pvclock: Registration,
+    /// IA32_TSC_ADJUST: what this CPU's TSC is ahead of the base, modulo 2^64.
+    pub tsc_adjust: u64,
+    /// It executed HLT and waits.
+    pub halted: bool,
+    /// The last stepped instruction was an STI: interrupts wait for one more.
+    pub(super) sti_shadow: bool,
+}
+
+impl Local {
+    /// Now, as this CPU's clocks show it.
+    #[must_use]
+    pub fn now(&self, clock: &Clock) -> Now {
+        clock.now(self.tsc_adjust)
+    }
+}

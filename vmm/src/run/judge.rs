@@ -1,0 +1,303 @@
+//! Every tick, judged twice.
+//!
+//! The guest says in its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock. The
+//! host knows when it injected the interrupt, by its own exact account of VM time, which uses neither the page nor its
+//! rounding. An error in one of them shows against the other. The ring is in guest RAM: not a byte of it is trusted.
+
+use std::collections::VecDeque;
+
+use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, RECORD_BYTES, Record};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{Platform, platform::lock, trace::Event};
+use crate::time::{GuestTsc, Now, VmTime};
+
+/// Injections remembered that no record has claimed yet; a guest that writes no records makes us remember no more.
+const MAX_UNCLAIMED: usize = 4096;
+/// How much sooner than its expiry the host may have injected a tick before the two accounts disagree: the page rounds
+/// each reading down by up to 2 ns and drifts by up to 1 ppb; a microsecond is a thousand seconds of that.
+const ACCOUNTS_AGREE_NS: u64 = 1000;
+
+/// What a guest's ticks came to.
+#[derive(Debug)]
+pub struct Judge {
+    ring: Option<u64>,
+    /// Records read so far.
+    read: u64,
+    /// Injections of the timer's vector that no record has claimed, oldest first.
+    injections: VecDeque<VmTime>,
+    /// Intervals armed before this VM time say nothing about the present TSC frequency.
+    since: VmTime,
+    tally: Tally,
+    late_by_guest: Histogram<u64>,
+    late_by_host: Histogram<u64>,
+}
+
+/// Plain counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    ticks: u64,
+    next_seq: Option<u64>,
+    missing: u64,
+    overrun: u64,
+    early_wakes: u64,
+    early_by_host: u64,
+    intervals: Intervals,
+    header: Header,
+}
+
+/// How long armed intervals lasted, as a fraction of what was asked.
+#[derive(Clone, Copy, Debug, Default)]
+struct Intervals {
+    count: u64,
+    asked_ns: u128,
+    lasted_ns: u128,
+}
+
+/// The judge as a snapshot holds it: what is needed to go on reading, not what was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeState {
+    /// Guest physical address of the ring.
+    pub ring: Option<u64>,
+    /// Records read so far.
+    pub read: u64,
+    /// Sequence number of the next tick.
+    pub next_seq: Option<u64>,
+    /// Injections not yet claimed by a record.
+    pub injections: Vec<VmTime>,
+}
+
+/// What to tell people and machines. Times are nanoseconds of VM time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    /// Ticks handled.
+    pub ticks: u64,
+    /// Ticks the scenario was to make in all; 0 = without end.
+    pub expected: u64,
+    /// Number of the next tick.
+    pub next_seq: u64,
+    /// Gaps in the ticks' numbers.
+    pub missing: u64,
+    /// Records overwritten before they were read; they count as ticks of unknown lateness.
+    pub unread: u64,
+    /// Interrupts that came before their tick's expiry.
+    pub early_wakes: u64,
+    /// Ticks that the host injected before their expiry by its own account, although the guest took them as due.
+    pub early_by_host: u64,
+    /// Lateness as the guest saw it.
+    pub late_by_guest: Lateness,
+    /// Lateness of the injection as the host saw it.
+    pub late_by_host: Lateness,
+    /// How long armed intervals lasted as a fraction of what was asked, since the last restore; none if none was armed.
+    pub interval_ratio: Option<f64>,
+    /// kvmclock readings smaller than the one before.
+    pub clock_steps_back: u64,
+    /// The worst of them.
+    pub worst_step_back_ns: u64,
+    /// How often the guest found GUEST_STOPPED.
+    pub guest_stopped_seen: u64,
+}
+
+/// A distribution of lateness, in nanoseconds of VM time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lateness {
+    /// Half of the ticks were at most this late.
+    pub p50_ns: u64,
+    /// 99 of 100 were.
+    pub p99_ns: u64,
+    /// The worst.
+    pub worst_ns: u64,
+}
+
+impl Lateness {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        Self {
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            worst_ns: histogram.max(),
+        }
+    }
+}
+
+/// Three significant digits; memory grows with the logarithm of the largest value only.
+#[allow(clippy::expect_used, reason = "3 is a constant within the crate's documented range of 0 to 5")]
+fn histogram() -> Histogram<u64> {
+    Histogram::new(3).expect("three significant digits")
+}
+
+impl Judge {
+    /// A judge of the ring at `ring`.
+    #[must_use]
+    pub fn new(ring: Option<u64>) -> Self {
+        Self::from_state(&JudgeState { ring, ..JudgeState::default() }, VmTime(0))
+    }
+
+    /// A judge that goes on reading where a saved one stopped; `since` is VM time at the restore.
+    #[must_use]
+    pub fn from_state(state: &JudgeState, since: VmTime) -> Self {
+        let JudgeState { ring, read, next_seq, injections } = state;
+        Self {
+            ring: *ring,
+            read: *read,
+            injections: injections.iter().take(MAX_UNCLAIMED).copied().collect(),
+            since,
+            tally: Tally { next_seq: *next_seq, ..Tally::default() },
+            late_by_guest: histogram(),
+            late_by_host: histogram(),
+        }
+    }
+
+    /// What a snapshot needs.
+    #[must_use]
+    pub fn state(&self) -> JudgeState {
+        // What was counted stays with the process that counted it.
+        let Self { ring, read, injections, since: _, tally, late_by_guest: _, late_by_host: _ } = self;
+        JudgeState {
+            ring: *ring,
+            read: *read,
+            next_seq: tally.next_seq,
+            injections: injections.iter().copied().collect(),
+        }
+    }
+
+    /// The TSC frequency changed at this VM time: intervals armed earlier no longer count.
+    pub fn restored(&mut self, at: VmTime) {
+        self.since = at;
+        self.tally.intervals = Intervals::default();
+    }
+
+    /// The host injected the timer's interrupt at this VM time, by its own account.
+    pub fn injected(&mut self, at: VmTime) {
+        if self.injections.len() == MAX_UNCLAIMED {
+            self.injections.pop_front();
+        }
+        self.injections.push_back(at);
+    }
+
+    /// Reads what the guest wrote since the last call.
+    pub fn read_ring(&mut self, platform: &Platform) {
+        let Some(ring) = self.ring else { return };
+        let Some(header) = read_header(&platform.memory, ring) else { return };
+        self.tally.header = header;
+        // A count that went back is not a ring's; reading goes on when it has caught up.
+        let Some(new) = header.written.checked_sub(self.read).filter(|new| *new != 0) else { return };
+        let unread = new.saturating_sub(u64::from(CAPACITY));
+        self.tally.overrun = self.tally.overrun.saturating_add(unread);
+        self.read = self.read.saturating_add(unread);
+        while self.read < header.written {
+            if let Some(record) = read_record(&platform.memory, ring, self.read) {
+                let host = self.record(&record);
+                let now = Now { tsc: GuestTsc(record.fired_tsc), vm: VmTime(record.fired_ns) };
+                platform.event(
+                    record.cpu,
+                    now,
+                    &Event::Tick {
+                        seq: record.seq,
+                        expires_ns: record.expires_ns,
+                        fired_ns: record.fired_ns,
+                        host_ns: host.map(|host| host.0),
+                        early_wakes: record.early_wakes,
+                    },
+                );
+            }
+            self.read = self.read.saturating_add(1);
+        }
+    }
+
+    /// Counts one tick; gives when the host injected its last interrupt.
+    fn record(&mut self, record: &Record) -> Option<VmTime> {
+        let tally = &mut self.tally;
+        tally.ticks = tally.ticks.saturating_add(1);
+        let expected = tally.next_seq.unwrap_or(record.seq);
+        tally.missing = tally.missing.saturating_add(record.seq.saturating_sub(expected));
+        tally.next_seq = Some(record.seq.saturating_add(1));
+        tally.early_wakes = tally.early_wakes.saturating_add(u64::from(record.early_wakes));
+        self.late_by_guest.saturating_record(record.fired_ns.saturating_sub(record.expires_ns));
+
+        let asked = record.expires_ns.saturating_sub(record.armed_ns);
+        if record.armed_ns >= self.since.0 && asked != 0 {
+            let intervals = &mut tally.intervals;
+            intervals.count += 1;
+            intervals.asked_ns += u128::from(asked);
+            intervals.lasted_ns += u128::from(record.first_wake_ns.saturating_sub(record.armed_ns));
+        }
+
+        let mut host = None;
+        for _ in 0..=record.early_wakes {
+            match self.injections.pop_front() {
+                Some(at) => host = Some(at),
+                None => break,
+            }
+        }
+        if let Some(at) = host {
+            self.late_by_host.saturating_record(at.0.saturating_sub(record.expires_ns));
+            if at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.expires_ns {
+                tally.early_by_host = tally.early_by_host.saturating_add(1);
+            }
+        }
+        host
+    }
+
+    /// The counts so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let Tally { ticks, next_seq, missing, overrun, early_wakes, early_by_host, intervals, header } = self.tally;
+        Summary {
+            ticks: ticks.saturating_add(overrun),
+            expected: header.expected,
+            next_seq: next_seq.unwrap_or(0),
+            missing: missing.saturating_sub(overrun),
+            unread: overrun,
+            early_wakes,
+            early_by_host,
+            late_by_guest: Lateness::of(&self.late_by_guest),
+            late_by_host: Lateness::of(&self.late_by_host),
+            interval_ratio: (intervals.count != 0).then(|| ratio(intervals.lasted_ns, intervals.asked_ns)),
+            clock_steps_back: header.clock_steps_back,
+            worst_step_back_ns: header.worst_step_back_ns,
+            guest_stopped_seen: header.guest_stopped_seen,
+        }
+    }
+}
+
+impl Summary {
+    /// Ticks that never came: gaps, and those still missing when the scenario ended.
+    #[must_use]
+    pub fn lost(&self, ended: bool) -> u64 {
+        let not_made = if ended && self.expected != 0 { self.expected.saturating_sub(self.next_seq) } else { 0 };
+        self.missing.saturating_add(not_made)
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a ratio for people, to three digits")]
+fn ratio(a: u128, b: u128) -> f64 {
+    a as f64 / b as f64
+}
+
+fn read_header(memory: &GuestMemoryMmap, ring: u64) -> Option<Header> {
+    let mut bytes = [0; HEADER_BYTES];
+    memory.read_slice(&mut bytes, GuestAddress(ring)).ok()?;
+    let header = Header::from_bytes(&bytes);
+    (header.magic == MAGIC && header.layout == LAYOUT && header.capacity == CAPACITY).then_some(header)
+}
+
+fn read_record(memory: &GuestMemoryMmap, ring: u64, number: u64) -> Option<Record> {
+    let slot = number % u64::from(CAPACITY);
+    let record_bytes = u64::try_from(RECORD_BYTES).ok()?;
+    let offset = u64::try_from(HEADER_BYTES).ok()?.checked_add(slot.checked_mul(record_bytes)?)?;
+    let mut bytes = [0; RECORD_BYTES];
+    memory.read_slice(&mut bytes, GuestAddress(ring.checked_add(offset)?)).ok()?;
+    Some(Record::from_bytes(&bytes))
+}
+
+/// Reads the ring of a machine that stands still, and sums up.
+pub fn sum_up(platform: &Platform) -> Summary {
+    let mut judge = lock(&platform.judge);
+    judge.read_ring(platform);
+    judge.summary()
+}

@@ -1,0 +1,234 @@
+//! Pause, resume, and migration within the process.
+//!
+//! A resume, a restore and an in-process migration are one operation ([`Machine::resume`]) on a paused machine: the clock
+//! starts again from the saved moment at a frequency, policies decide about downtime and the deadline in flight, and the
+//! page is published once with all of it. A real host does this in an order (LAPIC, TSC, deadline, page, GUEST_STOPPED);
+//! see the comments in `resume` for what depends on what.
+
+use std::time::Duration;
+
+use guest_abi::pvclock::FLAG_TSC_STABLE;
+use serde::Serialize;
+
+use super::{
+    HostEnvironment, Machine, RunError,
+    cpu::{Cpu, Local},
+    machine::Outputs,
+    platform::{Ram, lock},
+    source::{SourceChoice, TscSource},
+    trace::Event,
+};
+use crate::{
+    apic::{self, Armed, LocalApic},
+    time::{Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, Moment, Now, VmTime, adjust},
+};
+
+/// How a paused machine goes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policies {
+    /// The guest's TSC frequency from now on; none = as before.
+    pub khz: Option<Khz>,
+    /// What becomes of a deadline in flight.
+    pub deadline: DeadlinePolicy,
+    /// Whether VM time counts the time it stood still.
+    pub downtime: DowntimePolicy,
+    /// How long that was, instead of measuring it by wall time.
+    pub downtime_length: Option<Duration>,
+}
+
+/// What a resume did to the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Migration {
+    /// TSC frequency before.
+    pub from_khz: Khz,
+    /// TSC frequency after.
+    pub to_khz: Khz,
+    /// VM time at which it stood still.
+    pub vm_ns: VmTime,
+    /// How far VM time advanced meanwhile, in nanoseconds.
+    pub downtime_ns: u64,
+    /// The wall clock had gone back; the downtime was taken as zero.
+    pub clamped: bool,
+}
+
+/// A migration may change the frequency by at most this factor, either way.
+const MAX_RATIO: u64 = 10;
+
+impl Machine {
+    /// Stops TSC and VM time. A machine that stands still stays as it is.
+    pub fn pause(&mut self) {
+        if self.paused.is_some() {
+            return;
+        }
+        let mut clock = lock(&self.platform.clock);
+        clock.stop();
+        let moment = clock.moment();
+        for Cpu { local, .. } in &mut self.cpus {
+            // What fell due before the stop is an interrupt, not a deadline in flight.
+            local.apic.advance(clock.now(local.tsc_adjust));
+        }
+        drop(clock);
+        self.paused = Some(moment);
+        for Cpu { local, .. } in &self.cpus {
+            let event = Event::Save {
+                tsc_khz: moment.khz,
+                page: moment.page,
+                page_version: local.pvclock.state().version,
+                armed: armed(local),
+            };
+            self.platform.event(local.index, Now { tsc: moment.tsc, vm: moment.vm }, &event);
+        }
+    }
+
+    /// Starts a paused machine again.
+    ///
+    /// # Errors
+    /// If the frequency is out of range, or a clock would leave its range.
+    pub fn resume(&mut self, policies: &Policies) -> Result<Option<Migration>, RunError> {
+        let Some(moment) = self.paused else { return Ok(None) };
+        let khz = policies.khz.unwrap_or(moment.khz);
+        check_ratio(moment.khz, khz)?;
+        let mut clock = lock(&self.platform.clock);
+        for Cpu { vcpu, .. } in &mut self.cpus {
+            match clock.source() {
+                TscSource::Trapped => {}
+                // A probe saw that this works here.
+                TscSource::Host => drop(vcpu.set_tsc_offset(0)),
+                TscSource::Scaled => {
+                    vcpu.set_tsc_khz(khz.get())?;
+                    let (host, tsc) = vcpu.measured_tsc()?;
+                    clock.measured(host, tsc, khz);
+                }
+            }
+        }
+        let adjusted = clock.start(&moment, khz, policies.downtime, policies.downtime_length)?;
+        drop(clock);
+        self.paused = None;
+        let first_start = !self.has_run;
+        self.has_run = true;
+        if first_start {
+            self.trace_boot(&adjusted, khz);
+            return Ok(None);
+        }
+        lock(&self.platform.judge).restored(adjusted.vm);
+        for index in 0..self.cpus.len() {
+            self.resume_cpu(index, policies, &moment, &adjusted)?;
+        }
+        Ok(Some(Migration {
+            from_khz: moment.khz,
+            to_khz: khz,
+            vm_ns: moment.vm,
+            downtime_ns: adjusted.downtime_ns,
+            clamped: adjusted.clamped,
+        }))
+    }
+
+    fn resume_cpu(
+        &mut self,
+        index: usize,
+        policies: &Policies,
+        moment: &Moment,
+        adjusted: &Adjusted,
+    ) -> Result<(), RunError> {
+        let Some(Cpu { local, .. }) = self.cpus.get_mut(index) else { return Ok(()) };
+        let cpu_tsc = |base: GuestTsc| GuestTsc(base.0.wrapping_add(local.tsc_adjust));
+        // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
+        let mut state = local.apic.state(Now { tsc: cpu_tsc(moment.tsc), vm: moment.vm });
+        state.timer.armed = rearm(state.timer.armed, local.tsc_adjust, policies.deadline, moment, adjusted);
+        local.apic = LocalApic::from_state(&state, *local.apic.config())
+            .map_err(|error: apic::StateError| RunError::BadState(error.to_string()))?;
+        // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
+        // not at save, so that a snapshot taken twice is the same snapshot.
+        let (page, khz) = {
+            let clock = lock(&self.platform.clock);
+            (clock.page(local.tsc_adjust), clock.khz())
+        };
+        local
+            .pvclock
+            .publish(&Ram(&self.platform.memory), &page, FLAG_TSC_STABLE, true)
+            .map_err(|fault| RunError::BadState(fault.to_string()))?;
+        let event = Event::Restore {
+            tsc_khz: khz,
+            page: adjusted.page,
+            page_version: local.pvclock.state().version,
+            armed: armed(local),
+            deadline: policies.deadline,
+            downtime: policies.downtime,
+            downtime_ns: adjusted.downtime_ns,
+            clamped: adjusted.clamped,
+        };
+        self.platform.event(local.index, Now { tsc: adjusted.tsc, vm: adjusted.vm }, &event);
+        Ok(())
+    }
+
+    fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {
+        let source = lock(&self.platform.clock).source();
+        let now = Now { tsc: adjusted.tsc, vm: adjusted.vm };
+        self.platform.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
+    }
+
+    /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
+    ///
+    /// # Errors
+    /// [`RunError`]; the machine is lost then, as it would be when a restore fails after the source was stopped.
+    pub fn migrate(mut self, env: &HostEnvironment, policies: &Policies) -> Result<(Self, Migration), RunError> {
+        self.pause();
+        let state = self.state(env)?;
+        let present = state.clock.moment.khz;
+        let khz = policies.khz.unwrap_or(present);
+        check_ratio(present, khz)?;
+        let choice = match state.machine.source {
+            // Already trapped: a frequency that happens to be the host's is no reason to change the source.
+            TscSource::Trapped => SourceChoice::Fixed(TscSource::Trapped),
+            TscSource::Host | TscSource::Scaled => SourceChoice::Auto,
+        };
+        self.platform.sites.unpatch(&self.platform.memory);
+        let Self { cpus, platform, migrations, _vm: vm, .. } = self;
+        // The old machine is closed before the new one is built, as on two hosts.
+        drop((cpus, vm));
+        let super::Platform { devices, memory, judge, trace, .. } = platform;
+        let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
+        let outputs = Outputs { console, trace };
+        let mut machine = Self::from_state(env, &state, memory, choice, state.machine.time, khz, outputs)?;
+        // The judge's counts go on: it is still this process that counts.
+        machine.platform.judge = judge;
+        machine.migrations = migrations.saturating_add(1);
+        let migration = machine.resume(policies)?;
+        let migration = migration.ok_or_else(|| RunError::BadState("a migrated machine cannot be new".to_owned()))?;
+        Ok((machine, migration))
+    }
+}
+
+/// What the LAPIC timer waits for, after the policies.
+///
+/// A count (one-shot, periodic) is an absolute VM time and keeps its meaning; so does a nanosecond deadline, unless it is
+/// to fire at once. A TSC deadline is a number in units that just changed: that is what the policy is about.
+fn rearm(armed: Armed, tsc_adjust: u64, policy: DeadlinePolicy, moment: &Moment, adjusted: &Adjusted) -> Armed {
+    match armed {
+        Armed::Disarmed | Armed::Count { .. } => armed,
+        Armed::Ns(at) => Armed::Ns(adjust::ns_deadline(policy, at, adjusted.vm)),
+        Armed::Tsc(deadline) if policy == DeadlinePolicy::Keep => Armed::Tsc(deadline),
+        Armed::Tsc(deadline) => {
+            let here = moment.tsc.0.wrapping_add(tsc_adjust);
+            let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here)));
+            let moved = adjust::deadline(policy, base, &moment.page, &adjusted.page, adjusted.tsc);
+            let there = adjusted.tsc.0.wrapping_add(tsc_adjust);
+            // Never 0: that would disarm.
+            let left = moved.0.saturating_sub(adjusted.tsc.0);
+            Armed::Tsc(GuestTsc(there.saturating_add(left).max(1)))
+        }
+    }
+}
+
+fn armed(local: &Local) -> Option<Armed> {
+    let armed = local.apic.state(Now::default()).timer.armed;
+    (armed != Armed::Disarmed).then_some(armed)
+}
+
+fn check_ratio(present: Khz, wanted: Khz) -> Result<(), RunError> {
+    let (p, w) = (u64::from(present.get()), u64::from(wanted.get()));
+    if w > p * MAX_RATIO || w * MAX_RATIO < p {
+        return Err(RunError::Ratio { wanted, present });
+    }
+    Ok(())
+}

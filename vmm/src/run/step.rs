@@ -1,0 +1,62 @@
+//! One instruction at a time: until an interrupt that waits can enter.
+//!
+//! In virtual time an interrupt must enter at the first boundary that lets it, or two runs would differ; and hosts that
+//! look for an open window only now and then would miss a short one. HLT, trap sites and IRETQ need care: hosts differ
+//! in what stepping over them reports, so the VMM performs the first two itself and catches the third with a breakpoint.
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Platform, RunError, access::Access, cpu::Cpu};
+use crate::kvm::Exit;
+
+const HLT: u8 = 0xf4;
+const STI: u8 = 0xfb;
+const IRET: u8 = 0xcf;
+const REX_W: u8 = 0x48;
+
+/// Runs one instruction; also gives whether IA32_APIC_BASE changed.
+pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), RunError> {
+    cpu.vcpu.drain()?;
+    let registers = cpu.vcpu.registers();
+    cpu.local.sti_shadow = false;
+    if platform.sites.at(registers.rip).is_some() {
+        // As if its HLT had exited: the caller finds the site at RIP - 1.
+        cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
+        return Ok((Exit::Halt, false));
+    }
+    let code = bytes_at(cpu, platform, registers.rip)?;
+    let breakpoint = match code {
+        [HLT, _] if registers.cpl == 0 => {
+            cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
+            return Ok((Exit::Halt, false));
+        }
+        [REX_W, IRET] | [IRET, _] => u64_at(cpu, platform, registers.rsp)?,
+        [STI, _] => {
+            cpu.local.sti_shadow = !cpu.vcpu.interrupts_enabled();
+            None
+        }
+        _ => None,
+    };
+    let mut access = Access::new(&mut cpu.local, platform);
+    let exit = cpu.vcpu.step(&mut access, breakpoint)?;
+    Ok((exit, access.apic_base_changed))
+}
+
+/// The first bytes of the instruction at linear address `rip`; zeros where there is no RAM.
+pub(super) fn bytes_at(cpu: &Cpu, platform: &Platform, rip: u64) -> Result<[u8; 2], RunError> {
+    let mut bytes = [0; 2];
+    for (offset, byte) in (0u64..).zip(&mut bytes) {
+        if let Some(physical) = cpu.vcpu.translate(rip.wrapping_add(offset))? {
+            let mut one = [0];
+            if platform.memory.read_slice(&mut one, GuestAddress(physical)).is_ok() {
+                [*byte] = one;
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+fn u64_at(cpu: &Cpu, platform: &Platform, linear: u64) -> Result<Option<u64>, RunError> {
+    let physical = cpu.vcpu.translate(linear)?;
+    Ok(physical.and_then(|physical| platform.memory.read_obj(GuestAddress(physical)).ok()))
+}
