@@ -78,7 +78,7 @@ impl Default for Options<'_> {
 /// What is wrong with a command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CmdlineError<'a> {
-    /// No NUL within [`MAX_BYTES`].
+    /// More than [`MAX_BYTES`].
     TooLong,
     /// A byte outside ASCII.
     NotAscii,
@@ -123,7 +123,7 @@ impl<'a> Options<'a> {
         if line.len() > MAX_BYTES {
             return Err(CmdlineError::TooLong);
         }
-        let line = line.as_ascii_str().ok_or(CmdlineError::NotAscii)?;
+        let line = ascii(line).ok_or(CmdlineError::NotAscii)?;
         let mut options = Self::default();
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').ok_or(CmdlineError::UnknownKey(word))?;
@@ -189,15 +189,10 @@ impl<'a> Options<'a> {
     }
 }
 
-/// ASCII bytes as text. (`str::from_utf8` would bring its decoder along.)
-trait AsAscii {
-    fn as_ascii_str(&self) -> Option<&str>;
-}
-
-impl AsAscii for [u8] {
-    fn as_ascii_str(&self) -> Option<&str> {
-        if self.is_ascii() { str::from_utf8(self).ok() } else { None }
-    }
+/// Bytes as text, if they are ASCII. Byte by byte, because `core`'s `is_ascii` is written with SSE2 intrinsics whatever
+/// the compiler is told, and the kernel runs with SSE off.
+fn ascii(line: &[u8]) -> Option<&str> {
+    if line.iter().all(u8::is_ascii) { str::from_utf8(line).ok() } else { None }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use guest::clockevent::{Boot, Device, select};
-use guest::cmdline::{CmdlineError, MAX_BYTES, Options};
+use guest::cmdline::{MAX_BYTES, Options};
 use guest::platform::{KVM_BUS_KHZ, Platform, TscKhz};
 use guest::pvclock::{BadPage, Clock, Source, tsc_khz, wall_time};
 use guest::ticks::{State, Ticks};
@@ -41,8 +41,9 @@ macro_rules! refuse {
 /// From `arch::boot`, interrupts off.
 pub fn main(start_info: u32) -> ! {
     Console::init();
-    let options = boot::command_line(start_info, MAX_BYTES).ok_or(CmdlineError::TooLong).and_then(Options::parse);
-    let options = match options {
+    // One byte more than is allowed, so that the parser sees that it is too long.
+    let Some(line) = boot::command_line(start_info, MAX_BYTES + 1) else { refuse!("no PVH start info") };
+    let options = match Options::parse(line) {
         Ok(options) => options,
         Err(error) => refuse!("{error}"),
     };

@@ -50,7 +50,7 @@ impl Apic {
         }
         // What is on stays on: going back from x2APIC to xAPIC takes a reset.
         let apic = if want & BASE_X2APIC != 0 { Self::X2Apic } else { Self::XApic };
-        if apic == Self::XApic && base & BASE_ADDRESS != mmio::APIC_BASE {
+        if apic == Self::XApic && base & BASE_ADDRESS != mmio::APIC_BASE as u64 {
             return None;
         }
         let highest = (apic.read(VERSION) >> 16) & 0xff;

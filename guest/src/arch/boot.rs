@@ -30,8 +30,8 @@ fn read<const N: usize>(address: u64) -> Option<[u8; N]> {
     Some(unsafe { (address as *const [u8; N]).read_volatile() })
 }
 
-/// The command line, without its NUL, from the start info: empty if there is none, `None` if no NUL comes within `max`
-/// bytes or the start info is none.
+/// The command line from the start info, without its NUL: empty if there is none, cut after `max` bytes if it is longer.
+/// `None` if the start info is none, or has an address that is not mapped.
 pub fn command_line(start_info: u32, max: usize) -> Option<&'static [u8]> {
     let start = u64::from(start_info);
     if u32::from_le_bytes(read(start)?) != START_MAGIC {
@@ -43,12 +43,9 @@ pub fn command_line(start_info: u32, max: usize) -> Option<&'static [u8]> {
     }
     let mut at = line;
     let mut length = 0;
-    while read::<1>(at)? != [0] {
+    while length < max && read::<1>(at)? != [0] {
         length += 1;
         at += 1;
-        if length > max {
-            return None;
-        }
     }
     // SAFETY: `read` found each of these bytes mapped and not null; the loader's memory is outside the kernel's image
     // and stack, and nobody writes to it.

@@ -9,7 +9,7 @@
     .asciz "Xen"
     .quad pvh_entry
 
-.section .text.boot, "ax"
+.section .boot32, "ax"
 .code32
 .global pvh_entry
 pvh_entry:
@@ -28,6 +28,7 @@ pvh_entry:
     lgdt gdt_pointer
     ljmpl $0x08, $long_mode
 
+.section .text.boot, "ax"
 .code64
 long_mode:
     movl $0x10, %eax

@@ -141,7 +141,7 @@ pub fn ring_start(expected: u64) {
 
 /// Stores a record in its slot, then how many there are.
 pub fn ring_push(record: &Record) {
-    let slot = (record.seq % u64::from(CAPACITY)) as usize;
+    let slot = usize::try_from(record.seq % u64::from(CAPACITY)).unwrap_or(0);
     let place = field!(RING.records).cast::<Record>().wrapping_add(slot);
     // SAFETY: `slot` is below the array's length; otherwise as `put!`.
     unsafe { place.write_volatile(*record) };

@@ -120,7 +120,7 @@ mod tests {
     fn per_ns_is_the_fraction() {
         assert_eq!(per_ns(1_000_000), 1 << 32);
         assert_eq!(per_ns(2_600_000), (2_600_000u64 << 32) / 1_000_000);
-        assert_eq!(per_ns(4_999_999), ((4_999_999u128 << 32) / 1_000_000) as u64);
+        assert_eq!(per_ns(4_999_999), low64((4_999_999u128 << 32) / 1_000_000));
         assert_eq!(per_ns(u64::MAX), u64::MAX);
     }
 
