@@ -1,4 +1,16 @@
-//! The guest kernel.
+//! The guest kernel: `guest` (the library) with a machine under it. Built by `vmm/build.rs`.
 
 #![no_std]
 #![no_main]
+
+mod apic;
+mod arch;
+mod console;
+mod exit;
+mod kernel;
+mod machine;
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    kernel::panicked(info)
+}

@@ -1,0 +1,117 @@
+//! The local APIC, through whichever door it has: memory (xAPIC) or MSRs (x2APIC).
+
+use guest::clockevent::{LVT_MASKED, LVT_VECTOR};
+
+use crate::arch::{cpu, mmio};
+
+const MSR_APIC_BASE: u32 = 0x1b;
+const BASE_ENABLE: u64 = 1 << 11;
+const BASE_X2APIC: u64 = 1 << 10;
+const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// The x2APIC MSR of a register is this plus its xAPIC offset / 16.
+const MSR_X2APIC: u32 = 0x800;
+
+/// Register offsets in xAPIC's page.
+const VERSION: u32 = 0x30;
+const TPR: u32 = 0x80;
+const EOI: u32 = 0xb0;
+const SVR: u32 = 0xf0;
+const LVT_TIMER: u32 = 0x320;
+const LVT_LINT0: u32 = 0x350;
+const LVT_LINT1: u32 = 0x360;
+const LVT_ERROR: u32 = 0x370;
+const TMICT: u32 = 0x380;
+const TDCR: u32 = 0x3e0;
+/// Entries that exist if the version register's highest-entry number is at least the first value.
+const OPTIONAL_LVTS: [(u32, u32); 3] = [(4, 0x340), (5, 0x330), (6, 0x2f0)];
+
+const SVR_ENABLE: u32 = 1 << 8;
+/// The vector of spurious interrupts, in `arch/vectors.s`.
+const SPURIOUS_VECTOR: u32 = 0xff;
+const LVT_MODE: u32 = 3 << 17;
+
+/// Which door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Apic {
+    /// Registers in memory.
+    XApic,
+    /// Registers as MSRs.
+    X2Apic,
+}
+
+impl Apic {
+    /// Switches the APIC on, through MSRs if CPUID has x2APIC, with every LVT entry masked and TPR 0. `None` if its
+    /// registers are not where reset puts them.
+    pub fn enable(x2apic: bool) -> Option<Self> {
+        let base = cpu::rdmsr(MSR_APIC_BASE);
+        let want = base | BASE_ENABLE | if x2apic { BASE_X2APIC } else { 0 };
+        if want != base {
+            cpu::wrmsr(MSR_APIC_BASE, want);
+        }
+        // What is on stays on: going back from x2APIC to xAPIC takes a reset.
+        let apic = if want & BASE_X2APIC != 0 { Self::X2Apic } else { Self::XApic };
+        if apic == Self::XApic && base & BASE_ADDRESS != mmio::APIC_BASE as u64 {
+            return None;
+        }
+        let highest = (apic.read(VERSION) >> 16) & 0xff;
+        apic.write(SVR, SVR_ENABLE | SPURIOUS_VECTOR);
+        apic.write(LVT_TIMER, LVT_VECTOR | LVT_MASKED);
+        for lvt in [LVT_LINT0, LVT_LINT1, LVT_ERROR] {
+            apic.write(lvt, LVT_MASKED);
+        }
+        for (at_least, lvt) in OPTIONAL_LVTS {
+            if highest >= at_least {
+                apic.write(lvt, LVT_MASKED);
+            }
+        }
+        apic.write(TPR, 0);
+        Some(apic)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::XApic => "xapic",
+            Self::X2Apic => "x2apic",
+        }
+    }
+
+    fn read(self, register: u32) -> u32 {
+        match self {
+            Self::XApic => mmio::read(register),
+            // The high half of a 32-bit register reads as zero.
+            Self::X2Apic => u32::try_from(cpu::rdmsr(MSR_X2APIC + (register >> 4))).unwrap_or(0),
+        }
+    }
+
+    fn write(self, register: u32, value: u32) {
+        match self {
+            Self::XApic => mmio::write(register, value),
+            Self::X2Apic => cpu::wrmsr(MSR_X2APIC + (register >> 4), u64::from(value)),
+        }
+    }
+
+    /// Ends the interrupt in service.
+    pub fn eoi(self) {
+        self.write(EOI, 0);
+    }
+
+    /// Writes the LVT timer entry. In xAPIC mode a deadline write may overtake it, so the switch into a mode waits
+    /// until it has arrived (Intel SDM vol. 3, "TSC-Deadline Mode", asks for MFENCE there).
+    pub fn write_timer_lvt(self, value: u32) {
+        self.write(LVT_TIMER, value);
+        if self == Self::XApic && value & LVT_MODE != 0 {
+            cpu::serialize();
+        }
+    }
+
+    /// Writes the timer's divide configuration.
+    pub fn write_divide(self, value: u32) {
+        self.write(TDCR, value);
+    }
+
+    /// Writes the timer's initial count.
+    pub fn write_initial_count(self, count: u32) {
+        self.write(TMICT, count);
+    }
+}

@@ -1,0 +1,53 @@
+//! From the PVH entry to Rust, and what the loader left in memory.
+
+use core::arch::global_asm;
+use core::slice;
+
+global_asm!(include_str!("boot.s"), options(att_syntax));
+global_asm!(include_str!("vectors.s"), options(att_syntax));
+
+/// `hvm_start_info.magic` ("xEn3" with bit 7 of the E set).
+const START_MAGIC: u32 = 0x336e_c578;
+/// Where `hvm_start_info` has the command line's address (Xen `xen/include/public/arch-x86/hvm/start_info.h`).
+const CMDLINE_OFFSET: u64 = 24;
+/// What the page tables map.
+const MAPPED_END: u64 = 1 << 32;
+
+/// Called once by `boot.s`, on the boot stack, interrupts off.
+#[unsafe(no_mangle)]
+extern "C" fn boot_entry(start_info: u32) -> ! {
+    crate::kernel::main(start_info)
+}
+
+/// `N` bytes of physical memory, if they are mapped. Unaligned: a loader may put its structures anywhere.
+fn read<const N: usize>(address: u64) -> Option<[u8; N]> {
+    let end = address.checked_add(u64::try_from(N).ok()?)?;
+    if address == 0 || end > MAPPED_END {
+        return None;
+    }
+    // SAFETY: not null, identity-mapped up to its last byte, and any bytes are a valid array. It is read where the
+    // loader put it, before the guest has written anything there.
+    Some(unsafe { (address as *const [u8; N]).read_volatile() })
+}
+
+/// The command line from the start info, without its NUL: empty if there is none, cut after `max` bytes if it is longer.
+/// `None` if the start info is none, or has an address that is not mapped.
+pub fn command_line(start_info: u32, max: usize) -> Option<&'static [u8]> {
+    let start = u64::from(start_info);
+    if u32::from_le_bytes(read(start)?) != START_MAGIC {
+        return None;
+    }
+    let line = u64::from_le_bytes(read(start.checked_add(CMDLINE_OFFSET)?)?);
+    if line == 0 {
+        return Some(&[]);
+    }
+    let mut at = line;
+    let mut length = 0;
+    while length < max && read::<1>(at)? != [0] {
+        length += 1;
+        at += 1;
+    }
+    // SAFETY: `read` found each of these bytes mapped and not null; the loader's memory is outside the kernel's image
+    // and stack, and nobody writes to it.
+    Some(unsafe { slice::from_raw_parts(line as *const u8, length) })
+}

@@ -1,0 +1,130 @@
+//! CPU instructions. The three that a VMM may own are trap sites: each copy of one lists itself in the ELF section
+//! that `guest_abi::sites` describes.
+
+use core::arch::{asm, x86_64};
+
+use guest::platform::Leaf;
+use guest_abi::sites::{self, Kind};
+
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+const _: () = assert!(sites::SITE_BYTES == 16);
+
+/// An instruction, and its entry in the table. The label must stand directly before the instruction's two bytes.
+macro_rules! site {
+    ($instruction:literal, $kind:expr, $($operand:tt)*) => {
+        asm!(
+            concat!("2: ", $instruction),
+            ".pushsection .trap_sites, \"a\", @progbits",
+            ".quad 2b",
+            ".long {site_kind}",
+            ".long 0",
+            ".popsection",
+            site_kind = const $kind as u32,
+            $($operand)*
+        )
+    };
+}
+
+/// The TSC. Not ordered against other instructions: on one CPU the page cannot change without an exit in between.
+#[inline(always)]
+pub fn rdtsc() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a counter. It is not marked as free of memory access, so that no page read moves across it.
+    unsafe {
+        site!("rdtsc", Kind::Rdtsc, out("eax") low, out("edx") high, options(nostack, preserves_flags));
+    }
+    join(high, low)
+}
+
+/// Writes IA32_TSC_DEADLINE. One copy, so that there is one place where a migration can come between.
+#[inline(never)]
+pub fn write_tsc_deadline(tsc: u64) {
+    let (high, low) = halves(tsc);
+    // SAFETY: arms a timer whose handler is installed; the caller found the MSR in CPUID.
+    unsafe {
+        site!(
+            "wrmsr",
+            Kind::DeadlineWrmsr,
+            in("ecx") MSR_TSC_DEADLINE, in("eax") low, in("edx") high, options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Tells the CPU, and a VMM that schedules virtual time, that this is a spin loop.
+#[inline(always)]
+pub fn pause() {
+    // SAFETY: does nothing but wait.
+    unsafe { site!("pause", Kind::Pause, options(nostack, preserves_flags)) }
+}
+
+/// Reads an MSR that CPUID says exists.
+pub fn rdmsr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading changes nothing; an MSR that does not exist is #GP, which ends the guest with a dump.
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nostack, preserves_flags));
+    }
+    join(high, low)
+}
+
+/// Writes an MSR of the APIC or of kvmclock.
+pub fn wrmsr(msr: u32, value: u64) {
+    let (high, low) = halves(value);
+    // SAFETY: callers write the MSRs of the APIC, of kvmclock and of the nanosecond deadline. None of them changes how
+    // code runs; the addresses given to kvmclock are those of statics kept for it in `shared`.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") low, in("edx") high, options(nostack, preserves_flags));
+    }
+}
+
+/// CPUID leaf `leaf`, subleaf 0.
+pub fn cpuid(leaf: u32) -> Leaf {
+    let x86_64::CpuidResult { eax, ebx, ecx, edx } = x86_64::__cpuid_count(leaf, 0);
+    Leaf { eax, ebx, ecx, edx }
+}
+
+/// Waits until everything written before is visible to the system. CPUID, because it serialises on every x86-64 CPU,
+/// while MFENCE belongs to SSE2.
+pub fn serialize() {
+    cpuid(0);
+}
+
+/// The address of the last page fault.
+pub fn cr2() -> u64 {
+    let value;
+    // SAFETY: reading CR2 changes nothing.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Halts with interrupts open until one was handled, unless `done` says that there is nothing to wait for.
+///
+/// `done` runs with interrupts off, and "the effect of STI is delayed until after the next instruction" (Intel SDM vol.
+/// 2, "STI"): so no interrupt can come between the check and the HLT and be slept over.
+#[inline(always)]
+pub fn halt_unless(done: impl FnOnce() -> bool) -> bool {
+    // SAFETY: closes interrupts; they are opened again below.
+    unsafe { asm!("cli", options(nostack)) };
+    if done() {
+        return true;
+    }
+    // SAFETY: the handlers are installed and run on stacks of their own.
+    unsafe { asm!("sti", "hlt", options(nostack)) };
+    false
+}
+
+/// Raises an exception with no IDT to deliver it: a triple fault, which resets the machine.
+pub fn triple_fault() -> ! {
+    let empty = [0u16; 5];
+    // SAFETY: this is the end of the machine; the pointer is read once, by the first instruction.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const empty, options(noreturn)) }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the halves of a register pair")]
+fn halves(value: u64) -> (u32, u32) {
+    ((value >> 32) as u32, value as u32)
+}
+
+fn join(high: u32, low: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}

@@ -1,0 +1,35 @@
+//! What `vectors.s` calls.
+
+use crate::kernel;
+
+/// The registers at an exception, in the order that `vectors.s` and the CPU pushed them.
+#[repr(C)]
+pub struct Frame {
+    /// R15 down to R8, RDI, RSI, RBP, RBX, RDX, RCX, RAX.
+    pub registers: [u64; 15],
+    /// The exception's number.
+    pub vector: u64,
+    /// Its error code, or 0.
+    pub error: u64,
+    /// Where it happened.
+    pub rip: u64,
+    /// CS.
+    pub cs: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// RSP.
+    pub rsp: u64,
+    /// SS.
+    pub ss: u64,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn timer_entry() {
+    kernel::timer_interrupt();
+}
+
+/// `frame` is on the exception's own stack, complete.
+#[unsafe(no_mangle)]
+extern "C" fn exception_entry(frame: &Frame) -> ! {
+    kernel::exception(frame)
+}

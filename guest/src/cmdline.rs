@@ -1,0 +1,267 @@
+//! The command line: `key=value` words. Whatever it does not understand is an error, so that a test that misspells a
+//! key does not quietly test the default.
+
+use core::fmt;
+
+use crate::pvclock::Conversion;
+use crate::scenarios::{DEFAULT_MAX_DELTA_MS, Deltas, HZ_MAX, HZ_MIN, Scenario};
+
+/// Longest command line, in bytes without its NUL.
+pub const MAX_BYTES: usize = 2047;
+/// Most ticks that `count=` may ask for: at the highest rate, more than a day.
+pub const COUNT_MAX: u64 = 1_000_000_000;
+/// Longest `max_ms=`: an hour.
+pub const MAX_MS_MAX: u64 = 3_600_000;
+
+/// Keys that hypervisors append on their own: QEMU and Firecracker announce virtio devices, Firecracker says `pci=off`.
+const IGNORED: [&str; 2] = ["virtio_mmio.device", "pci"];
+
+/// Which scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScenarioName {
+    /// `hz` ticks a second, `count` of them.
+    Ticks,
+    /// `count` random waits.
+    Deltas,
+    /// `hz` ticks a second without end.
+    Idle,
+}
+
+impl ScenarioName {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ticks => "ticks",
+            Self::Deltas => "deltas",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// `clockevent=`; `None` = the best.
+    pub clockevent: Option<&'a str>,
+    /// `conversion=split|mult|exact`.
+    pub conversion: Conversion,
+    /// `recheck=off|on`.
+    pub recheck: bool,
+    /// `scenario=ticks|deltas|idle`.
+    pub scenario: ScenarioName,
+    /// `hz=`.
+    pub hz: u32,
+    /// `count=`.
+    pub count: u64,
+    /// `seed=`.
+    pub seed: u64,
+    /// `max_ms=`: the longest wait of `deltas`.
+    pub max_ms: u64,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            clockevent: None,
+            conversion: Conversion::Exact,
+            recheck: true,
+            scenario: ScenarioName::Ticks,
+            hz: 100,
+            count: 100,
+            seed: 0,
+            max_ms: DEFAULT_MAX_DELTA_MS,
+        }
+    }
+}
+
+/// What is wrong with a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CmdlineError<'a> {
+    /// More than [`MAX_BYTES`].
+    TooLong,
+    /// A byte outside ASCII.
+    NotAscii,
+    /// A word without `=`, or a key that does not exist.
+    UnknownKey(&'a str),
+    /// A value that the key does not take.
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: &'a str,
+        /// What it takes.
+        want: &'static str,
+    },
+}
+
+impl fmt::Display for CmdlineError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "command line is longer than {MAX_BYTES} bytes"),
+            Self::NotAscii => f.write_str("command line is not ASCII"),
+            Self::UnknownKey(word) => write!(
+                f,
+                "command line: {} is unknown; keys are clockevent conversion recheck scenario hz count seed max_ms",
+                word.escape_default()
+            ),
+            Self::BadValue { key, value, want } => {
+                write!(f, "command line: {key}={} is not {want}", value.escape_default())
+            }
+        }
+    }
+}
+
+impl core::error::Error for CmdlineError<'_> {}
+
+impl<'a> Options<'a> {
+    /// Parses the bytes before the NUL. A key given twice has its last value, as Linux does it.
+    ///
+    /// # Errors
+    /// [`CmdlineError`], for the first word that is wrong.
+    pub fn parse(line: &'a [u8]) -> Result<Self, CmdlineError<'a>> {
+        if line.len() > MAX_BYTES {
+            return Err(CmdlineError::TooLong);
+        }
+        let line = ascii(line).ok_or(CmdlineError::NotAscii)?;
+        let mut options = Self::default();
+        for word in line.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=').ok_or(CmdlineError::UnknownKey(word))?;
+            options.set(key, value)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &'a str, value: &'a str) -> Result<(), CmdlineError<'a>> {
+        let bad = |key, want| CmdlineError::BadValue { key, value, want };
+        match key {
+            "clockevent" => self.clockevent = Some(value),
+            "conversion" => {
+                self.conversion = match value {
+                    "split" => Conversion::Split,
+                    "mult" => Conversion::Mult,
+                    "exact" => Conversion::Exact,
+                    _ => return Err(bad("conversion", "split, mult or exact")),
+                }
+            }
+            "recheck" => {
+                self.recheck = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("recheck", "on or off")),
+                }
+            }
+            "scenario" => {
+                self.scenario = match value {
+                    "ticks" => ScenarioName::Ticks,
+                    "deltas" => ScenarioName::Deltas,
+                    "idle" => ScenarioName::Idle,
+                    _ => return Err(bad("scenario", "ticks, deltas or idle")),
+                }
+            }
+            "hz" => {
+                let hz = value.parse().ok().filter(|hz| (HZ_MIN..=HZ_MAX).contains(hz));
+                self.hz = hz.ok_or(bad("hz", "a number from 1 to 10000"))?;
+            }
+            "count" => {
+                let count = value.parse().ok().filter(|n| (1..=COUNT_MAX).contains(n));
+                self.count = count.ok_or(bad("count", "a number from 1 to 1000000000"))?;
+            }
+            "seed" => self.seed = value.parse().map_err(|_| bad("seed", "a number below 2^64"))?,
+            "max_ms" => {
+                let max = value.parse().ok().filter(|ms| *ms <= MAX_MS_MAX);
+                self.max_ms = max.ok_or(bad("max_ms", "a number up to 3600000"))?;
+            }
+            key if IGNORED.contains(&key) => {}
+            key => return Err(CmdlineError::UnknownKey(key)),
+        }
+        Ok(())
+    }
+
+    /// The scenario asked for, at its start.
+    #[must_use]
+    pub fn scenario(&self) -> Scenario {
+        match self.scenario {
+            ScenarioName::Ticks => Scenario::periodic(self.hz, Some(self.count)),
+            ScenarioName::Idle => Scenario::periodic(self.hz, None),
+            ScenarioName::Deltas => Scenario::Deltas { deltas: Deltas::new(self.seed, self.max_ms), left: self.count },
+        }
+    }
+}
+
+/// Bytes as text, if they are ASCII. Byte by byte, because `core`'s `is_ascii` is written with SSE2 intrinsics whatever
+/// the compiler is told, and the kernel runs with SSE off.
+fn ascii(line: &[u8]) -> Option<&str> {
+    if line.iter().all(u8::is_ascii) { str::from_utf8(line).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn nothing_means_the_defaults() {
+        assert_eq!(Options::parse(b"  "), Ok(Options::default()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let line = b"clockevent=lapic-oneshot conversion=mult recheck=off\tscenario=deltas hz=10000 count=1000000000 \
+                     seed=18446744073709551615 max_ms=0 pci=off virtio_mmio.device=4K@0xd0000000:5";
+        let want = Options {
+            clockevent: Some("lapic-oneshot"),
+            conversion: Conversion::Mult,
+            recheck: false,
+            scenario: ScenarioName::Deltas,
+            hz: 10_000,
+            count: COUNT_MAX,
+            seed: u64::MAX,
+            max_ms: 0,
+        };
+        assert_eq!(Options::parse(line), Ok(want));
+    }
+
+    #[test]
+    fn the_last_value_counts() {
+        assert_eq!(Options::parse(b"hz=1 hz=2").unwrap().hz, 2);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_that_names_it() {
+        for (line, want) in [
+            (&b"hz=0"[..], "command line: hz=0 is not a number from 1 to 10000"),
+            (b"hz=10001", "command line: hz=10001 is not a number from 1 to 10000"),
+            (b"hz=1x", "command line: hz=1x is not a number from 1 to 10000"),
+            (b"hz=-1", "command line: hz=-1 is not a number from 1 to 10000"),
+            (b"count=", "command line: count= is not a number from 1 to 1000000000"),
+            (b"conversion=round", "command line: conversion=round is not split, mult or exact"),
+            (b"recheck=1", "command line: recheck=1 is not on or off"),
+            (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas or idle"),
+            (b"seed=18446744073709551616", "command line: seed=18446744073709551616 is not a number below 2^64"),
+            (b"caf\xc3\xa9", "command line is not ASCII"),
+        ] {
+            assert_eq!(Options::parse(line).unwrap_err().to_string(), want);
+        }
+        assert_eq!(Options::parse(b"quiet"), Err(CmdlineError::UnknownKey("quiet")));
+        assert_eq!(Options::parse(b"hzz=3"), Err(CmdlineError::UnknownKey("hzz")));
+        assert_eq!(Options::parse(&[b' '; MAX_BYTES + 1]), Err(CmdlineError::TooLong));
+    }
+
+    #[test]
+    fn the_scenario_has_the_numbers() {
+        assert_eq!(Options::parse(b"count=7").unwrap().scenario().expected(), 7);
+        assert_eq!(Options::parse(b"count=7 scenario=deltas").unwrap().scenario().expected(), 7);
+        assert_eq!(Options::parse(b"count=7 scenario=idle").unwrap().scenario().expected(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Options::parse(&line).map_err(|e| e.to_string());
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What the guest tells the VMM: the tick ring's contents, and where they go.
+//!
+//! The layout is `guest_abi::report`. Storing it is the kernel's business, behind [`Sink`].
+
+use guest_abi::report::Record;
+
+/// Where results go.
+pub trait Sink {
+    /// Stores record number `record.seq` in its slot, then the count of records written.
+    fn push(&mut self, record: &Record);
+    /// Stores how often the clock stepped back, and the worst step in nanoseconds.
+    fn set_clock_steps_back(&mut self, count: u64, worst_ns: u64);
+    /// Stores how often PVCLOCK_GUEST_STOPPED was seen.
+    fn set_guest_stopped_seen(&mut self, count: u64);
+}
+
+/// Totals of a run, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Ticks handled.
+    pub ticks: u64,
+    /// Interrupts that came before their expiry.
+    pub early_wakes: u64,
+    /// Largest `fired_ns - expires_ns`, counting from the arming for a tick that was armed when already due.
+    pub worst_late_ns: u64,
+}
+
+impl Totals {
+    /// Adds one tick.
+    pub fn add(&mut self, record: &Record) {
+        self.ticks += 1;
+        self.early_wakes += u64::from(record.early_wakes);
+        // A tick whose expiry lay in the past when it was armed could not have fired then.
+        let due = record.expires_ns.max(record.armed_ns);
+        self.worst_late_ns = self.worst_late_ns.max(record.fired_ns.saturating_sub(due));
+    }
+}
