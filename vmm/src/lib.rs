@@ -8,5 +8,6 @@ pub mod guest_image;
 pub mod kvm;
 pub mod pvclock;
 pub mod run;
+pub mod session;
 pub mod snapshot;
 pub mod time;

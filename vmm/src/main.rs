@@ -1,12 +1,24 @@
 //! The command line.
 
-fn main() {
-    let t = std::time::Instant::now();
-    let host = vmm::kvm::Host::open().unwrap();
-    let s = host.supported_cpuid().unwrap();
-    println!("{:?}", t.elapsed());
-    let f = vmm::kvm::HostFacts::probe(&host, &s).unwrap();
-    println!("{f:?} {:?}", t.elapsed());
-    println!("{:?} {:?}", vmm::kvm::probe::tsc_scales(&host, &s, f.host_tsc_khz, f.host_tsc_khz * 2), t.elapsed());
-    println!("{:?} {:?}", vmm::kvm::probe::tsc_scales(&host, &s, f.host_tsc_khz, f.host_tsc_khz / 2), t.elapsed());
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format(|out, record| {
+            use std::io::Write;
+            writeln!(out, "vmm: {}: {}", record.level().as_str().to_lowercase(), record.args())
+        })
+        .init();
+    let args = cli::args::Cli::parse();
+    match cli::dispatch(args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vmm: {error:#}");
+            cli::exit::code_of(&error)
+        }
+    }
 }

@@ -16,7 +16,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::{GuestTsc, Khz, VmTime};
+use crate::{
+    run::source::TscSource,
+    time::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, VmTime},
+};
 
 /// One request to the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,30 +63,6 @@ pub struct Migrate {
     pub downtime: DowntimePolicy,
 }
 
-/// What becomes of a deadline that is armed when the VM is saved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeadlinePolicy {
-    /// Keep the raw TSC value, as every VMM does today.
-    Keep,
-    /// Convert it, so that it fires at the same VM time.
-    #[default]
-    Rescale,
-    /// Fire at once and let the guest arm it again.
-    Fire,
-}
-
-/// What VM time does between save and restore.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DowntimePolicy {
-    /// It stands still.
-    #[default]
-    Freeze,
-    /// It advances by wall time, never back.
-    CatchUp,
-}
-
 /// Whether the guest makes progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,18 +73,6 @@ pub enum RunState {
     Paused,
     /// The guest has ended; only status and quit are possible.
     Ended,
-}
-
-/// Where the guest's RDTSC gets its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TscSource {
-    /// The host's counter.
-    Host,
-    /// The host's counter, scaled by the CPU.
-    Scaled,
-    /// The VMM, at the guest's trap sites.
-    Trapped,
 }
 
 /// The answer to `GET /v1/status`. Numbers are 64-bit integers: readers that keep them as floating point lose the low

@@ -73,8 +73,9 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{DeadlinePolicy, DowntimePolicy, Migrate, Snapshot};
+    use crate::control::api::{Migrate, Snapshot};
     use crate::time::Khz;
+    use crate::time::{DeadlinePolicy, DowntimePolicy};
 
     fn refuse(method: &str, path: &str, body: &str) -> (u16, String) {
         let error = Command::parse(method, path, body.as_bytes()).unwrap_err();

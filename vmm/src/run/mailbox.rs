@@ -21,23 +21,41 @@ pub struct Mailbox<T> {
 struct Inner<T> {
     requests: VecDeque<T>,
     runner: Option<Kicker>,
+    closed: bool,
 }
 
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
-        Self { inner: Mutex::new(Inner { requests: VecDeque::new(), runner: None }), arrived: Condvar::new() }
+        Self {
+            inner: Mutex::new(Inner { requests: VecDeque::new(), runner: None, closed: false }),
+            arrived: Condvar::new(),
+        }
     }
 }
 
 impl<T> Mailbox<T> {
-    /// Posts a request and makes the machine look.
-    pub fn post(&self, request: T) {
+    /// Posts a request and makes the machine look; gives it back if nobody will look any more.
+    ///
+    /// # Errors
+    /// The request itself, after [`Self::close`].
+    pub fn post(&self, request: T) -> Result<(), T> {
         let mut inner = lock(&self.inner);
+        if inner.closed {
+            return Err(request);
+        }
         inner.requests.push_back(request);
         self.arrived.notify_all();
         if let Some(runner) = &inner.runner {
             runner.kick();
         }
+        Ok(())
+    }
+
+    /// Nobody looks any more: drops what waits and refuses what comes.
+    pub fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.closed = true;
+        inner.requests.clear();
     }
 
     /// The oldest request.

@@ -15,7 +15,7 @@ use super::{
     cpu::{Cpu, Local},
     machine::Outputs,
     platform::{Ram, lock},
-    source::{SourceChoice, TscSource},
+    source::{self, TscSource},
     trace::Event,
 };
 use crate::{
@@ -167,6 +167,19 @@ impl Machine {
         self.platform.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
 
+    /// Whether this machine could migrate to `khz` here; asked before [`Self::migrate`], which cannot go back.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_migration(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
+        let (source, time, present) = {
+            let clock = lock(&self.platform.clock);
+            (clock.source(), clock.mode(), clock.khz())
+        };
+        check_ratio(present, khz)?;
+        source::choose(env, &self.all_sites, source.choice_after(), time, khz, &self.image).map(drop)
+    }
+
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
     ///
     /// # Errors
@@ -177,11 +190,7 @@ impl Machine {
         let present = state.clock.moment.khz;
         let khz = policies.khz.unwrap_or(present);
         check_ratio(present, khz)?;
-        let choice = match state.machine.source {
-            // Already trapped: a frequency that happens to be the host's is no reason to change the source.
-            TscSource::Trapped => SourceChoice::Fixed(TscSource::Trapped),
-            TscSource::Host | TscSource::Scaled => SourceChoice::Auto,
-        };
+        let choice = state.machine.source.choice_after();
         self.platform.sites.unpatch(&self.platform.memory);
         let Self { cpus, platform, migrations, _vm: vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.

@@ -19,7 +19,7 @@ mod machine;
 pub mod mailbox;
 mod migrate;
 pub mod options;
-mod platform;
+pub mod platform;
 pub mod source;
 pub mod state;
 mod step;
@@ -27,7 +27,7 @@ pub mod trace;
 mod vcpu_loop;
 
 pub use error::{End, Outcome, RunError};
-pub use machine::Machine;
+pub use machine::{Machine, Outputs};
 pub use migrate::{Migration, Policies};
 pub use options::{BootOptions, HostEnvironment, TimeMode};
 pub use platform::Platform;

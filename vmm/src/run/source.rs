@@ -38,6 +38,16 @@ impl TscSource {
             Self::Trapped => "trapped",
         }
     }
+
+    /// What to choose for a machine that had this source before a migration within the process.
+    #[must_use]
+    pub const fn choice_after(self) -> SourceChoice {
+        match self {
+            // Already trapped: a frequency that happens to be the host's is no reason to change the source.
+            Self::Trapped => SourceChoice::Fixed(Self::Trapped),
+            Self::Host | Self::Scaled => SourceChoice::Auto,
+        }
+    }
 }
 
 /// Frequencies this close count as the same for hardware, in parts per million (QEMU, Firecracker and libvirt do so).

@@ -11,6 +11,7 @@
 
 pub mod container;
 pub mod directory;
+pub mod machine;
 pub mod memory;
 
 pub use container::{ContainerError, SectionInfo, StateReader, StateWriter};
@@ -29,4 +30,7 @@ pub enum SnapshotError {
     /// The directory or one of its files could not be made or opened.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// KVM did not tell the state.
+    #[error(transparent)]
+    Run(#[from] crate::run::RunError),
 }

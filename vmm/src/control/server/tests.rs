@@ -12,8 +12,9 @@ use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::control::api::{Migrate, RunState, Snapshot, Status, TscSource};
+use crate::control::api::{Migrate, RunState, Snapshot, Status};
 use crate::control::client::{ClientError, call};
+use crate::run::source::TscSource;
 use crate::time::{GuestTsc, Khz, VmTime};
 
 /// A VM that remembers what it was asked, and can only be paused once.

@@ -1,0 +1,292 @@
+//! The command line's grammar.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmm::{
+    run::{
+        TimeMode,
+        source::{SourceChoice, TscSource},
+    },
+    time::{self, Khz},
+};
+
+/// Shows what live migration does to a guest's clock and timers.
+///
+/// Without --guest it runs the demonstration: the embedded guest migrates to slower and faster TSCs with every kind of
+/// timer, and a table says what happened to every tick.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Go on with a saved VM, at another TSC frequency if wanted.
+    Restore(Restore),
+    /// Talk to a running VM over its control socket.
+    Ctl(Ctl),
+    /// Look at a saved VM.
+    Snapshot(Snapshot),
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Guest image: an ELF kernel with a PVH entry point.
+    #[arg(long, value_name = "FILE")]
+    pub guest: Option<PathBuf>,
+    /// The guest's command line.
+    #[arg(long, value_name = "STRING", requires = "guest", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE", requires = "guest")]
+    pub initrd: Option<PathBuf>,
+    /// Guest RAM, for example 64M or 1G.
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = size, requires = "guest")]
+    pub memory: u64,
+    /// How time passes for the guest; virtual needs a guest with trap sites. The demonstration's default is virtual, a
+    /// guest's is real.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub time: Option<Time>,
+    /// Whether the CPU offers x2APIC where the host can.
+    #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
+    pub x2apic: OnOff,
+    /// The guest's TSC frequency in kHz; the host's by default.
+    #[arg(long, value_name = "KHZ", value_parser = khz, requires = "guest")]
+    pub tsc_khz: Option<Khz>,
+    /// The demonstration's result as JSON on standard output.
+    #[arg(long, conflicts_with = "guest")]
+    pub json: bool,
+    #[command(flatten)]
+    pub session: Session,
+}
+
+/// What running a guest and restoring one have in common.
+#[derive(Debug, Args)]
+pub struct Session {
+    /// Where the guest's RDTSC gets its value.
+    #[arg(long, value_enum, value_name = "SOURCE", default_value = "auto")]
+    pub tsc: Tsc,
+    /// Control socket to create (mode 0600).
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// Do not start the vCPUs until `vmm ctl … resume`.
+    #[arg(long, requires = "api_sock")]
+    pub paused: bool,
+    /// Write what happens to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write what the ticks came to as JSON to this file at the end.
+    #[arg(long, value_name = "FILE")]
+    pub summary: Option<PathBuf>,
+    /// Migrate within the process every so much VM time, for example 500ms.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub migrate_every: Option<Duration>,
+    /// TSC frequencies in kHz for --migrate-every, in turn.
+    #[arg(long, value_name = "KHZ,…", value_delimiter = ',', value_parser = khz, requires = "migrate_every")]
+    pub tsc_khz_cycle: Vec<Khz>,
+    /// What becomes of a deadline in flight when the TSC frequency changes.
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "rescale")]
+    pub deadline: Deadline,
+    /// Whether VM time counts the time that the VM was saved or paused.
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "freeze")]
+    pub downtime: Downtime,
+    /// How long the VM counts as having been saved, for catch-up, instead of measuring it by wall time. In virtual time
+    /// nothing is measured, and the default is 0s.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub downtime_length: Option<Duration>,
+    /// Save the VM at this VM time into --save-to, and end.
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "save_to")]
+    pub save_at: Option<Duration>,
+    /// Directory for --save-at.
+    #[arg(long, value_name = "DIR", requires = "save_at")]
+    pub save_to: Option<PathBuf>,
+    /// How the guest's debug-exit code becomes the exit status: 0 or 1, or raw as QEMU's (code << 1) | 1.
+    #[arg(long, value_enum, value_name = "HOW", default_value = "map")]
+    pub debug_exit_status: DebugExitStatus,
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot's directory.
+    pub dir: PathBuf,
+    /// The guest's TSC frequency in kHz from now on; as saved by default.
+    #[arg(long, value_name = "KHZ", value_parser = khz)]
+    pub tsc_khz: Option<Khz>,
+    /// How time passes; as saved by default.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub time: Option<Time>,
+    #[command(flatten)]
+    pub session: Session,
+}
+
+#[derive(Debug, Args)]
+pub struct Ctl {
+    /// The VM's control socket.
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: PathBuf,
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// Tell how the VM is.
+    Status,
+    /// Stop the vCPUs.
+    Pause,
+    /// Let them run.
+    Resume,
+    /// Save the VM into a new directory.
+    Snapshot {
+        /// The directory.
+        dir: PathBuf,
+        /// Leave the VM paused.
+        #[arg(long)]
+        stay_paused: bool,
+    },
+    /// Save and restore within the VMM, at another TSC frequency.
+    Migrate {
+        /// The frequency in kHz.
+        #[arg(long, value_name = "KHZ", value_parser = khz)]
+        tsc_khz: Khz,
+        /// What becomes of a deadline in flight.
+        #[arg(long, value_enum, value_name = "POLICY", default_value = "rescale")]
+        deadline: Deadline,
+        /// Whether VM time counts the time that the VM was saved.
+        #[arg(long, value_enum, value_name = "POLICY", default_value = "freeze")]
+        downtime: Downtime,
+    },
+    /// End the VM and its VMM.
+    Quit,
+}
+
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    #[command(subcommand)]
+    pub command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Print what is in a snapshot.
+    Show {
+        /// The snapshot's directory.
+        dir: PathBuf,
+        /// All of it, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Time {
+    /// With the host's clock.
+    Real,
+    /// By a fixed cost per guest operation; a halted guest jumps to its next deadline. Repeatable.
+    Virtual,
+}
+
+impl From<Time> for TimeMode {
+    fn from(time: Time) -> Self {
+        match time {
+            Time::Real => Self::Real,
+            Time::Virtual => Self::Virtual,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Tsc {
+    /// The best that works here; says which and why.
+    Auto,
+    /// The host's TSC, unchanged.
+    Host,
+    /// The host's TSC, scaled by KVM, if a probe sees it work.
+    Scaled,
+    /// The VMM answers, at the guest's trap sites.
+    Trapped,
+}
+
+impl From<Tsc> for SourceChoice {
+    fn from(tsc: Tsc) -> Self {
+        match tsc {
+            Tsc::Auto => Self::Auto,
+            Tsc::Host => Self::Fixed(TscSource::Host),
+            Tsc::Scaled => Self::Fixed(TscSource::Scaled),
+            Tsc::Trapped => Self::Fixed(TscSource::Trapped),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Deadline {
+    /// The raw TSC value stays, as every VMM does it today.
+    Keep,
+    /// It fires at the same VM time.
+    Rescale,
+    /// It fires at once; the guest arms it again.
+    Fire,
+}
+
+impl From<Deadline> for time::DeadlinePolicy {
+    fn from(policy: Deadline) -> Self {
+        match policy {
+            Deadline::Keep => Self::Keep,
+            Deadline::Rescale => Self::Rescale,
+            Deadline::Fire => Self::Fire,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Downtime {
+    /// No: VM time stands still.
+    Freeze,
+    /// Yes: VM time advances by it, never back.
+    CatchUp,
+}
+
+impl From<Downtime> for time::DowntimePolicy {
+    fn from(policy: Downtime) -> Self {
+        match policy {
+            Downtime::Freeze => Self::Freeze,
+            Downtime::CatchUp => Self::CatchUp,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DebugExitStatus {
+    /// 0 for the guest's code 0, else 1.
+    Map,
+    /// (code << 1) | 1.
+    Raw,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size::Config::new().with_binary().parse_size(text).map_err(|error| error.to_string())
+}
+
+fn khz(text: &str) -> Result<Khz, String> {
+    let number: u64 = text.parse().map_err(|_| "not a whole number of kHz".to_owned())?;
+    Khz::new(number).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(length) if length.is_zero() => Err("must be more than zero".to_owned()),
+        Ok(length) => Ok(length),
+        Err(error) => Err(error.to_string()),
+    }
+}

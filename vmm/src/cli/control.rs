@@ -1,0 +1,32 @@
+//! `vmm ctl`.
+
+use std::{path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use vmm::control::{self, Command, api};
+
+use super::args::{Ctl, CtlCommand};
+
+pub fn ctl(args: &Ctl) -> Result<ExitCode> {
+    let command = match &args.command {
+        CtlCommand::Status => Command::Status,
+        CtlCommand::Pause => Command::Pause,
+        CtlCommand::Resume => Command::Resume,
+        CtlCommand::Snapshot { dir, stay_paused } => Command::Snapshot(api::Snapshot {
+            // The VMM may stand elsewhere.
+            dir: path::absolute(dir).with_context(|| format!("snapshot directory {}", dir.display()))?,
+            stay_paused: *stay_paused,
+        }),
+        CtlCommand::Migrate { tsc_khz, deadline, downtime } => Command::Migrate(api::Migrate {
+            tsc_khz: *tsc_khz,
+            deadline: (*deadline).into(),
+            downtime: (*downtime).into(),
+        }),
+        CtlCommand::Quit => Command::Quit,
+    };
+    let answer = control::call(&args.api_sock, &command)?;
+    if !answer.is_null() {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}

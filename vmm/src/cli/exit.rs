@@ -1,0 +1,64 @@
+//! Exit codes: 0 all good; 1 the guest failed or a check did; 2 usage; 3 the host cannot do it.
+
+use std::process::ExitCode;
+
+use vmm::{
+    control::ClientError,
+    devices::GuestExit,
+    run::{End, RunError},
+    session::SessionError,
+    snapshot::SnapshotError,
+};
+
+/// The user's input is wrong: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// A check failed: exit code 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(pub String);
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const HOST: u8 = 3;
+
+/// The exit code for an error.
+pub fn code_of(error: &anyhow::Error) -> ExitCode {
+    let run_error = error.chain().find_map(|cause| {
+        cause.downcast_ref::<RunError>().or_else(|| match cause.downcast_ref::<SessionError>() {
+            Some(SessionError::Run(error) | SessionError::Snapshot(SnapshotError::Run(error))) => Some(error),
+            _ => match cause.downcast_ref::<SnapshotError>() {
+                Some(SnapshotError::Run(error)) => Some(error),
+                _ => None,
+            },
+        })
+    });
+    let usage = error.is::<Usage>()
+        || matches!(error.downcast_ref(), Some(SessionError::Socket(_)))
+        || matches!(error.downcast_ref(), Some(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }))
+        || matches!(
+            error.downcast_ref::<SnapshotError>(),
+            Some(SnapshotError::Directory(_) | SnapshotError::Container(_) | SnapshotError::Memory(_))
+        )
+        || matches!(error.downcast_ref(), Some(SessionError::Snapshot(SnapshotError::Directory(_))));
+    match run_error {
+        Some(error) if error.is_host() => HOST.into(),
+        Some(error) if error.is_usage() => USAGE.into(),
+        None if usage => USAGE.into(),
+        _ => FAILED.into(),
+    }
+}
+
+/// The exit code for a guest's end. `raw` passes the debug-exit status through as QEMU does: `(code << 1) | 1`.
+pub fn code_of_end(end: &End, raw: bool) -> ExitCode {
+    match end {
+        End::Guest(GuestExit::Debug(code)) if raw => {
+            // A process's status has eight bits.
+            ExitCode::from(u8::try_from((code << 1 | 1) & 0xff).unwrap_or(FAILED))
+        }
+        End::Guest(GuestExit::Debug(0) | GuestExit::Reset) => ExitCode::SUCCESS,
+        _ => FAILED.into(),
+    }
+}

@@ -1,0 +1,155 @@
+//! Running a guest: from an image or from a snapshot.
+
+use std::{fs, io, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use vmm::{
+    boot::Image,
+    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Summary},
+    session::{self, Cycle, Finish, Report},
+    snapshot,
+    time::{Khz, VmTime},
+};
+
+use super::{
+    args::{DebugExitStatus, OnOff, Restore, Run, Session},
+    exit::{self, Failed, Usage},
+};
+
+/// Version of the summary file's layout.
+const SUMMARY_SCHEMA: &str = "vmm-summary/1";
+
+/// What `--summary` writes.
+#[derive(Debug, Serialize)]
+struct SummaryFile<'a> {
+    schema: &'static str,
+    /// "ended", "stopped" or "saved".
+    finish: &'static str,
+    /// Why the guest ended, if not in good order.
+    detail: Option<String>,
+    vm_ns: VmTime,
+    migrations: u64,
+    lost: u64,
+    ticks: &'a Summary,
+}
+
+/// `vmm --guest`.
+pub fn boot(args: &Run) -> Result<ExitCode> {
+    let path = args.guest.as_deref().context("no guest")?;
+    let image = Image::open(path).map_err(vmm::run::RunError::from)?;
+    let initrd = match &args.initrd {
+        Some(path) => Some(fs::read(path).map_err(|e| Usage(format!("initrd {}: {e}", path.display())))?),
+        None => None,
+    };
+    let env = HostEnvironment::open()?;
+    let options = BootOptions {
+        memory: args.memory,
+        cmdline: args.cmdline.clone().unwrap_or_default(),
+        initrd,
+        time: args.time.map_or(TimeMode::Real, TimeMode::from),
+        source: args.session.tsc.into(),
+        // Migrating in process to frequencies that the host does not have needs a source that can follow from the start.
+        khz: args.tsc_khz,
+        x2apic: args.x2apic == OnOff::On,
+    };
+    let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
+    let machine = Machine::boot(&env, &image, &options, outputs)?;
+    session(&env, machine, &args.session, None)
+}
+
+/// `vmm restore`.
+pub fn restore(args: &Restore) -> Result<ExitCode> {
+    let (state, memory) = snapshot::machine::load(&args.dir)?;
+    let env = HostEnvironment::open()?;
+    let time = args.time.map_or(state.machine.time, TimeMode::from);
+    let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
+    let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
+    let machine = Machine::from_state(&env, &state, memory, args.session.tsc.into(), time, khz, outputs)
+        .with_context(|| format!("snapshot {}", args.dir.display()))?;
+    session(&env, machine, &args.session, Some(khz))
+}
+
+fn session(env: &HostEnvironment, machine: Machine, args: &Session, khz: Option<Khz>) -> Result<ExitCode> {
+    let (source, why) = machine.source_and_why();
+    eprintln!("vmm: TSC source {}: {why}", source.as_str());
+    let policies = Policies {
+        khz,
+        deadline: args.deadline.into(),
+        downtime: args.downtime.into(),
+        downtime_length: args.downtime_length,
+    };
+    let options = session::Options {
+        api_sock: args.api_sock.clone(),
+        paused: args.paused,
+        policies,
+        save: args.save_at.map(vm_time).zip(args.save_to.clone()),
+        migrate: args.migrate_every.map(|every| Cycle { every, khz: args.tsc_khz_cycle.clone() }),
+        console: true,
+    };
+    session::block_signals().context("cannot block signals")?;
+    let report = session::run(env, machine, &options)?;
+    tell(&report);
+    if let Some(path) = &args.summary {
+        write_summary(&report, path)?;
+    }
+    match &report.finish {
+        Finish::Ended(end) => Ok(exit::code_of_end(end, args.debug_exit_status == DebugExitStatus::Raw)),
+        Finish::Stopped | Finish::Saved => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn vm_time(length: Duration) -> VmTime {
+    VmTime(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn tell(report: &Report) {
+    let Report { finish, summary, vm_ns, migrations } = report;
+    let (late, host) = (&summary.late_by_guest, &summary.late_by_host);
+    let micros = |ns: u64| humantime::format_duration(Duration::from_nanos(ns / 1000 * 1000)).to_string();
+    if summary.ticks > 0 {
+        eprintln!(
+            "vmm: {} ticks, {} lost, {} woken early; late p99 {} worst {} by the guest, p99 {} worst {} by the host; clock \
+             steps back {}; migrations {}; VM time {}",
+            summary.ticks,
+            summary.lost(matches!(finish, Finish::Ended(_))),
+            summary.early_wakes,
+            micros(late.p99_ns),
+            micros(late.worst_ns),
+            micros(host.p99_ns),
+            micros(host.worst_ns),
+            summary.clock_steps_back,
+            migrations,
+            micros(vm_ns.0),
+        );
+    }
+    match finish {
+        Finish::Ended(end) => {
+            if let Some(message) = end.message() {
+                eprintln!("vmm: {message}");
+            }
+        }
+        Finish::Stopped => eprintln!("vmm: stopped"),
+        Finish::Saved => eprintln!("vmm: saved"),
+    }
+}
+
+fn write_summary(report: &Report, path: &std::path::Path) -> Result<()> {
+    let (finish, detail, ended) = match &report.finish {
+        Finish::Ended(end) => ("ended", end.message(), true),
+        Finish::Stopped => ("stopped", None, false),
+        Finish::Saved => ("saved", None, false),
+    };
+    let file = SummaryFile {
+        schema: SUMMARY_SCHEMA,
+        finish,
+        detail,
+        vm_ns: report.vm_ns,
+        migrations: report.migrations,
+        lost: report.summary.lost(ended),
+        ticks: &report.summary,
+    };
+    let mut text = serde_json::to_string_pretty(&file)?;
+    text.push('\n');
+    fs::write(path, text).map_err(|e| Failed(format!("cannot write the summary {}: {e}", path.display())).into())
+}

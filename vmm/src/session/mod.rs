@@ -1,0 +1,172 @@
+//! A machine that people and programs can reach while it runs: console, control socket, signals.
+//!
+//! Two threads: one owns the machine and runs it ([`worker`]); the other, this one, waits for events and posts requests
+//! into the machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order,
+//! one at a time.
+
+mod console;
+mod signals;
+mod worker;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::{
+    control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
+    run::{End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
+    snapshot::SnapshotError,
+    time::{Khz, VmTime},
+};
+
+pub use signals::block as block_signals;
+pub use worker::Request;
+
+/// What is to happen while the machine runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The control socket.
+    pub api_sock: Option<PathBuf>,
+    /// Start paused, until a `resume` comes.
+    pub paused: bool,
+    /// How a pause, a resume or a migration treats deadlines and downtime; `khz` is for the first resume of a restored
+    /// machine.
+    pub policies: Policies,
+    /// Save at this VM time into this directory, and end.
+    pub save: Option<(VmTime, PathBuf)>,
+    /// Migrate in process every so much VM time.
+    pub migrate: Option<Cycle>,
+    /// Read standard input as the console's.
+    pub console: bool,
+}
+
+/// Repeated migration in process.
+#[derive(Clone, Debug)]
+pub struct Cycle {
+    /// VM time between two migrations.
+    pub every: Duration,
+    /// The frequencies, in turn; none = the present one again.
+    pub khz: Vec<Khz>,
+}
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The guest ended.
+    Ended(End),
+    /// Somebody stopped it: a signal or `quit`.
+    Stopped,
+    /// It was saved, as asked for.
+    Saved,
+}
+
+/// What a session leaves.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How it ended.
+    pub finish: Finish,
+    /// What the ticks came to.
+    pub summary: Summary,
+    /// VM time at the end.
+    pub vm_ns: VmTime,
+    /// Restores in this process.
+    pub migrations: u64,
+}
+
+/// What can go wrong with a session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The machine.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Saving it.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The event loop.
+    #[error("the event loop failed: {0}")]
+    Events(String),
+    /// The machine's thread is gone without a word.
+    #[error("the machine's thread ended unexpectedly")]
+    Lost,
+}
+
+fn events(error: impl std::fmt::Display) -> SessionError {
+    SessionError::Events(error.to_string())
+}
+
+type Inbox = Arc<Mailbox<Request>>;
+
+/// Posts commands from the control socket and waits for their answers.
+struct Post(Inbox);
+
+impl Handler for Post {
+    fn handle(&mut self, command: Command) -> Result<Reply, ApiError> {
+        let ended = || ApiError::WrongState("the VM has ended".to_owned());
+        let (sender, answer) = mpsc::channel();
+        self.0.post(Request::Command(command, sender)).map_err(|_| ended())?;
+        // The sender is dropped without an answer if the machine ends first.
+        answer.recv().map_err(|_| ended())?
+    }
+}
+
+/// Ends the event loop when the machine's thread is done.
+struct Done(EventFd);
+
+impl MutEventSubscriber for Done {
+    fn process(&mut self, _: Events, _: &mut EventOps) {}
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
+            log::error!("cannot wait for the machine: {error}");
+        }
+    }
+}
+
+/// Runs `machine` to its end. Call [`block_signals`] before any thread is started.
+///
+/// # Errors
+/// [`SessionError`].
+pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result<Report, SessionError> {
+    let inbox: Inbox = Arc::default();
+    let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
+    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(events)?;
+    if let Some(path) = &options.api_sock {
+        manager.add_subscriber(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
+    }
+    manager.add_subscriber(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
+    if options.console
+        && let Some(console) = console::Input::new(Arc::clone(&inbox))
+    {
+        manager.add_subscriber(Box::new(console));
+    }
+    manager.add_subscriber(Box::new(Done(done.try_clone().map_err(events)?)));
+
+    thread::scope(|scope| {
+        let inbox = &*inbox;
+        let finished = &done;
+        let worker = thread::Builder::new()
+            .name("vcpu0".to_owned())
+            .spawn_scoped(scope, move || {
+                let result = worker::work(env, machine, options, inbox);
+                inbox.close();
+                // It cannot fail: the counter is far from its limit.
+                let _ = finished.write(1);
+                result
+            })
+            .map_err(events)?;
+        // Reading resets the counter: it says done exactly once.
+        while done.read().is_err() {
+            manager.run().map_err(events)?;
+        }
+        worker.join().map_err(|_| SessionError::Lost)?
+    })
+}

@@ -1,0 +1,53 @@
+//! SIGINT and SIGTERM end the session cleanly.
+
+use std::io;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+
+use super::{Inbox, Request};
+
+fn set() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGTERM);
+    set
+}
+
+/// Blocks the signals in this thread and in those that it starts, so that only the event loop sees them.
+///
+/// # Errors
+/// What the kernel says.
+pub fn block() -> io::Result<()> {
+    Ok(set().thread_block()?)
+}
+
+pub(super) struct Stop {
+    signals: SignalFd,
+    inbox: Inbox,
+}
+
+impl Stop {
+    pub(super) fn new(inbox: Inbox) -> io::Result<Self> {
+        let signals = SignalFd::with_flags(&set(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { signals, inbox })
+    }
+}
+
+impl MutEventSubscriber for Stop {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        while let Ok(Some(_)) = self.signals.read_signal() {
+            // Refused only when the machine has ended anyway.
+            let _ = self.inbox.post(Request::Stop);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.signals, EventSet::IN)) {
+            log::error!("cannot wait for signals: {error}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The machine's own thread: runs it, and between runs does what was asked for.
+
+use std::sync::mpsc::Sender;
+
+use super::{Cycle, Finish, Options, Report, SessionError};
+use crate::{
+    control::{
+        ApiError, Command, Reply, Status,
+        api::{self, RunState},
+    },
+    run::{HostEnvironment, Machine, Outcome, Policies, RunError, judge, mailbox::Mailbox, platform::lock},
+    snapshot,
+    time::VmTime,
+};
+
+/// What other threads can ask for.
+pub enum Request {
+    /// A command from the control socket; the answer goes to the sender.
+    Command(Command, Sender<Result<Reply, ApiError>>),
+    /// Bytes typed at the console.
+    Type(Vec<u8>),
+    /// A signal to end.
+    Stop,
+}
+
+struct Worker<'a> {
+    env: &'a HostEnvironment,
+    /// None only after a migration failed half-way.
+    machine: Option<Machine>,
+    options: &'a Options,
+    next_migration: Option<VmTime>,
+    migrations: usize,
+}
+
+pub(super) fn work(
+    env: &HostEnvironment,
+    mut machine: Machine,
+    options: &Options,
+    inbox: &Mailbox<Request>,
+) -> Result<Report, SessionError> {
+    if !options.paused {
+        machine.resume(&options.policies)?;
+    }
+    let mut worker = Worker { env, machine: Some(machine), options, next_migration: None, migrations: 0 };
+    worker.next_migration = options.migrate.as_ref().map(|cycle| worker.after(cycle)).transpose()?;
+    let finish = worker.run(inbox)?;
+    let machine = worker.machine()?;
+    machine.pause();
+    let summary = judge::sum_up(machine.platform());
+    machine.platform().trace.finish()?;
+    let vm_ns = lock(&machine.platform().clock).moment().vm;
+    Ok(Report { finish, summary, vm_ns, migrations: machine.migrations() })
+}
+
+impl Worker<'_> {
+    fn machine(&mut self) -> Result<&mut Machine, SessionError> {
+        self.machine.as_mut().ok_or(SessionError::Lost)
+    }
+
+    /// VM time one period from now.
+    fn after(&mut self, cycle: &Cycle) -> Result<VmTime, SessionError> {
+        let now = lock(&self.machine()?.platform().clock).now(0).vm;
+        let period = u64::try_from(cycle.every.as_nanos()).unwrap_or(u64::MAX);
+        Ok(VmTime(now.0.saturating_add(period)))
+    }
+
+    fn run(&mut self, inbox: &Mailbox<Request>) -> Result<Finish, SessionError> {
+        loop {
+            while let Some(request) = inbox.take() {
+                if let Some(finish) = self.carry_out(request)? {
+                    return Ok(finish);
+                }
+            }
+            if self.machine()?.is_paused() {
+                if let Some(finish) = self.carry_out(inbox.wait_and_take())? {
+                    return Ok(finish);
+                }
+                continue;
+            }
+            let save_at = self.options.save.as_ref().map(|(at, _)| *at);
+            let stop = [save_at, self.next_migration].into_iter().flatten().min();
+            match self.machine()?.run(inbox, stop)? {
+                Outcome::Ended(end) => return Ok(Finish::Ended(end)),
+                Outcome::Requested => {}
+                Outcome::Reached if stop == save_at => {
+                    if let Some((_, dir)) = &self.options.save {
+                        let env = self.env;
+                        let machine = self.machine()?;
+                        machine.pause();
+                        snapshot::machine::save(machine, env, dir)?;
+                        return Ok(Finish::Saved);
+                    }
+                }
+                Outcome::Reached => self.next_in_cycle()?,
+            }
+        }
+    }
+
+    fn next_in_cycle(&mut self) -> Result<(), SessionError> {
+        let Some(cycle) = &self.options.migrate else { return Ok(()) };
+        let khz = match cycle.khz.len() {
+            0 => None,
+            length => cycle.khz.get(self.migrations % length).copied(),
+        };
+        self.migrations = self.migrations.wrapping_add(1);
+        self.migrate(&Policies { khz, ..self.options.policies })?;
+        self.next_migration = Some(self.after(cycle)?);
+        Ok(())
+    }
+
+    fn migrate(&mut self, policies: &Policies) -> Result<(), SessionError> {
+        let machine = self.machine.take().ok_or(SessionError::Lost)?;
+        let (machine, migration) = machine.migrate(self.env, policies)?;
+        log::debug!("migrated from {} to {}", migration.from_khz, migration.to_khz);
+        if migration.clamped {
+            log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
+        }
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
+        match request {
+            Request::Stop => Ok(Some(Finish::Stopped)),
+            Request::Type(bytes) => {
+                let taken = lock(&self.machine()?.platform().devices).type_in(&bytes);
+                if taken < bytes.len() {
+                    log::debug!("the serial port's buffer is full: {} typed bytes are lost", bytes.len() - taken);
+                }
+                Ok(None)
+            }
+            Request::Command(command, sender) => {
+                let quit = command == Command::Quit;
+                let answer = self.command(command)?;
+                // A client that went away needs no answer.
+                let _ = sender.send(answer);
+                Ok(quit.then_some(Finish::Stopped))
+            }
+        }
+    }
+
+    /// Refusals are the client's; only a lost machine is an error here.
+    fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
+        let policies = Policies { khz: None, ..self.options.policies };
+        let (env, first) = (self.env, self.options.policies);
+        let machine = self.machine()?;
+        Ok(match command {
+            Command::Status => Ok(Reply::Status(Box::new(status(machine)))),
+            Command::Pause => {
+                machine.pause();
+                Ok(Reply::Done)
+            }
+            Command::Resume => {
+                // A machine restored with --paused takes its new frequency now.
+                let policies = if machine.migrations() == 0 && self.migrations == 0 { first } else { policies };
+                let resumed = self.machine()?.resume(&policies);
+                resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
+            }
+            Command::Snapshot(api::Snapshot { dir, stay_paused }) => {
+                let ran = !machine.is_paused();
+                machine.pause();
+                let saved = snapshot::machine::save(machine, env, &dir);
+                if ran && !stay_paused {
+                    machine.resume(&policies)?;
+                }
+                saved.map(|()| Reply::Done).map_err(|error| ApiError::Internal(error.to_string()))
+            }
+            Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
+                match machine.check_migration(env, tsc_khz) {
+                    Err(error) => Err(refusal(&error)),
+                    Ok(()) => {
+                        self.migrate(&Policies {
+                            khz: Some(tsc_khz),
+                            deadline,
+                            downtime,
+                            downtime_length: policies.downtime_length,
+                        })?;
+                        Ok(Reply::Done)
+                    }
+                }
+            }
+            Command::Quit => Ok(Reply::Done),
+        })
+    }
+}
+
+fn refusal(error: &RunError) -> ApiError {
+    if error.is_usage() { ApiError::BadRequest(error.to_string()) } else { ApiError::Internal(error.to_string()) }
+}
+
+fn status(machine: &Machine) -> Status {
+    let summary = judge::sum_up(machine.platform());
+    let clock = lock(&machine.platform().clock);
+    let now = clock.now(0);
+    let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
+    Status {
+        state,
+        tsc_source: clock.source(),
+        tsc_khz: clock.khz(),
+        guest_tsc: now.tsc,
+        vm_time_ns: now.vm,
+        ticks: summary.next_seq,
+        migrations: machine.migrations(),
+        detail: None,
+    }
+}

@@ -1,0 +1,98 @@
+//! A whole machine to a directory, and back.
+
+use std::{io::Write, path::Path, sync::Arc};
+
+use serde::Serialize;
+use vm_memory::GuestMemoryMmap;
+
+use super::{
+    DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter, directory, memory,
+};
+use crate::run::{HostEnvironment, Machine, state::MachineState};
+
+/// Version of every section: they have one history so far.
+const VERSION: u32 = 1;
+
+/// Section names, in the order in which they are written.
+const MACHINE: &str = "machine";
+const CLOCK: &str = "clock";
+const CPUS: &str = "cpus";
+const DEVICES: &str = "devices";
+const SITES: &str = "trap-sites";
+const JUDGE: &str = "judge";
+const MEMORY: &str = "memory";
+
+/// Writes a paused machine to the new (or empty) directory `dir`: all of it or nothing.
+///
+/// # Errors
+/// [`SnapshotError`]; the machine is unharmed and `dir` is as it was.
+pub fn save(machine: &mut Machine, env: &HostEnvironment, dir: &Path) -> Result<(), SnapshotError> {
+    let state = machine.state(env)?;
+    directory::save(dir, |temporary| {
+        let path = temporary.join(MEMORY_FILE);
+        let file = directory::create_file(temporary, MEMORY_FILE)?;
+        // The file holds what the guest was loaded with, not our patches: it can be restored where nothing is patched.
+        let layout = machine.with_original_code(|ram| memory::write(&file, &path, ram))?;
+        let bytes = encode(&state, &layout)?;
+        let mut file = directory::create_file(temporary, STATE_FILE)?;
+        let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };
+        file.write_all(&bytes).map_err(io)?;
+        Ok(())
+    })
+}
+
+fn encode(state: &MachineState, layout: &MemoryLayout) -> Result<Vec<u8>, SnapshotError> {
+    let MachineState { machine, clock, cpus, devices, sites, judge } = state;
+    let mut writer = StateWriter::new();
+    writer.section(MACHINE, VERSION, machine)?;
+    writer.section(CLOCK, VERSION, clock)?;
+    writer.section(CPUS, VERSION, cpus)?;
+    writer.section(DEVICES, VERSION, devices)?;
+    writer.section(SITES, VERSION, sites)?;
+    writer.section(JUDGE, VERSION, judge)?;
+    writer.section(MEMORY, VERSION, layout)?;
+    Ok(writer.finish())
+}
+
+fn decode(mut reader: StateReader) -> Result<(MachineState, MemoryLayout), SnapshotError> {
+    let state = MachineState {
+        machine: reader.take(MACHINE, VERSION)?,
+        clock: reader.take(CLOCK, VERSION)?,
+        cpus: reader.take(CPUS, VERSION)?,
+        devices: reader.take(DEVICES, VERSION)?,
+        sites: reader.take(SITES, VERSION)?,
+        judge: reader.take(JUDGE, VERSION)?,
+    };
+    let layout = reader.take(MEMORY, VERSION)?;
+    reader.finish()?;
+    Ok((state, layout))
+}
+
+/// Reads and checks the snapshot in `dir`. RAM is mapped privately: the files are never written.
+///
+/// # Errors
+/// [`SnapshotError`] naming the file, the section and the reason.
+pub fn load(dir: &Path) -> Result<(MachineState, Arc<GuestMemoryMmap>), SnapshotError> {
+    let (state, layout) = decode(directory::read_state(dir)?)?;
+    let (file, path) = directory::open_memory(dir)?;
+    let ram = memory::map(file, &path, &layout)?;
+    Ok((state, Arc::new(ram)))
+}
+
+/// What `vmm snapshot show` tells.
+#[derive(Clone, Debug, Serialize)]
+pub struct Overview {
+    /// The directory.
+    pub dir: String,
+    /// Its sections, in the file's order.
+    pub sections: Vec<super::SectionInfo>,
+}
+
+/// Describes the snapshot in `dir` without looking at its RAM.
+///
+/// # Errors
+/// [`SnapshotError`].
+pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
+    let sections = directory::read_state(dir)?.sections()?;
+    Ok(Overview { dir: dir.display().to_string(), sections })
+}
