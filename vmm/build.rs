@@ -121,20 +121,10 @@ fn flags(workspace: &Path) -> Result<OsString, Box<dyn Error>> {
     ]
     .map(String::from)
     .to_vec();
-    flags.push(format!("-Clink-arg=-Wl,-T{}", utf8(&script)?));
-    // No path of this machine in the file. Later ones win, so the cargo home comes before a workspace inside it.
-    for (from, to) in [(cargo_home(), "/cargo"), (Some(workspace.to_path_buf()), "/vmm")] {
-        if let Some(from) = from {
-            flags.push(format!("--remap-path-prefix={}={to}", utf8(&from)?));
-        }
-    }
+    flags.push(format!("-Clink-arg=-T{}", utf8(&script)?));
+    // No path of this machine in the file. The guest has no dependency outside the workspace.
+    flags.push(format!("--remap-path-prefix={}=/vmm", utf8(workspace)?));
     Ok(flags.join(SEPARATOR).into())
-}
-
-fn cargo_home() -> Option<PathBuf> {
-    env::var_os("CARGO_HOME")
-        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo").into()))
-        .map(PathBuf::from)
 }
 
 fn utf8(path: &Path) -> Result<&str, String> {

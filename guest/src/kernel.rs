@@ -58,6 +58,11 @@ pub fn main(start_info: u32) -> ! {
     let Some(apic) = Apic::enable(platform.x2apic) else { refuse!("the local APIC has been moved") };
     let mut machine = Machine { apic };
 
+    // KVM ignores an address that it does not like; the clock would stand still and every wait be endless.
+    if machine.version() == 0 {
+        line!("guest: error: the host has not written the kvmclock page");
+        exit(exit::FAILED)
+    }
     let (khz, khz_from) = match platform.tsc_khz {
         Some(TscKhz::Hypervisor(khz)) => (khz, "hypervisor leaf"),
         Some(TscKhz::Crystal(khz)) => (khz, "crystal leaf"),

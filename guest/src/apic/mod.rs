@@ -26,8 +26,8 @@ const TDCR: u32 = 0x3e0;
 const OPTIONAL_LVTS: [(u32, u32); 3] = [(4, 0x340), (5, 0x330), (6, 0x2f0)];
 
 const SVR_ENABLE: u32 = 1 << 8;
-/// The vector of spurious interrupts, in `arch/vectors.s`.
-const SPURIOUS_VECTOR: u32 = 0xff;
+/// The vector of spurious interrupts; the low four bits are ones on old APICs.
+pub const SPURIOUS_VECTOR: u32 = 0xff;
 const LVT_MODE: u32 = 3 << 17;
 
 /// Which door.

@@ -3,8 +3,19 @@
 use core::arch::global_asm;
 use core::slice;
 
+use guest::clockevent::LVT_VECTOR;
+
+use crate::apic::SPURIOUS_VECTOR;
+
 global_asm!(include_str!("boot.s"), options(att_syntax));
-global_asm!(include_str!("vectors.s"), options(att_syntax));
+global_asm!(
+    ".set TIMER_VECTOR, {timer}",
+    ".set SPURIOUS_VECTOR, {spurious}",
+    include_str!("vectors.s"),
+    timer = const LVT_VECTOR,
+    spurious = const SPURIOUS_VECTOR,
+    options(att_syntax)
+);
 
 /// `hvm_start_info.magic` ("xEn3" with bit 7 of the E set).
 const START_MAGIC: u32 = 0x336e_c578;

@@ -1,8 +1,5 @@
 # The IDT and its entry points. The stubs stand at 0x100000, 16 bytes apart (link.ld checks the address), so that the
-# IDT's split addresses are constants.
-
-.set TIMER_VECTOR, 0x40
-.set SPURIOUS_VECTOR, 0xff
+# IDT's split addresses are constants. TIMER_VECTOR and SPURIOUS_VECTOR come from boot.rs.
 
 .section .text.vectors, "ax"
 .global exception_stubs
