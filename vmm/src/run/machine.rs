@@ -236,6 +236,8 @@ impl Machine {
         let Some(moment) = self.paused else {
             return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
         };
+        // Before the clock is locked: a traced tick asks it for the time.
+        lock(&self.platform.judge).read_ring(&self.platform);
         let clock = lock(&self.platform.clock);
         let mut cpus = Vec::new();
         for (Cpu { vcpu, local }, cpuid) in self.cpus.iter_mut().zip(&self.cpuid) {
@@ -257,8 +259,6 @@ impl Machine {
         }
         let mut clock_state = clock.state();
         clock_state.moment = moment;
-        let mut judge = lock(&self.platform.judge);
-        judge.read_ring(&self.platform);
         Ok(MachineState {
             machine: MachineSection { image: self.image.clone(), time: clock.mode(), source: clock.source() },
             clock: clock_state,
@@ -268,7 +268,7 @@ impl Machine {
                 wall: lock(&self.platform.wall).state(),
             },
             sites: self.all_sites.state(),
-            judge: judge.state(),
+            judge: lock(&self.platform.judge).state(),
         })
     }
 
