@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match cli::dispatch(args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vmm: {error:#}");
+            eprintln!("vmm: {}", cli::exit::one_line(&error));
             cli::exit::code_of(&error)
         }
     }

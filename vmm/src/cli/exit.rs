@@ -51,6 +51,17 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// The error and its causes in one line. Most errors tell their cause themselves: that is not said again.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.replace('\n', " ")
+}
+
 /// The exit code for a guest's end. `raw` passes the debug-exit status through as QEMU does: `(code << 1) | 1`.
 pub fn code_of_end(end: &End, raw: bool) -> ExitCode {
     match end {

@@ -222,7 +222,9 @@ impl Judge {
         tally.missing = tally.missing.saturating_add(record.seq.saturating_sub(expected));
         tally.next_seq = Some(record.seq.saturating_add(1));
         tally.early_wakes = tally.early_wakes.saturating_add(u64::from(record.early_wakes));
-        record_into(&mut self.late_by_guest, record.fired_ns.saturating_sub(record.expires_ns));
+        // A tick armed after its expiry could not have come sooner.
+        let due_ns = record.expires_ns.max(record.armed_ns);
+        record_into(&mut self.late_by_guest, record.fired_ns.saturating_sub(due_ns));
 
         let asked = record.expires_ns.saturating_sub(record.armed_ns);
         if record.armed_ns >= self.since.0 && asked != 0 {
@@ -240,7 +242,7 @@ impl Judge {
             }
         }
         if let Some(at) = host {
-            record_into(&mut self.late_by_host, at.0.saturating_sub(record.expires_ns));
+            record_into(&mut self.late_by_host, at.0.saturating_sub(due_ns));
             if at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.expires_ns {
                 tally.early_by_host = tally.early_by_host.saturating_add(1);
             }
