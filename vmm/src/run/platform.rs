@@ -72,7 +72,7 @@ impl GuestWrite for Ram<'_> {
         let address = GuestAddress(addr);
         match <[u8; 4]>::try_from(bytes) {
             // A version: one store that no reader sees half of.
-            Ok(word) if addr % 4 == 0 => {
+            Ok(word) if addr.is_multiple_of(4) => {
                 self.0.store(u32::from_le_bytes(word), address, std::sync::atomic::Ordering::Release).map_err(outside)
             }
             _ if !vm_memory::GuestMemoryBackend::check_range(self.0, address, bytes.len()) => {
