@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use vmm::{
     boot::Image,
-    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Summary},
+    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Summary, source::SourceChoice},
     session::{self, Cycle, Finish, Report},
     snapshot,
     time::{Khz, VmTime},
@@ -64,8 +64,13 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     let env = HostEnvironment::open()?;
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
+    let choice = match args.session.tsc.into() {
+        // A trapped TSC goes on from its value; the host's would jump.
+        SourceChoice::Auto => state.machine.source.choice_after(),
+        fixed @ SourceChoice::Fixed(_) => fixed,
+    };
     let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
-    let machine = Machine::from_state(&env, &state, memory, args.session.tsc.into(), time, khz, outputs)
+    let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs)
         .with_context(|| format!("snapshot {}", args.dir.display()))?;
     session(&env, machine, &args.session, Some(khz))
 }

@@ -103,7 +103,7 @@ pub fn choose(
         }
         (_, TimeMode::Virtual) => (TscSource::Trapped, "virtual time answers every RDTSC at its trap site".to_owned()),
         (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
-        (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for".to_owned()),
+        (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
             host_works(env, khz)?;
             (TscSource::Host, "asked for".to_owned())
