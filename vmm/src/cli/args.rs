@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
-        TimeMode,
+        EmulatedHost, TimeMode,
         source::{SourceChoice, TscSource},
     },
     time::{self, Khz},
@@ -105,6 +105,9 @@ pub struct Session {
     /// Directory for --save-at.
     #[arg(long, value_name = "DIR", requires = "save_at")]
     pub save_to: Option<PathBuf>,
+    /// Pretend to be a host with this peculiarity, to test the way out of it.
+    #[arg(long, value_enum, value_name = "PECULIARITY")]
+    pub emulate_host: Option<EmulateHost>,
     /// How the guest's debug-exit code becomes the exit status: 0 or 1, or raw as QEMU's (code << 1) | 1.
     #[arg(long, value_enum, value_name = "HOW", default_value = "map")]
     pub debug_exit_status: DebugExitStatus,
@@ -262,6 +265,29 @@ impl From<Downtime> for time::DowntimePolicy {
         match policy {
             Downtime::Freeze => Self::Freeze,
             Downtime::CatchUp => Self::CatchUp,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EmulateHost {
+    /// KVM swallows the write of the TSC deadline: trap sites are patched, or TSC-deadline is hidden.
+    SwallowDeadline,
+}
+
+impl EmulateHost {
+    /// As on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SwallowDeadline => "swallow-deadline",
+        }
+    }
+}
+
+impl From<EmulateHost> for EmulatedHost {
+    fn from(host: EmulateHost) -> Self {
+        match host {
+            EmulateHost::SwallowDeadline => Self::SwallowDeadline,
         }
     }
 }

@@ -42,14 +42,13 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
         Some(path) => Some(fs::read(path).map_err(|e| Usage(format!("initrd {}: {e}", path.display())))?),
         None => None,
     };
-    let env = HostEnvironment::open()?;
+    let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     let options = BootOptions {
         memory: args.memory,
         cmdline: args.cmdline.clone().unwrap_or_default(),
         initrd,
         time: args.time.map_or(TimeMode::Real, TimeMode::from),
         source: args.session.tsc.into(),
-        // Migrating in process to frequencies that the host does not have needs a source that can follow from the start.
         khz: args.tsc_khz,
         x2apic: args.x2apic == OnOff::On,
     };
@@ -61,7 +60,7 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let (state, memory) = snapshot::machine::load(&args.dir)?;
-    let env = HostEnvironment::open()?;
+    let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
     let choice = match args.session.tsc.into() {

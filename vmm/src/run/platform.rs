@@ -40,6 +40,8 @@ pub struct Platform {
     pub judge: Mutex<Judge>,
     /// The trace.
     pub trace: Trace,
+    /// WRMSR IA32_TSC_DEADLINE outside a trap site has no effect: see [`super::EmulatedHost`].
+    pub(super) swallow_deadline: bool,
     /// Unknown MSRs that were told of once.
     pub(super) told: Mutex<BTreeSet<u32>>,
 }

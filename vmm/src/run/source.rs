@@ -124,10 +124,18 @@ pub fn choose(
         _ if swallowed => sites.only(|kind| kind == Kind::DeadlineWrmsr),
         _ => Sites::default(),
     };
+    let tsc_deadline = !swallowed || patched.has(Kind::DeadlineWrmsr);
+    let deadline = match (swallowed, tsc_deadline) {
+        (false, _) => "",
+        (true, true) => "; it swallows the TSC deadline, so the guest's deadline sites are patched",
+        (true, false) => {
+            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden"
+        }
+    };
     Ok(Chosen {
         source,
-        why: format!("{why} (host {host_khz}, guest {khz})"),
-        tsc_deadline: !swallowed || patched.has(Kind::DeadlineWrmsr),
+        why: format!("{why} (host {host_khz}, guest {khz}){deadline}"),
+        tsc_deadline,
         mwait_in_guest: env.facts.deadline_write == DeadlineWrite::ExitsWithMwait,
         patched,
     })

@@ -15,7 +15,7 @@ use super::{
     trace::Event,
 };
 use crate::{
-    kvm::{Bus, Exit, kick::KickTimer},
+    kvm::{Exit, kick::KickTimer},
     time::{GuestTsc, HostTsc, Now},
 };
 
@@ -195,7 +195,7 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
             // WRMSR ignores the upper halves of its registers.
             let [index, low, high] =
                 [registers.rcx, registers.rax, registers.rdx].map(|r| u32::try_from(r & 0xffff_ffff).unwrap_or(0));
-            let written = access.msr_write(index, u64::from(high) << 32 | u64::from(low));
+            let written = access.msr_write_at_site(index, u64::from(high) << 32 | u64::from(low));
             if access.apic_base_changed {
                 cpu.vcpu.set_apic_base(access.local.apic.apic_base());
             }

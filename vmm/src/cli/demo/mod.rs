@@ -91,10 +91,10 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     for clockevent in CLOCKEVENTS {
         progress.say(clockevent);
         let dir = work.path().join("snapshot");
-        let before = boot_and_save(&guest, &dir, clockevent, time)?;
+        let before = boot_and_save(&guest, &dir, clockevent, time, args)?;
         progress.step();
         for (tsc, khz) in TARGETS {
-            let after = restore(&dir, khz, work.path())?;
+            let after = restore(&dir, khz, work.path(), args)?;
             rows.push(Row {
                 clockevent,
                 tsc,
@@ -120,7 +120,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     if ok { Ok(ExitCode::SUCCESS) } else { Err(Failed("the demonstration did not go as it should".to_owned()).into()) }
 }
 
-fn boot_and_save(guest: &Path, dir: &Path, clockevent: &str, time: TimeMode) -> Result<SummaryFile> {
+fn boot_and_save(guest: &Path, dir: &Path, clockevent: &str, time: TimeMode, args: &Run) -> Result<SummaryFile> {
     let cmdline = format!("clockevent={clockevent} hz={HZ} count={COUNT}");
     let khz = BASE_KHZ.to_string();
     let summary = dir.with_extension("json");
@@ -128,18 +128,21 @@ fn boot_and_save(guest: &Path, dir: &Path, clockevent: &str, time: TimeMode) -> 
     command.arg("--guest").arg(guest).args(["--cmdline", &cmdline, "--memory", "16M"]);
     command.args(["--time", time.as_str(), "--tsc", "trapped", "--tsc-khz", &khz]);
     command.args(["--save-at", SAVE_AT, "--save-to"]).arg(dir);
-    child(command, &summary)
+    child(command, &summary, args)
 }
 
-fn restore(dir: &Path, khz: u32, work: &Path) -> Result<SummaryFile> {
+fn restore(dir: &Path, khz: u32, work: &Path, args: &Run) -> Result<SummaryFile> {
     let summary = work.join("restored.json");
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.arg("restore").arg(dir).args(["--tsc", "trapped", "--tsc-khz", &khz.to_string()]);
-    child(command, &summary)
+    child(command, &summary, args)
 }
 
 /// Runs a `vmm` and reads its summary.
-fn child(mut command: Command, summary: &Path) -> Result<SummaryFile> {
+fn child(mut command: Command, summary: &Path, args: &Run) -> Result<SummaryFile> {
+    if let Some(host) = args.session.emulate_host {
+        command.args(["--emulate-host", host.as_str()]);
+    }
     command.arg("--summary").arg(summary).stdin(Stdio::null());
     let output = command.output().context("cannot start this program again")?;
     if !output.status.success() {
