@@ -10,7 +10,7 @@ mod snapshot;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgMatches, FromArgMatches, parser::ValueSource};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 
 use args::{Cli, Command};
 use exit::Usage;
@@ -31,13 +31,12 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         None => match cli.run.guest {
             Some(_) => run::boot(&cli.run),
             None => {
-                let given = |id: &&str| {
-                    !DEMONSTRATION.contains(id) && matches.value_source(id) == Some(ValueSource::CommandLine)
-                };
-                // Groups are among the ids, and have no value of their own.
-                let ids = matches.ids().map(clap::Id::as_str);
-                if let Some(id) = ids.filter(|id| matches.try_get_raw(id).is_ok()).find(given) {
-                    let flag = id.replace('_', "-");
+                let command = Cli::command();
+                let stray = command.get_arguments().find(|argument| {
+                    let id = argument.get_id().as_str();
+                    !DEMONSTRATION.contains(&id) && matches.value_source(id) == Some(ValueSource::CommandLine)
+                });
+                if let Some(flag) = stray.and_then(clap::Arg::get_long) {
                     return Err(Usage(format!("--{flag} is for running a guest: name one with --guest")).into());
                 }
                 demo::run(&cli.run)
