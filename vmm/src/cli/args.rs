@@ -32,6 +32,8 @@ pub enum Command {
     Ctl(Ctl),
     /// Look at a saved VM.
     Snapshot(Snapshot),
+    /// Find out what this host does, and what vmm will do about it.
+    Doctor(Doctor),
 }
 
 #[derive(Debug, Args)]
@@ -184,6 +186,16 @@ pub enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Pretend to be a host with this peculiarity.
+    #[arg(long, value_enum, value_name = "PECULIARITY")]
+    pub emulate_host: Option<EmulateHost>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -3,6 +3,7 @@
 pub mod args;
 mod control;
 mod demo;
+mod doctor;
 pub mod exit;
 mod run;
 mod snapshot;
@@ -28,6 +29,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Some(Command::Restore(args)) => run::restore(&args),
         Some(Command::Ctl(args)) => control::ctl(&args),
         Some(Command::Snapshot(args)) => snapshot::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
         None => match cli.run.guest {
             Some(_) => run::boot(&cli.run),
             None => {
