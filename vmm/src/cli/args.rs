@@ -50,6 +50,12 @@ pub struct Run {
     /// Guest RAM, for example 64M or 1G.
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = size, requires = "guest")]
     pub memory: u64,
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value = "1", requires = "guest")]
+    pub cpus: u32,
+    /// Virtual time with several vCPUs: what fixes the order of their turns.
+    #[arg(long, value_name = "N", default_value = "0", requires = "guest")]
+    pub seed: u64,
     /// How time passes for the guest; virtual needs a guest with trap sites. The demonstration's default is virtual, a
     /// guest's is real.
     #[arg(long, value_enum, value_name = "MODE")]

@@ -50,6 +50,8 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
         time: args.time.map_or(TimeMode::Real, TimeMode::from),
         source: args.session.tsc.into(),
         khz: args.tsc_khz,
+        cpus: args.cpus,
+        seed: args.seed,
         x2apic: args.x2apic == OnOff::On,
     };
     let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;

@@ -14,10 +14,7 @@ use crate::{
         Host,
         probe::{self, DeadlineWrite},
     },
-    run::{
-        EmulatedHost, HostEnvironment, RunError,
-        mailbox::{Interruptions, Mailbox},
-    },
+    run::{EmulatedHost, HostEnvironment, RunError, bell::Bell},
 };
 
 /// Version of the report's layout.
@@ -175,11 +172,11 @@ fn kvm_modules() -> Vec<String> {
 
 /// How late the wait of a halted vCPU ends, 40 times 1 ms, sorted, in nanoseconds.
 fn wake_lateness(env: &HostEnvironment) -> Vec<u64> {
-    let mailbox: Mailbox<()> = Mailbox::default();
+    let bell = Bell::default();
     let late = Mutex::new(Vec::new());
     for _ in 0..40 {
         let start = env.clock.tsc();
-        mailbox.sleep(Some(SLEEP));
+        bell.sleep(Some(SLEEP));
         let slept = env.clock.duration(start, env.clock.tsc());
         let over = u64::try_from(slept.saturating_sub(SLEEP).as_nanos()).unwrap_or(u64::MAX);
         crate::run::platform::lock(&late).push(over);

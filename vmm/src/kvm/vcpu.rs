@@ -5,6 +5,7 @@ use std::io;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_cpuid_entry2, kvm_device_attr, kvm_guest_debug, kvm_interrupt,
+    kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmm_sys_util::{
@@ -115,6 +116,8 @@ pub struct Vcpu {
     pub(super) incomplete: bool,
     /// KVM_SET_GUEST_DEBUG is in force.
     debugging: bool,
+    /// Registers as they were when KVM made the vCPU: those of a reset.
+    pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
 }
 
 impl Vcpu {
@@ -143,8 +146,10 @@ impl Vcpu {
         for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
             fd.set_sync_valid_reg(reg);
         }
+        let regs = fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
+        let sregs = fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
         // Nothing is in the shared page before the first entry: the first drain brings it.
-        Ok(Self { fd, incomplete: true, debugging: false })
+        Ok(Self { fd, incomplete: true, debugging: false, fresh: Box::new((regs, sregs)) })
     }
 
     /// Makes kicks of the calling thread reach this vCPU while the returned value lives.
@@ -280,6 +285,14 @@ impl Vcpu {
             return Err(Error::last("KVM_INTERRUPT"));
         }
         Ok(())
+    }
+
+    /// Queues an NMI.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn nmi(&mut self) -> Result<(), Error> {
+        self.fd.nmi().map_err(Error::call("KVM_NMI"))
     }
 
     /// Registers as of the last exit.

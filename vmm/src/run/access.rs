@@ -1,18 +1,19 @@
 //! Where a vCPU's accesses go: LAPIC, kvmclock, TSC, devices.
 
-use guest_abi::pvclock::{
-    FLAG_TSC_STABLE, MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD,
-};
+use std::sync::atomic::Ordering;
+
+use guest_abi::pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD};
 
 use super::{
     Platform,
     cpu::Local,
+    ipi,
     platform::{Ram, lock},
     source::TscSource,
     trace::Event,
 };
 use crate::{
-    apic::{DeliveryMode, Effects, Interrupt, LocalApic},
+    apic::{Effects, LocalApic},
     kvm::{Bus, GpFault},
     time::Now,
 };
@@ -55,13 +56,9 @@ impl<'a> Access<'a> {
 
     fn apply(&mut self, effects: Effects) {
         self.apic_base_changed |= effects.base_changed;
-        // Without an I/O APIC nobody waits for an EOI. With one CPU, a message goes here or nowhere; the other
-        // delivery modes come with the other CPUs.
-        if let Some(ipi) = effects.ipi
-            && ipi.mode == DeliveryMode::Fixed
-            && self.local.apic.addressed_by(ipi.destination, true)
-        {
-            self.local.apic.accept(Interrupt { vector: ipi.vector, level: false });
+        // Without an I/O APIC nobody waits for an EOI.
+        if let Some(ipi) = effects.ipi {
+            ipi::send(self.platform, self.local.index, ipi);
         }
     }
 
@@ -74,14 +71,28 @@ impl<'a> Access<'a> {
             return Err(GpFault);
         }
         self.local.tsc_adjust = adjust;
+        if self.platform.posts.len() > 1 {
+            // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between
+            // would have been told wrong.
+            self.platform.tsc_stable.store(false, Ordering::SeqCst);
+        }
         self.publish()
+    }
+
+    /// Publishes again if another CPU's TSC write made this page's flags untrue.
+    pub(super) fn refresh_page(&mut self) {
+        if self.local.pvclock.address().is_some() && self.local.published_flags != self.platform.page_flags() {
+            // A page that cannot be written has been told of when it was registered.
+            let _ = self.publish();
+        }
     }
 
     /// Publishes this CPU's page, if it has one.
     fn publish(&mut self) -> Result<(), GpFault> {
         let page = lock(&self.platform.clock).page(self.local.tsc_adjust);
-        // One base for all CPUs: with one CPU always true.
-        let published = self.local.pvclock.publish(&Ram(&self.platform.memory), &page, FLAG_TSC_STABLE, false);
+        let flags = self.platform.page_flags();
+        self.local.published_flags = flags;
+        let published = self.local.pvclock.publish(&Ram(&self.platform.memory), &page, flags, false);
         published.map(|_| ()).map_err(|fault| {
             log::warn!("the kvmclock page cannot be written: {fault}");
             GpFault

@@ -1,5 +1,7 @@
 //! One vCPU with what belongs to it alone.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{apic::LocalApic, kvm::Vcpu, pvclock::Registration, time::Now};
 
 use super::clock::Clock;
@@ -12,6 +14,17 @@ pub struct Cpu {
     pub local: Local,
 }
 
+/// Whether a vCPU executes instructions. KVM can hold no other than the first without an in-kernel LAPIC, so the second
+/// is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It does.
+    Running,
+    /// After reset or INIT an application processor waits for a start-up message.
+    WaitForSipi,
+}
+
 /// What the VMM holds for one vCPU.
 pub struct Local {
     /// Its number.
@@ -22,8 +35,12 @@ pub struct Local {
     pub pvclock: Registration,
     /// IA32_TSC_ADJUST: what this CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: u64,
+    /// Whether it executes instructions at all.
+    pub phase: Phase,
     /// It executed HLT and waits.
     pub halted: bool,
+    /// The flags its page was last published with.
+    pub(super) published_flags: u8,
     /// The last stepped instruction was an STI: interrupts wait for one more.
     pub(super) sti_shadow: bool,
 }

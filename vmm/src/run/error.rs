@@ -119,9 +119,12 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
-    /// More vCPUs than this version runs.
-    #[error("{0} vCPUs are not supported: this version runs one")]
+    /// A number of vCPUs that cannot be.
+    #[error("{0} vCPUs are not possible: use 1 to {max}", max = super::MAX_CPUS)]
     Cpus(u32),
+    /// A vCPU's thread.
+    #[error("a vCPU's thread failed: {0}")]
+    Thread(String),
     /// The frequency is out of the range for a migration.
     #[error("{wanted} is not within 0.1 to 10 times the guest's present {present}")]
     Ratio {

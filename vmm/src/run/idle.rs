@@ -1,43 +1,23 @@
-//! A halted vCPU: sleep until its next deadline (real time), or jump there (virtual time).
+//! When an idle vCPU goes on.
 
 use std::time::Duration;
 
-use super::{Platform, TimeMode, cpu::Cpu, mailbox::Interruptions, platform::lock};
+use super::{clock::Clock, cpu::Cpu};
 use crate::time::GuestTsc;
-
-/// How a halted vCPU goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wake {
-    /// Look again: something may be due, or somebody waits.
-    Look,
-    /// Virtual time: no timer is armed and nobody could come.
-    Never,
-}
 
 /// A guest may ask for wakes a nanosecond apart; the host's scheduler is asked for nothing shorter than this.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(1);
 
-/// Waits until the next deliverable deadline or `stop`, whichever is first, or until somebody waits.
-pub(super) fn wait(cpu: &Cpu, platform: &Platform, mailbox: &impl Interruptions, stop: Option<GuestTsc>) -> Wake {
-    let mut clock = lock(&platform.clock);
-    let due = cpu.local.apic.next_wake().and_then(|deadline| clock.due(deadline, cpu.local.tsc_adjust));
-    let target = [due, stop].into_iter().flatten().min();
-    match (clock.mode(), target) {
-        (TimeMode::Virtual, Some(target)) => clock.jump_to(target),
-        (TimeMode::Virtual, None) if !mailbox.can_come() => return Wake::Never,
-        (_, None) => {
-            drop(clock);
-            mailbox.sleep(None);
-        }
-        (TimeMode::Real, Some(target)) => {
-            // The wait runs on CLOCK_MONOTONIC, which NTP may slew: the caller reads the TSC again and comes back if it
-            // woke early.
-            let left = clock.until(target);
-            drop(clock);
-            if left != Some(Duration::ZERO) {
-                mailbox.sleep(left.map(|left| left.max(SHORTEST_SLEEP)));
-            }
-        }
-    }
-    Wake::Look
+/// The base TSC at which `cpu`'s own timer wakes it; none if it has no timer that could, or is `deaf`.
+pub(super) fn due(cpu: &Cpu, clock: &Clock, deaf: bool) -> Option<GuestTsc> {
+    let deadline = cpu.local.apic.next_wake().filter(|_| !deaf)?;
+    clock.due(deadline, cpu.local.tsc_adjust)
+}
+
+/// Real time: how long to sleep for `target`; none = until called.
+///
+/// The sleep runs on CLOCK_MONOTONIC, which NTP may slew: the caller reads the TSC again and comes back if it woke early.
+pub(super) fn sleep_for(clock: &Clock, target: Option<GuestTsc>) -> Option<Duration> {
+    let left = clock.until(target?)?;
+    Some(if left.is_zero() { left } else { left.max(SHORTEST_SLEEP) })
 }

@@ -3,22 +3,27 @@
 use std::{
     io::Write,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
+use oorandom::Rand32;
 use vm_memory::GuestMemoryMmap;
 
 use super::{
-    BootOptions, EmulatedHost, HostEnvironment, Outcome, Platform, RunError, TimeMode,
+    BootOptions, EmulatedHost, HostEnvironment, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
     clock::Clock,
-    cpu::{Cpu, Local},
+    cpu::{Cpu, Local, Phase},
     judge::Judge,
     mailbox::Interruptions,
-    platform::{Ram, lock},
+    platform::{Post, Ram, lock},
+    schedule,
     source::{self, Chosen, SourceChoice, TscSource},
     state::{CpuState, DevicesState, MachineSection, MachineState},
     trace::{Event, Trace},
-    vcpu_loop,
+    turn::Stop,
 };
 use crate::{
     apic::{self, LocalApic},
@@ -54,6 +59,8 @@ impl Outputs {
 /// A machine.
 pub struct Machine {
     pub(super) cpus: Vec<Cpu>,
+    /// Virtual time: who takes the next turn.
+    order: Rand32,
     pub(super) platform: Platform,
     /// The guest's trap sites; those in `platform` are the patched ones.
     pub(super) all_sites: Sites,
@@ -82,39 +89,59 @@ impl Machine {
         options: &BootOptions,
         outputs: Outputs,
     ) -> Result<Self, RunError> {
+        if !(1..=MAX_CPUS).contains(&options.cpus) {
+            return Err(RunError::Cpus(options.cpus));
+        }
         let host_khz = env.clock.khz();
         let wanted = options.khz.unwrap_or(host_khz);
-        let chosen = source::choose(env, image.sites(), options.source, options.time, wanted, image.name())?;
+        let chosen =
+            source::choose(env, image.sites(), options.source, options.time, wanted, options.cpus, image.name())?;
         // Without trapping or scaling the guest's frequency is the host's, whatever was stated within tolerance.
         let khz = if chosen.source == TscSource::Host { host_khz } else { wanted };
         let memory = Arc::new(boot::allocate(options.memory)?);
         let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
         chosen.patched.patch(&memory);
 
-        let config = apic::Config {
-            id: 0,
-            bsp: true,
+        let offer = Offer {
             x2apic: options.x2apic && env.facts.x2apic_exits,
             tsc_deadline: chosen.tsc_deadline,
             ns_deadline: true,
-        };
-        let offer = Offer {
-            x2apic: config.x2apic,
-            tsc_deadline: config.tsc_deadline,
-            ns_deadline: config.ns_deadline,
             tsc_adjust: chosen.source == TscSource::Trapped,
             tsc_khz: khz,
-            cpus: 1,
+            cpus: options.cpus,
         };
-        let leaves = cpuid::leaves(&env.supported, &offer, config.id);
         let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.mwait_in_guest)?;
-        let mut vcpu = Vcpu::new(&vm, 0, &leaves)?;
-        vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
-        let apic = LocalApic::new(config);
-        vcpu.drain()?;
-        vcpu.set_apic_base(apic.apic_base());
-        let local =
-            Local { index: 0, apic, pvclock: Registration::default(), tsc_adjust: 0, halted: false, sti_shadow: false };
+        let mut cpus = Vec::new();
+        let mut leaves = Vec::new();
+        for index in 0..options.cpus {
+            let config = apic::Config {
+                id: index,
+                bsp: index == 0,
+                x2apic: offer.x2apic,
+                tsc_deadline: offer.tsc_deadline,
+                ns_deadline: offer.ns_deadline,
+            };
+            let cpuid = cpuid::leaves(&env.supported, &offer, index);
+            let mut vcpu = Vcpu::new(&vm, index, &cpuid)?;
+            if index == 0 {
+                vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
+            }
+            let apic = LocalApic::new(config);
+            vcpu.drain()?;
+            vcpu.set_apic_base(apic.apic_base());
+            leaves.push(cpuid);
+            let local = Local {
+                index,
+                apic,
+                pvclock: Registration::default(),
+                tsc_adjust: 0,
+                phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
+                halted: false,
+                published_flags: 0,
+                sti_shadow: false,
+            };
+            cpus.push(Cpu { vcpu, local });
+        }
         let clock = Clock::new(chosen.source, options.time, env.clock, khz);
         let paused = Some(clock.moment());
         let platform = Platform {
@@ -125,15 +152,19 @@ impl Machine {
             sites: chosen.patched,
             judge: Mutex::new(Judge::new(image.ring())),
             trace: outputs.trace,
+            posts: posts(cpus.len()),
+            stopping: AtomicBool::new(false),
+            tsc_stable: AtomicBool::new(true),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             told: Mutex::default(),
         };
         Ok(Self {
-            cpus: vec![Cpu { vcpu, local }],
+            order: Rand32::new(options.seed),
+            cpus,
             platform,
             all_sites: image.sites().clone(),
             image: image.name().to_owned(),
-            cpuid: vec![leaves],
+            cpuid: leaves,
             why: chosen.why,
             paused,
             has_run: false,
@@ -157,27 +188,41 @@ impl Machine {
         khz: Khz,
         outputs: Outputs,
     ) -> Result<Self, RunError> {
-        let MachineState { machine, clock: saved_clock, cpus, devices, sites, judge } = state;
-        let MachineSection { image, time: _, source: _ } = machine;
-        let [cpu] = cpus.as_slice() else {
-            return Err(RunError::Cpus(u32::try_from(cpus.len()).unwrap_or(u32::MAX)));
-        };
+        let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, judge } = state;
+        let MachineSection { image, time: _, source: _, order, tsc_stable } = machine;
+        let count = u32::try_from(saved_cpus.len()).unwrap_or(u32::MAX);
+        if !(1..=MAX_CPUS).contains(&count) {
+            return Err(RunError::Cpus(count));
+        }
         let all_sites = Sites::from_state(sites)?;
         all_sites.check(&memory)?;
-        let chosen = source::choose(env, &all_sites, choice, time, khz, image)?;
-        check_features(env, cpu, &chosen)?;
+        let chosen = source::choose(env, &all_sites, choice, time, khz, count, image)?;
+        for cpu in saved_cpus {
+            check_features(env, cpu, &chosen)?;
+        }
         chosen.patched.patch(&memory);
 
         // The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although
         // here only the first three are KVM's: TSC, deadline and page follow in `resume`, together.
-        let CpuState { cpuid, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, halted } = cpu;
         let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.mwait_in_guest)?;
-        let mut vcpu = Vcpu::new(&vm, 0, cpuid)?;
-        vcpu.set_state(kvm)?;
-        let apic = LocalApic::from_state(saved_apic, *apic_config).map_err(|e| RunError::BadState(e.to_string()))?;
-        let pvclock =
-            Registration::from_state(*pvclock, &Ram(&memory)).map_err(|e| RunError::BadState(e.to_string()))?;
-        let local = Local { index: 0, apic, pvclock, tsc_adjust: *tsc_adjust, halted: *halted, sti_shadow: false };
+        let mut cpus = Vec::new();
+        for (index, cpu) in (0u32..).zip(saved_cpus) {
+            let CpuState { cpuid, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
+            let mut vcpu = Vcpu::new(&vm, index, cpuid)?;
+            vcpu.set_state(kvm)?;
+            let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
+            let local = Local {
+                index,
+                apic: LocalApic::from_state(saved_apic, *apic_config).map_err(|e| bad(e.to_string()))?,
+                pvclock: Registration::from_state(*pvclock, &Ram(&memory)).map_err(|e| bad(e.to_string()))?,
+                tsc_adjust: *tsc_adjust,
+                phase: *phase,
+                halted: *halted,
+                published_flags: 0,
+                sti_shadow: false,
+            };
+            cpus.push(Cpu { vcpu, local });
+        }
         let clock = Clock::from_state(chosen.source, time, env.clock, saved_clock);
         let since = saved_clock.moment.vm;
         let devices_now = Devices::from_state(&devices.serial, outputs.console)
@@ -190,15 +235,19 @@ impl Machine {
             sites: chosen.patched,
             judge: Mutex::new(Judge::from_state(judge, since)),
             trace: outputs.trace,
+            posts: posts(cpus.len()),
+            stopping: AtomicBool::new(false),
+            tsc_stable: AtomicBool::new(*tsc_stable),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             told: Mutex::default(),
         };
         Ok(Self {
-            cpus: vec![Cpu { vcpu, local }],
+            order: Rand32::from_state(*order),
+            cpus,
             platform,
             all_sites,
             image: image.clone(),
-            cpuid: vec![cpuid.clone()],
+            cpuid: saved_cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
             why: chosen.why,
             paused: Some(saved_clock.moment),
             has_run: true,
@@ -220,14 +269,23 @@ impl Machine {
             Some(at) => lock(&self.platform.clock).least_tsc(at),
             None => None,
         };
-        let [cpu] = self.cpus.as_mut_slice() else { return Err(RunError::Cpus(0)) };
-        let outcome = vcpu_loop::run(cpu, &self.platform, mailbox, stop)?;
-        if let Outcome::Ended(end) = &outcome {
-            let now = cpu.local.now(&lock(&self.platform.clock));
-            let reason = end.message().unwrap_or_else(|| "done".to_owned());
-            self.platform.event(0, now, &Event::End { reason: &reason });
+        let mode = lock(&self.platform.clock).mode();
+        mailbox.ring_at(self.platform.posts.first().map(|post| Arc::clone(&post.bell)));
+        let stopped = match mode {
+            TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, stop),
+            TimeMode::Virtual => schedule::virtually(&mut self.cpus, &self.platform, mailbox, stop, &mut self.order),
+        };
+        mailbox.ring_at(None);
+        match stopped? {
+            Stop::Reached => Ok(Outcome::Reached),
+            Stop::Asked => Ok(Outcome::Requested),
+            Stop::Ended(end) => {
+                let now = lock(&self.platform.clock).now(0);
+                let reason = end.message().unwrap_or_else(|| "done".to_owned());
+                self.platform.event(0, now, &Event::End { reason: &reason });
+                Ok(Outcome::Ended(end))
+            }
         }
-        Ok(outcome)
     }
 
     /// Everything but RAM, of a paused machine.
@@ -245,7 +303,8 @@ impl Machine {
         for (Cpu { vcpu, local }, cpuid) in self.cpus.iter_mut().zip(&self.cpuid) {
             vcpu.drain()?;
             // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
-            let Local { index: _, apic, pvclock, tsc_adjust, halted, sti_shadow: _ } = local;
+            // Flags and messages are made again: a message is delivered before its receiver is saved.
+            let Local { index: _, apic, pvclock, tsc_adjust, phase, halted, published_flags: _, sti_shadow: _ } = local;
             let mut kvm = vcpu.state(&env.msrs)?;
             // KVM's copy of CR8 is only as fresh as the last entry.
             kvm.system.cr8 = u64::from(apic.cr8());
@@ -256,13 +315,20 @@ impl Machine {
                 apic: apic.state(clock.now(*tsc_adjust)),
                 pvclock: pvclock.state(),
                 tsc_adjust: *tsc_adjust,
+                phase: *phase,
                 halted: *halted,
             });
         }
         let mut clock_state = clock.state();
         clock_state.moment = moment;
         Ok(MachineState {
-            machine: MachineSection { image: self.image.clone(), time: clock.mode(), source: clock.source() },
+            machine: MachineSection {
+                image: self.image.clone(),
+                time: clock.mode(),
+                source: clock.source(),
+                order: self.order.state(),
+                tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
+            },
             clock: clock_state,
             cpus,
             devices: DevicesState {
@@ -311,6 +377,10 @@ impl Machine {
     pub fn migrations(&self) -> u64 {
         self.migrations
     }
+}
+
+fn posts(count: usize) -> Vec<Post> {
+    (0..count).map(|_| Post::default()).collect()
 }
 
 /// Every feature that the guest saw must be here, whether KVM or we provide it.

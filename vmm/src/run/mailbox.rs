@@ -1,16 +1,14 @@
 //! How other threads reach a running machine.
 //!
-//! A request is posted, the machine's thread is kicked out of KVM_RUN or woken from its idle wait, [`super::Machine::run`]
-//! comes back with [`super::Outcome::Requested`], and whoever runs the machine takes the request out.
+//! A request is posted, CPU 0's bell rings, [`super::Machine::run`] comes back with [`super::Outcome::Requested`], and
+//! whoever runs the machine takes the request out.
 
 use std::{
     collections::VecDeque,
-    sync::{Condvar, Mutex},
-    time::Duration,
+    sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
-use super::platform::lock;
-use crate::kvm::kick::Kicker;
+use super::{bell::Bell, platform::lock};
 
 /// Requests of type `T`, in order.
 pub struct Mailbox<T> {
@@ -20,16 +18,14 @@ pub struct Mailbox<T> {
 
 struct Inner<T> {
     requests: VecDeque<T>,
-    runner: Option<Kicker>,
+    bell: Option<Arc<Bell>>,
     closed: bool,
 }
 
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
-        Self {
-            inner: Mutex::new(Inner { requests: VecDeque::new(), runner: None, closed: false }),
-            arrived: Condvar::new(),
-        }
+        let inner = Inner { requests: VecDeque::new(), bell: None, closed: false };
+        Self { inner: Mutex::new(inner), arrived: Condvar::new() }
     }
 }
 
@@ -45,8 +41,8 @@ impl<T> Mailbox<T> {
         }
         inner.requests.push_back(request);
         self.arrived.notify_all();
-        if let Some(runner) = &inner.runner {
-            runner.kick();
+        if let Some(bell) = &inner.bell {
+            bell.ring();
         }
         Ok(())
     }
@@ -70,46 +66,28 @@ impl<T> Mailbox<T> {
             if let Some(request) = inner.requests.pop_front() {
                 return request;
             }
-            inner = self.arrived.wait(inner).unwrap_or_else(std::sync::PoisonError::into_inner);
+            inner = self.arrived.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-/// What the run loop needs of a mailbox.
-pub trait Interruptions {
-    /// Kicks go to the calling thread from now on.
-    fn attach(&self);
-    /// Kicks go nowhere.
-    fn detach(&self);
+/// What running a machine needs of a mailbox.
+pub trait Interruptions: Sync {
+    /// What to ring when a request comes; none = nothing.
+    fn ring_at(&self, bell: Option<Arc<Bell>>);
     /// Whether somebody waits.
     fn waiting(&self) -> bool;
-    /// Sleeps until somebody waits or `limit` is over; no limit = until somebody waits. May wake early.
-    fn sleep(&self, limit: Option<Duration>);
     /// Whether anybody could ever post.
     fn can_come(&self) -> bool;
 }
 
-impl<T> Interruptions for Mailbox<T> {
-    fn attach(&self) {
-        lock(&self.inner).runner = Some(Kicker::for_this_thread());
-    }
-
-    fn detach(&self) {
-        lock(&self.inner).runner = None;
+impl<T: Send> Interruptions for Mailbox<T> {
+    fn ring_at(&self, bell: Option<Arc<Bell>>) {
+        lock(&self.inner).bell = bell;
     }
 
     fn waiting(&self) -> bool {
         !lock(&self.inner).requests.is_empty()
-    }
-
-    fn sleep(&self, limit: Option<Duration>) {
-        let inner = lock(&self.inner);
-        if inner.requests.is_empty() {
-            match limit {
-                Some(limit) => drop(self.arrived.wait_timeout(inner, limit)),
-                None => drop(self.arrived.wait(inner)),
-            }
-        }
     }
 
     fn can_come(&self) -> bool {
@@ -121,18 +99,10 @@ impl<T> Interruptions for Mailbox<T> {
 pub struct Undisturbed;
 
 impl Interruptions for Undisturbed {
-    fn attach(&self) {}
-
-    fn detach(&self) {}
+    fn ring_at(&self, _: Option<Arc<Bell>>) {}
 
     fn waiting(&self) -> bool {
         false
-    }
-
-    fn sleep(&self, limit: Option<Duration>) {
-        if let Some(limit) = limit {
-            std::thread::sleep(limit);
-        }
     }
 
     fn can_come(&self) -> bool {

@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-use guest_abi::pvclock::FLAG_TSC_STABLE;
 use serde::Serialize;
 
 use super::{
     HostEnvironment, Machine, RunError,
     cpu::{Cpu, Local},
+    ipi,
     machine::Outputs,
     platform::{Ram, lock},
     source::{self, TscSource},
@@ -56,9 +56,16 @@ const MAX_RATIO: u64 = 10;
 
 impl Machine {
     /// Stops TSC and VM time. A machine that stands still stays as it is.
-    pub fn pause(&mut self) {
+    ///
+    /// # Errors
+    /// If a message on its way cannot be delivered.
+    pub fn pause(&mut self) -> Result<(), RunError> {
         if self.paused.is_some() {
-            return;
+            return Ok(());
+        }
+        // What was sent has arrived: messages are in no snapshot.
+        for cpu in &mut self.cpus {
+            ipi::receive(cpu, &self.platform)?;
         }
         let mut clock = lock(&self.platform.clock);
         clock.stop();
@@ -78,6 +85,7 @@ impl Machine {
             };
             self.platform.event(local.index, Now { tsc: moment.tsc, vm: moment.vm }, &event);
         }
+        Ok(())
     }
 
     /// Starts a paused machine again.
@@ -146,9 +154,11 @@ impl Machine {
             let clock = lock(&self.platform.clock);
             (clock.page(local.tsc_adjust), clock.khz())
         };
+        let flags = self.platform.page_flags();
+        local.published_flags = flags;
         local
             .pvclock
-            .publish(&Ram(&self.platform.memory), &page, FLAG_TSC_STABLE, true)
+            .publish(&Ram(&self.platform.memory), &page, flags, true)
             .map_err(|fault| RunError::BadState(fault.to_string()))?;
         let event = Event::Restore {
             tsc_khz: khz,
@@ -180,7 +190,8 @@ impl Machine {
             (clock.source(), clock.mode(), clock.khz())
         };
         check_ratio(present, khz)?;
-        source::choose(env, &self.all_sites, source.choice_after(), time, khz, &self.image).map(drop)
+        let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
+        source::choose(env, &self.all_sites, source.choice_after(), time, khz, cpus, &self.image).map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
@@ -188,7 +199,7 @@ impl Machine {
     /// # Errors
     /// [`RunError`]; the machine is lost then, as it would be when a restore fails after the source was stopped.
     pub fn migrate(mut self, env: &HostEnvironment, policies: &Policies) -> Result<(Self, Migration), RunError> {
-        self.pause();
+        self.pause()?;
         let state = self.state(env)?;
         let present = state.clock.moment.khz;
         let khz = policies.khz.unwrap_or(present);

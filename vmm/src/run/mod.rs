@@ -1,8 +1,8 @@
 //! A machine that runs: vCPUs, their LAPICs, the clock, devices, and the loop that ties them together.
 //!
 //! What it is: everything between "an image is loaded" and "the guest asked to end", in real and in virtual time, and
-//! the state that survives a migration. [`Machine`] is the whole; [`cpu`] one vCPU; [`vcpu_loop`] the loop, with
-//! [`idle`] and [`step`] as its two ways to wait for the guest.
+//! the state that survives a migration. [`Machine`] is the whole; [`cpu`] one vCPU; `turn` what one vCPU does
+//! between two looks at the world, and `schedule` whose turn it is.
 //!
 //! What it is not: it writes no file except a trace, opens no socket and parses no argument.
 //!
@@ -10,21 +10,27 @@
 //! guest sees a torn migration. [`clock::Clock`] is that object.
 
 mod access;
+pub mod bell;
 pub mod clock;
 pub mod cpu;
 mod error;
 mod idle;
+mod ipi;
 pub mod judge;
 mod machine;
 pub mod mailbox;
 mod migrate;
 pub mod options;
 pub mod platform;
+mod schedule;
 pub mod source;
 pub mod state;
 mod step;
 pub mod trace;
-mod vcpu_loop;
+mod turn;
+
+/// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
+pub const MAX_CPUS: u32 = 16;
 
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs};

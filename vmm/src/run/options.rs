@@ -45,6 +45,10 @@ pub struct BootOptions {
     pub source: SourceChoice,
     /// The guest's TSC frequency; the host's if none.
     pub khz: Option<Khz>,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Virtual time: what fixes the order in which vCPUs take turns.
+    pub seed: u64,
     /// False hides x2APIC even where it works.
     pub x2apic: bool,
 }

@@ -1,14 +1,20 @@
 //! What the vCPUs of one machine share.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
+use guest_abi::pvclock::FLAG_TSC_STABLE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{
+    bell::Bell,
     clock::Clock,
+    ipi::Message,
     judge::Judge,
     trace::{Event, Trace},
 };
@@ -22,6 +28,15 @@ use crate::{
 /// Locks, also after another thread panicked while it held the lock: the data is then as consistent as before.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where one vCPU is reached.
+#[derive(Default)]
+pub struct Post {
+    /// Calls it.
+    pub bell: Arc<Bell>,
+    /// Messages from other LAPICs.
+    pub(super) inbox: Mutex<VecDeque<Message>>,
 }
 
 /// Clock, devices, RAM, trap sites, judge and trace.
@@ -40,6 +55,12 @@ pub struct Platform {
     pub judge: Mutex<Judge>,
     /// The trace.
     pub trace: Trace,
+    /// Where each vCPU is reached.
+    pub posts: Vec<Post>,
+    /// Every vCPU is to come back at its next boundary.
+    pub(super) stopping: AtomicBool,
+    /// All vCPUs' TSCs are equal, so that their pages share one base.
+    pub(super) tsc_stable: AtomicBool,
     /// WRMSR IA32_TSC_DEADLINE outside a trap site has no effect: see [`super::EmulatedHost`].
     pub(super) swallow_deadline: bool,
     /// Unknown MSRs that were told of once.
@@ -53,6 +74,19 @@ impl Platform {
             let host = lock(&self.clock).host_tsc();
             self.trace.event(cpu, now, host, event);
         }
+    }
+
+    /// Makes every vCPU come back at its next boundary.
+    pub(super) fn stop_all(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for post in &self.posts {
+            post.bell.ring();
+        }
+    }
+
+    /// The flags of every vCPU's page.
+    pub(super) fn page_flags(&self) -> u8 {
+        if self.tsc_stable.load(Ordering::SeqCst) { FLAG_TSC_STABLE } else { 0 }
     }
 
     /// Logs, once per MSR, that a guest touched one that is not there.
@@ -75,7 +109,7 @@ impl GuestWrite for Ram<'_> {
         match <[u8; 4]>::try_from(bytes) {
             // A version: one store that no reader sees half of.
             Ok(word) if addr.is_multiple_of(4) => {
-                self.0.store(u32::from_le_bytes(word), address, std::sync::atomic::Ordering::Release).map_err(outside)
+                self.0.store(u32::from_le_bytes(word), address, Ordering::Release).map_err(outside)
             }
             _ if !vm_memory::GuestMemoryBackend::check_range(self.0, address, bytes.len()) => {
                 Err(OutsideRam { addr, bytes: bytes.len() })

@@ -82,6 +82,7 @@ pub fn choose(
     choice: SourceChoice,
     time: TimeMode,
     khz: Khz,
+    cpus: u32,
     guest: &str,
 ) -> Result<Chosen, RunError> {
     let host_khz = env.clock.khz();
@@ -119,8 +120,15 @@ pub fn choose(
         (SourceChoice::Auto, TimeMode::Real) => auto(env, trappable, khz, guest)?,
     };
     let swallowed = env.facts.deadline_write == DeadlineWrite::Swallowed;
+    if time == TimeMode::Virtual && cpus > 1 && !sites.has(Kind::Pause) {
+        return Err(RunError::Usage(format!(
+            "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {guest} lists none: one vCPU's \
+             spin loop would never let the others run; use --cpus 1 or --time real"
+        )));
+    }
+    let yields = time == TimeMode::Virtual && cpus > 1;
     let patched = match source {
-        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause),
+        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause || yields),
         _ if swallowed => sites.only(|kind| kind == Kind::DeadlineWrmsr),
         _ => Sites::default(),
     };

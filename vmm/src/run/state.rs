@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{TimeMode, clock::ClockState, judge::JudgeState, source::TscSource};
+use super::{TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, source::TscSource};
 use crate::{
     apic,
     boot::{cpuid::Leaf, sites::SiteState},
@@ -41,6 +41,10 @@ pub struct MachineSection {
     pub time: TimeMode,
     /// Where its RDTSC answers came from.
     pub source: TscSource,
+    /// Virtual time: the generator that gives vCPUs their turns, as it stood.
+    pub order: (u64, u64),
+    /// All vCPUs' TSCs were equal.
+    pub tsc_stable: bool,
 }
 
 /// One vCPU.
@@ -59,6 +63,8 @@ pub struct CpuState {
     pub pvclock: RegistrationState,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: u64,
+    /// Whether it executes instructions at all.
+    pub phase: Phase,
     /// It executed HLT and waits.
     pub halted: bool,
 }

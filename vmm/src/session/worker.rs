@@ -45,7 +45,7 @@ pub(super) fn work(
     worker.next_migration = options.migrate.as_ref().map(|cycle| worker.after(cycle)).transpose()?;
     let finish = worker.run(inbox)?;
     let machine = worker.machine()?;
-    machine.pause();
+    machine.pause()?;
     let summary = judge::sum_up(machine.platform());
     machine.platform().trace.finish()?;
     let vm_ns = lock(&machine.platform().clock).moment().vm;
@@ -86,7 +86,7 @@ impl Worker<'_> {
                     if let Some((_, dir)) = &self.options.save {
                         let env = self.env;
                         let machine = self.machine()?;
-                        machine.pause();
+                        machine.pause()?;
                         snapshot::machine::save(machine, env, dir)?;
                         return Ok(Finish::Saved);
                     }
@@ -147,7 +147,7 @@ impl Worker<'_> {
         Ok(match command {
             Command::Status => Ok(Reply::Status(Box::new(status(machine)))),
             Command::Pause => {
-                machine.pause();
+                machine.pause()?;
                 Ok(Reply::Done)
             }
             Command::Resume => {
@@ -158,7 +158,7 @@ impl Worker<'_> {
             }
             Command::Snapshot(api::Snapshot { dir, stay_paused }) => {
                 let ran = !machine.is_paused();
-                machine.pause();
+                machine.pause()?;
                 let saved = snapshot::machine::save(machine, env, &dir);
                 if ran && !stay_paused {
                     machine.resume(&policies)?;

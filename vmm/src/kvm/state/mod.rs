@@ -159,4 +159,39 @@ impl Vcpu {
         let regs = kvm_bindings::kvm_regs { rip, rbx: ebx, rflags: 2, ..Default::default() };
         self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))
     }
+
+    /// Registers after INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT"):
+    /// as after reset, but FPU state and most MSRs stay, and CR0 keeps CD and NW.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn reset_after_init(&mut self) -> Result<(), Error> {
+        const CR0_CD_NW: u64 = 3 << 29;
+        let (regs, fresh) = *self.fresh;
+        let now = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        let mut system = fresh;
+        system.cr0 = fresh.cr0 & !CR0_CD_NW | now.cr0 & CR0_CD_NW;
+        system.apic_base = now.apic_base;
+        self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
+        self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
+        self.fd.set_vcpu_events(&Events::default().to_kvm()).map_err(Error::call("KVM_SET_VCPU_EVENTS"))?;
+        self.incomplete = true;
+        Ok(())
+    }
+
+    /// Real mode at `cs`:0, where a start-up message sends a CPU.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_real_mode_entry(&mut self, cs: u16) -> Result<(), Error> {
+        let mut system = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        system.cs.selector = cs;
+        system.cs.base = u64::from(cs) << 4;
+        self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
+        let mut regs = self.fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
+        regs.rip = 0;
+        self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
+        self.incomplete = true;
+        Ok(())
+    }
 }

@@ -1,15 +1,14 @@
-//! The loop of one vCPU: time, injection, entry, exit.
+//! One turn of one vCPU: messages, time, injection, entry, exit. [`super::schedule`] says whose turn it is.
 
 use std::time::Duration;
 
 use guest_abi::sites::Kind;
 
 use super::{
-    End, Outcome, Platform, RunError, TimeMode,
+    End, Platform, RunError, TimeMode,
     access::Access,
-    cpu::{Cpu, Local},
-    idle::{self, Wake},
-    mailbox::Interruptions,
+    cpu::{Cpu, Local, Phase},
+    ipi,
     platform::lock,
     step,
     trace::Event,
@@ -23,86 +22,90 @@ use crate::{
 /// time stands still meanwhile.
 const SPIN_BUDGET: Duration = Duration::from_secs(10);
 
-/// Runs `cpu` until the guest ends, `stop` (base TSC) is reached or somebody waits in the mailbox.
-///
-/// Every way out leaves the vCPU drained: its state may be read at once.
-pub(super) fn run(
+/// Why a vCPU does not go on for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The guest does not go on at all.
+    Ended(End),
+    /// The VM time that the caller named is reached.
+    Reached,
+    /// Somebody asked for it.
+    Asked,
+}
+
+/// What came of one turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The vCPU was entered.
+    Ran,
+    /// It waits: nothing is there for it to do. `deaf`: no interrupt could wake it, only a message from another CPU.
+    Idle { deaf: bool },
+    /// See [`Stop`].
+    Stop(Stop),
+}
+
+/// One turn of `cpu`: take messages, look at the time, inject, enter once, answer.
+pub(super) fn turn(
     cpu: &mut Cpu,
     platform: &Platform,
-    mailbox: &impl Interruptions,
+    alarm: &mut Alarm,
     stop: Option<GuestTsc>,
-) -> Result<Outcome, RunError> {
-    // A vCPU whose state was just set has nothing in the shared page yet.
-    cpu.vcpu.drain()?;
-    let _binding = cpu.vcpu.bind();
-    mailbox.attach();
-    let mut alarm = Alarm { timer: KickTimer::new()?, armed: None };
-    let result = turn_until_done(cpu, platform, mailbox, stop, &mut alarm);
-    mailbox.detach();
-    let result = result?;
+) -> Result<Turn, RunError> {
+    ipi::receive(cpu, platform)?;
+    Access::new(&mut cpu.local, platform).refresh_page();
+    let (now, base, mode) = {
+        let clock = lock(&platform.clock);
+        (cpu.local.now(&clock), clock.tsc(), clock.mode())
+    };
+    cpu.local.apic.advance(now);
+    if stop.is_some_and(|stop| base >= stop) {
+        return Ok(Turn::Stop(Stop::Reached));
+    }
+    if cpu.local.phase == Phase::WaitForSipi {
+        return Ok(Turn::Idle { deaf: true });
+    }
+    let entry = inject(cpu, platform, now, base)?;
+    if cpu.local.halted {
+        lock(&platform.judge).read_ring(platform);
+        let deaf = !cpu.vcpu.interrupts_enabled();
+        // Another CPU could still send an NMI or INIT.
+        if deaf && platform.posts.len() == 1 {
+            return Ok(Turn::Stop(Stop::Ended(End::HaltedForever { rip: cpu.vcpu.registers().rip })));
+        }
+        return Ok(Turn::Idle { deaf });
+    }
+    alarm.set(&cpu.local, platform, mode, stop);
+    cpu.vcpu.set_cr8(cpu.local.apic.cr8());
+    let (exit, base_changed) = match entry {
+        // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
+        Entry::Blocked if mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local) => step::one(cpu, platform)?,
+        _ => {
+            cpu.vcpu.stop_stepping()?;
+            cpu.vcpu.request_window(matches!(entry, Entry::Blocked));
+            let mut access = Access::new(&mut cpu.local, platform);
+            let exit = cpu.vcpu.run(&mut access)?;
+            (exit, access.apic_base_changed)
+        }
+    };
+    if base_changed {
+        cpu.vcpu.drain()?;
+        cpu.vcpu.set_apic_base(cpu.local.apic.apic_base());
+    }
+    match handle(cpu, platform, exit)? {
+        None => Ok(Turn::Ran),
+        Some(end) => {
+            lock(&platform.judge).read_ring(platform);
+            Ok(Turn::Stop(Stop::Ended(end)))
+        }
+    }
+}
+
+/// Leaves the vCPU in a state that may be read: no step, no window, nothing incomplete.
+pub(super) fn settle(cpu: &mut Cpu) -> Result<(), RunError> {
     cpu.vcpu.stop_stepping()?;
     cpu.vcpu.request_window(false);
     cpu.vcpu.drain()?;
-    Ok(result)
-}
-
-fn turn_until_done(
-    cpu: &mut Cpu,
-    platform: &Platform,
-    mailbox: &impl Interruptions,
-    stop: Option<GuestTsc>,
-    alarm: &mut Alarm,
-) -> Result<Outcome, RunError> {
-    loop {
-        if cpu.vcpu.forget_kicks()
-            && let Some(end) = alarm.rang(cpu, platform)
-        {
-            return Ok(Outcome::Ended(end));
-        }
-        if mailbox.waiting() {
-            return Ok(Outcome::Requested);
-        }
-        let (now, base, mode) = {
-            let clock = lock(&platform.clock);
-            (cpu.local.now(&clock), clock.tsc(), clock.mode())
-        };
-        cpu.local.apic.advance(now);
-        if stop.is_some_and(|stop| base >= stop) {
-            return Ok(Outcome::Reached);
-        }
-        let entry = inject(cpu, platform, now, base)?;
-        if cpu.local.halted {
-            lock(&platform.judge).read_ring(platform);
-            if !cpu.vcpu.interrupts_enabled() {
-                return Ok(Outcome::Ended(End::HaltedForever { rip: cpu.vcpu.registers().rip }));
-            }
-            if idle::wait(cpu, platform, mailbox, stop) == Wake::Never {
-                return Ok(Outcome::Ended(End::NothingWillWake { rip: cpu.vcpu.registers().rip }));
-            }
-            continue;
-        }
-        alarm.set(&cpu.local, platform, mode, stop);
-        cpu.vcpu.set_cr8(cpu.local.apic.cr8());
-        let (exit, base_changed) = match entry {
-            // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
-            Entry::Blocked if mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local) => step::one(cpu, platform)?,
-            _ => {
-                cpu.vcpu.stop_stepping()?;
-                cpu.vcpu.request_window(matches!(entry, Entry::Blocked));
-                let mut access = Access::new(&mut cpu.local, platform);
-                let exit = cpu.vcpu.run(&mut access)?;
-                (exit, access.apic_base_changed)
-            }
-        };
-        if base_changed {
-            cpu.vcpu.drain()?;
-            cpu.vcpu.set_apic_base(cpu.local.apic.apic_base());
-        }
-        if let Some(end) = handle(cpu, platform, exit)? {
-            lock(&platform.judge).read_ring(platform);
-            return Ok(Outcome::Ended(end));
-        }
-    }
+    Ok(())
 }
 
 /// How the vCPU is to be entered.
@@ -212,7 +215,7 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
 }
 
 /// The timer that kicks this thread out of KVM_RUN: at the next deadline in real time, after the spin budget in virtual.
-struct Alarm {
+pub(super) struct Alarm {
     timer: KickTimer,
     armed: Option<Armed>,
 }
@@ -227,6 +230,11 @@ enum Armed {
 }
 
 impl Alarm {
+    /// An alarm for the calling thread.
+    pub(super) fn new() -> Result<Self, RunError> {
+        Ok(Self { timer: KickTimer::new()?, armed: None })
+    }
+
     fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
         let clock = lock(&platform.clock);
         match mode {
@@ -250,7 +258,7 @@ impl Alarm {
 
     /// The thread was kicked, perhaps by this timer, perhaps sooner than the TSC says (NTP slews the timer's clock): it is
     /// set again.
-    fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
+    pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
         let clock = lock(&platform.clock);
         let Some(Armed::Budget { since, operations }) = self.armed.take() else { return None };
         let stuck = clock.operations() == operations && clock.host_time_since(since) >= SPIN_BUDGET;
