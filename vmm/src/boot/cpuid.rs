@@ -115,6 +115,12 @@ fn edit(leaf: &mut Leaf, offer: &Offer, apic_id: u32) {
     }
 }
 
+/// Whether the guest was told of IA32_TSC_ADJUST.
+#[must_use]
+pub fn has_tsc_adjust(leaves: &[Leaf]) -> bool {
+    leaves.iter().any(|leaf| leaf.function == 7 && leaf.index == 0 && leaf.ebx & EBX_TSC_ADJUST != 0)
+}
+
 /// The leaves that do not come from KVM.
 fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let plain = |function, eax, ebx, ecx, edx| Leaf { function, index: 0, indexed: false, eax, ebx, ecx, edx };

@@ -105,7 +105,7 @@ pub struct Session {
     pub downtime: Downtime,
     /// How long the VM counts as having been saved, for catch-up, instead of measuring it by wall time. In virtual time
     /// nothing is measured, and the default is 0s.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub downtime_length: Option<Duration>,
     /// Save the VM at this VM time into --save-to, and end.
     #[arg(long, value_name = "TIME", value_parser = duration, requires = "save_to")]

@@ -100,6 +100,9 @@ fn session(env: &HostEnvironment, machine: Machine, args: &Session, khz: Option<
         write_summary(&report, path)?;
     }
     match &report.finish {
+        Finish::Ended(_) if options.save.is_some() => {
+            Err(Failed("the guest ended before --save-at: nothing was saved".to_owned()).into())
+        }
         Finish::Ended(end) => Ok(exit::code_of_end(end, args.debug_exit_status == DebugExitStatus::Raw)),
         Finish::Stopped | Finish::Saved => Ok(ExitCode::SUCCESS),
     }

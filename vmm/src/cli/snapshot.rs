@@ -14,11 +14,11 @@ pub fn run(args: &Snapshot) -> Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&overview)?);
         return Ok(ExitCode::SUCCESS);
     }
+    let state = snapshot::machine::load_state(dir)?;
     println!("{}", overview.dir);
     for section in &overview.sections {
         println!("  {:<12} version {}  {:>6} bytes", section.name, section.version, section.bytes);
     }
-    let (state, _) = snapshot::machine::load(dir)?;
     let moment = state.clock.moment;
     println!("  image {}, {} vCPU", state.machine.image, state.cpus.len());
     println!(

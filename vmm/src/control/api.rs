@@ -71,8 +71,6 @@ pub enum RunState {
     Running,
     /// The vCPUs are stopped; VM time stands still.
     Paused,
-    /// The guest has ended; only status and quit are possible.
-    Ended,
 }
 
 /// The answer to `GET /v1/status`. Numbers are 64-bit integers: readers that keep them as floating point lose the low
@@ -91,11 +89,8 @@ pub struct Status {
     pub vm_time_ns: VmTime,
     /// How many ticks the guest has recorded since it booted.
     pub ticks: u64,
-    /// How many migrations the VM has been through, restores from disk included.
+    /// How often the VM was migrated within this process.
     pub migrations: u64,
-    /// Why the VM is paused or how it ended, in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
 }
 
 /// A command that was carried out.

@@ -118,6 +118,13 @@ impl Clock {
         self.khz
     }
 
+    /// The frequency that a guest gets which is to have `khz`: with source `host` the host's own, from which `khz` may
+    /// differ by a tolerance but the counter does not.
+    #[must_use]
+    pub fn possible(&self, khz: Khz) -> Khz {
+        if self.source == TscSource::Host { self.host.khz() } else { khz }
+    }
+
     /// The page's numbers for a vCPU with this `adjust`.
     #[must_use]
     pub fn page(&self, adjust: u64) -> PageClock {
@@ -266,10 +273,9 @@ impl Clock {
         };
         let wall_now = match downtime {
             Some(length) => saved.wall_ns.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)),
-            None => match self.mode {
-                TimeMode::Real => wall_ns(),
-                TimeMode::Virtual => saved.wall_ns,
-            },
+            None if self.mode == TimeMode::Real => wall_ns(),
+            // Virtual time has no wall to measure a downtime by.
+            None => saved.wall_ns,
         };
         let adjusted = adjust::restore(saved, khz, policy, wall_now, held)?;
         self.judge.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);

@@ -35,7 +35,7 @@ use crate::{
     devices::Devices,
     kvm::{Vcpu, Vm},
     pvclock::{Registration, WallRegistration},
-    time::{Khz, Moment, VmTime},
+    time::{Khz, Moment, VmTime, host::wall_ns},
 };
 
 /// Where a machine's output goes.
@@ -68,6 +68,8 @@ pub struct Machine {
     pub(super) cpuid: Vec<Vec<Leaf>>,
     /// Why this TSC source.
     why: String,
+    /// The TSC source that was asked for.
+    pub(super) choice: SourceChoice,
     /// Since when it stands still; none while it runs.
     pub(super) paused: Option<Moment>,
     /// It ran before: starting it again is a resume, of which the guest is told.
@@ -96,12 +98,13 @@ impl Machine {
         let wanted = options.khz.unwrap_or(host_khz);
         let chosen =
             source::choose(env, image.sites(), options.source, options.time, wanted, options.cpus, image.name())?;
-        // Without trapping or scaling the guest's frequency is the host's, whatever was stated within tolerance.
-        let khz = if chosen.source == TscSource::Host { host_khz } else { wanted };
         let memory = Arc::new(boot::allocate(options.memory)?);
         let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
         chosen.patched.patch(&memory);
 
+        let mut clock = Clock::new(chosen.source, options.time, env.clock, wanted);
+        let khz = clock.possible(wanted);
+        clock = Clock::new(chosen.source, options.time, env.clock, khz);
         let offer = Offer {
             x2apic: options.x2apic && env.facts.x2apic_exits,
             tsc_deadline: chosen.tsc_deadline,
@@ -142,7 +145,6 @@ impl Machine {
             };
             cpus.push(Cpu { vcpu, local });
         }
-        let clock = Clock::new(chosen.source, options.time, env.clock, khz);
         let paused = Some(clock.moment());
         let platform = Platform {
             clock: Mutex::new(clock),
@@ -166,6 +168,7 @@ impl Machine {
             image: image.name().to_owned(),
             cpuid: leaves,
             why: chosen.why,
+            choice: options.source,
             paused,
             has_run: false,
             migrations: 0,
@@ -189,7 +192,7 @@ impl Machine {
         outputs: Outputs,
     ) -> Result<Self, RunError> {
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, judge } = state;
-        let MachineSection { image, time: _, source: _, order, tsc_stable } = machine;
+        let MachineSection { image, time: saved_time, source: _, order, tsc_stable } = machine;
         let count = u32::try_from(saved_cpus.len()).unwrap_or(u32::MAX);
         if !(1..=MAX_CPUS).contains(&count) {
             return Err(RunError::Cpus(count));
@@ -224,7 +227,12 @@ impl Machine {
             cpus.push(Cpu { vcpu, local });
         }
         let clock = Clock::from_state(chosen.source, time, env.clock, saved_clock);
-        let since = saved_clock.moment.vm;
+        let mut moment = saved_clock.moment;
+        if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
+            // Virtual time has no wall to measure a downtime by: it begins now.
+            moment.wall_ns = wall_ns();
+        }
+        let since = moment.vm;
         let devices_now = Devices::from_state(&devices.serial, outputs.console)
             .ok_or_else(|| RunError::BadState("the serial port's buffer is too long".to_owned()))?;
         let platform = Platform {
@@ -249,7 +257,8 @@ impl Machine {
             image: image.clone(),
             cpuid: saved_cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
             why: chosen.why,
-            paused: Some(saved_clock.moment),
+            choice,
+            paused: Some(moment),
             has_run: true,
             migrations: 0,
             _vm: vm,
@@ -391,6 +400,12 @@ fn check_features(env: &HostEnvironment, cpu: &CpuState, chosen: &Chosen) -> Res
     }
     if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
         missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
+    }
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped {
+        missing.push(format!(
+            "tsc_adjust (a TSC that is not trapped cannot be moved; use --tsc trapped, not {})",
+            chosen.source.as_str()
+        ));
     }
     if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
 }

@@ -14,6 +14,7 @@ use super::{bell::Bell, platform::lock};
 pub struct Mailbox<T> {
     inner: Mutex<Inner<T>>,
     arrived: Condvar,
+    expected: bool,
 }
 
 struct Inner<T> {
@@ -22,10 +23,19 @@ struct Inner<T> {
     closed: bool,
 }
 
+impl<T> Mailbox<T> {
+    /// A mailbox; `expected` says that requests may come which wake a guest that nothing else wakes. (A signal to stop
+    /// may come to any.)
+    #[must_use]
+    pub fn new(expected: bool) -> Self {
+        Self { expected, ..Self::default() }
+    }
+}
+
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
         let inner = Inner { requests: VecDeque::new(), bell: None, closed: false };
-        Self { inner: Mutex::new(inner), arrived: Condvar::new() }
+        Self { inner: Mutex::new(inner), arrived: Condvar::new(), expected: false }
     }
 }
 
@@ -77,7 +87,7 @@ pub trait Interruptions: Sync {
     fn ring_at(&self, bell: Option<Arc<Bell>>);
     /// Whether somebody waits.
     fn waiting(&self) -> bool;
-    /// Whether anybody could ever post.
+    /// Whether somebody could come who wakes a guest that nothing else wakes.
     fn can_come(&self) -> bool;
 }
 
@@ -91,7 +101,7 @@ impl<T: Send> Interruptions for Mailbox<T> {
     }
 
     fn can_come(&self) -> bool {
-        true
+        self.expected
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     ipi,
     machine::Outputs,
     platform::{Ram, lock},
-    source::{self, TscSource},
+    source::{self, SourceChoice, TscSource},
     trace::Event,
 };
 use crate::{
@@ -97,9 +97,9 @@ impl Machine {
         // Before its first instruction a machine was neither saved nor down.
         let boot = Policies::default();
         let policies = if self.has_run { policies } else { &boot };
-        let khz = policies.khz.unwrap_or(moment.khz);
-        check_ratio(moment.khz, khz)?;
         let mut clock = lock(&self.platform.clock);
+        let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
+        check_ratio(moment.khz, khz)?;
         for Cpu { vcpu, .. } in &mut self.cpus {
             match clock.source() {
                 TscSource::Trapped => {}
@@ -180,18 +180,34 @@ impl Machine {
         self.platform.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
 
+    /// What to choose after a migration within the process: what was asked for, or else what suits.
+    fn choice_after(&self, source: TscSource) -> SourceChoice {
+        match self.choice {
+            SourceChoice::Auto => source.choice_after(),
+            fixed @ SourceChoice::Fixed(_) => fixed,
+        }
+    }
+
     /// Whether this machine could migrate to `khz` here; asked before [`Self::migrate`], which cannot go back.
     ///
     /// # Errors
     /// Why not.
     pub fn check_migration(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
-        let (source, time, present) = {
+        check_ratio(lock(&self.platform.clock).khz(), khz)?;
+        self.check_source(env, khz)
+    }
+
+    /// Whether this machine could have the TSC frequency `khz` here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_source(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
+        let (source, time) = {
             let clock = lock(&self.platform.clock);
-            (clock.source(), clock.mode(), clock.khz())
+            (clock.source(), clock.mode())
         };
-        check_ratio(present, khz)?;
         let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
-        source::choose(env, &self.all_sites, source.choice_after(), time, khz, cpus, &self.image).map(drop)
+        source::choose(env, &self.all_sites, self.choice_after(source), time, khz, cpus, &self.image).map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
@@ -204,7 +220,7 @@ impl Machine {
         let present = state.clock.moment.khz;
         let khz = policies.khz.unwrap_or(present);
         check_ratio(present, khz)?;
-        let choice = state.machine.source.choice_after();
+        let choice = self.choice_after(state.machine.source);
         self.platform.sites.unpatch(&self.platform.memory);
         let Self { cpus, platform, migrations, _vm: vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
@@ -248,7 +264,11 @@ fn armed(local: &Local) -> Option<Armed> {
     (armed != Armed::Disarmed).then_some(armed)
 }
 
-fn check_ratio(present: Khz, wanted: Khz) -> Result<(), RunError> {
+/// Whether a migration may go from one frequency to the other.
+///
+/// # Errors
+/// [`RunError::Ratio`].
+pub fn check_ratio(present: Khz, wanted: Khz) -> Result<(), RunError> {
     let (p, w) = (u64::from(present.get()), u64::from(wanted.get()));
     if w > p * MAX_RATIO || w * MAX_RATIO < p {
         return Err(RunError::Ratio { wanted, present });

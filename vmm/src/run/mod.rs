@@ -34,6 +34,6 @@ pub const MAX_CPUS: u32 = 16;
 
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs};
-pub use migrate::{Migration, Policies};
+pub use migrate::{Migration, Policies, check_ratio};
 pub use options::{BootOptions, EmulatedHost, HostEnvironment, TimeMode};
 pub use platform::Platform;

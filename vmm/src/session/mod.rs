@@ -136,7 +136,7 @@ impl MutEventSubscriber for Done {
 /// # Errors
 /// [`SessionError`].
 pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result<Report, SessionError> {
-    let inbox: Inbox = Arc::default();
+    let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(events)?;
     if let Some(path) = &options.api_sock {

@@ -8,8 +8,10 @@ use crate::{
         ApiError, Command, Reply, Status,
         api::{self, RunState},
     },
-    run::{HostEnvironment, Machine, Outcome, Policies, RunError, judge, mailbox::Mailbox, platform::lock},
-    snapshot,
+    run::{
+        HostEnvironment, Machine, Outcome, Policies, RunError, check_ratio, judge, mailbox::Mailbox, platform::lock,
+    },
+    snapshot::{self, DirectoryError, SnapshotError},
     time::VmTime,
 };
 
@@ -38,6 +40,9 @@ pub(super) fn work(
     options: &Options,
     inbox: &Mailbox<Request>,
 ) -> Result<Report, SessionError> {
+    if let Some(cycle) = &options.migrate {
+        check(env, &machine, options, cycle)?;
+    }
     if !options.paused {
         machine.resume(&options.policies)?;
     }
@@ -45,11 +50,21 @@ pub(super) fn work(
     worker.next_migration = options.migrate.as_ref().map(|cycle| worker.after(cycle)).transpose()?;
     let finish = worker.run(inbox)?;
     let machine = worker.machine()?;
-    machine.pause()?;
     let summary = judge::sum_up(machine.platform());
     machine.platform().trace.finish()?;
-    let vm_ns = lock(&machine.platform().clock).moment().vm;
+    let vm_ns = lock(&machine.platform().clock).now(0).vm;
     Ok(Report { finish, summary, vm_ns, migrations: machine.migrations() })
+}
+
+/// A frequency that cannot be is better told before the guest has run than at its turn.
+fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
+    let mut present = options.policies.khz.unwrap_or(lock(&machine.platform().clock).khz());
+    for khz in cycle.khz.iter().chain(cycle.khz.first()) {
+        check_ratio(present, *khz)?;
+        machine.check_source(env, *khz)?;
+        present = *khz;
+    }
+    Ok(())
 }
 
 impl Worker<'_> {
@@ -110,8 +125,12 @@ impl Worker<'_> {
 
     fn migrate(&mut self, policies: &Policies) -> Result<(), SessionError> {
         let machine = self.machine.take().ok_or(SessionError::Lost)?;
-        let (machine, migration) = machine.migrate(self.env, policies)?;
+        let was_paused = machine.is_paused();
+        let (mut machine, migration) = machine.migrate(self.env, policies)?;
         log::debug!("migrated from {} to {}", migration.from_khz, migration.to_khz);
+        if was_paused {
+            machine.pause()?;
+        }
         if migration.clamped {
             log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
         }
@@ -163,7 +182,14 @@ impl Worker<'_> {
                 if ran && !stay_paused {
                     machine.resume(&policies)?;
                 }
-                saved.map(|()| Reply::Done).map_err(|error| ApiError::Internal(error.to_string()))
+                saved.map(|()| Reply::Done).map_err(|error| match error {
+                    SnapshotError::Directory(
+                        DirectoryError::NoName { .. }
+                        | DirectoryError::NotEmpty { .. }
+                        | DirectoryError::NotADirectory { .. },
+                    ) => ApiError::BadRequest(error.to_string()),
+                    _ => ApiError::Internal(error.to_string()),
+                })
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
                 match machine.check_migration(env, tsc_khz) {
@@ -201,6 +227,5 @@ fn status(machine: &Machine) -> Status {
         vm_time_ns: now.vm,
         ticks: summary.next_seq,
         migrations: machine.migrations(),
-        detail: None,
     }
 }

@@ -79,6 +79,14 @@ pub fn load(dir: &Path) -> Result<(MachineState, Arc<GuestMemoryMmap>), Snapshot
     Ok((state, Arc::new(ram)))
 }
 
+/// The machine's state in `dir`, without looking at its RAM.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_state(dir: &Path) -> Result<MachineState, SnapshotError> {
+    Ok(decode(directory::read_state(dir)?)?.0)
+}
+
 /// What `vmm snapshot show` tells.
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {

@@ -43,7 +43,6 @@ fn status() -> Status {
         vm_time_ns: VmTime(1),
         ticks: 1000,
         migrations: 0,
-        detail: None,
     }
 }
 
