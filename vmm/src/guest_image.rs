@@ -26,7 +26,7 @@ mod tests {
         let table = elf.section_by_name(guest_abi::sites::SECTION).unwrap();
         let mut kinds = std::collections::BTreeSet::new();
         let (entries, rest) = table.data().unwrap().as_chunks::<SITE_BYTES>();
-        assert_eq!(rest, []);
+        assert!(rest.is_empty());
         for bytes in entries {
             let site = Site::from_bytes(bytes);
             let kind = Kind::from_number(site.kind).unwrap();

@@ -4,6 +4,7 @@ pub mod apic;
 pub mod boot;
 pub mod control;
 pub mod devices;
+pub mod doctor;
 pub mod guest_image;
 pub mod kvm;
 pub mod pvclock;

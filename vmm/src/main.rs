@@ -4,7 +4,7 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::CommandFactory;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
@@ -13,8 +13,7 @@ fn main() -> ExitCode {
             writeln!(out, "vmm: {}: {}", record.level().as_str().to_lowercase(), record.args())
         })
         .init();
-    let args = cli::args::Cli::parse();
-    match cli::dispatch(args) {
+    match cli::dispatch(&cli::args::Cli::command().get_matches()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("vmm: {}", cli::exit::one_line(&error));

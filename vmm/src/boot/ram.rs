@@ -29,7 +29,7 @@ pub enum RamError {
 /// # Errors
 /// [`RamError`].
 pub fn allocate(bytes: u64) -> Result<GuestMemoryMmap, RamError> {
-    if !(2 << 20..=1 << 40).contains(&bytes) || bytes % PAGE != 0 {
+    if !(2 << 20..=1 << 40).contains(&bytes) || !bytes.is_multiple_of(PAGE) {
         return Err(RamError::Size(bytes));
     }
     let low = bytes.min(HOLE_START);

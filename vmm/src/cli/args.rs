@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
-        TimeMode,
+        EmulatedHost, TimeMode,
         source::{SourceChoice, TscSource},
     },
     time::{self, Khz},
@@ -32,6 +32,8 @@ pub enum Command {
     Ctl(Ctl),
     /// Look at a saved VM.
     Snapshot(Snapshot),
+    /// Find out what this host does, and what vmm will do about it.
+    Doctor(Doctor),
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +107,9 @@ pub struct Session {
     /// Directory for --save-at.
     #[arg(long, value_name = "DIR", requires = "save_at")]
     pub save_to: Option<PathBuf>,
+    /// Pretend to be a host with this peculiarity, to test the way out of it.
+    #[arg(long, value_enum, value_name = "PECULIARITY")]
+    pub emulate_host: Option<EmulateHost>,
     /// How the guest's debug-exit code becomes the exit status: 0 or 1, or raw as QEMU's (code << 1) | 1.
     #[arg(long, value_enum, value_name = "HOW", default_value = "map")]
     pub debug_exit_status: DebugExitStatus,
@@ -181,6 +186,16 @@ pub enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Pretend to be a host with this peculiarity.
+    #[arg(long, value_enum, value_name = "PECULIARITY")]
+    pub emulate_host: Option<EmulateHost>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -262,6 +277,29 @@ impl From<Downtime> for time::DowntimePolicy {
         match policy {
             Downtime::Freeze => Self::Freeze,
             Downtime::CatchUp => Self::CatchUp,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EmulateHost {
+    /// KVM swallows the write of the TSC deadline: trap sites are patched, or TSC-deadline is hidden.
+    SwallowDeadline,
+}
+
+impl EmulateHost {
+    /// As on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SwallowDeadline => "swallow-deadline",
+        }
+    }
+}
+
+impl From<EmulateHost> for EmulatedHost {
+    fn from(host: EmulateHost) -> Self {
+        match host {
+            EmulateHost::SwallowDeadline => Self::SwallowDeadline,
         }
     }
 }

@@ -20,6 +20,11 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct Failed(pub String);
 
+/// The host cannot do it, as another process of ours found: exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HostCannot(pub String);
+
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const HOST: u8 = 3;
@@ -45,6 +50,7 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
         || matches!(error.downcast_ref(), Some(SessionError::Snapshot(SnapshotError::Directory(_))));
     match run_error {
         Some(error) if error.is_host() => HOST.into(),
+        None if error.is::<HostCannot>() => HOST.into(),
         Some(error) if error.is_usage() => USAGE.into(),
         None if usage => USAGE.into(),
         _ => FAILED.into(),

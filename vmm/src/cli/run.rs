@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use vmm::{
     boot::Image,
-    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Summary},
+    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Summary, source::SourceChoice},
     session::{self, Cycle, Finish, Report},
     snapshot,
     time::{Khz, VmTime},
@@ -42,14 +42,13 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
         Some(path) => Some(fs::read(path).map_err(|e| Usage(format!("initrd {}: {e}", path.display())))?),
         None => None,
     };
-    let env = HostEnvironment::open()?;
+    let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     let options = BootOptions {
         memory: args.memory,
         cmdline: args.cmdline.clone().unwrap_or_default(),
         initrd,
         time: args.time.map_or(TimeMode::Real, TimeMode::from),
         source: args.session.tsc.into(),
-        // Migrating in process to frequencies that the host does not have needs a source that can follow from the start.
         khz: args.tsc_khz,
         x2apic: args.x2apic == OnOff::On,
     };
@@ -61,11 +60,16 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let (state, memory) = snapshot::machine::load(&args.dir)?;
-    let env = HostEnvironment::open()?;
+    let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
+    let choice = match args.session.tsc.into() {
+        // A trapped TSC goes on from its value; the host's would jump.
+        SourceChoice::Auto => state.machine.source.choice_after(),
+        fixed @ SourceChoice::Fixed(_) => fixed,
+    };
     let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
-    let machine = Machine::from_state(&env, &state, memory, args.session.tsc.into(), time, khz, outputs)
+    let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs)
         .with_context(|| format!("snapshot {}", args.dir.display()))?;
     session(&env, machine, &args.session, Some(khz))
 }

@@ -35,8 +35,10 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     let run = RUN.get();
     if !run.is_null() {
         // SAFETY: a bound pointer is the live kvm_run mapping of the vCPU that this very thread runs; it is unbound
-        // before the mapping goes. The field is a byte that only this thread writes.
-        unsafe { ptr::write_volatile(&raw mut (*run).immediate_exit, 1) };
+        // before the mapping goes.
+        let immediate_exit = unsafe { &raw mut (*run).immediate_exit };
+        // SAFETY: as above; the field is a byte that only this thread writes.
+        unsafe { immediate_exit.write_volatile(1) };
     }
 }
 
@@ -62,12 +64,12 @@ impl Drop for Binding {
     }
 }
 
-/// Forgets kicks so far: call before looking at what they might be about.
-pub(super) fn forget(run: &mut kvm_run) {
+/// Forgets kicks so far, and tells whether there were any: call before looking at what they might be about.
+pub(super) fn forget(run: &mut kvm_run) -> bool {
     run.immediate_exit = 0;
     // A kick between these two leaves `immediate_exit` set: one needless exit, nothing lost.
     compiler_fence(Ordering::SeqCst);
-    KICKED.set(false);
+    KICKED.replace(false)
 }
 
 /// Ends our own use of `immediate_exit`, keeping a kick that came meanwhile.

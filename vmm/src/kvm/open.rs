@@ -8,6 +8,24 @@ use kvm_ioctls::{Cap, Kvm};
 use super::{Error, HostError};
 use crate::boot::cpuid::Leaf;
 
+/// What nothing works without.
+const NEEDED: [(Cap, &str, &str); 7] = [
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "so that no kick of a vCPU is lost"),
+    (Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "to answer trapped instructions"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "for guest RAM"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "to save interrupt shadow and NMI state"),
+    (Cap::Xcrs, "KVM_CAP_XCRS", "to save XCR0"),
+    (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR", "so that MSRs exit to us"),
+    (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER", "so that timer and clock MSRs exit to us"),
+];
+
+/// What something works better with.
+const WANTED: [(Cap, &str, &str); 3] = [
+    (Cap::TscControl, "KVM_CAP_TSC_CONTROL", "for the scaled TSC source"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "for the host's TSC frequency"),
+    (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG", "to step in virtual time"),
+];
+
 /// KVM of this host, opened and checked for what we cannot do without.
 pub struct Host {
     pub(super) kvm: Kvm,
@@ -31,20 +49,19 @@ impl Host {
         if version != 12 {
             return Err(HostError::ApiVersion(version));
         }
-        for (cap, name, why) in [
-            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "so that no kick of a vCPU is lost"),
-            (Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "to answer trapped instructions"),
-            (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "for guest RAM"),
-            (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "to save interrupt shadow and NMI state"),
-            (Cap::Xcrs, "KVM_CAP_XCRS", "to save XCR0"),
-            (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR", "so that MSRs exit to us"),
-            (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER", "so that timer and clock MSRs exit to us"),
-        ] {
+        for (cap, name, why) in NEEDED {
             if !host.kvm.check_extension(cap) {
                 return Err(HostError::MissingCapability { name, why });
             }
         }
         Ok(host)
+    }
+
+    /// The capabilities that matter here: name, whether it is there, what for.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<(&'static str, bool, &'static str)> {
+        let all = NEEDED.into_iter().chain(WANTED);
+        all.map(|(cap, name, why)| (name, self.kvm.check_extension(cap), why)).collect()
     }
 
     /// The CPUID leaves this host's KVM can offer a guest.

@@ -153,9 +153,9 @@ impl Vcpu {
         kick::Binding::new(self.fd.get_kvm_run())
     }
 
-    /// Forgets kicks so far: call before looking at what they might be about.
-    pub fn forget_kicks(&mut self) {
-        kick::forget(self.fd.get_kvm_run());
+    /// Forgets kicks so far, and tells whether there were any: call before looking at what they might be about.
+    pub fn forget_kicks(&mut self) -> bool {
+        kick::forget(self.fd.get_kvm_run())
     }
 
     /// Enters the guest until it exits, and answers accesses from `bus`.

@@ -19,6 +19,7 @@ use crate::{
 
 const IA32_TSC: u32 = 0x10;
 const IA32_TSC_ADJUST: u32 = 0x3b;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Size of the xAPIC page.
 const APIC_PAGE: u64 = 0x1000;
 
@@ -179,6 +180,16 @@ impl Bus for Access<'_> {
     }
 
     fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
+        if index == IA32_TSC_DEADLINE && self.platform.swallow_deadline {
+            return Ok(());
+        }
+        self.msr_write_at_site(index, value)
+    }
+}
+
+impl Access<'_> {
+    /// WRMSR that the VMM performs itself.
+    pub(super) fn msr_write_at_site(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
         let now = self.operation();
         let result = self.write(index, value, now);
         self.trace(now, &Event::MsrWrite { index, value, faulted: result.is_err() });

@@ -190,6 +190,18 @@ impl Clock {
         (self.mode == TimeMode::Real).then(|| self.host.tsc())
     }
 
+    /// The host TSC, to measure host time from with [`Self::host_time_since`].
+    #[must_use]
+    pub fn stopwatch(&self) -> HostTsc {
+        self.host.tsc()
+    }
+
+    /// Host time since `start`.
+    #[must_use]
+    pub fn host_time_since(&self, start: HostTsc) -> Duration {
+        self.host.duration(start, self.host.tsc())
+    }
+
     /// One guest operation passes: in virtual time, time moves.
     pub fn spend_operation(&mut self) {
         if self.mode == TimeMode::Virtual {

@@ -149,13 +149,15 @@ impl RunError {
     /// The command line is wrong (exit code 2).
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        match self {
-            Self::Usage(_) | Self::Cpus(_) | Self::Ratio { .. } | Self::Trace { .. } | Self::Ram(RamError::Size(_)) => {
-                true
-            }
-            Self::Image(_) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Usage(_)
+                | Self::Cpus(_)
+                | Self::Ratio { .. }
+                | Self::Trace { .. }
+                | Self::Ram(RamError::Size(_))
+                | Self::Image(_)
+        )
     }
 }
 

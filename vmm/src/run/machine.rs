@@ -9,7 +9,7 @@ use std::{
 use vm_memory::GuestMemoryMmap;
 
 use super::{
-    BootOptions, HostEnvironment, Outcome, Platform, RunError, TimeMode,
+    BootOptions, EmulatedHost, HostEnvironment, Outcome, Platform, RunError, TimeMode,
     clock::Clock,
     cpu::{Cpu, Local},
     judge::Judge,
@@ -125,6 +125,7 @@ impl Machine {
             sites: chosen.patched,
             judge: Mutex::new(Judge::new(image.ring())),
             trace: outputs.trace,
+            swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             told: Mutex::default(),
         };
         Ok(Self {
@@ -189,6 +190,7 @@ impl Machine {
             sites: chosen.patched,
             judge: Mutex::new(Judge::from_state(judge, since)),
             trace: outputs.trace,
+            swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             told: Mutex::default(),
         };
         Ok(Self {

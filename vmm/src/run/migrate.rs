@@ -86,6 +86,9 @@ impl Machine {
     /// If the frequency is out of range, or a clock would leave its range.
     pub fn resume(&mut self, policies: &Policies) -> Result<Option<Migration>, RunError> {
         let Some(moment) = self.paused else { return Ok(None) };
+        // Before its first instruction a machine was neither saved nor down.
+        let boot = Policies::default();
+        let policies = if self.has_run { policies } else { &boot };
         let khz = policies.khz.unwrap_or(moment.khz);
         check_ratio(moment.khz, khz)?;
         let mut clock = lock(&self.platform.clock);

@@ -29,5 +29,5 @@ mod vcpu_loop;
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs};
 pub use migrate::{Migration, Policies};
-pub use options::{BootOptions, HostEnvironment, TimeMode};
+pub use options::{BootOptions, EmulatedHost, HostEnvironment, TimeMode};
 pub use platform::Platform;

@@ -2,7 +2,7 @@
 
 use crate::{
     boot::cpuid::Leaf,
-    kvm::{self, Host, HostFacts, read_tsc},
+    kvm::{self, Host, HostFacts, probe::DeadlineWrite, read_tsc},
     run::{RunError, source::SourceChoice},
     time::{HostClock, Khz},
 };
@@ -49,6 +49,13 @@ pub struct BootOptions {
     pub x2apic: bool,
 }
 
+/// A host to pretend to be, so that the way out of its peculiarity can be tested anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmulatedHost {
+    /// KVM swallows WRMSR IA32_TSC_DEADLINE, as stock kernels from 6.18 on do without an in-kernel LAPIC.
+    SwallowDeadline,
+}
+
 /// The host, opened and probed once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
@@ -61,6 +68,8 @@ pub struct HostEnvironment {
     pub facts: HostFacts,
     /// The host's clock.
     pub clock: HostClock,
+    /// What it pretends to be.
+    pub emulated: Option<EmulatedHost>,
 }
 
 impl HostEnvironment {
@@ -68,13 +77,16 @@ impl HostEnvironment {
     ///
     /// # Errors
     /// [`RunError`] with [`RunError::is_host`].
-    pub fn open() -> Result<Self, RunError> {
+    pub fn open(emulated: Option<EmulatedHost>) -> Result<Self, RunError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
         let msrs = host.msr_index_list()?;
-        let facts = HostFacts::probe(&host, &supported)?;
+        let mut facts = HostFacts::probe(&host, &supported)?;
+        if emulated == Some(EmulatedHost::SwallowDeadline) {
+            facts.deadline_write = DeadlineWrite::Swallowed;
+        }
         let khz = Khz::new(u64::from(facts.host_tsc_khz)).map_err(|_| RunError::HostTsc(facts.host_tsc_khz))?;
-        Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz) })
+        Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz), emulated })
     }
 
     /// Whether KVM really scales a guest's TSC to `khz`.

@@ -40,6 +40,8 @@ pub struct Platform {
     pub judge: Mutex<Judge>,
     /// The trace.
     pub trace: Trace,
+    /// WRMSR IA32_TSC_DEADLINE outside a trap site has no effect: see [`super::EmulatedHost`].
+    pub(super) swallow_deadline: bool,
     /// Unknown MSRs that were told of once.
     pub(super) told: Mutex<BTreeSet<u32>>,
 }
@@ -72,7 +74,7 @@ impl GuestWrite for Ram<'_> {
         let address = GuestAddress(addr);
         match <[u8; 4]>::try_from(bytes) {
             // A version: one store that no reader sees half of.
-            Ok(word) if addr % 4 == 0 => {
+            Ok(word) if addr.is_multiple_of(4) => {
                 self.0.store(u32::from_le_bytes(word), address, std::sync::atomic::Ordering::Release).map_err(outside)
             }
             _ if !vm_memory::GuestMemoryBackend::check_range(self.0, address, bytes.len()) => {

@@ -103,7 +103,7 @@ pub fn choose(
         }
         (_, TimeMode::Virtual) => (TscSource::Trapped, "virtual time answers every RDTSC at its trap site".to_owned()),
         (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
-        (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for".to_owned()),
+        (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
             host_works(env, khz)?;
             (TscSource::Host, "asked for".to_owned())
@@ -124,10 +124,18 @@ pub fn choose(
         _ if swallowed => sites.only(|kind| kind == Kind::DeadlineWrmsr),
         _ => Sites::default(),
     };
+    let tsc_deadline = !swallowed || patched.has(Kind::DeadlineWrmsr);
+    let deadline = match (swallowed, tsc_deadline) {
+        (false, _) => "",
+        (true, true) => "; it swallows the TSC deadline, so the guest's deadline sites are patched",
+        (true, false) => {
+            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden"
+        }
+    };
     Ok(Chosen {
         source,
-        why: format!("{why} (host {host_khz}, guest {khz})"),
-        tsc_deadline: !swallowed || patched.has(Kind::DeadlineWrmsr),
+        why: format!("{why} (host {host_khz}, guest {khz}){deadline}"),
+        tsc_deadline,
         mwait_in_guest: env.facts.deadline_write == DeadlineWrite::ExitsWithMwait,
         patched,
     })

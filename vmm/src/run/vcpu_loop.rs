@@ -15,8 +15,8 @@ use super::{
     trace::Event,
 };
 use crate::{
-    kvm::{Bus, Exit, kick::KickTimer},
-    time::{GuestTsc, Now},
+    kvm::{Exit, kick::KickTimer},
+    time::{GuestTsc, HostTsc, Now},
 };
 
 /// Virtual time: how long a guest may run without an operation before it counts as spinning. Host time, because guest
@@ -36,7 +36,7 @@ pub(super) fn run(
     cpu.vcpu.drain()?;
     let _binding = cpu.vcpu.bind();
     mailbox.attach();
-    let mut alarm = Alarm { timer: KickTimer::new()?, set_for: None, operations: 0 };
+    let mut alarm = Alarm { timer: KickTimer::new()?, armed: None };
     let result = turn_until_done(cpu, platform, mailbox, stop, &mut alarm);
     mailbox.detach();
     let result = result?;
@@ -54,7 +54,11 @@ fn turn_until_done(
     alarm: &mut Alarm,
 ) -> Result<Outcome, RunError> {
     loop {
-        cpu.vcpu.forget_kicks();
+        if cpu.vcpu.forget_kicks()
+            && let Some(end) = alarm.rang(cpu, platform)
+        {
+            return Ok(Outcome::Ended(end));
+        }
         if mailbox.waiting() {
             return Ok(Outcome::Requested);
         }
@@ -94,7 +98,7 @@ fn turn_until_done(
             cpu.vcpu.drain()?;
             cpu.vcpu.set_apic_base(cpu.local.apic.apic_base());
         }
-        if let Some(end) = handle(cpu, platform, exit, alarm)? {
+        if let Some(end) = handle(cpu, platform, exit)? {
             lock(&platform.judge).read_ring(platform);
             return Ok(Outcome::Ended(end));
         }
@@ -137,7 +141,7 @@ fn blocked_by_tpr(local: &Local) -> bool {
     local.apic.blocked_by_priority() && local.apic.cr8() != 0
 }
 
-fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit, alarm: &mut Alarm) -> Result<Option<End>, RunError> {
+fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) => Ok(lock(&platform.devices).take_exit().map(End::Guest)),
         Exit::Halt => {
@@ -153,8 +157,8 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit, alarm: &mut Alarm) -> 
             }
             Ok(None)
         }
-        Exit::Interrupted => Ok(alarm.rang(cpu, platform)),
-        Exit::WindowOpen | Exit::Debug => Ok(None),
+        // Kicked: the loop looks why.
+        Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
         Exit::Shutdown => Ok(Some(End::TripleFault)),
         Exit::InternalError(suberror) => {
             let reason = match suberror {
@@ -191,7 +195,7 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
             // WRMSR ignores the upper halves of its registers.
             let [index, low, high] =
                 [registers.rcx, registers.rax, registers.rdx].map(|r| u32::try_from(r & 0xffff_ffff).unwrap_or(0));
-            let written = access.msr_write(index, u64::from(high) << 32 | u64::from(low));
+            let written = access.msr_write_at_site(index, u64::from(high) << 32 | u64::from(low));
             if access.apic_base_changed {
                 cpu.vcpu.set_apic_base(access.local.apic.apic_base());
             }
@@ -210,41 +214,46 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
 /// The timer that kicks this thread out of KVM_RUN: at the next deadline in real time, after the spin budget in virtual.
 struct Alarm {
     timer: KickTimer,
-    /// What it is set for, so that it is not set again on every exit.
-    set_for: Option<GuestTsc>,
-    /// Virtual time: operations when it was set.
-    operations: u64,
+    armed: Option<Armed>,
+}
+
+/// What the alarm is set for, so that it is not set again on every exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Armed {
+    /// Real time: this base TSC.
+    At(GuestTsc),
+    /// Virtual time: the spin budget, since this host TSC, when there had been so many operations.
+    Budget { since: HostTsc, operations: u64 },
 }
 
 impl Alarm {
     fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
         let clock = lock(&platform.clock);
         match mode {
-            TimeMode::Virtual => {
-                if self.set_for.is_none() {
-                    self.set_for = Some(GuestTsc(0));
-                    self.operations = clock.operations();
-                    self.timer.arm(SPIN_BUDGET);
-                }
+            TimeMode::Virtual if self.armed.is_none() => {
+                self.armed = Some(Armed::Budget { since: clock.stopwatch(), operations: clock.operations() });
+                self.timer.arm(SPIN_BUDGET);
             }
+            TimeMode::Virtual => {}
             TimeMode::Real => {
                 let due = local.apic.next_wake().and_then(|deadline| clock.due(deadline, local.tsc_adjust));
                 let target = [due, stop].into_iter().flatten().min();
-                if target.is_some() && target != self.set_for {
-                    if let Some(left) = target.and_then(|target| clock.until(target)) {
+                if let Some(target) = target.filter(|target| self.armed != Some(Armed::At(*target))) {
+                    if let Some(left) = clock.until(target) {
                         self.timer.arm(left);
                     }
-                    self.set_for = target;
+                    self.armed = Some(Armed::At(target));
                 }
             }
         }
     }
 
-    /// The vCPU was kicked, perhaps by this timer.
+    /// The thread was kicked, perhaps by this timer, perhaps sooner than the TSC says (NTP slews the timer's clock): it is
+    /// set again.
     fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
         let clock = lock(&platform.clock);
-        let set = self.set_for.take().is_some();
-        (set && clock.mode() == TimeMode::Virtual && clock.operations() == self.operations)
-            .then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: SPIN_BUDGET.as_secs() })
+        let Some(Armed::Budget { since, operations }) = self.armed.take() else { return None };
+        let stuck = clock.operations() == operations && clock.host_time_since(since) >= SPIN_BUDGET;
+        stuck.then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: SPIN_BUDGET.as_secs() })
     }
 }

@@ -3,9 +3,13 @@
 //! Return codes are not evidence: hosts accept a TSC frequency or offset and ignore it. So a few instructions run in a
 //! throw-away VM, and what came out is compared with the host's own counter.
 
-use std::{sync::Arc, thread, time::Duration};
+mod measure;
+
+use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
 
 use super::{Bus, Error, Exit, GpFault, Host, Operation, Vcpu, Vm, read_tsc};
 use crate::boot::cpuid::Leaf;
@@ -38,6 +42,8 @@ pub struct HostFacts {
 const CODE: u64 = 0x1000;
 const RESULT: u64 = 0x2000;
 const PROBE_BYTES: usize = 0x4000;
+/// The port that the probes write when a TSC is in memory.
+const TSC_PORT: u16 = 0x80;
 
 /// 32-bit code: RDTSC to memory; OUT 0x80; WRMSR 0x6e0 of 1; OUT 0x81; RDMSR 0x802; OUT 0x82; HLT.
 const PROGRAM: [u8; 42] = [
@@ -46,10 +52,6 @@ const PROGRAM: [u8; 42] = [
     0xb9, 0x02, 0x08, 0x00, 0x00, 0x0f, 0x32, 0xe6, 0x82, 0xf4, // RDMSR 0x802
     0x90,
 ];
-
-/// 32-bit code, for ever: RDTSC to memory; OUT 0x80.
-const TSC_LOOP: [u8; 17] =
-    [0x0f, 0x31, 0xa3, 0x00, 0x20, 0x00, 0x00, 0x89, 0x15, 0x04, 0x20, 0x00, 0x00, 0xe6, 0x80, 0xeb, 0xef];
 
 /// Remembers the last access.
 #[derive(Default)]
@@ -109,7 +111,7 @@ impl Probe {
         let before = read_tsc();
         let exit = self.next()?;
         let after = read_tsc();
-        if exit != Exit::Operation(Operation::Port) || self.last.port != Some(0x80) {
+        if exit != Exit::Operation(Operation::Port) || self.last.port != Some(TSC_PORT) {
             return Ok(None);
         }
         let guest: u64 = self.memory.read_obj(GuestAddress(RESULT)).map_err(|_| Error::last("mmap"))?;
@@ -153,23 +155,6 @@ fn deadline_exits(probe: &mut Probe) -> Result<bool, Error> {
         probe.next()?;
     }
     Ok(exited)
-}
-
-/// Whether KVM_SET_TSC_KHZ makes a guest's TSC run at another rate: measured over some 4 ms, at `khz` and true to 1 %.
-///
-/// # Errors
-/// If KVM fails in a way that is no answer.
-pub fn tsc_scales(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<bool, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, false)?;
-    if probe.vcpu.set_tsc_khz(khz).is_err() {
-        return Ok(false);
-    }
-    let Some((host_0, guest_0, _)) = probe.read_guest_tsc()? else { return Ok(false) };
-    thread::sleep(Duration::from_millis(4));
-    let Some((host_1, guest_1, _)) = probe.read_guest_tsc()? else { return Ok(false) };
-    let expected = u128::from(host_1.wrapping_sub(host_0)) * u128::from(khz) / u128::from(host_khz.max(1));
-    let seen = u128::from(guest_1.wrapping_sub(guest_0));
-    Ok(seen.abs_diff(expected) <= expected / 100)
 }
 
 /// The leaves with TSC-deadline and x2APIC on, so that the guest CPU has those MSRs.

@@ -1,0 +1,190 @@
+//! The demonstration: what a migration to another TSC frequency does to every kind of timer.
+//!
+//! For every clockevent the embedded guest runs in one `vmm` process, which saves it in mid-tick; then three other
+//! processes restore that snapshot, at the same, a slower and a faster TSC, and let it run to its end. All of it goes
+//! through the command line that users have, so that what the table says can be done again by hand.
+
+mod judgement;
+mod table;
+
+use std::{
+    io::IsTerminal,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use vmm::{
+    guest_image::GUEST_ELF,
+    run::{TimeMode, judge::Summary},
+};
+
+use super::{
+    args::Run,
+    exit::{Failed, HostCannot},
+};
+use judgement::Verdict;
+
+/// The frequency the guest boots with.
+const BASE_KHZ: u32 = 2_600_000;
+/// The frequencies it is restored with, and their names.
+const TARGETS: [(&str, u32); 3] = [("same", BASE_KHZ), ("slower", BASE_KHZ / 2), ("faster", BASE_KHZ * 2)];
+/// The clockevents, as the guest's command line names them.
+const CLOCKEVENTS: [&str; 6] = [
+    "lapic-deadline",
+    "kvm-tsc-deadline conversion=split",
+    "kvm-tsc-deadline conversion=mult",
+    "kvm-tsc-deadline conversion=exact",
+    "kvm-ns-deadline",
+    "lapic-oneshot",
+];
+/// Ticks a second, ticks in all, and when to save: in the middle of the 50th interval, with a deadline in flight.
+const HZ: u32 = 100;
+const COUNT: u32 = 100;
+const SAVE_AT: &str = "505ms";
+
+/// What the child processes write with `--summary`.
+#[derive(Debug, Deserialize)]
+struct SummaryFile {
+    lost: u64,
+    ticks: Summary,
+}
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    clockevent: &'static str,
+    /// "same", "slower" or "faster".
+    tsc: &'static str,
+    tsc_khz: u32,
+    /// Ticks before and after the migration.
+    ticks: u64,
+    lost: u64,
+    /// After the migration; so is all that follows.
+    after: Summary,
+    verdict: Verdict,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Json<'a> {
+    schema: &'static str,
+    time: &'static str,
+    booted_at_khz: u32,
+    hz: u32,
+    rows: &'a [Row],
+    /// Whether every line is as it should be.
+    ok: bool,
+}
+
+/// `vmm` without a guest.
+pub fn run(args: &Run) -> Result<ExitCode> {
+    let time = args.time.map_or(TimeMode::Virtual, TimeMode::from);
+    let work = tempfile::tempdir().context("cannot make a directory for the snapshots")?;
+    let guest = work.path().join("guest.bin");
+    std::fs::write(&guest, GUEST_ELF).with_context(|| format!("cannot write {}", guest.display()))?;
+
+    let progress = Progress::new();
+    let mut rows = Vec::new();
+    for clockevent in CLOCKEVENTS {
+        progress.say(clockevent);
+        let dir = work.path().join("snapshot");
+        let before = boot_and_save(&guest, &dir, clockevent, time, args)?;
+        progress.step();
+        for (tsc, khz) in TARGETS {
+            let after = restore(&dir, khz, work.path(), args)?;
+            rows.push(Row {
+                clockevent,
+                tsc,
+                tsc_khz: khz,
+                ticks: before.ticks.ticks + after.ticks.ticks,
+                lost: before.lost + after.lost,
+                verdict: judgement::judge(clockevent, khz, time, before.lost + after.lost, &after.ticks),
+                after: after.ticks,
+            });
+            progress.step();
+        }
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    progress.finish();
+
+    let ok = rows.iter().all(|row| row.verdict.as_expected());
+    if args.json {
+        let json = Json { schema: "vmm-demo/1", time: time.as_str(), booted_at_khz: BASE_KHZ, hz: HZ, rows: &rows, ok };
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    } else {
+        table::print(&rows, time);
+    }
+    if ok { Ok(ExitCode::SUCCESS) } else { Err(Failed("the demonstration did not go as it should".to_owned()).into()) }
+}
+
+fn boot_and_save(guest: &Path, dir: &Path, clockevent: &str, time: TimeMode, args: &Run) -> Result<SummaryFile> {
+    let cmdline = format!("clockevent={clockevent} hz={HZ} count={COUNT}");
+    let khz = BASE_KHZ.to_string();
+    let summary = dir.with_extension("json");
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.arg("--guest").arg(guest).args(["--cmdline", &cmdline, "--memory", "16M"]);
+    command.args(["--time", time.as_str(), "--tsc", "trapped", "--tsc-khz", &khz]);
+    command.args(["--save-at", SAVE_AT, "--save-to"]).arg(dir);
+    child(command, &summary, args)
+}
+
+fn restore(dir: &Path, khz: u32, work: &Path, args: &Run) -> Result<SummaryFile> {
+    let summary = work.join("restored.json");
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.arg("restore").arg(dir).args(["--tsc", "trapped", "--tsc-khz", &khz.to_string()]);
+    child(command, &summary, args)
+}
+
+/// Runs a `vmm` and reads its summary.
+fn child(mut command: Command, summary: &Path, args: &Run) -> Result<SummaryFile> {
+    if let Some(host) = args.session.emulate_host {
+        command.args(["--emulate-host", host.as_str()]);
+    }
+    command.arg("--summary").arg(summary).stdin(Stdio::null());
+    let output = command.output().context("cannot start this program again")?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.lines().last().unwrap_or("no message").trim_start_matches("vmm: ").to_owned();
+        return Err(if output.status.code() == Some(3) { HostCannot(last).into() } else { Failed(last).into() });
+    }
+    let text = std::fs::read_to_string(summary).with_context(|| format!("cannot read {}", summary.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("cannot understand {}", summary.display()))
+}
+
+/// A bar on a terminal, plain lines elsewhere; both on standard error.
+struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let steps = u64::try_from(CLOCKEVENTS.len() * (1 + TARGETS.len())).unwrap_or(0);
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
+            ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Self { bar }
+    }
+
+    fn say(&self, clockevent: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(clockevent.to_owned()),
+            None => eprintln!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC"),
+        }
+    }
+
+    fn step(&self) {
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

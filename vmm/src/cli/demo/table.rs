@@ -1,0 +1,86 @@
+//! The table for people.
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use vmm::run::{TimeMode, judge::Lateness};
+
+use super::{BASE_KHZ, COUNT, HZ, Row, judgement::Verdict};
+
+pub(super) fn print(rows: &[Row], time: TimeMode) {
+    println!(
+        "A guest with a {HZ} Hz tick boots on a {:.1} GHz TSC, is saved in mid-tick ({} time, deadline policy rescale, \
+         downtime\nfrozen) and restored in another process on the same, a slower and a faster TSC. {COUNT} ticks each; \
+         lateness is VM time, after\nthe migration, p99/worst, by the guest's clock and by the host's.\n",
+        f64::from(BASE_KHZ) / 1e6,
+        time.as_str(),
+    );
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    table.set_header([
+        "clockevent",
+        "TSC, GHz",
+        "ticks",
+        "lost",
+        "early\nwakes",
+        "late (guest)",
+        "late (host)",
+        "interval\nlasts",
+        "clock\nback",
+        "verdict",
+    ]);
+    let mut last = "";
+    for row in rows {
+        let name = if row.clockevent == last { "" } else { row.clockevent };
+        last = row.clockevent;
+        let after = &row.after;
+        table.add_row([
+            name.replace(" conversion=", " "),
+            format!("{:.1} → {:.1}", f64::from(BASE_KHZ) / 1e6, f64::from(row.tsc_khz) / 1e6),
+            row.ticks.to_string(),
+            row.lost.to_string(),
+            after.early_wakes.to_string(),
+            lateness(after.late_by_guest),
+            lateness(after.late_by_host),
+            after.interval_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("×{ratio:.2}")),
+            after.clock_steps_back.to_string(),
+            verdict(&row.verdict),
+        ]);
+    }
+    for index in 2..9 {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end());
+    }
+    println!(
+        "\nlapic-deadline keeps using the TSC frequency that it read at boot: after a migration every interval it arms lasts\n\
+         f1/f2 of what was asked (on a faster TSC it is woken early and arms again, and again). The kvmclock devices take\n\
+         the new frequency from the page."
+    );
+}
+
+fn lateness(late: Lateness) -> String {
+    format!("{}/{}", time(late.p99_ns), time(late.worst_ns))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "three digits for people")]
+fn time(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns}ns"),
+        1_000..1_000_000 => format!("{:.1}µs", ns as f64 / 1e3),
+        _ => format!("{:.1}ms", ns as f64 / 1e6),
+    }
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Good => "ok".to_owned(),
+        Verdict::WrongAsExpected { interval_ratio } if *interval_ratio > 1.0 => "WRONG: late".to_owned(),
+        Verdict::WrongAsExpected { .. } => "WRONG: early".to_owned(),
+        Verdict::Unexpected { reason } => format!("UNEXPECTED: {reason}"),
+    }
+}
