@@ -48,7 +48,7 @@ fn last_memsz(bytes: &[u8]) -> usize {
     };
     let (table, entry, count) = (number(32, 8), number(54, 2), number(56, 2));
     let loads = (0..count).map(|n| table + n * entry).filter(|at| number(*at, 4) == 1);
-    loads.last().unwrap() + 40
+    loads.max().unwrap() + 40
 }
 
 // Catches: a panic, a hang or a wrong exit code on a file that is no guest.
