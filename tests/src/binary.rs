@@ -20,7 +20,9 @@ impl Place {
     fn of_this_test() -> Self {
         let exe = env::current_exe().expect("the path of this test");
         let programs = exe.ancestors().nth(2).expect("a directory above deps/");
-        let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()).expect("cargo's target directory");
+        // Cargo tags the directory if it made it; if not, it is the one above, when no target was named.
+        let tagged = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+        let target = tagged.or_else(|| programs.parent()).expect("cargo's target directory");
         let mut words = programs.strip_prefix(target).expect("inside the target directory").iter().rev();
         let mut word = || words.next().map(|word| word.to_str().expect("UTF-8").to_owned());
         Self {
@@ -63,6 +65,8 @@ pub fn guest() -> &'static Path {
     static GUEST: OnceLock<PathBuf> = OnceLock::new();
     GUEST.get_or_init(|| {
         vmm();
-        Place::of_this_test().target.join("guest.bin")
+        let guest = Place::of_this_test().target.join("guest.bin");
+        assert!(guest.exists(), "the build of vmm has not left {}", guest.display());
+        guest
     })
 }
