@@ -35,9 +35,9 @@ fn two_hundred(clockevent: &str, flags: &str) -> Run {
     let made = run.summary.count("migrations");
     assert!(made >= 200, "{made} migrations");
     assert_eq!(migrations(run.trace()).len() as u64, made);
-    // Two migrations within one wait are one GUEST_STOPPED to the guest.
+    // Migrations within one wait are one GUEST_STOPPED to the guest; how many are is the host's affair.
     let seen = run.summary.count("ticks/guest_stopped_seen");
-    assert!(seen >= 150 && seen <= made, "GUEST_STOPPED seen {seen} times in {made} migrations");
+    assert!(seen > 0 && seen <= made, "GUEST_STOPPED seen {seen} times in {made} migrations");
     run
 }
 
@@ -48,16 +48,18 @@ fn two_hundred_migrations_in_virtual_time() {
         return;
     }
     let run = two_hundred("clockevent=kvm-tsc-deadline", "--time virtual --migrate-every 10ms");
+    assert_eq!(run.summary.count("ticks/guest_stopped_seen"), run.summary.count("migrations"));
     assert!(continuous(&migrations(run.trace())).iter().all(|downtime| *downtime == 0));
 }
 
-// Catches: the same with the host's clock, where each restore lands somewhere else in the guest's code.
+// Catches: the same with the host's clock, where each restore lands somewhere else in the guest's code. 4 ms leave room
+// for a host so busy that it makes only every third migration in time.
 #[test]
 fn two_hundred_migrations_in_real_time() {
     if !kvm() {
         return;
     }
-    let run = two_hundred("clockevent=kvm-tsc-deadline", "--time real --migrate-every 10ms");
+    let run = two_hundred("clockevent=kvm-tsc-deadline", "--time real --migrate-every 4ms");
     assert!(continuous(&migrations(run.trace())).iter().all(|downtime| *downtime == 0));
 }
 
