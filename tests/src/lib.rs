@@ -1,1 +1,34 @@
-//! Helpers of the tests that boot virtual machines.
+//! What the tests that boot virtual machines share: the program, its output, its files.
+//!
+//! The tests use `vmm` as people do, through its command line, and judge it by its exit code, its messages, its trace and
+//! its summary. Arithmetic on these is done here a second time, on purpose: none of `vmm`'s own code is called.
+
+mod binary;
+mod host;
+mod lab;
+mod page;
+mod process;
+mod trace;
+
+pub use binary::{guest, vmm};
+pub use host::kvm;
+pub use lab::{Lab, Run, Summary};
+pub use page::Page;
+pub use process::{Ended, Running, finish, start};
+pub use trace::{Line, Trace};
+
+/// Every clockevent of the guest, as its command line selects it.
+pub const CLOCKEVENTS: [&str; 9] = [
+    "clockevent=lapic-deadline",
+    "clockevent=kvm-tsc-deadline conversion=split recheck=off",
+    "clockevent=kvm-tsc-deadline conversion=split recheck=on",
+    "clockevent=kvm-tsc-deadline conversion=mult recheck=off",
+    "clockevent=kvm-tsc-deadline conversion=mult recheck=on",
+    "clockevent=kvm-tsc-deadline conversion=exact recheck=off",
+    "clockevent=kvm-tsc-deadline conversion=exact recheck=on",
+    "clockevent=kvm-ns-deadline",
+    "clockevent=lapic-oneshot",
+];
+
+/// Both doors to the LAPIC, as flags of `vmm`.
+pub const DOORS: [&str; 2] = ["--x2apic on", "--x2apic off"];

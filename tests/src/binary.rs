@@ -1,0 +1,72 @@
+//! Where the program and the guest are, built from the sources that stand here now.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// Cargo's target directory and what a test executable's place in it says: `TARGET[/TRIPLE]/PROFILE/deps/NAME`.
+struct Place {
+    target: PathBuf,
+    triple: Option<String>,
+    profile: String,
+    /// Where this profile's programs are.
+    programs: PathBuf,
+}
+
+impl Place {
+    fn of_this_test() -> Self {
+        let exe = env::current_exe().expect("the path of this test");
+        let programs = exe.ancestors().nth(2).expect("a directory above deps/");
+        // Cargo tags the directory if it made it; if not, it is the one above, when no target was named.
+        let tagged = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+        let target = tagged.or_else(|| programs.parent()).expect("cargo's target directory");
+        let mut words = programs.strip_prefix(target).expect("inside the target directory").iter().rev();
+        let mut word = || words.next().map(|word| word.to_str().expect("UTF-8").to_owned());
+        Self {
+            profile: match word().expect("the profile's directory").as_str() {
+                "debug" => "dev".to_owned(),
+                other => other.to_owned(),
+            },
+            triple: word(),
+            target: target.to_owned(),
+            programs: programs.to_owned(),
+        }
+    }
+}
+
+/// The `vmm` program. Cargo builds the programs of a package for that package's own tests only, so the first call of a
+/// process has it built; when it is up to date, that takes a moment.
+pub fn vmm() -> &'static Path {
+    static VMM: OnceLock<PathBuf> = OnceLock::new();
+    VMM.get_or_init(|| {
+        let place = Place::of_this_test();
+        // Set by `cargo test`. Without it somebody runs a test program by hand, with the `vmm` that is there.
+        if let Some(cargo) = env::var_os("CARGO") {
+            // The packages are chosen as in `cargo run`, so that nothing is compiled twice with other features.
+            let mut build = Command::new(cargo);
+            build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+            build.args(["build", "--quiet", "--bin", "vmm", "--profile", &place.profile, "--target-dir"]);
+            build.arg(&place.target);
+            if let Some(triple) = &place.triple {
+                build.args(["--target", triple]);
+            }
+            let status = build.status().expect("cargo runs");
+            assert!(status.success(), "building vmm failed: {status}");
+        }
+        place.programs.join("vmm")
+    })
+}
+
+/// The guest kernel's file, where the build leaves it for people.
+pub fn guest() -> &'static Path {
+    static GUEST: OnceLock<PathBuf> = OnceLock::new();
+    GUEST.get_or_init(|| {
+        vmm();
+        let guest = Place::of_this_test().target.join("guest.bin");
+        assert!(guest.exists(), "the build of vmm has not left {}", guest.display());
+        guest
+    })
+}
