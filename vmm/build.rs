@@ -54,8 +54,10 @@ fn build() -> Result<(), Box<dyn Error>> {
     }
     let guest = target_dir.join(TARGET).join("guest").join("guest");
     publish(&guest, &out)?;
-    // For people: next to cargo's own directories. Without a tag (`--out-dir` tricks) there is no such place.
-    if let Some(root) = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists()) {
+    // For people: the target directory. Cargo tags those that it made; in one that was there before, ours is
+    // <target>/<profile>/build/<package>/out.
+    let tagged = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    if let Some(root) = tagged.or_else(|| out.ancestors().nth(4)) {
         publish(&guest, root)?;
     }
     Ok(())

@@ -21,6 +21,9 @@ const VIRTUAL_EPOCH_NS: u64 = 946_684_800 * 1_000_000_000;
 /// Virtual time: operations in a millisecond, so that one costs about a microsecond, as an exit does.
 const OPERATIONS_PER_MS: u32 = 1000;
 
+/// VM time between two renewals of the page.
+const RENEWAL_NS: u64 = 100_000_000_000;
+
 /// The machine's clock.
 #[derive(Clone, Debug)]
 pub struct Clock {
@@ -179,6 +182,23 @@ impl Clock {
             }
             Deadline::Vm(at) => self.page.least_tsc(at),
         }
+    }
+
+    /// VM time at which the page is to be renewed.
+    ///
+    /// A guest computes with the delta from the page's base, and some conversions only reach so far: the one posted in
+    /// 2016 caps the delta at 275 s, and would fire at once for ever on an older page. KVM renews every 300 s (Linux
+    /// `arch/x86/kvm/x86.c`, KVMCLOCK_SYNC_PERIOD), which is too late for it.
+    #[must_use]
+    pub fn renewal(&self) -> VmTime {
+        VmTime(self.page.system_time.0.saturating_add(RENEWAL_NS))
+    }
+
+    /// Bases the page on the present instant: VM time neither steps nor changes its rate. All vCPUs must stand still: two
+    /// pages with different bases round differently.
+    pub fn renew(&mut self) {
+        let tsc = self.tsc();
+        self.page = PageClock { tsc_timestamp: tsc, system_time: self.page.vm_time(tsc), scale: self.page.scale };
     }
 
     /// Real time: how long until the base TSC is `target`; zero if it is.

@@ -35,7 +35,7 @@ use crate::{
     devices::Devices,
     kvm::{Vcpu, Vm},
     pvclock::{Registration, WallRegistration},
-    time::{Khz, Moment, VmTime, host::wall_ns},
+    time::{Khz, Moment, Now, VmTime, host::wall_ns},
 };
 
 /// Where a machine's output goes.
@@ -274,16 +274,8 @@ impl Machine {
         if self.paused.is_some() {
             self.resume(&super::Policies::default())?;
         }
-        let stop = match stop {
-            Some(at) => lock(&self.platform.clock).least_tsc(at),
-            None => None,
-        };
-        let mode = lock(&self.platform.clock).mode();
         mailbox.ring_at(self.platform.posts.first().map(|post| Arc::clone(&post.bell)));
-        let stopped = match mode {
-            TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, stop),
-            TimeMode::Virtual => schedule::virtually(&mut self.cpus, &self.platform, mailbox, stop, &mut self.order),
-        };
+        let stopped = self.run_and_renew(mailbox, stop);
         mailbox.ring_at(None);
         match stopped? {
             Stop::Reached => Ok(Outcome::Reached),
@@ -295,6 +287,48 @@ impl Machine {
                 Ok(Outcome::Ended(end))
             }
         }
+    }
+
+    /// Runs, and renews the page in between, while all vCPUs stand still.
+    fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
+        loop {
+            let (mode, renewal, next) = {
+                let clock = lock(&self.platform.clock);
+                let renewal = clock.renewal();
+                let next = stop.map_or(renewal, |stop| stop.min(renewal));
+                (clock.mode(), renewal, clock.least_tsc(next))
+            };
+            let stopped = match mode {
+                TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, next),
+                TimeMode::Virtual => {
+                    schedule::virtually(&mut self.cpus, &self.platform, mailbox, next, &mut self.order)
+                }
+            }?;
+            let now = lock(&self.platform.clock).now(0);
+            if stopped == Stop::Reached && now.vm >= renewal {
+                self.renew_page(now)?;
+            }
+            if stopped != Stop::Reached || stop.is_some_and(|stop| now.vm >= stop) {
+                return Ok(stopped);
+            }
+        }
+    }
+
+    fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
+        let mut clock = lock(&self.platform.clock);
+        clock.renew();
+        let flags = self.platform.page_flags();
+        for Cpu { local, .. } in &mut self.cpus {
+            let page = clock.page(local.tsc_adjust);
+            local
+                .pvclock
+                .publish(&Ram(&self.platform.memory), &page, flags, false)
+                .map_err(|fault| RunError::BadState(fault.to_string()))?;
+        }
+        let page = clock.page(0);
+        drop(clock);
+        self.platform.event(0, now, &Event::Renew { page });
+        Ok(())
     }
 
     /// Everything but RAM, of a paused machine.

@@ -130,6 +130,11 @@ pub enum Event<'a> {
         /// The wall clock had gone back, and the downtime was taken as zero.
         clamped: bool,
     },
+    /// The page got a new base; time goes on unchanged.
+    Renew {
+        /// The page's numbers.
+        page: PageClock,
+    },
     /// The guest does not go on.
     End {
         /// Why.
