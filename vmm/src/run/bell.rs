@@ -28,7 +28,11 @@ impl Bell {
     /// Calls the vCPU's thread.
     pub fn ring(&self) {
         let mut state = lock(&self.state);
-        state.rung = true;
+        // A ring that was not looked at yet has kicked already. Kicks are queued signals: a guest that sends messages in a
+        // loop must not fill the host's queue.
+        if std::mem::replace(&mut state.rung, true) {
+            return;
+        }
         self.heard.notify_all();
         if let Some(runner) = &state.runner {
             runner.kick();
