@@ -91,7 +91,7 @@ fn split_still_waits_after_275_s() {
     let cmdline = "clockevent=kvm-tsc-deadline conversion=split hz=1 count=400";
     let run = Lab::new().boot_traced(cmdline, "--time virtual --tsc-khz 2600000");
     run.in_order(400);
-    assert_eq!(run.summary.count("ticks.early_wakes"), 0, "{run:#?}");
+    assert_eq!(run.summary.count("ticks/early_wakes"), 0, "{run:#?}");
     assert!(run.trace().all("renew").count() >= 3);
 }
 

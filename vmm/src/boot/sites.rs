@@ -147,6 +147,16 @@ impl Sites {
         Self { by_address: self.by_address.iter().filter(|(_, k)| keep(**k)).map(|(a, k)| (*a, *k)).collect() }
     }
 
+    /// The sites that hold what the table says, patched or not: a guest may overwrite its own code.
+    #[must_use]
+    pub fn alive(&self, memory: &GuestMemoryMmap) -> Self {
+        let holds = |address: u64, kind: Kind| {
+            let mut bytes = [0; 2];
+            memory.read_slice(&mut bytes, GuestAddress(address)).is_ok() && (bytes == kind.original() || bytes == PATCH)
+        };
+        Self { by_address: self.by_address.iter().filter(|(a, k)| holds(**a, **k)).map(|(a, k)| (*a, *k)).collect() }
+    }
+
     /// Puts `HLT; NOP` at every site that holds its original bytes.
     pub fn patch(&self, memory: &GuestMemoryMmap) {
         self.replace(memory, |kind| (kind.original(), PATCH));

@@ -61,7 +61,8 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
 
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
-    let (state, memory) = snapshot::machine::load(&args.dir)?;
+    let name = || format!("snapshot {}", args.dir.display());
+    let (state, memory) = snapshot::machine::load(&args.dir).with_context(name)?;
     let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
@@ -71,8 +72,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
     let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
-    let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs)
-        .with_context(|| format!("snapshot {}", args.dir.display()))?;
+    let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
     session(&env, machine, &args.session, Some(khz))
 }
 

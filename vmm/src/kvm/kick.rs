@@ -42,17 +42,21 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
+/// Makes kicks harmless: before the first of them can come.
+fn handle_kicks() {
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        // It cannot fail for a real-time signal and a valid handler; if it did, kicks would end the process, which is loud
+        // enough.
+        let _ = vmm_sys_util::signal::register_signal_handler(signal(), on_kick);
+    });
+}
+
 /// Binds `run` to this thread, so that kicks reach it; unbinds when dropped.
 pub(super) struct Binding;
 
 impl Binding {
     pub(super) fn new(run: *mut kvm_run) -> Self {
-        static HANDLER: Once = Once::new();
-        HANDLER.call_once(|| {
-            // It cannot fail for a real-time signal and a valid handler; if it did, kicks would end the process, which
-            // is loud enough.
-            let _ = vmm_sys_util::signal::register_signal_handler(signal(), on_kick);
-        });
         RUN.set(run);
         Self
     }
@@ -91,6 +95,7 @@ impl Kicker {
     /// Kicks the thread that calls this.
     #[must_use]
     pub fn for_this_thread() -> Self {
+        handle_kicks();
         // SAFETY: gettid has no arguments and cannot fail.
         let thread = unsafe { libc::gettid() };
         Self { thread }

@@ -235,25 +235,22 @@ impl Vcpu {
         unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
     }
 
-    /// Completes the last access without running the guest further, and brings the shared registers up to date.
+    /// Completes the last instruction without running the guest further, and brings the shared registers up to date.
     ///
     /// Accesses are incomplete until the vCPU is entered again (Linux `api.rst`, KVM_RUN); state read or written before
-    /// that is stale or gets overwritten.
+    /// that is stale or gets overwritten. One instruction can make several accesses (a read-modify-write, a copy between
+    /// two devices, an operand across a page): each completion may bring the next, which must be answered, for KVM takes
+    /// it as answered.
     ///
     /// # Errors
     /// If the call fails otherwise than by the exit that it asks for.
-    pub fn drain(&mut self) -> Result<(), Error> {
-        if self.incomplete || self.fd.get_kvm_run().kvm_dirty_regs != 0 {
+    pub fn drain(&mut self, bus: &mut impl Bus) -> Result<(), Error> {
+        while self.incomplete || self.fd.get_kvm_run().kvm_dirty_regs != 0 {
             self.fd.get_kvm_run().immediate_exit = 1;
-            let result = self.fd.run().map(|_| ());
+            // EINTR is what was asked for, and comes when nothing is left to complete.
+            let result = self.run(bus);
             kick::release(self.fd.get_kvm_run());
-            self.incomplete = false;
-            match result {
-                Err(error) if error.errno() != libc::EINTR => return Err(Error::call("KVM_RUN")(error)),
-                // EINTR is what was asked for. Completing a string access can also end in its next element: that
-                // access is then answered at the next real entry.
-                Ok(()) | Err(_) => {}
-            }
+            result?;
         }
         Ok(())
     }
@@ -374,7 +371,9 @@ impl Vcpu {
             (debug.arch.debugreg[0], debug.arch.debugreg[7]) = (address, 0x402);
         }
         // Registers first: a register write drops the trap flag unless RIP is the one at the last KVM_SET_GUEST_DEBUG.
-        self.drain()?;
+        self.drain(bus)?;
+        // An open window would end the entry before the step.
+        self.request_window(false);
         self.fd.set_guest_debug(&debug).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
         self.debugging = true;
         self.run(bus)
@@ -442,9 +441,8 @@ impl Vcpu {
     /// # Errors
     /// If KVM does not tell.
     pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
-        let before = read_tsc();
         let guest = super::state::read_msr(&self.fd, 0x10)?;
-        let after = read_tsc();
-        Ok((HostTsc(before + after.saturating_sub(before) / 2), GuestTsc(guest)))
+        // Read afterwards, so that the guest's TSC is never taken to be further than it is.
+        Ok((HostTsc(read_tsc()), GuestTsc(guest)))
     }
 }

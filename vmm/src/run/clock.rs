@@ -38,6 +38,8 @@ pub struct Clock {
     wall_ns_at_zero: u64,
     /// Virtual time: operations so far.
     operations: u64,
+    /// When the last operation was.
+    last_operation: HostTsc,
 }
 
 /// The clock as a snapshot holds it.
@@ -74,6 +76,7 @@ impl Clock {
             judge: JudgeClock::start(VmTime(0), tsc, khz),
             wall_ns_at_zero,
             operations: 0,
+            last_operation: host.tsc(),
         }
     }
 
@@ -91,6 +94,7 @@ impl Clock {
             judge,
             wall_ns_at_zero,
             operations,
+            last_operation: host.tsc(),
         }
     }
 
@@ -98,8 +102,18 @@ impl Clock {
     #[must_use]
     pub fn state(&self) -> ClockState {
         // The host's clock and the source are the next host's business; the timeline is in the moment.
-        let Self { source: _, mode: _, host: _, khz: _, timeline: _, page: _, judge, wall_ns_at_zero, operations } =
-            self;
+        let Self {
+            source: _,
+            mode: _,
+            host: _,
+            khz: _,
+            timeline: _,
+            page: _,
+            judge,
+            wall_ns_at_zero,
+            operations,
+            last_operation: _,
+        } = self;
         ClockState { moment: self.moment(), judge: *judge, wall_ns_at_zero: *wall_ns_at_zero, operations: *operations }
     }
 
@@ -178,7 +192,8 @@ impl Clock {
             Deadline::Tsc(deadline) => {
                 let base = self.tsc();
                 let here = base.0.wrapping_add(adjust);
-                Some(GuestTsc(base.0.saturating_add(deadline.0.saturating_sub(here))))
+                // A TSC that the clock never reaches is never due.
+                base.0.checked_add(deadline.0.saturating_sub(here)).map(GuestTsc)
             }
             Deadline::Vm(at) => self.page.least_tsc(at),
         }
@@ -217,22 +232,22 @@ impl Clock {
         (self.mode == TimeMode::Real).then(|| self.host.tsc())
     }
 
-    /// The host TSC, to measure host time from with [`Self::host_time_since`].
+    /// Host time since the last operation, or since the clock was started or the guest last slept.
     #[must_use]
-    pub fn stopwatch(&self) -> HostTsc {
-        self.host.tsc()
+    pub fn since_operation(&self) -> Duration {
+        self.host.duration(self.last_operation, self.host.tsc())
     }
 
-    /// Host time since `start`.
-    #[must_use]
-    pub fn host_time_since(&self, start: HostTsc) -> Duration {
-        self.host.duration(start, self.host.tsc())
+    /// The guest had nothing to do for a while: that is no spinning.
+    pub fn slept(&mut self) {
+        self.last_operation = self.host.tsc();
     }
 
     /// One guest operation passes: in virtual time, time moves.
     pub fn spend_operation(&mut self) {
         if self.mode == TimeMode::Virtual {
             self.operations = self.operations.saturating_add(1);
+            self.last_operation = self.host.tsc();
             self.timeline.spend(u64::from((self.khz.get() / OPERATIONS_PER_MS).max(1)));
         }
     }
@@ -300,6 +315,7 @@ impl Clock {
         let adjusted = adjust::restore(saved, khz, policy, wall_now, held)?;
         self.judge.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
         self.khz = khz;
+        self.last_operation = host;
         self.page = adjusted.page;
         self.timeline = match self.mode {
             TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },

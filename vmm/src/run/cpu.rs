@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{apic::LocalApic, kvm::Vcpu, pvclock::Registration, time::Now};
 
-use super::clock::Clock;
+use super::{Platform, RunError, access::Access, clock::Clock};
 
 /// One vCPU.
 pub struct Cpu {
@@ -50,5 +50,17 @@ impl Local {
     #[must_use]
     pub fn now(&self, clock: &Clock) -> Now {
         clock.now(self.tsc_adjust)
+    }
+}
+
+impl Cpu {
+    /// Completes the last instruction, answering what it still accesses.
+    pub(super) fn drain(&mut self, platform: &Platform) -> Result<(), RunError> {
+        let mut access = Access::new(&mut self.local, platform);
+        self.vcpu.drain(&mut access)?;
+        if access.apic_base_changed {
+            self.vcpu.set_apic_base(self.local.apic.apic_base());
+        }
+        Ok(())
     }
 }

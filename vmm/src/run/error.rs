@@ -160,6 +160,8 @@ impl RunError {
                 | Self::Trace { .. }
                 | Self::Ram(RamError::Size(_))
                 | Self::Image(_)
+                | Self::BadState(_)
+                | Self::Sites(_)
         )
     }
 }

@@ -48,12 +48,15 @@ pub(super) fn receive(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError
     loop {
         let Some(Message { from, ipi }) = lock(&post.inbox).pop_front() else { return Ok(()) };
         if cpu.local.apic.addressed_by(ipi.destination, from == cpu.local.index) {
-            deliver(cpu, ipi)?;
+            deliver(cpu, platform, ipi)?;
         }
     }
 }
 
-fn deliver(cpu: &mut Cpu, ipi: Ipi) -> Result<(), RunError> {
+fn deliver(cpu: &mut Cpu, platform: &Platform, ipi: Ipi) -> Result<(), RunError> {
+    if matches!(ipi.mode, DeliveryMode::Nmi | DeliveryMode::Init) {
+        cpu.drain(platform)?;
+    }
     let Cpu { vcpu, local } = cpu;
     match ipi.mode {
         DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
@@ -61,14 +64,12 @@ fn deliver(cpu: &mut Cpu, ipi: Ipi) -> Result<(), RunError> {
         }
         DeliveryMode::Nmi => {
             if local.phase == Phase::Running {
-                vcpu.drain()?;
                 vcpu.nmi()?;
                 local.halted = false;
             }
         }
         // The level de-assert message is for bus arbitration of old (SDM vol. 3, "Interrupt Command Register").
         DeliveryMode::Init if ipi.assert => {
-            vcpu.drain()?;
             vcpu.reset_after_init()?;
             local.apic.init();
             local.halted = false;

@@ -19,7 +19,7 @@ use super::{
     judge::Judge,
     mailbox::Interruptions,
     platform::{Post, Ram, lock},
-    schedule,
+    schedule::{self, Until},
     source::{self, Chosen, SourceChoice, TscSource},
     state::{CpuState, DevicesState, MachineSection, MachineState},
     trace::{Event, Trace},
@@ -130,8 +130,7 @@ impl Machine {
                 vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
             }
             let apic = LocalApic::new(config);
-            vcpu.drain()?;
-            vcpu.set_apic_base(apic.apic_base());
+            vcpu.set_apic_base_at_reset(apic.apic_base())?;
             leaves.push(cpuid);
             let local = Local {
                 index,
@@ -211,9 +210,10 @@ impl Machine {
         let mut cpus = Vec::new();
         for (index, cpu) in (0u32..).zip(saved_cpus) {
             let CpuState { cpuid, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
-            let mut vcpu = Vcpu::new(&vm, index, cpuid)?;
-            vcpu.set_state(kvm)?;
             let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
+            // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
+            let mut vcpu = Vcpu::new(&vm, index, cpuid).map_err(|e| bad(e.to_string()))?;
+            vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
             let local = Local {
                 index,
                 apic: LocalApic::from_state(saved_apic, *apic_config).map_err(|e| bad(e.to_string()))?,
@@ -292,16 +292,17 @@ impl Machine {
     /// Runs, and renews the page in between, while all vCPUs stand still.
     fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
         loop {
-            let (mode, renewal, next) = {
+            let (mode, renewal, until) = {
                 let clock = lock(&self.platform.clock);
                 let renewal = clock.renewal();
-                let next = stop.map_or(renewal, |stop| stop.min(renewal));
-                (clock.mode(), renewal, clock.least_tsc(next))
+                let until =
+                    Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
+                (clock.mode(), renewal, until)
             };
             let stopped = match mode {
-                TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, next),
+                TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, until.first()),
                 TimeMode::Virtual => {
-                    schedule::virtually(&mut self.cpus, &self.platform, mailbox, next, &mut self.order)
+                    schedule::virtually(&mut self.cpus, &self.platform, mailbox, until, &mut self.order)
                 }
             }?;
             let now = lock(&self.platform.clock).now(0);
@@ -341,10 +342,12 @@ impl Machine {
         };
         // Before the clock is locked: a traced tick asks it for the time.
         lock(&self.platform.judge).read_ring(&self.platform);
+        for cpu in &mut self.cpus {
+            cpu.drain(&self.platform)?;
+        }
         let clock = lock(&self.platform.clock);
         let mut cpus = Vec::new();
         for (Cpu { vcpu, local }, cpuid) in self.cpus.iter_mut().zip(&self.cpuid) {
-            vcpu.drain()?;
             // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
             // Flags and messages are made again: a message is delivered before its receiver is saved.
             let Local { index: _, apic, pvclock, tsc_adjust, phase, halted, published_flags: _, sti_shadow: _ } = local;
@@ -378,7 +381,7 @@ impl Machine {
                 serial: lock(&self.platform.devices).serial_state(),
                 wall: lock(&self.platform.wall).state(),
             },
-            sites: self.all_sites.state(),
+            sites: self.all_sites.alive(&self.platform.memory).state(),
             judge: lock(&self.platform.judge).state(),
         })
     }

@@ -114,6 +114,9 @@ impl Machine {
         }
         let adjusted = clock.start(&moment, khz, policies.downtime, policies.downtime_length)?;
         drop(clock);
+        if adjusted.clamped {
+            log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
+        }
         self.paused = None;
         let first_start = !self.has_run;
         self.has_run = true;

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use guest_abi::pvclock::FLAG_TSC_STABLE;
+use guest_abi::{
+    pvclock::FLAG_TSC_STABLE,
+    sites::{Kind, PATCH},
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{
@@ -74,6 +77,14 @@ impl Platform {
             let host = lock(&self.clock).host_tsc();
             self.trace.event(cpu, now, host, event);
         }
+    }
+
+    /// The patched site at `address`, unless the guest has overwritten it: then what stands there is the guest's own.
+    pub(super) fn site_at(&self, address: u64) -> Option<Kind> {
+        let kind = self.sites.at(address)?;
+        let mut bytes = [0; 2];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).ok()?;
+        (bytes == PATCH).then_some(kind)
     }
 
     /// Makes every vCPU come back at its next boundary.

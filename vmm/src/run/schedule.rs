@@ -90,7 +90,7 @@ fn turns(
     let Some(post) = post else { return Err(RunError::Cpus(cpu.local.index)) };
     let bell = &post.bell;
     // A vCPU whose state was just set has nothing in the shared page yet.
-    cpu.vcpu.drain()?;
+    cpu.drain(platform)?;
     let _binding = cpu.vcpu.bind();
     let mut alarm = Alarm::new()?;
     bell.attach();
@@ -118,8 +118,22 @@ fn turns(
         }
     };
     bell.detach();
-    turn::settle(cpu)?;
+    turn::settle(cpu, platform)?;
     result
+}
+
+/// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Until {
+    pub stop: Option<GuestTsc>,
+    pub renewal: Option<GuestTsc>,
+}
+
+impl Until {
+    /// Whichever is first.
+    pub(super) fn first(self) -> Option<GuestTsc> {
+        [self.stop, self.renewal].into_iter().flatten().min()
+    }
 }
 
 /// Gives all vCPUs turns on the calling thread.
@@ -127,19 +141,19 @@ pub(super) fn virtually(
     cpus: &mut [Cpu],
     platform: &Platform,
     mailbox: &impl Interruptions,
-    stop: Option<GuestTsc>,
+    until: Until,
     order: &mut Rand32,
 ) -> Result<Stop, RunError> {
     let Some(post) = platform.posts.first() else { return Err(RunError::Cpus(0)) };
     let mut alarm = Alarm::new()?;
     for cpu in cpus.iter_mut() {
-        cpu.vcpu.drain()?;
+        cpu.drain(platform)?;
     }
     post.bell.attach();
-    let result = in_order(cpus, platform, mailbox, stop, order, &mut alarm);
+    let result = in_order(cpus, platform, mailbox, until, order, &mut alarm);
     post.bell.detach();
     for cpu in cpus.iter_mut() {
-        turn::settle(cpu)?;
+        turn::settle(cpu, platform)?;
     }
     result
 }
@@ -148,7 +162,7 @@ fn in_order(
     cpus: &mut [Cpu],
     platform: &Platform,
     mailbox: &impl Interruptions,
-    stop: Option<GuestTsc>,
+    until: Until,
     order: &mut Rand32,
     alarm: &mut Alarm,
 ) -> Result<Stop, RunError> {
@@ -167,13 +181,20 @@ fn in_order(
         let Some(chosen) = choose(&awake, order) else {
             let mut clock = lock(&platform.clock);
             let dues = cpus.iter().zip(&idle).filter_map(|(cpu, deaf)| idle::due(cpu, &clock, deaf.unwrap_or(false)));
-            match dues.chain(stop).min() {
-                Some(target) => clock.jump_to(target),
+            match dues.chain(until.stop).min() {
+                // The clock's end: what is armed beyond never comes.
+                Some(target) if target.0 == u64::MAX && clock.tsc() == target => {
+                    drop(clock);
+                    let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().rip);
+                    return Ok(Stop::Ended(End::NothingWillWake { rip }));
+                }
+                Some(target) => clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal))),
                 None if mailbox.can_come() => {
                     drop(clock);
                     if let Some(post) = platform.posts.first() {
                         post.bell.sleep(None);
                     }
+                    lock(&platform.clock).slept();
                 }
                 None => {
                     drop(clock);
@@ -197,7 +218,7 @@ fn in_order(
                     return Ok(Stop::Asked);
                 }
             }
-            match turn::turn(cpu, platform, alarm, stop)? {
+            match turn::turn(cpu, platform, alarm, until.first())? {
                 Turn::Ran if lock(&platform.clock).operations() == before => {}
                 Turn::Ran => break,
                 Turn::Idle { deaf } => {

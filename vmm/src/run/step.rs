@@ -16,10 +16,10 @@ const REX_W: u8 = 0x48;
 
 /// Runs one instruction; also gives whether IA32_APIC_BASE changed.
 pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), RunError> {
-    cpu.vcpu.drain()?;
+    cpu.drain(platform)?;
     let registers = cpu.vcpu.registers();
     cpu.local.sti_shadow = false;
-    if platform.sites.at(registers.rip).is_some() {
+    if platform.site_at(registers.rip).is_some() {
         // As if its HLT had exited: the caller finds the site at RIP - 1.
         cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
         return Ok((Exit::Halt, false));

@@ -15,12 +15,15 @@ use super::{
 };
 use crate::{
     kvm::{Exit, kick::KickTimer},
-    time::{GuestTsc, HostTsc, Now},
+    time::{GuestTsc, Now},
 };
 
 /// Virtual time: how long a guest may run without an operation before it counts as spinning. Host time, because guest
 /// time stands still meanwhile.
 const SPIN_BUDGET: Duration = Duration::from_secs(10);
+
+/// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
+const SHORTEST_RUN: Duration = Duration::from_micros(30);
 
 /// Why a vCPU does not go on for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,10 @@ pub(super) fn turn(
     alarm: &mut Alarm,
     stop: Option<GuestTsc>,
 ) -> Result<Turn, RunError> {
+    // An instruction that was completed after its exit may have ended the machine.
+    if let Some(exit) = lock(&platform.devices).take_exit() {
+        return Ok(Turn::Stop(Stop::Ended(End::Guest(exit))));
+    }
     ipi::receive(cpu, platform)?;
     Access::new(&mut cpu.local, platform).refresh_page();
     let (now, base, mode) = {
@@ -88,7 +95,7 @@ pub(super) fn turn(
         }
     };
     if base_changed {
-        cpu.vcpu.drain()?;
+        cpu.drain(platform)?;
         cpu.vcpu.set_apic_base(cpu.local.apic.apic_base());
     }
     match handle(cpu, platform, exit)? {
@@ -101,11 +108,10 @@ pub(super) fn turn(
 }
 
 /// Leaves the vCPU in a state that may be read: no step, no window, nothing incomplete.
-pub(super) fn settle(cpu: &mut Cpu) -> Result<(), RunError> {
+pub(super) fn settle(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
     cpu.vcpu.stop_stepping()?;
     cpu.vcpu.request_window(false);
-    cpu.vcpu.drain()?;
-    Ok(())
+    cpu.drain(platform)
 }
 
 /// How the vCPU is to be entered.
@@ -119,12 +125,13 @@ enum Entry {
 
 /// Injects the highest pending interrupt if it would enter at once.
 fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Result<Entry, RunError> {
-    let Some(vector) = cpu.local.apic.pending() else {
+    if cpu.local.apic.pending().is_none() {
         let waits = cpu.local.apic.blocked_by_priority() && blocked_by_tpr(&cpu.local);
         return Ok(if waits && !cpu.local.halted { Entry::Blocked } else { Entry::Free });
-    };
+    }
     // Before it is drained, the last access is incomplete and the flags below are those of its beginning.
-    cpu.vcpu.drain()?;
+    cpu.drain(platform)?;
+    let Some(vector) = cpu.local.apic.pending() else { return Ok(Entry::Free) };
     if cpu.local.sti_shadow || !cpu.vcpu.ready_for_injection() {
         return Ok(Entry::Blocked);
     }
@@ -150,7 +157,7 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>,
         Exit::Halt => {
             let after = cpu.vcpu.registers().rip;
             let at = after.wrapping_sub(1);
-            match platform.sites.at(at) {
+            match platform.site_at(at) {
                 Some(kind) => perform_site(cpu, platform, kind, at),
                 None => {
                     let now = Access::new(&mut cpu.local, platform).operation();
@@ -225,8 +232,8 @@ pub(super) struct Alarm {
 enum Armed {
     /// Real time: this base TSC.
     At(GuestTsc),
-    /// Virtual time: the spin budget, since this host TSC, when there had been so many operations.
-    Budget { since: HostTsc, operations: u64 },
+    /// Virtual time: the spin budget.
+    Budget,
 }
 
 impl Alarm {
@@ -239,16 +246,22 @@ impl Alarm {
         let clock = lock(&platform.clock);
         match mode {
             TimeMode::Virtual if self.armed.is_none() => {
-                self.armed = Some(Armed::Budget { since: clock.stopwatch(), operations: clock.operations() });
-                self.timer.arm(SPIN_BUDGET);
+                self.armed = Some(Armed::Budget);
+                // What is left of it: each run has an alarm of its own, the budget is the guest's.
+                self.timer.arm(SPIN_BUDGET.saturating_sub(clock.since_operation()));
             }
             TimeMode::Virtual => {}
             TimeMode::Real => {
-                let due = local.apic.next_wake().and_then(|deadline| clock.due(deadline, local.tsc_adjust));
+                // An expiry whose interrupt waits already changes nothing: a guest with a short period and interrupts off
+                // would be kicked before each instruction.
+                let waits = local.apic.pending().is_some() || local.apic.blocked_by_priority();
+                let wake = local.apic.next_wake().filter(|_| !waits);
+                let due = wake.and_then(|deadline| clock.due(deadline, local.tsc_adjust));
                 let target = [due, stop].into_iter().flatten().min();
                 if let Some(target) = target.filter(|target| self.armed != Some(Armed::At(*target))) {
                     if let Some(left) = clock.until(target) {
-                        self.timer.arm(left);
+                        // Sooner than a guest gets to its next instruction would keep it from it.
+                        self.timer.arm(left.max(SHORTEST_RUN));
                     }
                     self.armed = Some(Armed::At(target));
                 }
@@ -259,9 +272,8 @@ impl Alarm {
     /// The thread was kicked, perhaps by this timer, perhaps sooner than the TSC says (NTP slews the timer's clock): it is
     /// set again.
     pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
-        let clock = lock(&platform.clock);
-        let Some(Armed::Budget { since, operations }) = self.armed.take() else { return None };
-        let stuck = clock.operations() == operations && clock.host_time_since(since) >= SPIN_BUDGET;
+        let budget = self.armed.take() == Some(Armed::Budget);
+        let stuck = budget && lock(&platform.clock).since_operation() >= SPIN_BUDGET;
         stuck.then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: SPIN_BUDGET.as_secs() })
     }
 }

@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM end the session cleanly.
 
-use std::io;
+use std::{io, thread, time::Duration};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::{
@@ -9,6 +9,9 @@ use nix::sys::{
 };
 
 use super::{Inbox, Request};
+
+/// How long the machine's thread may take to stop: it may be writing a snapshot, or stuck in a write that nobody reads.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn set() -> SigSet {
     let mut set = SigSet::empty();
@@ -28,18 +31,32 @@ pub fn block() -> io::Result<()> {
 pub(super) struct Stop {
     signals: SignalFd,
     inbox: Inbox,
+    asked: bool,
 }
 
 impl Stop {
     pub(super) fn new(inbox: Inbox) -> io::Result<Self> {
         let signals = SignalFd::with_flags(&set(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { signals, inbox })
+        Ok(Self { signals, inbox, asked: false })
     }
 }
 
 impl MutEventSubscriber for Stop {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         while let Ok(Some(_)) = self.signals.read_signal() {
+            if std::mem::replace(&mut self.asked, true) {
+                eprintln!("vmm: stopped at once, on a second signal");
+                std::process::exit(1);
+            }
+            // Ends with the process, unless that takes too long.
+            thread::spawn(|| {
+                thread::sleep(PATIENCE);
+                eprintln!(
+                    "vmm: the machine did not stop within {} s: its console is not read, perhaps",
+                    PATIENCE.as_secs()
+                );
+                std::process::exit(1);
+            });
             // Refused only when the machine has ended anyway.
             let _ = self.inbox.post(Request::Stop);
         }

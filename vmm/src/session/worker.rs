@@ -1,6 +1,6 @@
 //! The machine's own thread: runs it, and between runs does what was asked for.
 
-use std::sync::mpsc::Sender;
+use std::{sync::mpsc::Sender, time::Duration};
 
 use super::{Cycle, Finish, Options, Report, SessionError};
 use crate::{
@@ -9,7 +9,8 @@ use crate::{
         api::{self, RunState},
     },
     run::{
-        HostEnvironment, Machine, Outcome, Policies, RunError, check_ratio, judge, mailbox::Mailbox, platform::lock,
+        HostEnvironment, Machine, Outcome, Policies, RunError, TimeMode, check_ratio, judge, mailbox::Mailbox,
+        platform::lock,
     },
     snapshot::{self, DirectoryError, SnapshotError},
     time::VmTime,
@@ -19,8 +20,8 @@ use crate::{
 pub enum Request {
     /// A command from the control socket; the answer goes to the sender.
     Command(Command, Sender<Result<Reply, ApiError>>),
-    /// Bytes typed at the console.
-    Type(Vec<u8>),
+    /// Bytes typed at the console; how many were taken goes to the sender.
+    Type(Vec<u8>, Sender<usize>),
     /// A signal to end.
     Stop,
 }
@@ -56,8 +57,18 @@ pub(super) fn work(
     Ok(Report { finish, summary, vm_ns, migrations: machine.migrations() })
 }
 
+/// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
+
 /// A frequency that cannot be is better told before the guest has run than at its turn.
 fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
+    if cycle.every < SHORTEST_PERIOD && lock(&machine.platform().clock).mode() == TimeMode::Real {
+        return Err(RunError::Usage(format!(
+            "--migrate-every {:?} is too short for real time: use 1ms or more",
+            cycle.every
+        ))
+        .into());
+    }
     let mut present = options.policies.khz.unwrap_or(lock(&machine.platform().clock).khz());
     for khz in cycle.khz.iter().chain(cycle.khz.first()) {
         check_ratio(present, *khz)?;
@@ -131,9 +142,6 @@ impl Worker<'_> {
         if was_paused {
             machine.pause()?;
         }
-        if migration.clamped {
-            log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
-        }
         self.machine = Some(machine);
         Ok(())
     }
@@ -141,11 +149,9 @@ impl Worker<'_> {
     fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
         match request {
             Request::Stop => Ok(Some(Finish::Stopped)),
-            Request::Type(bytes) => {
+            Request::Type(bytes, sender) => {
                 let taken = lock(&self.machine()?.platform().devices).type_in(&bytes);
-                if taken < bytes.len() {
-                    log::debug!("the serial port's buffer is full: {} typed bytes are lost", bytes.len() - taken);
-                }
+                let _ = sender.send(taken);
                 Ok(None)
             }
             Request::Command(command, sender) => {
@@ -160,7 +166,8 @@ impl Worker<'_> {
 
     /// Refusals are the client's; only a lost machine is an error here.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
-        let policies = Policies { khz: None, ..self.options.policies };
+        // A pause changes no frequency: a deadline in flight stays at its VM time, and the time is that of the pause.
+        let policies = Policies { downtime: self.options.policies.downtime, ..Policies::default() };
         let (env, first) = (self.env, self.options.policies);
         let machine = self.machine()?;
         Ok(match command {
@@ -179,7 +186,7 @@ impl Worker<'_> {
                 let ran = !machine.is_paused();
                 machine.pause()?;
                 let saved = snapshot::machine::save(machine, env, &dir);
-                if ran && !stay_paused {
+                if ran && !(stay_paused && saved.is_ok()) {
                     machine.resume(&policies)?;
                 }
                 saved.map(|()| Reply::Done).map_err(|error| match error {
@@ -199,7 +206,7 @@ impl Worker<'_> {
                             khz: Some(tsc_khz),
                             deadline,
                             downtime,
-                            downtime_length: policies.downtime_length,
+                            downtime_length: first.downtime_length,
                         })?;
                         Ok(Reply::Done)
                     }

@@ -194,4 +194,14 @@ impl Vcpu {
         self.incomplete = true;
         Ok(())
     }
+
+    /// Mirrors IA32_APIC_BASE into a vCPU that has not run yet: see [`Vcpu::set_apic_base`].
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_apic_base_at_reset(&mut self, value: u64) -> Result<(), Error> {
+        let mut system = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        system.apic_base = value;
+        self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))
+    }
 }

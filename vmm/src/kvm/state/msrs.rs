@@ -25,6 +25,12 @@ pub fn is_ours(index: u32) -> bool {
         || matches!(index, 0x4000_0000..=0x4000_ffff)
 }
 
+/// MSRs with guest state that KVM does not list: MTRRs and the machine-check banks of most CPUs.
+fn unlisted() -> impl Iterator<Item = u32> {
+    // Default type and fixed ranges, variable ranges, banks 0 to 7.
+    [0x2ff, 0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f).chain(0x200..=0x20f).chain(0x400..=0x41f)
+}
+
 fn one(index: u32, data: u64) -> Result<Msrs, Error> {
     Msrs::from_entries(&[kvm_msr_entry { index, data, reserved: 0 }])
         .map_err(|_| Error::Call { call: "KVM_GET_MSRS", source: std::io::Error::from_raw_os_error(libc::ENOMEM) })
@@ -39,7 +45,7 @@ pub(in crate::kvm) fn read(fd: &VcpuFd, index: u32) -> Result<u64, Error> {
 
 pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     let mut found = Vec::new();
-    let wanted: Vec<u32> = indices.iter().copied().filter(|index| !is_ours(*index)).collect();
+    let wanted: Vec<u32> = indices.iter().copied().chain(unlisted()).filter(|index| !is_ours(*index)).collect();
     let mut rest = wanted.as_slice();
     while !rest.is_empty() {
         let entries: Vec<_> = rest.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
