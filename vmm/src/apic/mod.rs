@@ -5,7 +5,7 @@
 //! doors: the xAPIC page, the x2APIC MSRs and CR8.
 //!
 //! **What it is not.** It knows no KVM, no clock, no thread and no other CPU. Time is an argument. What a write does
-//! outside this APIC comes back as [`Effects`]. What must happen at a later time is asked for with
+//! outside this APIC comes back as [`Effects`], what other CPUs and pins ask of the CPU as [`Delivery`]. What must happen at a later time is asked for with
 //! [`LocalApic::next_deadline`] and [`LocalApic::next_wake`].
 //!
 //! **Why.** The same inputs then give the same results: in a unit test, under virtual time and after a restore at any
@@ -88,8 +88,8 @@ pub struct Effects {
     /// [`LocalApic::reset`] can change it too.
     pub route_changed: bool,
     /// [`LocalApic::next_deadline`] or [`LocalApic::next_wake`] gives another answer than before the access. Reads,
-    /// accesses that fault, [`LocalApic::advance`], [`LocalApic::set_cr8`] and [`LocalApic::acknowledge`] can change
-    /// the answers too.
+    /// accesses that fault, [`LocalApic::advance`], [`LocalApic::set_cr8`], [`LocalApic::acknowledge`],
+    /// [`LocalApic::init`] and [`LocalApic::reset`] can change the answers too.
     pub timer_changed: bool,
 }
 
@@ -136,11 +136,17 @@ impl LocalApic {
         Self::from_checked(&State::reset(&config), base::Base::reset(config.bsp), config)
     }
 
-    /// The same on a CPU with so many physical address bits (CPUID.80000008H:EAX[7:0]), of which it has 52 unless told:
-    /// IA32_APIC_BASE takes no address with more.
+    /// The same on a CPU with so many physical address bits, as CPUID leaf 80000008H says in EAX bits 7:0. It has 52
+    /// unless told. IA32_APIC_BASE takes no address with more. It is not saved: whoever restores says it again.
     #[must_use]
     pub fn with_physical_bits(self, bits: u8) -> Self {
         Self { physical_bits: bits.min(base::MOST_PHYSICAL_BITS), ..self }
+    }
+
+    /// What [`with_physical_bits`](Self::with_physical_bits) said.
+    #[must_use]
+    pub const fn physical_bits(&self) -> u8 {
+        self.physical_bits
     }
 
     /// What CPUID offers.

@@ -56,6 +56,7 @@ fn an_address_beyond_the_physical_width_faults() {
         bench.wrmsr(APIC_BASE, XAPIC, at(0));
         bench.apic.init();
         bench.apic.reset();
+        assert_eq!(bench.apic.physical_bits(), width);
         assert!(bench.apic.msr_write(APIC_BASE, XAPIC | 1 << (width - 1), at(0)).is_ok(), "{bits}");
         assert!(bench.apic.msr_write(APIC_BASE, XAPIC | 1 << width, at(0)).is_err(), "{bits}");
     }

@@ -145,7 +145,7 @@ impl Naive {
         };
         let entry = self.page[number];
         let low_active = entry >> 13 & 1 == 1;
-        let was = pin.map_or(false, |pin| self.pins[pin] != low_active);
+        let was = pin.is_some_and(|pin| self.pins[pin] != low_active);
         let is = pin.map_or(high, |_| high != low_active);
         if let Some(pin) = pin {
             let wire = std::mem::replace(&mut self.pins[pin], high);

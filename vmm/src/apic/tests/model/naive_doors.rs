@@ -65,7 +65,7 @@ impl Naive {
 
     pub(super) fn page_read(&mut self, offset: u64, len: usize, now: Now) -> Vec<u8> {
         self.advance(now);
-        let aligned = len == 4 && offset % 16 == 0 && offset < 0x1000;
+        let aligned = len == 4 && offset.is_multiple_of(16) && offset < 0x1000;
         if !aligned || self.mode() != Mode::XApic {
             return vec![0; len];
         }
@@ -83,7 +83,7 @@ impl Naive {
         self.advance(now);
         let mut outcome = Outcome::default();
         if let Ok(bytes) = <[u8; 4]>::try_from(data)
-            && offset % 16 == 0
+            && offset.is_multiple_of(16)
             && offset < 0x1000
             && self.mode() == Mode::XApic
         {
@@ -97,7 +97,13 @@ impl Naive {
                 _ => match msr_bits(number) {
                     Some(bits) => {
                         let high = self.page[0x31];
-                        self.change(number, value & u32::try_from(bits & 0xffff_ffff).unwrap(), high, now, &mut outcome);
+                        self.change(
+                            number,
+                            value & u32::try_from(bits & 0xffff_ffff).unwrap(),
+                            high,
+                            now,
+                            &mut outcome,
+                        );
                     }
                     None if readable(number, false) => {}
                     None => drop(self.error(0x80)),

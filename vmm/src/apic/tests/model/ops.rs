@@ -54,8 +54,14 @@ impl Random {
 /// What one CPU does, or what happens to it.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    PageRead { offset: u64, len: usize },
-    PageWrite { offset: u64, data: Vec<u8> },
+    PageRead {
+        offset: u64,
+        len: usize,
+    },
+    PageWrite {
+        offset: u64,
+        data: Vec<u8>,
+    },
     Rdmsr(u32),
     Wrmsr(u32, u64),
     SetCr8(u8),
@@ -95,7 +101,7 @@ fn register(random: &mut Random, ids: &[u32]) -> (u32, u64) {
     let value = match number {
         _ if random.one_in(10) => random.value(),
         2 | 0x31 => u64::from(random.pick(&[id, id + 1, 0xff, 1, 0x21])) << 24,
-        8 => random.below(if random.one_in(2) { 0x40 } else { 0x100 }),
+        8 => random.below(0x100) >> random.pick(&[0, 2]),
         0xb | 0x28 => 0,
         0xd => random.pick(&[0x01, 0x02, 0x03, 0x11, 0x12, 0x21, 0xff]) << 24,
         0xe => random.pick(&[0xffff_ffff, 0x0fff_ffff, 0x7fff_ffff]),

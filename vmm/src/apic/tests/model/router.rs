@@ -44,7 +44,7 @@ impl Message {
                 let own = receiver.ldr() >> 24;
                 match receiver.page[0xe] >> 28 {
                     15 => self.to & own != 0,
-                    0 => self.to / 16 == own / 16 && self.to % 16 & own % 16 != 0,
+                    0 => self.to / 16 == own / 16 && (self.to % 16) & (own % 16) != 0,
                     _ => false,
                 }
             }
