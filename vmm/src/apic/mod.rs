@@ -5,8 +5,8 @@
 //! doors: the xAPIC page, the x2APIC MSRs and CR8.
 //!
 //! **What it is not.** It knows no KVM, no clock, no thread and no other CPU. Time is an argument. What a write does
-//! outside this APIC comes back as [`Effects`], what other CPUs and pins ask of the CPU as [`Delivery`]. What must happen at a later time is asked for with
-//! [`LocalApic::next_deadline`] and [`LocalApic::next_wake`].
+//! outside this APIC comes back as [`Effects`], what other CPUs and pins ask of the CPU as [`Delivery`]. What must
+//! happen at a later time is asked for with [`LocalApic::next_deadline`] and [`LocalApic::next_wake`].
 //!
 //! **Why.** The same inputs then give the same results: in a unit test, under virtual time and after a restore at any
 //! instruction. And nothing that a guest can write makes it panic.
