@@ -8,15 +8,16 @@ const BSP: u64 = 1 << 8;
 const EXTD: u64 = 1 << 10;
 /// Bit 11: global enable.
 const EN: u64 = 1 << 11;
-/// Bits 51:12, the page's address, as far as any x86-64 processor has physical address bits. A guest that sets one
-/// above its own width gets a page that it cannot reach, which harms no one else.
+/// Bits 51:12, the page's address, as far as any x86-64 processor has physical address bits.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// As many physical address bits as the architecture allows.
+pub(super) const MOST_PHYSICAL_BITS: u8 = 52;
 /// Where the page is after reset.
 const RESET_ADDRESS: u64 = 0xfee0_0000;
 
-/// Which registers a guest can reach.
+/// Which registers a guest can reach (SDM vol. 3, "x2APIC State Transitions").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub enum Mode {
     /// None: the CPU is as if it had no local APIC.
     Disabled,
     /// The memory-mapped ones.
@@ -59,12 +60,17 @@ impl Base {
         self.0 & ADDRESS
     }
 
-    /// The value after a WRMSR of `value` (SDM vol. 3, "x2APIC State Transitions").
+    /// The value after a WRMSR of `value` on a CPU with `physical_bits` address bits (SDM vol. 3, "x2APIC State
+    /// Transitions").
     ///
     /// # Errors
     /// [`Fault`] for a value that the MSR cannot hold, and for the two transitions that must go through another state:
     /// x2APIC to xAPIC, and disabled to x2APIC.
-    pub(super) fn write(self, value: u64, x2apic: bool) -> Result<Self, Fault> {
+    pub(super) fn write(self, value: u64, x2apic: bool, physical_bits: u8) -> Result<Self, Fault> {
+        // "Relocating the Local APIC Registers": bits from the physical address width up are reserved.
+        if value.checked_shr(u32::from(physical_bits)).is_some_and(|above| above != 0) {
+            return Err(Fault);
+        }
         let new = Self::new(value, x2apic).ok_or(Fault)?;
         match (self.mode(), new.mode()) {
             (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => Err(Fault),
@@ -89,10 +95,10 @@ mod tests {
                     EN => [disabled, xapic, x2apic].contains(&to),
                     _ => [disabled, x2apic].contains(&to),
                 };
-                assert_eq!(Base(from).write(to, true).is_ok(), legal, "{from:#x} -> {to:#x}");
+                assert_eq!(Base(from).write(to, true, MOST_PHYSICAL_BITS).is_ok(), legal, "{from:#x} -> {to:#x}");
             }
         }
-        assert_eq!(Base(xapic).write(x2apic, false), Err(Fault));
+        assert_eq!(Base(xapic).write(x2apic, false, MOST_PHYSICAL_BITS), Err(Fault));
     }
 
     #[test]
@@ -100,8 +106,12 @@ mod tests {
         let base = Base::reset(true);
         assert_eq!(base.bits(), 0xfee0_0900);
         for bit in [0, 7, 9, 52, 63] {
-            assert_eq!(base.write(base.bits() | 1 << bit, true), Err(Fault), "bit {bit}");
+            assert_eq!(base.write(base.bits() | 1 << bit, true, MOST_PHYSICAL_BITS), Err(Fault), "bit {bit}");
         }
-        assert_eq!(base.write(EN | 0x8000_0012_3000, true).map(Base::address), Ok(0x8000_0012_3000));
+        for bits in [36, 40, 46, MOST_PHYSICAL_BITS] {
+            let highest = EN | 1 << (bits - 1);
+            assert_eq!(base.write(highest, true, bits).map(Base::address), Ok(highest & ADDRESS));
+            assert_eq!(base.write(EN | 1 << bits, true, bits), Err(Fault), "{bits}");
+        }
     }
 }

@@ -3,11 +3,12 @@
 use guest_abi::ns_deadline;
 
 use super::base::Mode;
-use super::ipi::{DELIVERY_STATUS, x2apic_ldr};
+use super::ipi::DELIVERY_STATUS;
 use super::registers::{self, Door, LvtKind, Register};
+use super::route::x2apic_ldr;
 use super::timer::{self, Mode as TimerMode};
-use super::vectors::{FIRST_LEGAL, low_byte};
-use super::{DeliveryMode, Effects, Fault, Interrupt, Ipi, LocalApic, SOFTWARE_ENABLE, State, errors};
+use super::vectors::low_byte;
+use super::{Effects, Fault, Ipi, LocalApic, SOFTWARE_ENABLE, errors};
 use crate::time::Now;
 
 /// IA32_APIC_BASE.
@@ -41,7 +42,9 @@ impl LocalApic {
                 *bytes = registers::split(self.read(register, word, Door::XApic, now)).0.to_le_bytes();
             }
             Some((_, _, rights)) if rights.writable() => {}
-            _ => self.log_error(errors::ILLEGAL_REGISTER),
+            _ => {
+                let _ = self.log_error(errors::ILLEGAL_REGISTER);
+            }
         }
     }
 
@@ -58,7 +61,9 @@ impl LocalApic {
                     return apic.write(entry.register, value, Door::XApic, now);
                 }
                 Some((entry, _)) if entry.xapic.readable() => {}
-                _ => apic.log_error(errors::ILLEGAL_REGISTER),
+                _ => {
+                    let _ = apic.log_error(errors::ILLEGAL_REGISTER);
+                }
             }
             Ok(Effects::default())
         })
@@ -132,10 +137,15 @@ impl LocalApic {
     /// Runs a write between two evaluations of the timer.
     fn timed(&mut self, now: Now, write: impl FnOnce(&mut Self) -> Result<Effects, Fault>) -> Result<Effects, Fault> {
         let before = (self.next_deadline(), self.next_wake());
+        let address = self.address();
         self.advance(now);
         let effects = write(self)?;
         self.advance(now);
-        Ok(Effects { timer_changed: before != (self.next_deadline(), self.next_wake()), ..effects })
+        Ok(Effects {
+            timer_changed: before != (self.next_deadline(), self.next_wake()),
+            route_changed: address != self.address(),
+            ..effects
+        })
     }
 
     fn x2apic_register(&self, index: u32) -> Result<(&'static registers::Entry, usize), Fault> {
@@ -147,13 +157,15 @@ impl LocalApic {
     /// modes do, so that enabling finds the state after reset.
     fn write_base(&mut self, value: u64) -> Result<Effects, Fault> {
         let old = self.base;
-        let new = old.write(value, self.config.x2apic)?;
+        let new = old.write(value, self.config.x2apic, self.physical_bits)?;
         match (old.mode(), new.mode()) {
-            (Mode::XApic | Mode::X2Apic, Mode::Disabled) => {
-                *self = Self::from_checked(&State::default(), new, self.config);
+            (Mode::XApic | Mode::X2Apic, Mode::Disabled) => self.restart(new, None),
+            // "State Changes From xAPIC Mode to x2APIC Mode": neither the xAPIC ID that software wrote nor the upper
+            // half of ICR is preserved.
+            (Mode::XApic, Mode::X2Apic) => {
+                self.xapic_id = None;
+                self.icr &= u64::from(u32::MAX);
             }
-            // "State Changes From xAPIC Mode to x2APIC Mode": the upper half of ICR is not preserved.
-            (Mode::XApic, Mode::X2Apic) => self.icr &= u64::from(u32::MAX),
             _ => {}
         }
         self.base = new;
@@ -210,18 +222,16 @@ impl LocalApic {
             (Register::IcrHigh, _) => self.icr = registers::join(registers::split(self.icr).0, low),
             (Register::SelfIpi, _) => effects.ipi = self.send(Ipi::to_self(low)),
             (Register::Lvt(LvtKind::Timer), _) => self.write_lvtt(low, door)?,
-            (Register::Lvt(kind), _) => self.lvt.write(kind, low, self.software_enabled()),
+            (Register::Lvt(kind), _) => {
+                self.lvt.write(kind, low, self.software_enabled());
+                let _ = self.sample_lint0();
+            }
             (Register::Tmict, _) => self.timer.write_initial_count(self.lvt.timer.timer_mode(), low, now),
             (Register::Tdcr, _) => self.timer.write_divide(low, now),
+            (Register::Id, _) => self.write_xapic_id(low),
             // Read-only: the table lets no write through.
             (
-                Register::Id
-                | Register::Version
-                | Register::Ppr
-                | Register::Isr
-                | Register::Tmr
-                | Register::Irr
-                | Register::Tmcct,
+                Register::Version | Register::Ppr | Register::Isr | Register::Tmr | Register::Irr | Register::Tmcct,
                 _,
             ) => {}
         }
@@ -247,26 +257,5 @@ impl LocalApic {
         self.lvt.write(LvtKind::Timer, value, self.software_enabled());
         self.timer.change_mode(from, self.lvt.timer.timer_mode());
         Ok(())
-    }
-
-    /// The highest interrupt in service ends; the answer is its vector if it is level-triggered.
-    fn end_of_interrupt(&mut self) -> Option<u8> {
-        let vector = self.isr.highest()?;
-        self.isr.set(vector, false);
-        Some(vector).filter(|vector| self.tmr.contains(*vector))
-    }
-
-    /// Delivers a message that is for this CPU alone, or hands it back.
-    fn send(&mut self, ipi: Ipi) -> Option<Ipi> {
-        let fixed = ipi.mode == DeliveryMode::Fixed;
-        if ipi.vector < FIRST_LEGAL && (fixed || ipi.mode == DeliveryMode::LowestPriority) {
-            self.log_error(errors::SEND_ILLEGAL_VECTOR);
-        }
-        if fixed && self.is_sole_destination(ipi.destination) {
-            // "Interrupt Command Register (ICR)": a fixed message is sent as edge-triggered, whatever the bit says.
-            self.accept(Interrupt { vector: ipi.vector, level: false });
-            return None;
-        }
-        Some(ipi)
     }
 }

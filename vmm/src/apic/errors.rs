@@ -1,7 +1,7 @@
 //! The error status register and the interrupt that announces an error.
 
-use super::LocalApic;
 use super::vectors::FIRST_LEGAL;
+use super::{Delivery, LocalApic};
 
 /// ESR bit 5: a message was sent with a vector below 16.
 pub(super) const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
@@ -9,7 +9,8 @@ pub(super) const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 pub(super) const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 /// ESR bit 7: a reserved register was accessed through the xAPIC page.
 pub(super) const ILLEGAL_REGISTER: u32 = 1 << 7;
-/// The errors that exist here. The others are of buses that no current processor has.
+/// The errors that exist here. Bits 3:0 (checksum and accept errors) are of a bus that no current processor has, and
+/// bit 4 (redirectable IPI) of processors that cannot send lowest-priority messages, which this one can.
 pub(super) const ALL: u32 = SEND_ILLEGAL_VECTOR | RECEIVE_ILLEGAL_VECTOR | ILLEGAL_REGISTER;
 
 impl LocalApic {
@@ -17,19 +18,24 @@ impl LocalApic {
     ///
     /// SDM vol. 3, "Error Handling": a write to ESR shows the errors logged so far, clears the log, and rearms the
     /// interrupt. So a second error before that write is logged without another interrupt.
-    pub(super) fn log_error(&mut self, error: u32) {
+    pub(super) fn log_error(&mut self, error: u32) -> Delivery {
         let rearmed = self.errors == 0;
         self.errors |= error;
-        if !rearmed || self.lvt.error.masked() {
-            return;
+        if rearmed { self.raise_error() } else { Delivery::None }
+    }
+
+    /// Raises the LVT error interrupt: always fixed and edge-triggered.
+    pub(super) fn raise_error(&mut self) -> Delivery {
+        if self.lvt.error.masked() {
+            return Delivery::None;
         }
         let vector = self.lvt.error.vector();
         if vector < FIRST_LEGAL {
-            // The same again: to raise an interrupt for it would have no end.
+            // Another error: to raise an interrupt for it would have no end.
             self.errors |= RECEIVE_ILLEGAL_VECTOR;
-        } else {
-            self.request(vector, false);
+            return Delivery::None;
         }
+        self.request(vector, false)
     }
 
     /// A write of ESR.

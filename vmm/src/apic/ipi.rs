@@ -1,20 +1,24 @@
 //! The interrupt command register, decoded into a value.
 //!
 //! Delivery between CPUs is not here: an APIC knows only itself. It delivers what provably concerns itself alone and
-//! hands out the rest for whoever holds all the CPUs.
+//! hands out the rest for whoever holds all the CPUs, who finds the destinations with `route` and has them `deliver`.
 
 use serde::{Deserialize, Serialize};
 
-use super::LocalApic;
-use super::base::Mode;
 use super::registers::{self, Door};
-use super::vectors::low_byte;
+use super::vectors::{FIRST_LEGAL, low_byte};
+use super::{Interrupt, LocalApic, errors};
 
 /// ICR bit 12, read-only. It reads 0, idle: a message is gone when the write returns.
 pub(super) const DELIVERY_STATUS: u32 = 1 << 12;
+/// ICR bit 14, level: assert.
+const LEVEL_ASSERT: u32 = 1 << 14;
+/// ICR bit 15, trigger mode: level.
+const TRIGGER_LEVEL: u32 = 1 << 15;
 
 /// How a message interrupts its destination (SDM vol. 3, "Interrupt Command Register (ICR)", delivery mode). The two
-/// reserved encodings send nothing.
+/// reserved encodings send nothing: 011b was remote read, which no current processor answers, and 111b, ExtINT, is for
+/// I/O APICs and LINT pins. They are not reserved bits, so that neither door faults on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeliveryMode {
@@ -56,11 +60,12 @@ pub enum Destination {
 pub enum Trigger {
     /// Edge.
     Edge,
-    /// Level; only INIT heeds it.
+    /// Level. An ICR sends it with INIT level de-assert only; a device's message may be level-triggered too.
     Level,
 }
 
-/// An inter-processor interrupt that a guest sent (SDM vol. 3, "Issuing Interprocessor Interrupts").
+/// An inter-processor interrupt that a guest sent (SDM vol. 3, "Issuing Interprocessor Interrupts"), or a device's
+/// message in the same terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ipi {
@@ -70,14 +75,20 @@ pub struct Ipi {
     pub mode: DeliveryMode,
     /// For whom it is.
     pub destination: Destination,
-    /// ICR's level bit: false only for INIT level de-assert.
+    /// False for INIT level de-assert.
     pub assert: bool,
-    /// ICR's trigger mode bit.
+    /// Level for INIT level de-assert.
     pub trigger: Trigger,
 }
 
 impl Ipi {
     /// What writing `icr` sends; the xAPIC's destination is in bits 63:56, the x2APIC's in 63:32.
+    ///
+    /// The level and trigger mode bits tell INIT from INIT level de-assert and have no other meaning: they "will always
+    /// be issued" as assert and edge. The combinations of a shorthand and a delivery mode that "Valid Combinations for
+    /// the Pentium 4 and Intel Xeon Processors' Local xAPIC Interrupt Command Register" calls invalid (self and all
+    /// including self, with anything but fixed) are sent as they read: what else they should do is written nowhere, KVM
+    /// does the same, and kvm-unit-tests' `init` sends INIT to itself.
     pub(super) fn decode(icr: u64, door: Door) -> Option<Self> {
         let (low, high) = registers::split(icr);
         let mode = match low >> 8 & 0b111 {
@@ -98,18 +109,19 @@ impl Ipi {
             (0b01, _) => Destination::Itself,
             (0b10, _) => Destination::Everyone,
             (0b11, _) => Destination::Others,
-            // A logical 0xff is a broadcast only under the receivers' DFR, so that they have to judge it.
+            // A logical 0xff is a broadcast to receivers in xAPIC mode only, so that they have to judge it.
             (_, Door::XApic) if to == 0xff && !logical => Destination::Everyone,
             (_, Door::X2Apic) if to == u32::MAX => Destination::Everyone,
             _ if logical => Destination::Logical(to),
             _ => Destination::Physical(to),
         };
+        let deassert = mode == DeliveryMode::Init && low & (LEVEL_ASSERT | TRIGGER_LEVEL) == TRIGGER_LEVEL;
         Some(Self {
             vector: low_byte(low),
             mode,
             destination,
-            assert: low & 1 << 14 != 0,
-            trigger: if low & 1 << 15 != 0 { Trigger::Level } else { Trigger::Edge },
+            assert: !deassert,
+            trigger: if deassert { Trigger::Level } else { Trigger::Edge },
         })
     }
 
@@ -126,57 +138,23 @@ impl Ipi {
     }
 }
 
-/// The logical x2APIC ID (SDM vol. 3, "Deriving Logical x2APIC ID from the Local x2APIC ID").
-pub(super) const fn x2apic_ldr(id: u32) -> u32 {
-    (id >> 4) << 16 | 1 << (id & 0xf)
-}
-
 impl LocalApic {
-    /// Whether a message for `destination` is for this CPU; `from_itself` says that this CPU sent it.
+    /// Delivers a message that is for this CPU alone, or hands it back.
     ///
-    /// Whoever delivers an [`Effects::ipi`](super::Effects::ipi) asks every CPU, the sender included.
-    #[must_use]
-    pub fn addressed_by(&self, destination: Destination, from_itself: bool) -> bool {
-        let mode = self.base.mode();
-        if mode == Mode::Disabled {
-            return false;
+    /// Only the self shorthand says so for certain: an xAPIC's physical ID and logical ID are whatever each guest CPU
+    /// wrote into its registers, so that two CPUs may share one. And only vectors are for the APIC: what NMI, SMI, INIT
+    /// or start-up do, the CPU does.
+    pub(super) fn send(&mut self, ipi: Ipi) -> Option<Ipi> {
+        if !matches!(ipi.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
+            return Some(ipi);
         }
-        match destination {
-            Destination::Itself => from_itself,
-            Destination::Everyone => true,
-            Destination::Others => !from_itself,
-            Destination::Physical(id) => id == self.visible_id(),
-            Destination::Logical(to) if mode == Mode::X2Apic => {
-                let own = x2apic_ldr(self.config.id);
-                to >> 16 == own >> 16 && to & own & 0xffff != 0
-            }
-            Destination::Logical(to) => self.matches_flat_or_cluster(to),
+        if ipi.vector < FIRST_LEGAL {
+            let _ = self.log_error(errors::SEND_ILLEGAL_VECTOR);
         }
-    }
-
-    /// SDM vol. 3, "Logical Destination Mode": DFR chooses between a flat mask and cluster plus mask.
-    const fn matches_flat_or_cluster(&self, to: u32) -> bool {
-        let own = self.ldr >> 24;
-        match self.dfr >> 28 {
-            0b1111 => to & own != 0,
-            0b0000 => to == 0xff || ((to >> 4 == own >> 4 || to >> 4 == 0xf) && to & own & 0xf != 0),
-            _ => false,
+        if ipi.destination != Destination::Itself {
+            return Some(ipi);
         }
-    }
-
-    /// Whether a message can be for nobody else. An xAPIC logical ID is whatever each guest CPU wrote into its LDR, so
-    /// that two CPUs may share one: never true for it.
-    pub(super) fn is_sole_destination(&self, destination: Destination) -> bool {
-        match destination {
-            Destination::Itself => true,
-            Destination::Physical(_) => self.addressed_by(destination, true),
-            Destination::Logical(to) => self.base.mode() == Mode::X2Apic && to == x2apic_ldr(self.config.id),
-            Destination::Everyone | Destination::Others => false,
-        }
-    }
-
-    /// The APIC ID as the open door shows it: 8 bits wide in the xAPIC.
-    pub(super) fn visible_id(&self) -> u32 {
-        if self.base.mode() == Mode::X2Apic { self.config.id } else { self.config.id & 0xff }
+        self.accept(Interrupt { vector: ipi.vector, level: false });
+        None
     }
 }

@@ -1,13 +1,29 @@
-//! The local vector table: six entries, and the rule that software disable masks them.
+//! The local vector table: six entries, what their fields mean, and the rule that software disable masks them.
 
 use super::registers::LvtKind;
 use super::timer::Mode;
-use super::vectors::low_byte;
+use super::vectors::{FIRST_LEGAL, low_byte};
 
-/// Delivery status and remote IRR. Nothing here is ever waiting on a bus, and no LINT pin is driven: both read 0.
-const READ_ONLY: u32 = 1 << 12 | 1 << 14;
+/// Delivery status, read-only. Nothing here is ever waiting on a bus: it reads 0.
+const DELIVERY_STATUS: u32 = 1 << 12;
+/// Pin polarity: set for active low.
+const ACTIVE_LOW: u32 = 1 << 13;
+/// Remote IRR, read-only: a level-triggered interrupt was accepted and its EOI has not come.
+const REMOTE_IRR: u32 = 1 << 14;
+/// Trigger mode: set for level.
+const LEVEL: u32 = 1 << 15;
 /// The mask bit.
 pub(super) const MASKED: u32 = 1 << 16;
+
+/// How an entry interrupts (SDM vol. 3, "Local Vector Table", delivery mode). The other encodings are reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deliver {
+    Fixed,
+    Smi,
+    Nmi,
+    Init,
+    ExtInt,
+}
 
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +38,38 @@ impl Entry {
         low_byte(self.0)
     }
 
+    pub(super) const fn has_legal_vector(self) -> bool {
+        self.vector() >= FIRST_LEGAL
+    }
+
     pub(super) const fn masked(self) -> bool {
         self.0 & MASKED != 0
+    }
+
+    /// The delivery mode; none if it is reserved. Entries without the field read it as 0, fixed.
+    pub(super) const fn deliver(self) -> Option<Deliver> {
+        match self.0 >> 8 & 0b111 {
+            0b000 => Some(Deliver::Fixed),
+            0b010 => Some(Deliver::Smi),
+            0b100 => Some(Deliver::Nmi),
+            0b101 => Some(Deliver::Init),
+            0b111 => Some(Deliver::ExtInt),
+            _ => None,
+        }
+    }
+
+    /// Whether a pin that is `high` is active.
+    pub(super) const fn active(self, high: bool) -> bool {
+        high != (self.0 & ACTIVE_LOW != 0)
+    }
+
+    /// Whether the pin interrupts for as long as it is active: "Trigger Mode" counts in fixed mode only.
+    pub(super) const fn level_fixed(self) -> bool {
+        self.0 & LEVEL != 0 && matches!(self.deliver(), Some(Deliver::Fixed))
+    }
+
+    pub(super) const fn remote_irr(self) -> bool {
+        self.0 & REMOTE_IRR != 0
     }
 
     /// The timer mode. A reserved mode is never stored, see [`Entry::is_valid`].
@@ -33,7 +79,8 @@ impl Entry {
 
     /// Whether a saved value is one that an entry can hold.
     pub(super) const fn is_valid(bits: u32, kind: LvtKind) -> bool {
-        bits & !(kind.defined() & !READ_ONLY) == 0
+        let reserved = if kind.has_remote_irr() && Self(bits).level_fixed() { 0 } else { REMOTE_IRR };
+        bits & !(kind.defined() & !DELIVERY_STATUS & !reserved) == 0
     }
 }
 
@@ -86,18 +133,34 @@ impl Lvt {
 
     /// Stores what a guest wrote.
     ///
+    /// Remote IRR is read-only, and "undefined for edge-triggered interrupts and other delivery modes": there it becomes
+    /// 0, so that a guest has a way out of an EOI that never comes.
+    ///
     /// SDM vol. 3, "Local APIC State After It Has Been Software Disabled": attempts to clear a mask bit while the APIC
     /// is software disabled are ignored.
     pub(super) fn write(&mut self, kind: LvtKind, bits: u32, software_enabled: bool) {
         let forced = if software_enabled { 0 } else { MASKED };
-        *self.get_mut(kind) = Entry(bits & kind.defined() & !READ_ONLY | forced);
+        let entry = self.get_mut(kind);
+        let new = Entry(bits & kind.defined() & !(DELIVERY_STATUS | REMOTE_IRR) | forced);
+        let kept = if new.level_fixed() { entry.0 & REMOTE_IRR } else { 0 };
+        *entry = Entry(new.0 | kept);
+    }
+
+    /// Masks one entry.
+    pub(super) fn mask(&mut self, kind: LvtKind) {
+        let entry = self.get_mut(kind);
+        *entry = Entry(entry.0 | MASKED);
+    }
+
+    /// Sets or clears LINT0's remote IRR.
+    pub(super) const fn set_remote_irr(&mut self, accepted: bool) {
+        self.lint0 = Entry(if accepted { self.lint0.0 | REMOTE_IRR } else { self.lint0.0 & !REMOTE_IRR });
     }
 
     /// Masks every entry, as software disable does. Enabling again leaves them masked.
     pub(super) fn mask_all(&mut self) {
         for kind in LvtKind::ALL {
-            let entry = self.get_mut(kind);
-            *entry = Entry(entry.0 | MASKED);
+            self.mask(kind);
         }
     }
 }

@@ -5,8 +5,8 @@
 //! doors: the xAPIC page, the x2APIC MSRs and CR8.
 //!
 //! **What it is not.** It knows no KVM, no clock, no thread and no other CPU. Time is an argument. What a write does
-//! outside this APIC comes back as [`Effects`]. What must happen at a later time is asked for with
-//! [`LocalApic::next_deadline`] and [`LocalApic::next_wake`].
+//! outside this APIC comes back as [`Effects`], what other CPUs and pins ask of the CPU as [`Delivery`]. What must
+//! happen at a later time is asked for with [`LocalApic::next_deadline`] and [`LocalApic::next_wake`].
 //!
 //! **Why.** The same inputs then give the same results: in a unit test, under virtual time and after a restore at any
 //! instruction. And nothing that a guest can write makes it panic.
@@ -16,11 +16,14 @@
 //! due already.
 
 mod base;
+mod check;
+mod delivery;
 mod doors;
 mod errors;
 mod ipi;
 mod lvt;
 mod registers;
+mod route;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -29,8 +32,12 @@ mod vectors;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::base::Mode;
+pub use self::check::StateError;
+pub use self::delivery::{Delivery, LocalSource};
 pub use self::ipi::{DeliveryMode, Destination, Ipi, Trigger};
-pub use self::state::{LvtState, State, StateError, TimerState};
+pub use self::route::{Route, lowest_priority};
+pub use self::state::{LvtState, State, TimerState};
 pub use self::timer::{Armed, Deadline};
 use self::vectors::{FIRST_LEGAL, Vectors, class, processor_priority};
 use crate::time::Now;
@@ -71,13 +78,18 @@ pub struct Fault;
 pub struct Effects {
     /// A level-triggered interrupt with this vector ended: tell the I/O APICs.
     pub eoi: Option<u8>,
-    /// A message that was not delivered here: offer it to every CPU, see [`LocalApic::addressed_by`].
+    /// A message that was not delivered here. Find the CPUs that it is for, the sender perhaps among them, with
+    /// [`Route::addressed_by`], for [`DeliveryMode::LowestPriority`] the one of them that [`lowest_priority`] chooses,
+    /// and give it to their [`LocalApic::deliver`].
     pub ipi: Option<Ipi>,
     /// IA32_APIC_BASE changed: ask [`LocalApic::mmio_base`] again.
     pub base_changed: bool,
+    /// [`LocalApic::route`] gives another answer than before the access, its priority aside. [`LocalApic::init`] and
+    /// [`LocalApic::reset`] can change it too.
+    pub route_changed: bool,
     /// [`LocalApic::next_deadline`] or [`LocalApic::next_wake`] gives another answer than before the access. Reads,
-    /// accesses that fault, [`LocalApic::advance`], [`LocalApic::set_cr8`] and [`LocalApic::acknowledge`] can change
-    /// the answers too.
+    /// accesses that fault, [`LocalApic::advance`], [`LocalApic::set_cr8`], [`LocalApic::acknowledge`],
+    /// [`LocalApic::init`] and [`LocalApic::reset`] can change the answers too.
     pub timer_changed: bool,
 }
 
@@ -94,7 +106,10 @@ pub struct Interrupt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalApic {
     config: Config,
+    physical_bits: u8,
     base: base::Base,
+    /// What the guest wrote there, if it is not the configured one; always nothing in x2APIC mode.
+    xapic_id: Option<u8>,
     tpr: u8,
     /// As the xAPIC page has it; in x2APIC mode LDR follows from the ID.
     ldr: u32,
@@ -111,6 +126,7 @@ pub struct LocalApic {
     icr: u64,
     lvt: lvt::Lvt,
     timer: timer::Timer,
+    pins: delivery::Pins,
 }
 
 impl LocalApic {
@@ -118,6 +134,19 @@ impl LocalApic {
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self::from_checked(&State::reset(&config), base::Base::reset(config.bsp), config)
+    }
+
+    /// The same on a CPU with so many physical address bits, as CPUID leaf 80000008H says in EAX bits 7:0. It has 52
+    /// unless told. IA32_APIC_BASE takes no address with more. It is not saved: whoever restores says it again.
+    #[must_use]
+    pub fn with_physical_bits(self, bits: u8) -> Self {
+        Self { physical_bits: bits.min(base::MOST_PHYSICAL_BITS), ..self }
+    }
+
+    /// What [`with_physical_bits`](Self::with_physical_bits) said.
+    #[must_use]
+    pub const fn physical_bits(&self) -> u8 {
+        self.physical_bits
     }
 
     /// What CPUID offers.
@@ -135,7 +164,7 @@ impl LocalApic {
     /// The guest physical address of the xAPIC page, while there is one: enabled, and not in x2APIC mode.
     #[must_use]
     pub fn mmio_base(&self) -> Option<u64> {
-        (self.base.mode() == base::Mode::XApic).then(|| self.base.address())
+        (self.base.mode() == Mode::XApic).then(|| self.base.address())
     }
 
     /// Evaluates the timer up to `now`: what is due interrupts, unless its LVT entry is masked; then it expires
@@ -148,11 +177,7 @@ impl LocalApic {
         if !self.timer.expire(lvtt.timer_mode(), now) || lvtt.masked() {
             return;
         }
-        if lvtt.vector() < FIRST_LEGAL {
-            self.log_error(errors::RECEIVE_ILLEGAL_VECTOR);
-        } else {
-            self.request(lvtt.vector(), false);
-        }
+        let _ = self.take(lvtt.vector(), false);
     }
 
     /// INIT: registers as after reset, but IA32_APIC_BASE stays (SDM vol. 3, "Local APIC State After It Receives an
@@ -181,7 +206,7 @@ impl LocalApic {
     pub fn next_wake(&self) -> Option<Deadline> {
         let lvtt = self.lvt.timer;
         // Either way of disabling the APIC masks the entry.
-        let delivers = !lvtt.masked() && lvtt.vector() >= FIRST_LEGAL;
+        let delivers = !lvtt.masked() && lvtt.has_legal_vector();
         self.next_deadline().filter(|_| delivers && class(lvtt.vector()) > class(self.ppr()))
     }
 
@@ -190,13 +215,8 @@ impl LocalApic {
     /// Dropped while the APIC is disabled, by IA32_APIC_BASE or by SVR. A vector below 16 is logged in ESR instead.
     pub fn accept(&mut self, interrupt: Interrupt) {
         let Interrupt { vector, level } = interrupt;
-        if !self.accepts() {
-            return;
-        }
-        if vector < FIRST_LEGAL {
-            self.log_error(errors::RECEIVE_ILLEGAL_VECTOR);
-        } else {
-            self.request(vector, level);
+        if self.accepts() {
+            let _ = self.take(vector, level);
         }
     }
 
@@ -224,13 +244,19 @@ impl LocalApic {
     }
 
     fn requested(&self) -> Option<u8> {
-        self.irr.highest().filter(|_| self.base.mode() != base::Mode::Disabled)
+        self.irr.highest().filter(|_| self.base.mode() != Mode::Disabled)
+    }
+
+    /// Requests a vector, or logs that it is illegal, which can request the error interrupt's.
+    fn take(&mut self, vector: u8, level: bool) -> Delivery {
+        if vector < FIRST_LEGAL { self.log_error(errors::RECEIVE_ILLEGAL_VECTOR) } else { self.request(vector, level) }
     }
 
     /// Puts a legal vector into IRR.
-    fn request(&mut self, vector: u8, level: bool) {
+    fn request(&mut self, vector: u8, level: bool) -> Delivery {
         self.irr.set(vector, true);
         self.tmr.set(vector, level);
+        Delivery::Accepted
     }
 
     fn ppr(&self) -> u8 {
@@ -243,6 +269,6 @@ impl LocalApic {
 
     /// Whether fixed interrupts are taken at all.
     fn accepts(&self) -> bool {
-        self.software_enabled() && self.base.mode() != base::Mode::Disabled
+        self.software_enabled() && self.base.mode() != Mode::Disabled
     }
 }

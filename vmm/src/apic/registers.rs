@@ -106,6 +106,8 @@ pub(super) fn join(low: u32, high: u32) -> u64 {
 
 /// TPR: sub-class and class.
 const TPR: u32 = 0xff;
+/// The xAPIC ID.
+const XAPIC_ID: u32 = 0xff00_0000;
 /// LDR and DFR as the xAPIC door writes them.
 pub(super) const LDR: u32 = 0xff00_0000;
 pub(super) const DFR: u32 = 0xf000_0000;
@@ -122,6 +124,12 @@ pub(super) const TDCR: u32 = 0b1011;
 impl LvtKind {
     pub(super) const ALL: [Self; 6] =
         [Self::Timer, Self::Thermal, Self::Performance, Self::Lint0, Self::Lint1, Self::Error];
+
+    /// Whether an entry can be level-triggered. SDM vol. 3, "Local Vector Table": "Level-sensitive interrupts are not
+    /// supported for LINT1"; there the trigger mode is a bit that nothing reads.
+    pub(super) const fn has_remote_irr(self) -> bool {
+        matches!(self, Self::Lint0)
+    }
 
     /// The bits that an entry has (SDM vol. 3, "Local Vector Table").
     pub(super) const fn defined(self) -> u32 {
@@ -154,8 +162,8 @@ const fn lvt(kind: LvtKind, first: u32) -> Entry {
 const TABLE: [Entry; 24] = {
     use Rights::{Absent, ReadOnly, ReadWrite, WriteOnly};
     [
-        // The xAPIC ID is writable on some processors only, and the manual tells software not to.
-        read_only(Register::Id, 0x02, 1),
+        // "Local APIC ID": writable on some processors; kvm-unit-tests gives two CPUs one ID to see both get a message.
+        row(Register::Id, 0x02, ReadWrite, ReadOnly, XAPIC_ID),
         read_only(Register::Version, 0x03, 1),
         row(Register::Tpr, 0x08, ReadWrite, ReadWrite, TPR),
         read_only(Register::Ppr, 0x0a, 1),

@@ -1,9 +1,13 @@
 //! Tests of the whole APIC through its doors.
 
+mod base_rules;
 mod count_rules;
 mod deadline_rules;
 mod doors;
 mod interrupts;
+mod local;
+mod messages;
+mod model;
 mod random;
 mod reference;
 mod saved;
@@ -29,7 +33,10 @@ const ESR: u64 = 0x280;
 const ICR: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 const LVTT: u64 = 0x320;
+const LVT_THERMAL: u64 = 0x330;
+const LVT_PERFORMANCE: u64 = 0x340;
 const LVT_LINT0: u64 = 0x350;
+const LVT_LINT1: u64 = 0x360;
 const LVT_ERROR: u64 = 0x370;
 const TMICT: u64 = 0x380;
 const TMCCT: u64 = 0x390;

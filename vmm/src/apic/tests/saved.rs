@@ -118,3 +118,35 @@ fn impossible_states_are_refused() {
         assert_eq!(refused(config, &change), StateError::Armed { armed, lvtt });
     }
 }
+
+/// Remote IRR is there only where a level-triggered interrupt can have set it; an xAPIC ID only where it is used.
+#[test]
+fn remote_irr_and_the_written_id_are_checked() {
+    let restore = |change: &dyn Fn(&mut State)| {
+        let mut state = State { svr: 0x1ff, ..State::default() };
+        change(&mut state);
+        LocalApic::from_state(&state, ALL).map(|apic| assert_eq!(apic.state(at(0)), state))
+    };
+    assert_eq!(restore(&|s| s.lvt.lint0 = 0xc051), Ok(()));
+    for lint0 in [0x4051, 0xc451, 0xd051] {
+        let error = StateError::Reserved { register: "an LVT entry", value: u64::from(lint0) };
+        assert_eq!(restore(&|s| s.lvt.lint0 = lint0), Err(error), "edge, NMI, delivery status");
+    }
+    assert!(restore(&|s| s.lvt.lint1 = 0xc051).is_err());
+    assert_eq!(restore(&|s| (s.xapic_id, s.lint_high) = (Some(9), [true, false])), Ok(()));
+    let x2apic = |s: &mut State| (s.base, s.xapic_id) = (0xfee0_0c00, Some(9));
+    assert_eq!(restore(&x2apic), Err(StateError::XApicId(9)));
+    let disabled = |s: &mut State| *s = State { base: 0xfee0_0000, lint_high: [true, true], ..State::default() };
+    assert_eq!(restore(&disabled), Ok(()), "pins are outside");
+    assert!(restore(&|s| *s = State { base: 0xfee0_0000, xapic_id: Some(9), ..State::default() }).is_err());
+}
+
+/// States were saved before the xAPIC ID could be written and the pins existed.
+#[test]
+fn an_older_state_is_read() {
+    let mut json = serde_json::to_value(State::default()).unwrap();
+    for field in ["xapic_id", "lint_high"] {
+        assert!(json.as_object_mut().unwrap().remove(field).is_some());
+    }
+    assert_eq!(serde_json::from_value::<State>(json).unwrap(), State::default());
+}
