@@ -180,12 +180,6 @@ impl LocalApic {
         let _ = self.take(lvtt.vector(), false);
     }
 
-    /// INIT: registers as after reset, but IA32_APIC_BASE stays (SDM vol. 3, "Local APIC State After It Receives an
-    /// INIT-Deassert IPI" and what precedes it).
-    pub fn init(&mut self) {
-        *self = Self::from_checked(&State::default(), self.base, self.config);
-    }
-
     /// The vector in the timer's LVT entry.
     #[must_use]
     pub const fn timer_vector(&self) -> u8 {

@@ -115,6 +115,13 @@ fn edit(leaf: &mut Leaf, offer: &Offer, apic_id: u32) {
     }
 }
 
+/// The physical address width that the guest was told, in bits; 36 if nothing was said (SDM vol. 2, "CPUID").
+#[must_use]
+pub fn physical_bits(leaves: &[Leaf]) -> u8 {
+    let leaf = leaves.iter().find(|leaf| leaf.function == 0x8000_0008);
+    leaf.map_or(36, |leaf| leaf.eax.to_le_bytes()[0])
+}
+
 /// Whether the guest was told of IA32_TSC_ADJUST.
 #[must_use]
 pub fn has_tsc_adjust(leaves: &[Leaf]) -> bool {

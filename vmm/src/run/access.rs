@@ -58,7 +58,10 @@ impl<'a> Access<'a> {
         self.apic_base_changed |= effects.base_changed;
         // Without an I/O APIC nobody waits for an EOI.
         if let Some(ipi) = effects.ipi {
-            ipi::send(self.platform, self.local.index, ipi);
+            ipi::send(self.platform, self.local, ipi);
+        }
+        if effects.route_changed {
+            ipi::publish_route(self.platform, self.local);
         }
     }
 

@@ -1,40 +1,57 @@
 //! Messages between LAPICs.
 //!
-//! The sender puts a message into every CPU's inbox and rings; each receiver asks its own LAPIC whether it is meant. No
-//! CPU ever touches another one's LAPIC, so that nothing is locked while guests run.
+//! Every vCPU keeps its entry in a table of routes: who it answers to, and how busy it is. The sender finds the targets
+//! there, puts the message into their inboxes and rings. No CPU ever touches another one's LAPIC, so that nothing is
+//! locked while guests run.
 
 use super::{
     Platform, RunError,
-    cpu::{Cpu, Phase},
-    platform::lock,
+    cpu::{Cpu, Local, Phase},
+    platform::{Post, lock},
 };
-use crate::{
-    apic::{DeliveryMode, Interrupt, Ipi},
-    kvm::Vcpu,
-};
-
-/// A message on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Message {
-    from: u32,
-    ipi: Ipi,
-}
+use crate::apic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
 
 /// Messages that a CPU may have waiting: a guest that sends to a CPU that never looks (a parked one) makes us hold no
 /// more. Fixed interrupts collapse in IRR anyway.
 const MAX_WAITING: usize = 1024;
 
-/// Sends `ipi` from CPU number `from`.
-pub(super) fn send(platform: &Platform, from: u32, ipi: Ipi) {
-    for (index, post) in (0u32..).zip(&platform.posts) {
+/// Where `local` is reached.
+fn post<'a>(platform: &'a Platform, local: &Local) -> Option<&'a Post> {
+    usize::try_from(local.index).ok().and_then(|index| platform.posts.get(index))
+}
+
+/// Makes the table say what `local`'s LAPIC answers to.
+pub(super) fn publish_route(platform: &Platform, local: &Local) {
+    if let Some(post) = post(platform, local) {
+        *lock(&post.route) = Some(local.apic.route());
+    }
+}
+
+/// Sends `ipi` from `local`.
+pub(super) fn send(platform: &Platform, local: &Local, ipi: Ipi) {
+    publish_route(platform, local);
+    let own = usize::try_from(local.index).unwrap_or(usize::MAX);
+    let route = |post: &Post| -> Option<Route> { *lock(&post.route) };
+    let mut targets: Vec<(usize, Route)> = platform
+        .posts
+        .iter()
+        .enumerate()
+        .filter_map(|(index, post)| Some((index, route(post)?)))
+        .filter(|(index, route)| route.addressed_by(ipi.destination, *index == own))
+        .collect();
+    if ipi.mode == DeliveryMode::LowestPriority {
+        let chosen = lowest_priority(targets.iter().copied());
+        targets.retain(|(index, _)| Some(*index) == chosen);
+    }
+    for (index, _) in targets {
+        let Some(post) = platform.posts.get(index) else { continue };
         let mut inbox = lock(&post.inbox);
-        let message = Message { from, ipi };
         if inbox.len() < MAX_WAITING {
-            inbox.push_back(message);
+            inbox.push_back(ipi);
         }
         drop(inbox);
         // The sender looks into its own inbox before it enters the guest again.
-        if index != from {
+        if index != own {
             post.bell.ring();
         }
     }
@@ -42,50 +59,41 @@ pub(super) fn send(platform: &Platform, from: u32, ipi: Ipi) {
 
 /// Takes what waits for `cpu`, in order.
 pub(super) fn receive(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
-    let Some(post) = usize::try_from(cpu.local.index).ok().and_then(|index| platform.posts.get(index)) else {
-        return Ok(());
-    };
     loop {
-        let Some(Message { from, ipi }) = lock(&post.inbox).pop_front() else { return Ok(()) };
-        if cpu.local.apic.addressed_by(ipi.destination, from == cpu.local.index) {
-            deliver(cpu, platform, ipi)?;
-        }
+        let Some(post) = post(platform, &cpu.local) else { return Ok(()) };
+        let Some(ipi) = lock(&post.inbox).pop_front() else { return Ok(()) };
+        let delivery = cpu.local.apic.deliver(&ipi);
+        carry_out(cpu, platform, delivery)?;
     }
 }
 
-fn deliver(cpu: &mut Cpu, platform: &Platform, ipi: Ipi) -> Result<(), RunError> {
-    if matches!(ipi.mode, DeliveryMode::Nmi | DeliveryMode::Init) {
-        cpu.drain(platform)?;
-    }
-    let Cpu { vcpu, local } = cpu;
-    match ipi.mode {
-        DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
-            local.apic.accept(Interrupt { vector: ipi.vector, level: false });
-        }
-        DeliveryMode::Nmi => {
-            if local.phase == Phase::Running {
-                vcpu.nmi()?;
-                local.halted = false;
+/// What the CPU does about a message that its LAPIC passed on.
+fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) -> Result<(), RunError> {
+    match delivery {
+        // System management mode does not exist here, and there is no 8259 to ask for a vector.
+        Delivery::None | Delivery::Accepted | Delivery::ExtInt | Delivery::Smi => {}
+        Delivery::Nmi => {
+            if cpu.local.phase == Phase::Running {
+                cpu.drain(platform)?;
+                cpu.vcpu.nmi()?;
+                cpu.local.halted = false;
             }
         }
-        // The level de-assert message is for bus arbitration of old (SDM vol. 3, "Interrupt Command Register").
-        DeliveryMode::Init if ipi.assert => {
-            vcpu.reset_after_init()?;
-            local.apic.init();
-            local.halted = false;
-            local.phase = Phase::WaitForSipi;
+        Delivery::Init => {
+            cpu.drain(platform)?;
+            cpu.vcpu.reset_after_init()?;
+            cpu.local.apic.init();
+            cpu.local.halted = false;
+            cpu.local.phase = Phase::WaitForSipi;
+            publish_route(platform, &cpu.local);
         }
-        DeliveryMode::StartUp if local.phase == Phase::WaitForSipi => {
-            start(vcpu, ipi.vector)?;
-            local.phase = Phase::Running;
+        // The page number becomes CS (SDM vol. 3, "MP Initialization Protocol Algorithm"). A second SIPI is ignored.
+        Delivery::StartUp { vector } => {
+            if cpu.local.phase == Phase::WaitForSipi {
+                cpu.vcpu.set_real_mode_entry(u16::from(vector) << 8)?;
+                cpu.local.phase = Phase::Running;
+            }
         }
-        // System management mode does not exist here; a second SIPI is ignored, as on a CPU.
-        DeliveryMode::Init | DeliveryMode::StartUp | DeliveryMode::Smi => {}
     }
     Ok(())
-}
-
-/// The page number in a SIPI becomes CS (SDM vol. 3, "MP Initialization").
-fn start(vcpu: &mut Vcpu, page: u8) -> Result<(), RunError> {
-    Ok(vcpu.set_real_mode_entry(u16::from(page) << 8)?)
 }

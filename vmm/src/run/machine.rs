@@ -124,14 +124,14 @@ impl Machine {
                 tsc_deadline: offer.tsc_deadline,
                 ns_deadline: offer.ns_deadline,
             };
-            let cpuid = cpuid::leaves(&env.supported, &offer, index);
-            let mut vcpu = Vcpu::new(&vm, index, &cpuid)?;
+            let seen = cpuid::leaves(&env.supported, &offer, index);
+            let mut vcpu = Vcpu::new(&vm, index, &seen)?;
             if index == 0 {
                 vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
             }
-            let apic = LocalApic::new(config);
+            let apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
             vcpu.set_apic_base_at_reset(apic.apic_base())?;
-            leaves.push(cpuid);
+            leaves.push(seen);
             let local = Local {
                 index,
                 apic,
@@ -209,14 +209,16 @@ impl Machine {
         let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.mwait_in_guest)?;
         let mut cpus = Vec::new();
         for (index, cpu) in (0u32..).zip(saved_cpus) {
-            let CpuState { cpuid, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
+            let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
             let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
             // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-            let mut vcpu = Vcpu::new(&vm, index, cpuid).map_err(|e| bad(e.to_string()))?;
+            let mut vcpu = Vcpu::new(&vm, index, seen).map_err(|e| bad(e.to_string()))?;
             vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
             let local = Local {
                 index,
-                apic: LocalApic::from_state(saved_apic, *apic_config).map_err(|e| bad(e.to_string()))?,
+                apic: LocalApic::from_state(saved_apic, *apic_config)
+                    .map_err(|e| bad(e.to_string()))?
+                    .with_physical_bits(cpuid::physical_bits(seen)),
                 pvclock: Registration::from_state(*pvclock, &Ram(&memory)).map_err(|e| bad(e.to_string()))?,
                 tsc_adjust: *tsc_adjust,
                 phase: *phase,

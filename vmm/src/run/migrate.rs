@@ -121,6 +121,9 @@ impl Machine {
         let first_start = !self.has_run;
         self.has_run = true;
         if first_start {
+            for Cpu { local, .. } in &self.cpus {
+                ipi::publish_route(&self.platform, local);
+            }
             self.trace_boot(&adjusted, khz);
             return Ok(None);
         }
@@ -150,7 +153,9 @@ impl Machine {
         let mut state = local.apic.state(Now { tsc: cpu_tsc(moment.tsc), vm: moment.vm });
         state.timer.armed = rearm(state.timer.armed, local.tsc_adjust, policies.deadline, moment, adjusted);
         local.apic = LocalApic::from_state(&state, *local.apic.config())
-            .map_err(|error: apic::StateError| RunError::BadState(error.to_string()))?;
+            .map_err(|error: apic::StateError| RunError::BadState(error.to_string()))?
+            .with_physical_bits(local.apic.physical_bits());
+        ipi::publish_route(&self.platform, local);
         // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
         // not at save, so that a snapshot taken twice is the same snapshot.
         let (page, khz) = {

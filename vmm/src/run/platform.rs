@@ -17,11 +17,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::{
     bell::Bell,
     clock::Clock,
-    ipi::Message,
     judge::Judge,
     trace::{Event, Trace},
 };
 use crate::{
+    apic::{Ipi, Route},
     boot::sites::Sites,
     devices::Devices,
     pvclock::{GuestWrite, OutsideRam, WallRegistration},
@@ -39,7 +39,9 @@ pub struct Post {
     /// Calls it.
     pub bell: Arc<Bell>,
     /// Messages from other LAPICs.
-    pub(super) inbox: Mutex<VecDeque<Message>>,
+    pub(super) inbox: Mutex<VecDeque<Ipi>>,
+    /// What its LAPIC answers to; none before the vCPU is there.
+    pub(super) route: Mutex<Option<Route>>,
 }
 
 /// Clock, devices, RAM, trap sites, judge and trace.
