@@ -48,6 +48,33 @@ impl Ticks {
         self.next(machine, 0, now.ns, &now)
     }
 
+    /// As [`start`](Self::start), with periods counted from VM time `origin_ns` and not from now: so CPUs tick by one
+    /// plan, whenever each of them comes to begin.
+    ///
+    /// # Errors
+    /// [`BadPage`] if the device could not convert the expiry.
+    pub fn start_from<M: Machine>(&mut self, machine: &mut M, origin_ns: u64) -> Result<State, BadPage> {
+        self.device.set_oneshot(machine);
+        let now = self.clock.read(machine);
+        self.next(machine, 0, origin_ns, &now)
+    }
+
+    /// Arms the device for `at_ns` after the last tick, for nobody's tick: the interrupt only ends a halt, and
+    /// may come early.
+    ///
+    /// # Errors
+    /// [`BadPage`] if the device could not convert the time.
+    pub fn wake_at<M: Machine>(&mut self, machine: &mut M, at_ns: u64) -> Result<(), BadPage> {
+        self.device.set_oneshot(machine);
+        let now = self.clock.read(machine);
+        self.device.set_next_event(machine, at_ns, &now).map(|_| ())
+    }
+
+    /// Reads the clock outside a tick.
+    pub fn now<M: Machine>(&mut self, machine: &mut M) -> u64 {
+        self.clock.read(machine).ns
+    }
+
     /// Handles one timer interrupt.
     ///
     /// The clock is read once: with a trapped TSC each read is an exit to the VMM.
