@@ -43,9 +43,7 @@ impl Ticks {
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
     pub fn start<M: Machine>(&mut self, machine: &mut M) -> Result<State, BadPage> {
-        self.device.set_oneshot(machine);
-        let now = self.clock.read(machine);
-        self.next(machine, 0, now.ns, &now)
+        self.begin(machine, None)
     }
 
     /// As [`start`](Self::start), with periods counted from VM time `origin_ns` and not from now: so CPUs tick by one
@@ -54,25 +52,28 @@ impl Ticks {
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
     pub fn start_from<M: Machine>(&mut self, machine: &mut M, origin_ns: u64) -> Result<State, BadPage> {
-        self.device.set_oneshot(machine);
-        let now = self.clock.read(machine);
-        self.next(machine, 0, origin_ns, &now)
+        self.begin(machine, Some(origin_ns))
     }
 
-    /// Arms the device for `at_ns` after the last tick, for nobody's tick: the interrupt only ends a halt, and
-    /// may come early.
+    fn begin<M: Machine>(&mut self, machine: &mut M, origin_ns: Option<u64>) -> Result<State, BadPage> {
+        self.device.set_oneshot(machine);
+        let now = self.clock.read(machine);
+        self.next(machine, 0, origin_ns.unwrap_or(now.ns), &now)
+    }
+
+    /// Arms the device for `at_ns` after the last tick, for nobody's tick: the interrupt only ends a halt, and may come
+    /// early. `now` is a reading that is not old.
     ///
     /// # Errors
     /// [`BadPage`] if the device could not convert the time.
-    pub fn wake_at<M: Machine>(&mut self, machine: &mut M, at_ns: u64) -> Result<(), BadPage> {
+    pub fn wake_at<M: Machine>(&mut self, machine: &mut M, at_ns: u64, now: &Reading) -> Result<(), BadPage> {
         self.device.set_oneshot(machine);
-        let now = self.clock.read(machine);
-        self.device.set_next_event(machine, at_ns, &now).map(|_| ())
+        self.device.set_next_event(machine, at_ns, now).map(|_| ())
     }
 
     /// Reads the clock outside a tick.
-    pub fn now<M: Machine>(&mut self, machine: &mut M) -> u64 {
-        self.clock.read(machine).ns
+    pub fn now<M: Machine>(&mut self, machine: &mut M) -> Reading {
+        self.clock.read(machine)
     }
 
     /// Handles one timer interrupt.

@@ -119,11 +119,12 @@ fn a_wake_after_the_last_tick_is_nobodys_tick() {
     t.start(&mut m).unwrap();
     m.tsc = 1_000_000;
     assert_eq!(t.interrupt(&mut m), Ok(State::Done));
-    t.wake_at(&mut m, 3_000_000).unwrap();
+    let now = t.now(&mut m);
+    t.wake_at(&mut m, 3_000_000, &now).unwrap();
     assert_eq!((m.tsc_deadline, m.lvt), (3_000_000, 0x4_0040));
     m.tsc = 3_000_000;
     assert_eq!(t.interrupt(&mut m), Ok(State::Done));
-    assert_eq!((m.records.len(), t.now(&mut m)), (1, 3_000_000));
+    assert_eq!((m.records.len(), t.now(&mut m).ns), (1, 3_000_000));
 }
 
 #[test]
