@@ -25,6 +25,8 @@ pub enum ScenarioName {
     Deltas,
     /// `hz` ticks a second without end.
     Idle,
+    /// `hz` ticks a second, `count` of them on every CPU, each with an interrupt to the next CPU.
+    Smp,
 }
 
 impl ScenarioName {
@@ -35,6 +37,7 @@ impl ScenarioName {
             Self::Ticks => "ticks",
             Self::Deltas => "deltas",
             Self::Idle => "idle",
+            Self::Smp => "smp",
         }
     }
 }
@@ -48,7 +51,7 @@ pub struct Options<'a> {
     pub conversion: Conversion,
     /// `recheck=off|on`.
     pub recheck: bool,
-    /// `scenario=ticks|deltas|idle`.
+    /// `scenario=ticks|deltas|idle|smp`.
     pub scenario: ScenarioName,
     /// `hz=`.
     pub hz: u32,
@@ -156,7 +159,8 @@ impl<'a> Options<'a> {
                     "ticks" => ScenarioName::Ticks,
                     "deltas" => ScenarioName::Deltas,
                     "idle" => ScenarioName::Idle,
-                    _ => return Err(bad("scenario", "ticks, deltas or idle")),
+                    "smp" => ScenarioName::Smp,
+                    _ => return Err(bad("scenario", "ticks, deltas, idle or smp")),
                 }
             }
             "hz" => {
@@ -178,11 +182,11 @@ impl<'a> Options<'a> {
         Ok(())
     }
 
-    /// The scenario asked for, at its start.
+    /// The scenario asked for, at its start: of `smp`, one CPU's part.
     #[must_use]
     pub fn scenario(&self) -> Scenario {
         match self.scenario {
-            ScenarioName::Ticks => Scenario::periodic(self.hz, Some(self.count)),
+            ScenarioName::Ticks | ScenarioName::Smp => Scenario::periodic(self.hz, Some(self.count)),
             ScenarioName::Idle => Scenario::periodic(self.hz, None),
             ScenarioName::Deltas => Scenario::Deltas { deltas: Deltas::new(self.seed, self.max_ms), left: self.count },
         }
@@ -240,7 +244,7 @@ mod tests {
             (b"count=", "command line: count= is not a number from 1 to 1000000000"),
             (b"conversion=round", "command line: conversion=round is not split, mult or exact"),
             (b"recheck=1", "command line: recheck=1 is not on or off"),
-            (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas or idle"),
+            (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas, idle or smp"),
             (b"seed=18446744073709551616", "command line: seed=18446744073709551616 is not a number below 2^64"),
             (b"caf\xc3\xa9", "command line is not ASCII"),
         ] {
@@ -256,6 +260,7 @@ mod tests {
         assert_eq!(Options::parse(b"count=7").unwrap().scenario().expected(), 7);
         assert_eq!(Options::parse(b"count=7 scenario=deltas").unwrap().scenario().expected(), 7);
         assert_eq!(Options::parse(b"count=7 scenario=idle").unwrap().scenario().expected(), 0);
+        assert_eq!(Options::parse(b"count=7 scenario=smp").unwrap().scenario().expected(), 7);
     }
 
     proptest! {

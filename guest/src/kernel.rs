@@ -4,31 +4,31 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use guest::clockevent::{Boot, Device, select};
-use guest::cmdline::{MAX_BYTES, Options};
+use guest::cmdline::{MAX_BYTES, Options, ScenarioName};
 use guest::platform::{KVM_BUS_KHZ, Platform, TscKhz};
 use guest::pvclock::{BadPage, Clock, Source, tsc_khz, wall_time};
 use guest::ticks::{State, Ticks};
+use guest::topology::cpu_count;
+use guest_abi::report::MAX_CPUS;
 
 use crate::apic::Apic;
 use crate::arch::cell::Exclusive;
 use crate::arch::trap::Frame;
 use crate::arch::{boot, cpu, shared};
 use crate::console::{Console, line};
+use crate::cpus::{self, Plan};
 use crate::exit::{self, exit};
-use crate::machine::Machine;
+use crate::machine::{Machine, Only};
 
 /// What the timer interrupt works on.
 struct Kernel {
-    machine: Machine,
+    machine: Machine<Only>,
     ticks: Ticks,
 }
 
 static KERNEL: Exclusive<Option<Kernel>> = Exclusive::new(None);
 /// Set by the interrupt handler when there is nothing more to wait for.
 static DONE: AtomicBool = AtomicBool::new(false);
-
-/// Bit 0 of the kvmclock MSR.
-const ENABLE: u64 = 1;
 
 /// Ends with a message about what the user asked for.
 macro_rules! refuse {
@@ -49,14 +49,14 @@ pub fn main(start_info: u32) -> ! {
     };
     let platform = Platform::probe(cpu::cpuid);
     let Some(kvmclock) = platform.kvmclock else { refuse!("CPUID offers no kvmclock, the only clocksource here") };
-    cpu::wrmsr(kvmclock.system_time_msr, shared::time_address() | ENABLE);
+    cpu::wrmsr(kvmclock.system_time_msr, shared::time_address(0) | shared::ENABLE);
     cpu::wrmsr(kvmclock.wall_clock_msr, shared::wall_address());
     let chosen = match select(options.clockevent, &platform) {
         Ok(chosen) => chosen,
         Err(error) => refuse!("{error}"),
     };
     let Some(apic) = Apic::enable(platform.x2apic) else { refuse!("the local APIC has been moved") };
-    let mut machine = Machine { apic };
+    let mut machine = Machine { apic, seat: Only };
 
     // KVM ignores an address that it does not like; the clock would stand still and every wait be endless.
     if machine.version() == 0 {
@@ -91,7 +91,15 @@ pub fn main(start_info: u32) -> ! {
         recheck: options.recheck,
     };
     let scenario = options.scenario();
-    shared::ring_start(scenario.expected());
+    if options.scenario == ScenarioName::Smp {
+        let cpus = cpu_count(cpu::cpuid_subleaf);
+        let Some(cpus) = usize::try_from(cpus).ok().filter(|cpus| *cpus <= MAX_CPUS) else {
+            refuse!("the machine has {cpus} CPUs, scenario=smp can use {MAX_CPUS}")
+        };
+        let system_time_msr = kvmclock.system_time_msr;
+        cpus::main(Plan { cpus, apic, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz }, clock)
+    }
+    shared::ring_start(0, scenario.expected());
     let ticks = Ticks::new(clock, Device::new(chosen.kind, &known), scenario);
     KERNEL.with(|kernel| {
         let kernel = kernel.insert(Kernel { machine, ticks });

@@ -16,7 +16,9 @@ pub mod platform;
 pub mod pvclock;
 pub mod report;
 pub mod scenarios;
+pub mod smp;
 pub mod ticks;
+pub mod topology;
 
 #[cfg(test)]
 mod mock;

@@ -8,23 +8,61 @@ use guest_abi::report::Record;
 
 use crate::apic::Apic;
 use crate::arch::{cpu, shared};
+use crate::cpus;
 
-/// This machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Machine {
-    /// Its local APIC.
-    pub apic: Apic,
+/// Which CPU a machine is seen from. A type, so that the kernel with one CPU has constants for addresses.
+pub trait Seat: Copy {
+    /// Whether other CPUs read the clock too.
+    const PEERS: bool;
+    /// The CPU's number.
+    fn cpu(self) -> usize;
 }
 
-impl Source for Machine {
+/// The only CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Only;
+
+impl Seat for Only {
+    const PEERS: bool = false;
+    #[inline(always)]
+    fn cpu(self) -> usize {
+        0
+    }
+}
+
+/// One CPU of several, by its number.
+#[derive(Clone, Copy, Debug)]
+pub struct OneOf(pub usize);
+
+impl Seat for OneOf {
+    const PEERS: bool = true;
+    #[inline(always)]
+    fn cpu(self) -> usize {
+        self.0
+    }
+}
+
+/// This machine, from one CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<S> {
+    /// The CPU's local APIC.
+    pub apic: Apic,
+    /// The CPU.
+    pub seat: S,
+}
+
+impl<S: Seat> Source for Machine<S> {
+    #[inline(always)]
     fn version(&mut self) -> u32 {
-        shared::time_version()
+        shared::time_version(self.seat.cpu())
     }
 
+    #[inline(always)]
     fn fields(&mut self) -> TimeInfo {
-        shared::time_fields()
+        shared::time_fields(self.seat.cpu())
     }
 
+    #[inline(always)]
     fn rdtsc(&mut self) -> u64 {
         cpu::rdtsc()
     }
@@ -34,11 +72,23 @@ impl Source for Machine {
     }
 
     fn clear_guest_stopped(&mut self) {
-        shared::clear_guest_stopped();
+        shared::clear_guest_stopped(self.seat.cpu());
+    }
+
+    #[inline(always)]
+    fn published(&mut self) -> u64 {
+        if S::PEERS { cpus::latest_reading() } else { 0 }
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, ns: u64) {
+        if S::PEERS {
+            cpus::publish_reading(ns);
+        }
     }
 }
 
-impl Port for Machine {
+impl<S: Seat> Port for Machine<S> {
     fn write_timer_lvt(&mut self, value: u32) {
         self.apic.write_timer_lvt(value);
     }
@@ -60,16 +110,17 @@ impl Port for Machine {
     }
 }
 
-impl Sink for Machine {
+impl<S: Seat> Sink for Machine<S> {
+    #[inline(always)]
     fn push(&mut self, record: &Record) {
-        shared::ring_push(record);
+        shared::ring_push(self.seat.cpu(), record);
     }
 
     fn set_clock_steps_back(&mut self, count: u64, worst_ns: u64) {
-        shared::ring_steps_back(count, worst_ns);
+        shared::ring_steps_back(self.seat.cpu(), count, worst_ns);
     }
 
     fn set_guest_stopped_seen(&mut self, count: u64) {
-        shared::ring_stopped_seen(count);
+        shared::ring_stopped_seen(self.seat.cpu(), count);
     }
 }

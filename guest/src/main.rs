@@ -6,6 +6,7 @@
 mod apic;
 mod arch;
 mod console;
+mod cpus;
 mod exit;
 mod kernel;
 mod machine;

@@ -25,6 +25,8 @@ pub(crate) struct Mock {
     pub(crate) initial_count: u32,
     pub(crate) header: Header,
     pub(crate) records: Vec<Record>,
+    /// The largest reading of any CPU, if there are several.
+    pub(crate) published: Option<u64>,
     /// The page after the next PAUSE.
     pub(crate) after_pause: Option<TimeInfo>,
     /// The page after the next RDTSC.
@@ -67,6 +69,14 @@ impl Source for Mock {
 
     fn clear_guest_stopped(&mut self) {
         self.page.flags &= !FLAG_GUEST_STOPPED;
+    }
+
+    fn published(&mut self) -> u64 {
+        self.published.unwrap_or(0)
+    }
+
+    fn publish(&mut self, ns: u64) {
+        self.published = self.published.map(|most| most.max(ns));
     }
 }
 

@@ -43,9 +43,37 @@ impl Ticks {
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
     pub fn start<M: Machine>(&mut self, machine: &mut M) -> Result<State, BadPage> {
+        self.begin(machine, None)
+    }
+
+    /// As [`start`](Self::start), with periods counted from VM time `origin_ns` and not from now: so CPUs tick by one
+    /// plan, whenever each of them comes to begin.
+    ///
+    /// # Errors
+    /// [`BadPage`] if the device could not convert the expiry.
+    pub fn start_from<M: Machine>(&mut self, machine: &mut M, origin_ns: u64) -> Result<State, BadPage> {
+        self.begin(machine, Some(origin_ns))
+    }
+
+    fn begin<M: Machine>(&mut self, machine: &mut M, origin_ns: Option<u64>) -> Result<State, BadPage> {
         self.device.set_oneshot(machine);
         let now = self.clock.read(machine);
-        self.next(machine, 0, now.ns, &now)
+        self.next(machine, 0, origin_ns.unwrap_or(now.ns), &now)
+    }
+
+    /// Arms the device for `at_ns` after the last tick, for nobody's tick: the interrupt only ends a halt, and may come
+    /// early. `now` is a reading that is not old.
+    ///
+    /// # Errors
+    /// [`BadPage`] if the device could not convert the time.
+    pub fn wake_at<M: Machine>(&mut self, machine: &mut M, at_ns: u64, now: &Reading) -> Result<(), BadPage> {
+        self.device.set_oneshot(machine);
+        self.device.set_next_event(machine, at_ns, now).map(|_| ())
+    }
+
+    /// Reads the clock outside a tick.
+    pub fn now<M: Machine>(&mut self, machine: &mut M) -> Reading {
+        self.clock.read(machine)
     }
 
     /// Handles one timer interrupt.

@@ -1,45 +1,60 @@
-//! The tick ring: what the guest saw of every tick, in guest RAM.
+//! The tick rings: what the guest saw of every tick, in guest RAM.
 //!
-//! The guest places one [`Header`] at the start of the ELF section [`SECTION`], followed by `capacity` [`Record`]s.
-//! It writes record number `n` (counted from 0) at slot `n % capacity`, then stores `written = n + 1`. The ring is
-//! part of RAM and so survives a migration; the VMM reads it while the guest halts and does not trust a byte of it.
+//! Each CPU has a ring of its own, so that no CPU waits for another to report. That of CPU `n` stands `n` ×
+//! [`RING_BYTES`] after the start of the ELF section [`SECTION`], which has room for [`MAX_CPUS`]: one [`Header`],
+//! followed by `capacity` [`Record`]s. The CPU writes its record number `r` (counted from 0) at slot `r % capacity`, then
+//! stores `written = r + 1`. A ring whose magic number is missing belongs to a CPU that is not up. The rings are part of
+//! RAM and so survive a migration; the VMM reads them while the guest halts and does not trust a byte of them.
 
-/// Name of the ELF section (no bits) whose address is the header's.
+/// Name of the ELF section (no bits) whose address is that of CPU 0's header.
 pub const SECTION: &str = ".tick_ring";
 /// [`Header::magic`]: `"TICKRING"`, little endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TICKRING");
 /// [`Header::layout`]: changes when a field does.
-pub const LAYOUT: u32 = 1;
-/// Records the ring holds.
-pub const CAPACITY: u32 = 2048;
+pub const LAYOUT: u32 = 2;
+/// Records a ring holds.
+pub const CAPACITY: u32 = 1024;
+/// Rings in the section: CPUs that the guest can use.
+pub const MAX_CPUS: usize = 16;
 
-/// The ring's header, 64 bytes, little endian.
+/// A ring's header, 128 bytes, little endian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Header {
-    /// [`MAGIC`], stored last when the guest sets the ring up.
+    /// [`MAGIC`], stored last when the CPU sets its ring up.
     pub magic: u64,
     /// [`LAYOUT`].
     pub layout: u32,
     /// [`CAPACITY`].
     pub capacity: u32,
-    /// Records written since boot.
+    /// Records that this CPU has written since boot.
     pub written: u64,
-    /// Ticks the scenario will make; 0 = until it is told to stop.
+    /// Ticks the scenario will make on this CPU; 0 = until it is told to stop.
     pub expected: u64,
-    /// How often a kvmclock reading was smaller than the one before it.
+    /// How often a kvmclock reading of this CPU was smaller than the one before it, or than one that another CPU had
+    /// published before.
     pub clock_steps_back: u64,
     /// The largest such step, in nanoseconds.
     pub worst_step_back_ns: u64,
     /// How often the guest found (and cleared) PVCLOCK_GUEST_STOPPED.
     pub guest_stopped_seen: u64,
+    /// Interrupts of the scenario that this CPU has sent to another (or, alone, to itself).
+    pub ipis_sent: u64,
+    /// Interrupts of the scenario that this CPU has received.
+    pub ipis_received: u64,
+    /// Number of the CPU, from 0.
+    pub cpu: u32,
     /// Zero.
-    pub reserved: u64,
+    pub reserved0: u32,
+    /// Zero.
+    pub reserved: [u64; 6],
 }
 
 /// Size of [`Header`], in bytes.
-pub const HEADER_BYTES: usize = 64;
+pub const HEADER_BYTES: usize = 128;
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
+/// From one CPU's ring to the next, in bytes: header and records, up to a multiple of 64.
+pub const RING_BYTES: usize = (HEADER_BYTES + RECORD_BYTES * CAPACITY as usize).next_multiple_of(64);
 
 impl Header {
     /// The header that `bytes` hold.
@@ -55,7 +70,11 @@ impl Header {
             clock_steps_back: at.u64(),
             worst_step_back_ns: at.u64(),
             guest_stopped_seen: at.u64(),
-            reserved: at.u64(),
+            ipis_sent: at.u64(),
+            ipis_received: at.u64(),
+            cpu: at.u32(),
+            reserved0: at.u32(),
+            reserved: [(); 6].map(|()| at.u64()),
         }
     }
 }
@@ -64,7 +83,7 @@ impl Header {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Record {
-    /// Number of the tick, from 0, without gaps.
+    /// Number of the CPU's tick, from 0, without gaps.
     pub seq: u64,
     /// When the tick was to fire.
     pub expires_ns: u64,
@@ -142,5 +161,40 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_read_from_where_its_fields_stand() {
+        let mut bytes = [0; HEADER_BYTES];
+        let words = [MAGIC, u64::from(CAPACITY) << 32 | u64::from(LAYOUT), 7, 8, 9, 10, 11, 12, 13, 14];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        let want = Header {
+            magic: MAGIC,
+            layout: LAYOUT,
+            capacity: CAPACITY,
+            written: 7,
+            expected: 8,
+            clock_steps_back: 9,
+            worst_step_back_ns: 10,
+            guest_stopped_seen: 11,
+            ipis_sent: 12,
+            ipis_received: 13,
+            cpu: 14,
+            ..Header::default()
+        };
+        assert_eq!(Header::from_bytes(&bytes), want);
+    }
+
+    #[test]
+    fn rings_follow_each_other_aligned() {
+        assert_eq!(RING_BYTES % 64, 0);
+        assert!(RING_BYTES - HEADER_BYTES - RECORD_BYTES * CAPACITY as usize <= 63);
     }
 }

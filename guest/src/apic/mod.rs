@@ -12,6 +12,7 @@ const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const MSR_X2APIC: u32 = 0x800;
 
 /// Register offsets in xAPIC's page.
+const ID: u32 = 0x20;
 const VERSION: u32 = 0x30;
 const TPR: u32 = 0x80;
 const EOI: u32 = 0xb0;
@@ -20,6 +21,8 @@ const LVT_TIMER: u32 = 0x320;
 const LVT_LINT0: u32 = 0x350;
 const LVT_LINT1: u32 = 0x360;
 const LVT_ERROR: u32 = 0x370;
+const ICR_LOW: u32 = 0x300;
+const ICR_HIGH: u32 = 0x310;
 const TMICT: u32 = 0x380;
 const TDCR: u32 = 0x3e0;
 /// Entries that exist if the version register's highest-entry number is at least the first value.
@@ -29,6 +32,17 @@ const SVR_ENABLE: u32 = 1 << 8;
 /// The vector of spurious interrupts; the low four bits are ones on old APICs.
 pub const SPURIOUS_VECTOR: u32 = 0xff;
 const LVT_MODE: u32 = 3 << 17;
+
+/// ICR bit 12: the last one has not left (xAPIC only).
+const ICR_PENDING: u32 = 1 << 12;
+/// ICR bits 10:8 INIT, bit 14 assert, bits 19:18 all but the sender.
+pub const ICR_INIT_OTHERS: u32 = 3 << 18 | 1 << 14 | 5 << 8;
+/// ICR bits 10:8 startup; bits 7:0 are the page's number.
+pub const ICR_STARTUP_OTHERS: u32 = 3 << 18 | 1 << 14 | 6 << 8;
+/// ICR bit 14, and a vector in bits 7:0: fixed, to one physical destination.
+pub const ICR_FIXED: u32 = 1 << 14;
+/// A fixed interrupt to all but the sender.
+pub const ICR_FIXED_OTHERS: u32 = 3 << 18 | ICR_FIXED;
 
 /// Which door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +102,33 @@ impl Apic {
         match self {
             Self::XApic => mmio::write(register, value),
             Self::X2Apic => cpu::wrmsr(MSR_X2APIC + (register >> 4), u64::from(value)),
+        }
+    }
+
+    /// This CPU's ID, as others address it.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::XApic => self.read(ID) >> 24,
+            Self::X2Apic => self.read(ID),
+        }
+    }
+
+    /// Writes the interrupt command register. All that was stored before is visible to the receiver: in x2APIC mode the
+    /// write may overtake stores (Intel SDM vol. 3, "MSR Access in x2APIC Mode"). Interrupts are off, so that nobody
+    /// comes between the halves.
+    pub fn send(self, destination: u32, command: u32) {
+        match self {
+            Self::XApic => {
+                while self.read(ICR_LOW) & ICR_PENDING != 0 {
+                    cpu::pause();
+                }
+                self.write(ICR_HIGH, destination << 24);
+                self.write(ICR_LOW, command);
+            }
+            Self::X2Apic => {
+                cpu::serialize();
+                cpu::wrmsr(MSR_X2APIC + (ICR_LOW >> 4), u64::from(destination) << 32 | u64::from(command));
+            }
         }
     }
 

@@ -4,15 +4,33 @@ use core::arch::global_asm;
 use core::slice;
 
 use guest::clockevent::LVT_VECTOR;
+use guest::smp::{IPI_VECTOR, WAKE_VECTOR};
+use guest_abi::report::MAX_CPUS;
 
+use super::cpu::{TSS_DESCRIPTOR_BYTES, TSS_SELECTOR};
 use crate::apic::SPURIOUS_VECTOR;
 
-global_asm!(include_str!("boot.s"), options(att_syntax));
+// The assembler computes with these, and gives each CPU a descriptor of 16 bytes.
+const _: () = assert!(LVT_VECTOR < IPI_VECTOR && IPI_VECTOR < WAKE_VECTOR && WAKE_VECTOR < SPURIOUS_VECTOR);
+const _: () = assert!(TSS_DESCRIPTOR_BYTES == 16 && MAX_CPUS.is_power_of_two());
+
+global_asm!(
+    ".set MAX_CPUS, {max_cpus}",
+    ".set TSS_SELECTOR, {tss}",
+    include_str!("boot.s"),
+    max_cpus = const MAX_CPUS,
+    tss = const TSS_SELECTOR,
+    options(att_syntax)
+);
 global_asm!(
     ".set TIMER_VECTOR, {timer}",
+    ".set IPI_VECTOR, {ipi}",
+    ".set WAKE_VECTOR, {wake}",
     ".set SPURIOUS_VECTOR, {spurious}",
     include_str!("vectors.s"),
     timer = const LVT_VECTOR,
+    ipi = const IPI_VECTOR,
+    wake = const WAKE_VECTOR,
     spurious = const SPURIOUS_VECTOR,
     options(att_syntax)
 );

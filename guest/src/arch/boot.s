@@ -9,12 +9,8 @@
     .asciz "Xen"
     .quad pvh_entry
 
-.section .boot32, "ax"
-.code32
-.global pvh_entry
-pvh_entry:
-    cli
-    cld
+# From 32-bit code with flat segments to 64-bit code at \to. EBX stays.
+.macro enter_long_mode to
     movl $0x20, %eax                # CR4.PAE and nothing else: with OSFXSR clear an SSE instruction would fault
     movl %eax, %cr4
     movl $pml4, %eax
@@ -26,23 +22,82 @@ pvh_entry:
     movl $0x80000011, %eax          # CR0.PG, ET, PE
     movl %eax, %cr0
     lgdt gdt_pointer
-    ljmpl $0x08, $long_mode
+    ljmpl $0x08, $\to
+.endm
 
-.section .text.boot, "ax"
-.code64
-long_mode:
+.macro load_data_segments
     movl $0x10, %eax
     movl %eax, %ds
     movl %eax, %es
     movl %eax, %ss
-    movl $0x18, %eax
+.endm
+
+.section .boot32, "ax"
+.code32
+.global pvh_entry
+pvh_entry:
+    cli
+    cld
+    enter_long_mode long_mode
+
+# From the trampoline, which has loaded the GDT. The other segments still have the limits of real mode.
+ap_protected:
+    load_data_segments
+    enter_long_mode ap_long_mode
+
+.section .text.boot, "ax"
+.code64
+long_mode:
+    load_data_segments
+    movl $TSS_SELECTOR, %eax
     ltr %ax
     lidt idt_pointer
-    movl $boot_stack_top, %esp
+    movl $stacks + 0x4000, %esp
     movl %ebx, %edi
     xorl %ebp, %ebp
     call boot_entry
     ud2
+
+# A CPU's number is the order in which it comes; it chooses TSS and stacks.
+ap_long_mode:
+    load_data_segments
+    movl $1, %edi
+    lock xaddl %edi, cpus_come(%rip)
+    cmpl $MAX_CPUS, %edi
+    jae 1f
+    movl %edi, %eax
+    shll $4, %eax
+    addl $TSS_SELECTOR, %eax
+    ltr %ax
+    lidt smp_idt_pointer
+    movl %edi, %eax
+    shll $16, %eax
+    leal stacks + 0x4000(%eax), %esp
+    xorl %ebp, %ebp
+    call ap_entry
+    ud2
+1:  cli                             # one too many: sleeps until NMI, for which it has no stack
+    hlt
+    jmp 1b
+
+# What a startup IPI enters, in real mode: copied to the page whose number the IPI has, which is CS and nothing else is.
+.section .rodata.ap_trampoline, "a"
+.global ap_trampoline, ap_trampoline_end
+.code16
+ap_trampoline:
+    cli
+    cld
+    lgdtl %cs:(ap_gdt_pointer - ap_trampoline)
+    movl $0x11, %eax                # CR0.ET, PE; and INIT leaves the caches off
+    movl %eax, %cr0
+    ljmpl $0x18, $ap_protected
+.balign 4
+    .word 0
+ap_gdt_pointer:
+    .word gdt_end - gdt - 1
+    .long gdt
+ap_trampoline_end:
+.code64
 
 # Four gigabytes, identity-mapped in 2 MiB pages. Accessed and dirty are set beforehand, so that the walker never
 # writes; the page with the local APIC is uncached.
@@ -71,40 +126,55 @@ gdt:
     .quad 0
     .quad 0x00af9b000000ffff        # 0x08: 64-bit code
     .quad 0x00cf93000000ffff        # 0x10: data
-    .word 103, tss_bits_0_15        # 0x18: TSS; LTR marks it busy, so this is not read-only
+    .quad 0x00cf9b000000ffff        # 0x18: 32-bit code
+.set cpu, 0
+.rept MAX_CPUS
+    .word 103, tss_bits_0_15 + 0x80 * cpu   # TSS_SELECTOR + 16 * cpu; LTR marks it busy, so this is not read-only
     .byte tss_bits_16_23, 0x89, 0, tss_bits_24_31
     .quad 0
+    .set cpu, cpu + 1
+.endr
 gdt_end:
-.balign 8
-tss:
+# So aligned that the TSSs differ only in the lowest 16 bits of their addresses.
+.balign 0x80 * MAX_CPUS
 .global tss
+tss:
+.set cpu, 0
+.rept MAX_CPUS
+    .balign 0x80
     .long 0
-    .quad boot_stack_top, 0, 0      # RSP0..2
+    .quad stacks + 0x10000 * cpu + 0x4000, 0, 0   # RSP0..2
     .quad 0
-    .quad timer_stack_top           # IST1: timer and spurious interrupts
-    .quad exception_stack_top       # IST2: exceptions, which may come in the timer handler
-    .quad critical_stack_top        # IST3: NMI, double fault, machine check, which may come in those
+    .quad stacks + 0x10000 * cpu + 0x8000   # IST1: timer, IPIs and spurious interrupts
+    .quad stacks + 0x10000 * cpu + 0xc000   # IST2: exceptions, which may come in those handlers
+    .quad stacks + 0x10000 * cpu + 0x10000  # IST3: NMI, double fault, machine check, which may come in those
     .quad 0, 0, 0, 0
     .quad 0
     .word 0, 104                    # no I/O map
+    .set cpu, cpu + 1
+.endr
 .balign 8
     .word 0, 0, 0                   # aligns the pointer's address field
 idt_pointer:
     .word idt_end - idt - 1
     .quad idt
 .balign 8
+    .word 0, 0, 0
+.global smp_idt_pointer
+smp_idt_pointer:
+    .word smp_idt_end - smp_idt - 1
+    .quad smp_idt
+.balign 8
     .word 0
 gdt_pointer:
     .word gdt_end - gdt - 1
     .long gdt
+.balign 4
+cpus_come:
+    .long 1
 
+# Four stacks a CPU, of 16 KiB: first code, then the three of the TSS.
 .section .bss.stacks, "aw", @nobits
 .balign 16
-    .skip 0x4000
-boot_stack_top:
-    .skip 0x4000
-timer_stack_top:
-    .skip 0x4000
-exception_stack_top:
-    .skip 0x4000
-critical_stack_top:
+stacks:
+    .skip 0x10000 * MAX_CPUS

@@ -1,4 +1,4 @@
-//! State that the boot code and the interrupt handler share.
+//! State that the boot code, the interrupt handler and other CPUs share.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -27,5 +27,40 @@ impl<T> Exclusive<T> {
         let result = f(unsafe { &mut *self.value.get() });
         self.taken.store(false, Ordering::Release);
         Some(result)
+    }
+}
+
+/// A value that is set once, by one CPU, and then only read.
+pub struct Once<T> {
+    set: AtomicBool,
+    ready: AtomicBool,
+    value: UnsafeCell<Option<T>>,
+}
+
+// SAFETY: written once before `ready`, by whoever turned `set`; read only after.
+unsafe impl<T: Send + Sync> Sync for Once<T> {}
+
+impl<T> Once<T> {
+    /// A cell without a value.
+    pub const fn new() -> Self {
+        Self { set: AtomicBool::new(false), ready: AtomicBool::new(false), value: UnsafeCell::new(None) }
+    }
+
+    /// Sets the value, unless that was done before.
+    pub fn set(&self, value: T) {
+        if !self.set.swap(true, Ordering::Acquire) {
+            // SAFETY: only the first comes here, and nobody reads before `ready`.
+            unsafe { *self.value.get() = Some(value) };
+            self.ready.store(true, Ordering::Release);
+        }
+    }
+
+    /// The value, once it is set.
+    pub fn get(&self) -> Option<&T> {
+        if !self.ready.load(Ordering::Acquire) {
+            return None;
+        }
+        // SAFETY: `ready` says that the one write is over.
+        unsafe { &*self.value.get() }.as_ref()
     }
 }

@@ -8,6 +8,10 @@ use guest_abi::sites::{self, Kind};
 
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const _: () = assert!(sites::SITE_BYTES == 16);
+/// Selector of CPU 0's TSS. The others' follow.
+pub const TSS_SELECTOR: u32 = 0x20;
+/// From one TSS's selector to the next.
+pub const TSS_DESCRIPTOR_BYTES: u32 = 16;
 
 /// An instruction, and its entry in the table. The label must stand directly before the instruction's two bytes.
 macro_rules! site {
@@ -79,8 +83,23 @@ pub fn wrmsr(msr: u32, value: u64) {
 
 /// CPUID leaf `leaf`, subleaf 0.
 pub fn cpuid(leaf: u32) -> Leaf {
-    let x86_64::CpuidResult { eax, ebx, ecx, edx } = x86_64::__cpuid_count(leaf, 0);
+    cpuid_subleaf(leaf, 0)
+}
+
+/// CPUID leaf `leaf`, subleaf `subleaf`.
+pub fn cpuid_subleaf(leaf: u32, subleaf: u32) -> Leaf {
+    let x86_64::CpuidResult { eax, ebx, ecx, edx } = x86_64::__cpuid_count(leaf, subleaf);
     Leaf { eax, ebx, ecx, edx }
+}
+
+/// This CPU's number, from its task register: `boot.s` gives each CPU the TSS of its number. One register read, where
+/// IA32_GS_BASE would need an MSR set up and a load.
+#[inline(always)]
+pub fn number() -> usize {
+    let selector: u32;
+    // SAFETY: reads a selector; with a 32-bit destination the upper half is zero.
+    unsafe { asm!("str {:e}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
+    (selector.wrapping_sub(TSS_SELECTOR) / TSS_DESCRIPTOR_BYTES) as usize
 }
 
 /// Waits until everything written before is visible to the system. CPUID, because it serialises on every x86-64 CPU,
@@ -111,6 +130,14 @@ pub fn halt_unless(done: impl FnOnce() -> bool) -> bool {
     // SAFETY: the handlers are installed and run on stacks of their own.
     unsafe { asm!("sti", "hlt", options(nostack)) };
     false
+}
+
+/// Stops this CPU, which nobody needs.
+pub fn park() -> ! {
+    loop {
+        // SAFETY: waits, with interrupts off, for an NMI, a reset or an INIT.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
 }
 
 /// Raises an exception with no IDT to deliver it: a triple fault, which resets the machine.

@@ -1,12 +1,17 @@
-//! Memory that the host reads or writes: the kvmclock pages and the tick ring.
+//! Memory that the host reads or writes: the kvmclock pages and the tick rings, one of each a CPU.
+//!
+//! Functions take the CPU's number. Where that is a constant, so is every address.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::mem::offset_of;
+use core::mem::{offset_of, zeroed};
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, TimeInfo, WallClock};
-use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, Record};
+use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, MAX_CPUS, RING_BYTES, Record};
+
+/// Bit 0 of what the kvmclock time MSR takes, beside the page's address.
+pub const ENABLE: u64 = 1;
 
 /// Memory with a second user outside the compiler's sight: only volatile accesses touch it.
 #[repr(C, align(64))]
@@ -21,75 +26,62 @@ struct Ring {
     records: [Record; CAPACITY as usize],
 }
 
-static TIME: Shared<TimeInfo> = Shared(UnsafeCell::new(TimeInfo {
-    version: 0,
-    pad0: 0,
-    tsc_timestamp: 0,
-    system_time: 0,
-    tsc_to_system_mul: 0,
-    tsc_shift: 0,
-    flags: 0,
-    pad: [0; 2],
-}));
+const _: () = assert!(size_of::<Shared<Ring>>() == RING_BYTES);
 
-static WALL: Shared<WallClock> = Shared(UnsafeCell::new(WallClock { version: 0, sec: 0, nsec: 0 }));
+impl<T> Shared<T> {
+    /// Nothing but zeros, which takes no room in the file.
+    const fn zero() -> Self {
+        // SAFETY: used for `TimeInfo`, `WallClock` and `Ring`: plain integers, for which zeros are a value.
+        Self(UnsafeCell::new(unsafe { zeroed() }))
+    }
+}
 
-/// All zeros, so that it takes no room in the file.
+/// One for each CPU.
+struct PerCpu<T>([Shared<T>; MAX_CPUS]);
+
+impl<T> PerCpu<T> {
+    /// CPU `cpu`'s; of a number that no CPU has, some other's.
+    #[inline(always)]
+    fn of(&self, cpu: usize) -> *mut T {
+        UnsafeCell::raw_get(&raw const self.0[cpu % MAX_CPUS].0)
+    }
+}
+
+static TIME: PerCpu<TimeInfo> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
+
+static WALL: Shared<WallClock> = Shared::zero();
+
 #[unsafe(link_section = ".tick_ring")]
-static RING: Shared<Ring> = Shared(UnsafeCell::new(Ring {
-    header: Header {
-        magic: 0,
-        layout: 0,
-        capacity: 0,
-        written: 0,
-        expected: 0,
-        clock_steps_back: 0,
-        worst_step_back_ns: 0,
-        guest_stopped_seen: 0,
-        reserved: 0,
-    },
-    records: [Record {
-        seq: 0,
-        expires_ns: 0,
-        armed_ns: 0,
-        first_wake_ns: 0,
-        fired_ns: 0,
-        fired_tsc: 0,
-        deadline: 0,
-        page_version: 0,
-        early_wakes: 0,
-        cpu: 0,
-        reserved: 0,
-    }; CAPACITY as usize],
-}));
+static RINGS: PerCpu<Ring> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
 
-/// The address of a field of a static.
+/// The address of a field.
 macro_rules! field {
-    ($place:ident . $($path:ident).+) => {
+    ($place:expr, $($path:ident).+) => {{
+        let place = $place;
         // SAFETY: an address inside a static; nothing is read, no reference is made.
-        unsafe { &raw mut (*$place.0.get()).$($path).+ }
-    };
+        unsafe { &raw mut (*place).$($path).+ }
+    }};
 }
 
 macro_rules! get {
-    ($($field:tt)+) => {{
-        let field = field!($($field)+);
+    ($place:expr, $($path:tt)+) => {{
+        let field = field!($place, $($path)+);
         // SAFETY: inside a static, aligned, any bits are valid; the host may write it, so volatile.
         unsafe { field.read_volatile() }
     }};
 }
 
 macro_rules! put {
-    ($value:expr => $($field:tt)+) => {{
-        let field = field!($($field)+);
+    ($value:expr => $place:expr, $($path:tt)+) => {{
+        let field = field!($place, $($path)+);
         // SAFETY: inside a static that has no references to it, aligned; the host may read it, so volatile.
         unsafe { field.write_volatile($value) }
     }};
 }
 
-/// Physical address of the time page.
-pub fn time_address() -> u64 {
-    TIME.0.get().addr() as u64
+/// Physical address of the CPU's time page.
+pub fn time_address(cpu: usize) -> u64 {
+    TIME.of(cpu).addr() as u64
 }
 
 /// Physical address of the wall clock.
@@ -99,62 +91,87 @@ pub fn wall_address() -> u64 {
 
 /// The time page's version. x86 keeps loads in order; the fence keeps the compiler from moving others across.
 #[inline(always)]
-pub fn time_version() -> u32 {
+pub fn time_version(cpu: usize) -> u32 {
     compiler_fence(Ordering::SeqCst);
-    let version = get!(TIME.version);
+    let version = get!(TIME.of(cpu), version);
     compiler_fence(Ordering::SeqCst);
     version
 }
 
 /// The time page's fields but for its version.
 #[inline(always)]
-pub fn time_fields() -> TimeInfo {
+pub fn time_fields(cpu: usize) -> TimeInfo {
+    let page = TIME.of(cpu);
     TimeInfo {
-        tsc_timestamp: get!(TIME.tsc_timestamp),
-        system_time: get!(TIME.system_time),
-        tsc_to_system_mul: get!(TIME.tsc_to_system_mul),
-        tsc_shift: get!(TIME.tsc_shift),
-        flags: get!(TIME.flags),
+        tsc_timestamp: get!(page, tsc_timestamp),
+        system_time: get!(page, system_time),
+        tsc_to_system_mul: get!(page, tsc_to_system_mul),
+        tsc_shift: get!(page, tsc_shift),
+        flags: get!(page, flags),
         ..TimeInfo::default()
     }
 }
 
 /// Clears PVCLOCK_GUEST_STOPPED. One locked instruction, because the host sets bits in the same byte.
-pub fn clear_guest_stopped() {
-    let flags = time_address() + offset_of!(TimeInfo, flags) as u64;
+pub fn clear_guest_stopped(cpu: usize) {
+    let flags = time_address(cpu) + offset_of!(TimeInfo, flags) as u64;
     // SAFETY: a byte of a static that only volatile and locked accesses touch.
     unsafe { asm!("lock and byte ptr [{}], {}", in(reg) flags, const !FLAG_GUEST_STOPPED.cast_signed()) };
 }
 
 /// The wall clock, which the host has filled by now.
 pub fn wall_clock() -> WallClock {
-    WallClock { version: get!(WALL.version), sec: get!(WALL.sec), nsec: get!(WALL.nsec) }
+    let wall = WALL.0.get();
+    WallClock { version: get!(wall, version), sec: get!(wall, sec), nsec: get!(wall, nsec) }
 }
 
-/// Sets the ring up for `expected` ticks. The magic number comes last: who finds it finds the rest.
-pub fn ring_start(expected: u64) {
-    put!(LAYOUT => RING.header.layout);
-    put!(CAPACITY => RING.header.capacity);
-    put!(expected => RING.header.expected);
-    put!(MAGIC => RING.header.magic);
+/// Sets the CPU's ring up for `expected` ticks. The magic number comes last: who finds it finds the rest.
+pub fn ring_start(cpu: usize, expected: u64) {
+    let ring = RINGS.of(cpu);
+    put!(LAYOUT => ring, header.layout);
+    put!(CAPACITY => ring, header.capacity);
+    put!(expected => ring, header.expected);
+    put!(number(cpu) => ring, header.cpu);
+    put!(MAGIC => ring, header.magic);
 }
 
-/// Stores a record in its slot, then how many there are.
-pub fn ring_push(record: &Record) {
+/// Stores a record in its slot, with the CPU's number, then how many there are.
+#[inline(always)]
+pub fn ring_push(cpu: usize, record: &Record) {
+    let ring = RINGS.of(cpu);
     let slot = usize::try_from(record.seq % u64::from(CAPACITY)).unwrap_or(0);
-    let place = field!(RING.records).cast::<Record>().wrapping_add(slot);
+    let place = field!(ring, records).cast::<Record>().wrapping_add(slot);
     // SAFETY: `slot` is below the array's length; otherwise as `put!`.
     unsafe { place.write_volatile(*record) };
-    put!(record.seq.wrapping_add(1) => RING.header.written);
+    if cpu != 0 {
+        put!(number(cpu) => place, cpu);
+    }
+    put!(record.seq.wrapping_add(1) => ring, header.written);
 }
 
 /// Stores the clock's steps back.
-pub fn ring_steps_back(count: u64, worst_ns: u64) {
-    put!(count => RING.header.clock_steps_back);
-    put!(worst_ns => RING.header.worst_step_back_ns);
+pub fn ring_steps_back(cpu: usize, count: u64, worst_ns: u64) {
+    let ring = RINGS.of(cpu);
+    put!(count => ring, header.clock_steps_back);
+    put!(worst_ns => ring, header.worst_step_back_ns);
 }
 
 /// Stores how often the host had stopped the guest.
-pub fn ring_stopped_seen(count: u64) {
-    put!(count => RING.header.guest_stopped_seen);
+pub fn ring_stopped_seen(cpu: usize, count: u64) {
+    put!(count => RINGS.of(cpu), header.guest_stopped_seen);
+}
+
+/// Stores how many interrupts the CPU has sent.
+pub fn ring_ipis_sent(cpu: usize, count: u64) {
+    put!(count => RINGS.of(cpu), header.ipis_sent);
+}
+
+/// Stores how many interrupts the CPU has received.
+pub fn ring_ipis_received(cpu: usize, count: u64) {
+    put!(count => RINGS.of(cpu), header.ipis_received);
+}
+
+/// The number as the ring has it.
+fn number(cpu: usize) -> u32 {
+    u32::try_from(cpu).unwrap_or(u32::MAX)
 }

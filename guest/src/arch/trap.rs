@@ -1,6 +1,6 @@
 //! What `vectors.s` calls.
 
-use crate::kernel;
+use crate::{cpus, kernel};
 
 /// The registers at an exception, in the order that `vectors.s` and the CPU pushed them.
 #[repr(C)]
@@ -26,6 +26,21 @@ pub struct Frame {
 #[unsafe(no_mangle)]
 extern "C" fn timer_entry() {
     kernel::timer_interrupt();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn smp_timer_entry() {
+    cpus::timer_interrupt();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ipi_entry() {
+    cpus::ipi();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wake_entry() {
+    cpus::woken();
 }
 
 /// `frame` is on the exception's own stack, complete.

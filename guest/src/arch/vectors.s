@@ -1,5 +1,5 @@
 # The IDT and its entry points. The stubs stand at 0x100000, 16 bytes apart (link.ld checks the address), so that the
-# IDT's split addresses are constants. TIMER_VECTOR and SPURIOUS_VECTOR come from boot.rs.
+# IDT's split addresses are constants. The vectors come from boot.rs.
 
 .section .text.vectors, "ax"
 .global exception_stubs
@@ -16,14 +16,24 @@ exception_stubs:
     .set vector, vector + 1
 .endr
     .balign 16
-timer_stub:
+timer_stub:                         # 32
     jmp timer_common
     .balign 16
-spurious_stub:
+spurious_stub:                      # 33
     iretq                           # a spurious interrupt gets no EOI (Intel SDM vol. 3, "Spurious Interrupt")
+    .balign 16
+smp_timer_stub:                     # 34
+    jmp smp_timer_common
+    .balign 16
+ipi_stub:                           # 35
+    jmp ipi_common
+    .balign 16
+wake_stub:                          # 36
+    jmp wake_common
 
 # The CPU aligned the stack and pushed five words; nine more leave it aligned for the call.
-timer_common:
+.macro interrupt name, entry
+\name:
     pushq %rax
     pushq %rcx
     pushq %rdx
@@ -34,7 +44,7 @@ timer_common:
     pushq %r10
     pushq %r11
     cld
-    call timer_entry
+    call \entry
     popq %r11
     popq %r10
     popq %r9
@@ -45,6 +55,12 @@ timer_common:
     popq %rcx
     popq %rax
     iretq
+.endm
+
+interrupt timer_common, timer_entry
+interrupt smp_timer_common, smp_timer_entry
+interrupt ipi_common, ipi_entry
+interrupt wake_common, wake_entry
 
 # Never returns. The order is that of `arch::trap::Frame`, last field first.
 exception_common:
@@ -76,10 +92,7 @@ exception_common:
     .quad 0
 .endm
 
-.section .rodata.idt, "a"
-.balign 16
-.global idt, idt_end
-idt:
+.macro exception_gates
 .set vector, 0
 .rept 32
     .if (vector == 2) | (vector == 8) | (vector == 18)
@@ -89,8 +102,30 @@ idt:
     .endif
     .set vector, vector + 1
 .endr
+.endm
+
+.section .rodata.idt, "a"
+.balign 16
+.global idt, idt_end
+idt:
+    exception_gates
     .fill 16 * (TIMER_VECTOR - 32), 1, 0
     gate 32, 1
     .fill 16 * (SPURIOUS_VECTOR - TIMER_VECTOR - 1), 1, 0
     gate 33, 1
 idt_end:
+
+# For scenario smp, apart: the tick of the others shall not ask which of the two this is.
+.balign 16
+.global smp_idt, smp_idt_end
+smp_idt:
+    exception_gates
+    .fill 16 * (TIMER_VECTOR - 32), 1, 0
+    gate 34, 1
+    .fill 16 * (IPI_VECTOR - TIMER_VECTOR - 1), 1, 0
+    gate 35, 1
+    .fill 16 * (WAKE_VECTOR - IPI_VECTOR - 1), 1, 0
+    gate 36, 1
+    .fill 16 * (SPURIOUS_VECTOR - WAKE_VECTOR - 1), 1, 0
+    gate 33, 1
+smp_idt_end:

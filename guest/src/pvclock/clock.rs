@@ -1,4 +1,4 @@
-//! The clock as the kernel reads it: every reading compared with the one before.
+//! The clock as the kernel reads it: every reading compared with the one before, on whichever CPU that was.
 
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, WallClock};
 
@@ -23,10 +23,12 @@ impl Clock {
 
     /// Reads the clock once. The header is written only when a count changes: that is rare, and stores cost time.
     pub fn read<M: Source + Sink>(&mut self, machine: &mut M) -> Reading {
+        let before = machine.published().max(self.last_ns);
         let now = read(machine);
-        if now.ns < self.last_ns {
+        machine.publish(now.ns);
+        if now.ns < before {
             self.steps_back += 1;
-            self.worst_step_back_ns = self.worst_step_back_ns.max(self.last_ns - now.ns);
+            self.worst_step_back_ns = self.worst_step_back_ns.max(before - now.ns);
             machine.set_clock_steps_back(self.steps_back, self.worst_step_back_ns);
         }
         self.last_ns = now.ns;
@@ -83,6 +85,18 @@ mod tests {
         }
         assert_eq!((m.header.clock_steps_back, m.header.worst_step_back_ns), (2, 850));
         assert_eq!(clock.steps_back(), 2);
+    }
+
+    #[test]
+    fn a_reading_below_another_cpus_is_a_step_back() {
+        let mut m = Mock::new(page_at(2, 0, 0, 1 << 31, 1));
+        let mut clock = Clock::new();
+        for (tsc, published) in [(1_000, 0), (1_100, 1_100), (1_200, 1_230), (1_210, 1_200)] {
+            (m.tsc, m.published) = (tsc, Some(published));
+            clock.read(&mut m);
+        }
+        assert_eq!((m.header.clock_steps_back, m.header.worst_step_back_ns), (1, 30));
+        assert_eq!(m.published, Some(1_210));
     }
 
     #[test]

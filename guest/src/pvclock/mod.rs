@@ -22,6 +22,13 @@ pub trait Source {
     fn pause(&mut self);
     /// Clears PVCLOCK_GUEST_STOPPED in the page, and only that bit.
     fn clear_guest_stopped(&mut self);
+    /// The largest reading that any CPU has published: later ones are not smaller. The TSC is not read before this has
+    /// its answer. A CPU that is alone has nobody to compare with.
+    fn published(&mut self) -> u64 {
+        0
+    }
+    /// Publishes a reading.
+    fn publish(&mut self, _ns: u64) {}
 }
 
 /// One consistent reading of the clock.

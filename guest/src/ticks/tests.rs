@@ -100,6 +100,34 @@ fn after_a_migration_only_the_boot_frequency_is_wrong() {
 }
 
 #[test]
+fn periods_can_count_from_a_given_origin() {
+    let mut m = gigahertz();
+    m.tsc = 500;
+    let mut t = ticks(kvm(Conversion::Exact), 1_000, 2);
+    assert_eq!(t.start_from(&mut m, 7_000), Ok(State::Waiting));
+    assert_eq!(m.tsc_deadline, 1_007_000);
+    m.tsc = 1_007_100;
+    t.interrupt(&mut m).unwrap();
+    assert_eq!((m.records[0].expires_ns, m.records[0].armed_ns), (1_007_000, 500));
+    assert_eq!(m.tsc_deadline, 2_007_000);
+}
+
+#[test]
+fn a_wake_after_the_last_tick_is_nobodys_tick() {
+    let mut m = gigahertz();
+    let mut t = ticks(kvm(Conversion::Exact), 1_000, 1);
+    t.start(&mut m).unwrap();
+    m.tsc = 1_000_000;
+    assert_eq!(t.interrupt(&mut m), Ok(State::Done));
+    let now = t.now(&mut m);
+    t.wake_at(&mut m, 3_000_000, &now).unwrap();
+    assert_eq!((m.tsc_deadline, m.lvt), (3_000_000, 0x4_0040));
+    m.tsc = 3_000_000;
+    assert_eq!(t.interrupt(&mut m), Ok(State::Done));
+    assert_eq!((m.records.len(), t.now(&mut m).ns), (1, 3_000_000));
+}
+
+#[test]
 fn a_page_that_cannot_be_inverted_is_an_error() {
     let mut m = Mock::new(page_at(2, 0, 0, 1, 0));
     let mut t = ticks(kvm(Conversion::Mult), 1_000, 1);

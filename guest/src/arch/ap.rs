@@ -1,0 +1,45 @@
+//! Application processors: where they begin, and the IDT that they and the boot processor then share.
+
+use core::arch::asm;
+use core::ptr;
+
+use crate::cpus;
+
+/// The page that application processors begin in. Conventional memory that no loader uses: this project's and Firecracker's
+/// boot data ends below it, command lines and modules begin far above, and QEMU's firmware keeps to the top of the
+/// first megabyte. What the loader left has been read by then anyway.
+const TRAMPOLINE: usize = 0x8000;
+/// The page's number, as a startup IPI carries it.
+pub const TRAMPOLINE_PAGE: u32 = (TRAMPOLINE >> 12) as u32;
+const _: () = assert!(TRAMPOLINE % 0x1000 == 0 && TRAMPOLINE_PAGE < 0x100);
+
+unsafe extern "C" {
+    static ap_trampoline: u8;
+    static ap_trampoline_end: u8;
+    static smp_idt_pointer: u8;
+}
+
+/// Puts the trampoline where startup IPIs will point.
+pub fn place_trampoline() {
+    let from = &raw const ap_trampoline;
+    let bytes = (&raw const ap_trampoline_end).addr().wrapping_sub(from.addr());
+    let to: *mut u8 = ptr::with_exposed_provenance_mut(TRAMPOLINE);
+    for n in 0..bytes {
+        // SAFETY: between the section's two labels, which `boot.s` defines.
+        let byte = unsafe { from.add(n).read() };
+        // SAFETY: identity-mapped memory in which Rust has nothing; volatile, because another CPU will fetch it.
+        unsafe { to.wrapping_add(n).write_volatile(byte) };
+    }
+}
+
+/// Switches this CPU to the IDT of several CPUs. Interrupts are off.
+pub fn use_smp_idt() {
+    // SAFETY: the pointer and the table behind it are static; its gates lead to the handlers of `vectors.s`.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const smp_idt_pointer, options(nostack, preserves_flags)) };
+}
+
+/// Called once on each application processor by `boot.s`, on its own stack, interrupts off.
+#[unsafe(no_mangle)]
+extern "C" fn ap_entry(cpu: u32) -> ! {
+    cpus::ap_main(cpu as usize)
+}

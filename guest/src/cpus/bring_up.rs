@@ -1,0 +1,62 @@
+//! INIT–SIPI–SIPI, to all CPUs at once: so their APIC IDs need not be known.
+
+use core::sync::atomic::Ordering;
+
+use guest::ticks::Ticks;
+
+use super::{Plan, of};
+use crate::apic::{ICR_INIT_OTHERS, ICR_STARTUP_OTHERS};
+use crate::arch::{ap, cpu};
+use crate::console::line;
+use crate::exit::{self, exit};
+use crate::machine::{Machine, OneOf};
+
+/// Between INIT and the first startup IPI, and before the second. The MultiProcessor Specification asks for 10 ms and
+/// 200 µs, which no CPU of the last twenty years needs: Linux (`arch/x86/kernel/smpboot.c`, `init_udelay`) waits as here.
+const GAP_NS: u64 = 10_000;
+/// After that a CPU will not come.
+const PATIENCE_NS: u64 = 10_000_000_000;
+
+/// Starts the other CPUs and waits until all are up; ends the guest if one is missing. Interrupts are off.
+pub fn others(plan: &Plan, machine: &mut Machine<OneOf>, ticks: &mut Ticks) {
+    if plan.cpus == 1 {
+        return;
+    }
+    ap::place_trampoline();
+    let startup = ICR_STARTUP_OTHERS | ap::TRAMPOLINE_PAGE;
+    plan.apic.send(0, ICR_INIT_OTHERS);
+    wait(machine, ticks, GAP_NS, || false);
+    plan.apic.send(0, startup);
+    // One that runs already takes no notice of the second.
+    if !wait(machine, ticks, GAP_NS, || up(plan) == plan.cpus) {
+        plan.apic.send(0, startup);
+    }
+    if !wait(machine, ticks, PATIENCE_NS, || up(plan) == plan.cpus) {
+        line!(
+            "guest: error: CPUID tells of {} CPUs, only {} are up {} s after INIT and startup IPIs",
+            plan.cpus,
+            up(plan),
+            PATIENCE_NS / 1_000_000_000
+        );
+        for number in (0..plan.cpus).filter(|number| !of(*number).up.load(Ordering::SeqCst)) {
+            line!("guest: error: cpu {number} did not come");
+        }
+        exit(exit::FAILED)
+    }
+}
+
+fn up(plan: &Plan) -> usize {
+    (0..plan.cpus).filter(|number| of(*number).up.load(Ordering::SeqCst)).count()
+}
+
+/// Spins until `done`, at most for `ns` of VM time; gives whether it was.
+fn wait(machine: &mut Machine<OneOf>, ticks: &mut Ticks, ns: u64, done: impl Fn() -> bool) -> bool {
+    let until_ns = ticks.now(machine).ns.saturating_add(ns);
+    while !done() {
+        if ticks.now(machine).ns >= until_ns {
+            return done();
+        }
+        cpu::pause();
+    }
+    true
+}
