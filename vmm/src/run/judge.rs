@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, RECORD_BYTES, Record};
+use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, MAX_CPUS, RECORD_BYTES, RING_BYTES, Record};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -23,11 +23,10 @@ const ACCOUNTS_AGREE_NS: u64 = 1000;
 /// What a guest's ticks came to.
 #[derive(Debug)]
 pub struct Judge {
+    /// Guest physical address of CPU 0's ring; the others follow.
     ring: Option<u64>,
-    /// Records read so far.
-    read: u64,
-    /// Injections of the timer's vector that no record has claimed, oldest first.
-    injections: VecDeque<VmTime>,
+    /// Each CPU's ring, by CPU number.
+    rings: Vec<Ring>,
     /// Intervals armed before this VM time say nothing about the present TSC frequency.
     since: VmTime,
     tally: Tally,
@@ -35,17 +34,28 @@ pub struct Judge {
     late_by_host: Histogram<u64>,
 }
 
+/// One CPU's ring.
+#[derive(Clone, Debug, Default)]
+struct Ring {
+    /// Records read so far.
+    read: u64,
+    /// Sequence number of the next tick.
+    next_seq: Option<u64>,
+    /// Injections of the timer's vector that no record has claimed, oldest first.
+    injections: VecDeque<VmTime>,
+    /// As last read.
+    header: Header,
+}
+
 /// Plain counts.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     ticks: u64,
-    next_seq: Option<u64>,
     missing: u64,
     overrun: u64,
     early_wakes: u64,
     early_by_host: u64,
     intervals: Intervals,
-    header: Header,
 }
 
 /// How long armed intervals lasted, as a fraction of what was asked.
@@ -60,8 +70,16 @@ struct Intervals {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JudgeState {
-    /// Guest physical address of the ring.
+    /// Guest physical address of CPU 0's ring.
     pub ring: Option<u64>,
+    /// Each CPU's.
+    pub rings: Vec<RingState>,
+}
+
+/// One CPU's ring as a snapshot holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingState {
     /// Records read so far.
     pub read: u64,
     /// Sequence number of the next tick.
@@ -76,9 +94,9 @@ pub struct JudgeState {
 pub struct Summary {
     /// Ticks handled.
     pub ticks: u64,
-    /// Ticks the scenario was to make in all; 0 = without end.
+    /// Ticks the scenario was to make in all, on all CPUs; 0 = without end.
     pub expected: u64,
-    /// Number of the next tick.
+    /// Ticks since boot, by the numbers that the guest gives them.
     pub next_seq: u64,
     /// Gaps in the ticks' numbers.
     pub missing: u64,
@@ -100,6 +118,10 @@ pub struct Summary {
     pub worst_step_back_ns: u64,
     /// How often the guest found GUEST_STOPPED.
     pub guest_stopped_seen: u64,
+    /// Interrupts that the guest's CPUs sent each other.
+    pub ipis_sent: u64,
+    /// Those that arrived.
+    pub ipis_received: u64,
 }
 
 /// A distribution of lateness, in nanoseconds of VM time.
@@ -136,22 +158,27 @@ fn record_into(histogram: &mut Histogram<u64>, ns: u64) {
 }
 
 impl Judge {
-    /// A judge of the ring at `ring`.
+    /// A judge of the rings at `ring`, one for each of `cpus`.
     #[must_use]
-    pub fn new(ring: Option<u64>) -> Self {
-        Self::from_state(&JudgeState { ring, ..JudgeState::default() }, VmTime(0))
+    pub fn new(ring: Option<u64>, cpus: usize) -> Self {
+        Self::from_state(&JudgeState { ring, rings: Vec::new() }, cpus, VmTime(0))
     }
 
     /// A judge that goes on reading where a saved one stopped; `since` is VM time at the restore.
     #[must_use]
-    pub fn from_state(state: &JudgeState, since: VmTime) -> Self {
-        let JudgeState { ring, read, next_seq, injections } = state;
+    pub fn from_state(state: &JudgeState, cpus: usize, since: VmTime) -> Self {
+        let JudgeState { ring, rings } = state;
+        let saved = rings.iter().map(|RingState { read, next_seq, injections }| Ring {
+            read: *read,
+            next_seq: *next_seq,
+            injections: injections.iter().take(MAX_UNCLAIMED).copied().collect(),
+            header: Header::default(),
+        });
         Self {
             ring: *ring,
-            read: *read,
-            injections: injections.iter().take(MAX_UNCLAIMED).copied().collect(),
+            rings: saved.chain(std::iter::repeat_with(Ring::default)).take(cpus.min(MAX_CPUS)).collect(),
             since,
-            tally: Tally { next_seq: *next_seq, ..Tally::default() },
+            tally: Tally::default(),
             late_by_guest: histogram(),
             late_by_host: histogram(),
         }
@@ -160,14 +187,14 @@ impl Judge {
     /// What a snapshot needs.
     #[must_use]
     pub fn state(&self) -> JudgeState {
-        // What was counted stays with the process that counted it.
-        let Self { ring, read, injections, since: _, tally, late_by_guest: _, late_by_host: _ } = self;
-        JudgeState {
-            ring: *ring,
+        // What was counted stays with the process that counted it, and headers are in RAM.
+        let Self { ring, rings, since: _, tally: _, late_by_guest: _, late_by_host: _ } = self;
+        let state = |Ring { read, next_seq, injections, header: _ }: &Ring| RingState {
             read: *read,
-            next_seq: tally.next_seq,
+            next_seq: *next_seq,
             injections: injections.iter().copied().collect(),
-        }
+        };
+        JudgeState { ring: *ring, rings: rings.iter().map(state).collect() }
     }
 
     /// The TSC frequency changed at this VM time: intervals armed earlier no longer count.
@@ -176,51 +203,60 @@ impl Judge {
         self.tally.intervals = Intervals::default();
     }
 
-    /// The host injected the timer's interrupt at this VM time, by its own account.
-    pub fn injected(&mut self, at: VmTime) {
-        if self.injections.len() == MAX_UNCLAIMED {
-            self.injections.pop_front();
+    /// The host injected `cpu`'s timer interrupt at this VM time, by its own account.
+    pub fn injected(&mut self, cpu: u32, at: VmTime) {
+        let Some(ring) = usize::try_from(cpu).ok().and_then(|cpu| self.rings.get_mut(cpu)) else { return };
+        if ring.injections.len() == MAX_UNCLAIMED {
+            ring.injections.pop_front();
         }
-        self.injections.push_back(at);
+        ring.injections.push_back(at);
     }
 
     /// Reads what the guest wrote since the last call.
-    pub fn read_ring(&mut self, platform: &Platform) {
-        let Some(ring) = self.ring else { return };
-        let Some(header) = read_header(&platform.memory, ring) else { return };
-        self.tally.header = header;
-        // A count that went back is not a ring's; reading goes on when it has caught up.
-        let Some(new) = header.written.checked_sub(self.read).filter(|new| *new != 0) else { return };
-        let unread = new.saturating_sub(u64::from(CAPACITY));
-        self.tally.overrun = self.tally.overrun.saturating_add(unread);
-        self.read = self.read.saturating_add(unread);
-        while self.read < header.written {
-            if let Some(record) = read_record(&platform.memory, ring, self.read) {
-                let host = self.record(&record);
-                let now = Now { tsc: GuestTsc(record.fired_tsc), vm: VmTime(record.fired_ns) };
-                platform.event(
-                    record.cpu,
-                    now,
-                    &Event::Tick {
-                        seq: record.seq,
-                        expires_ns: record.expires_ns,
-                        fired_ns: record.fired_ns,
-                        host_ns: host.map(|host| host.0),
-                        early_wakes: record.early_wakes,
-                    },
-                );
-            }
-            self.read = self.read.saturating_add(1);
+    pub fn read_rings(&mut self, platform: &Platform) {
+        for cpu in 0..self.rings.len() {
+            self.read_ring(platform, cpu);
         }
     }
 
-    /// Counts one tick; gives when the host injected its last interrupt.
-    fn record(&mut self, record: &Record) -> Option<VmTime> {
+    fn read_ring(&mut self, platform: &Platform, cpu: usize) {
+        let memory = &platform.memory;
+        let Some(address) = self.ring.and_then(|first| ring_address(first, cpu)) else { return };
+        let Some(header) = read_header(memory, address) else { return };
+        let Some(ring) = self.rings.get_mut(cpu) else { return };
+        ring.header = header;
+        // A count that went back is not a ring's; reading goes on when it has caught up.
+        let Some(new) = header.written.checked_sub(ring.read).filter(|new| *new != 0) else { return };
+        let unread = new.saturating_sub(u64::from(CAPACITY));
+        self.tally.overrun = self.tally.overrun.saturating_add(unread);
+        let first = ring.read.saturating_add(unread);
+        ring.read = header.written;
+        for number in first..header.written {
+            let Some(record) = read_record(memory, address, number) else { continue };
+            let host = self.record(cpu, &record);
+            let now = Now { tsc: GuestTsc(record.fired_tsc), vm: VmTime(record.fired_ns) };
+            platform.event(
+                u32::try_from(cpu).unwrap_or(u32::MAX),
+                now,
+                &Event::Tick {
+                    seq: record.seq,
+                    expires_ns: record.expires_ns,
+                    fired_ns: record.fired_ns,
+                    host_ns: host.map(|host| host.0),
+                    early_wakes: record.early_wakes,
+                },
+            );
+        }
+    }
+
+    /// Counts one tick of `cpu`; gives when the host injected its last interrupt.
+    fn record(&mut self, cpu: usize, record: &Record) -> Option<VmTime> {
+        let ring = self.rings.get_mut(cpu)?;
         let tally = &mut self.tally;
         tally.ticks = tally.ticks.saturating_add(1);
-        let expected = tally.next_seq.unwrap_or(record.seq);
+        let expected = ring.next_seq.unwrap_or(record.seq);
         tally.missing = tally.missing.saturating_add(record.seq.saturating_sub(expected));
-        tally.next_seq = Some(record.seq.saturating_add(1));
+        ring.next_seq = Some(record.seq.saturating_add(1));
         tally.early_wakes = tally.early_wakes.saturating_add(u64::from(record.early_wakes));
         // A tick armed after its expiry could not have come sooner.
         let due_ns = record.expires_ns.max(record.armed_ns);
@@ -236,7 +272,7 @@ impl Judge {
 
         let mut host = None;
         for _ in 0..=record.early_wakes {
-            match self.injections.pop_front() {
+            match ring.injections.pop_front() {
                 Some(at) => host = Some(at),
                 None => break,
             }
@@ -253,11 +289,12 @@ impl Judge {
     /// The counts so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let Tally { ticks, next_seq, missing, overrun, early_wakes, early_by_host, intervals, header } = self.tally;
+        let Tally { ticks, missing, overrun, early_wakes, early_by_host, intervals } = self.tally;
+        let sum = |of: fn(&Header) -> u64| self.rings.iter().map(|r| of(&r.header)).fold(0, u64::saturating_add);
         Summary {
             ticks: ticks.saturating_add(overrun),
-            expected: header.expected,
-            next_seq: next_seq.unwrap_or(0),
+            expected: sum(|header| header.expected),
+            next_seq: self.rings.iter().filter_map(|ring| ring.next_seq).fold(0, u64::saturating_add),
             missing: missing.saturating_sub(overrun),
             unread: overrun,
             early_wakes,
@@ -265,9 +302,11 @@ impl Judge {
             late_by_guest: Lateness::of(&self.late_by_guest),
             late_by_host: Lateness::of(&self.late_by_host),
             interval_ratio: (intervals.count != 0).then(|| ratio(intervals.lasted_ns, intervals.asked_ns)),
-            clock_steps_back: header.clock_steps_back,
-            worst_step_back_ns: header.worst_step_back_ns,
-            guest_stopped_seen: header.guest_stopped_seen,
+            clock_steps_back: sum(|header| header.clock_steps_back),
+            worst_step_back_ns: self.rings.iter().map(|ring| ring.header.worst_step_back_ns).max().unwrap_or(0),
+            guest_stopped_seen: sum(|header| header.guest_stopped_seen),
+            ipis_sent: sum(|header| header.ipis_sent),
+            ipis_received: sum(|header| header.ipis_received),
         }
     }
 }
@@ -284,6 +323,10 @@ impl Summary {
 #[allow(clippy::cast_precision_loss, reason = "a ratio for people, to three digits")]
 fn ratio(a: u128, b: u128) -> f64 {
     a as f64 / b as f64
+}
+
+fn ring_address(first: u64, cpu: usize) -> Option<u64> {
+    first.checked_add(u64::try_from(RING_BYTES.checked_mul(cpu)?).ok()?)
 }
 
 fn read_header(memory: &GuestMemoryMmap, ring: u64) -> Option<Header> {
@@ -305,6 +348,6 @@ fn read_record(memory: &GuestMemoryMmap, ring: u64, number: u64) -> Option<Recor
 /// Reads the ring of a machine that stands still, and sums up.
 pub fn sum_up(platform: &Platform) -> Summary {
     let mut judge = lock(&platform.judge);
-    judge.read_ring(platform);
+    judge.read_rings(platform);
     judge.summary()
 }

@@ -151,7 +151,7 @@ impl Machine {
             wall: Mutex::new(WallRegistration::default()),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::new(image.ring())),
+            judge: Mutex::new(Judge::new(image.ring(), cpus.len())),
             trace: outputs.trace,
             posts: posts(cpus.len()),
             stopping: AtomicBool::new(false),
@@ -243,7 +243,7 @@ impl Machine {
             wall: Mutex::new(WallRegistration::from_state(devices.wall)),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::from_state(judge, since)),
+            judge: Mutex::new(Judge::from_state(judge, cpus.len(), since)),
             trace: outputs.trace,
             posts: posts(cpus.len()),
             stopping: AtomicBool::new(false),
@@ -343,7 +343,7 @@ impl Machine {
             return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
         };
         // Before the clock is locked: a traced tick asks it for the time.
-        lock(&self.platform.judge).read_ring(&self.platform);
+        lock(&self.platform.judge).read_rings(&self.platform);
         for cpu in &mut self.cpus {
             cpu.drain(&self.platform)?;
         }

@@ -73,7 +73,7 @@ pub(super) fn turn(
     }
     let entry = inject(cpu, platform, now, base)?;
     if cpu.local.halted {
-        lock(&platform.judge).read_ring(platform);
+        lock(&platform.judge).read_rings(platform);
         let deaf = !cpu.vcpu.interrupts_enabled();
         // Another CPU could still send an NMI or INIT.
         if deaf && platform.posts.len() == 1 {
@@ -101,7 +101,7 @@ pub(super) fn turn(
     match handle(cpu, platform, exit)? {
         None => Ok(Turn::Ran),
         Some(end) => {
-            lock(&platform.judge).read_ring(platform);
+            lock(&platform.judge).read_rings(platform);
             Ok(Turn::Stop(Stop::Ended(end)))
         }
     }
@@ -140,7 +140,7 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
         let judged = lock(&platform.clock).judged(base);
-        lock(&platform.judge).injected(judged);
+        lock(&platform.judge).injected(cpu.local.index, judged);
     }
     platform.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Entry::Free)
