@@ -8,10 +8,10 @@ use crate::cpus;
 /// The page that application processors begin in. Conventional memory that no loader uses: this project's and Firecracker's
 /// boot data ends below it, command lines and modules begin far above, and QEMU's firmware keeps to the top of the
 /// first megabyte. What the loader left has been read by then anyway.
-const TRAMPOLINE: usize = 0x8000;
-/// The page's number, as a startup IPI carries it.
-pub const TRAMPOLINE_PAGE: u32 = (TRAMPOLINE >> 12) as u32;
-const _: () = assert!(TRAMPOLINE % 0x1000 == 0 && TRAMPOLINE_PAGE < 0x100);
+///
+/// It is the page's number, as a startup IPI carries it.
+pub const TRAMPOLINE_PAGE: u8 = 0x8;
+const PAGE_BYTES: usize = 0x1000;
 
 unsafe extern "C" {
     static ap_trampoline: u8;
@@ -23,10 +23,10 @@ unsafe extern "C" {
 pub fn place_trampoline() {
     let from = &raw const ap_trampoline;
     let bytes = (&raw const ap_trampoline_end).addr().wrapping_sub(from.addr());
-    let to: *mut u8 = ptr::with_exposed_provenance_mut(TRAMPOLINE);
+    let to: *mut u8 = ptr::with_exposed_provenance_mut(usize::from(TRAMPOLINE_PAGE) * PAGE_BYTES);
     for n in 0..bytes {
         // SAFETY: between the section's two labels, which `boot.s` defines.
-        let byte = unsafe { from.add(n).read() };
+        let byte = unsafe { from.wrapping_add(n).read() };
         // SAFETY: identity-mapped memory in which Rust has nothing; volatile, because another CPU will fetch it.
         unsafe { to.wrapping_add(n).write_volatile(byte) };
     }

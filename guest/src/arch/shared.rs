@@ -42,6 +42,7 @@ struct PerCpu<T>([Shared<T>; MAX_CPUS]);
 impl<T> PerCpu<T> {
     /// CPU `cpu`'s; of a number that no CPU has, some other's.
     #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "the remainder is below the array's length")]
     fn of(&self, cpu: usize) -> *mut T {
         UnsafeCell::raw_get(&raw const self.0[cpu % MAX_CPUS].0)
     }

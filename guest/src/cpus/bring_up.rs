@@ -23,7 +23,7 @@ pub fn others(plan: &Plan, machine: &mut Machine<OneOf>, ticks: &mut Ticks) {
         return;
     }
     ap::place_trampoline();
-    let startup = ICR_STARTUP_OTHERS | ap::TRAMPOLINE_PAGE;
+    let startup = ICR_STARTUP_OTHERS | u32::from(ap::TRAMPOLINE_PAGE);
     plan.apic.send(0, ICR_INIT_OTHERS);
     wait(machine, ticks, GAP_NS, || false);
     plan.apic.send(0, startup);
