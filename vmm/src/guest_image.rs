@@ -5,17 +5,17 @@ pub static GUEST_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.bi
 
 #[cfg(test)]
 mod tests {
-    use guest_abi::report::{CAPACITY, HEADER_BYTES, RECORD_BYTES};
+    use guest_abi::report::{MAX_CPUS, RING_BYTES};
     use guest_abi::sites::{Kind, SITE_BYTES, Site};
     use object::{Object, ObjectSection};
 
     use super::GUEST_ELF;
 
     #[test]
-    fn has_a_ring_of_the_agreed_size() {
+    fn has_rings_of_the_agreed_size() {
         let elf = object::File::parse(GUEST_ELF).unwrap();
         let ring = elf.section_by_name(guest_abi::report::SECTION).unwrap();
-        assert_eq!(ring.size(), (HEADER_BYTES + RECORD_BYTES * CAPACITY as usize) as u64);
+        assert_eq!(ring.size(), (RING_BYTES * MAX_CPUS) as u64);
         assert_eq!(ring.address() % 64, 0);
     }
 
