@@ -312,6 +312,13 @@ impl Vcpu {
         self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
     }
 
+    /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
+    pub fn long_mode_idt(&mut self) -> Option<u64> {
+        const EFER_LMA: u64 = 1 << 10;
+        let system = &self.fd.sync_regs_mut().sregs;
+        (system.efer & EFER_LMA != 0).then_some(system.idt.base)
+    }
+
     /// Goes on at `rip`. The interrupt shadow of a preceding STI or MOV SS ends, as after any instruction.
     pub fn continue_at(&mut self, rip: u64) {
         let shared = self.fd.sync_regs_mut();

@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use oorandom::Rand32;
 use vm_memory::GuestMemoryMmap;
 
 use super::{
@@ -19,11 +18,12 @@ use super::{
     judge::Judge,
     mailbox::Interruptions,
     platform::{Post, Ram, lock},
-    schedule::{self, Until},
+    schedule,
     source::{self, Chosen, SourceChoice, TscSource},
     state::{CpuState, DevicesState, MachineSection, MachineState},
     trace::{Event, Trace},
     turn::Stop,
+    turns::{Turns, Until},
 };
 use crate::{
     apic::{self, LocalApic},
@@ -60,7 +60,7 @@ impl Outputs {
 pub struct Machine {
     pub(super) cpus: Vec<Cpu>,
     /// Virtual time: who takes the next turn.
-    order: Rand32,
+    pub(super) turns: Turns,
     pub(super) platform: Platform,
     /// The guest's trap sites; those in `platform` are the patched ones.
     pub(super) all_sites: Sites,
@@ -160,7 +160,7 @@ impl Machine {
             told: Mutex::default(),
         };
         Ok(Self {
-            order: Rand32::new(options.seed),
+            turns: Turns::new(options.seed, cpus.len()),
             cpus,
             platform,
             all_sites: image.sites().clone(),
@@ -252,7 +252,7 @@ impl Machine {
             told: Mutex::default(),
         };
         Ok(Self {
-            order: Rand32::from_state(*order),
+            turns: Turns::from_state(*order, cpus.len()),
             cpus,
             platform,
             all_sites,
@@ -304,7 +304,7 @@ impl Machine {
             let stopped = match mode {
                 TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, until.first()),
                 TimeMode::Virtual => {
-                    schedule::virtually(&mut self.cpus, &self.platform, mailbox, until, &mut self.order)
+                    schedule::virtually(&mut self.cpus, &self.platform, mailbox, until, &mut self.turns)
                 }
             }?;
             let now = lock(&self.platform.clock).now(0);
@@ -374,7 +374,7 @@ impl Machine {
                 image: self.image.clone(),
                 time: clock.mode(),
                 source: clock.source(),
-                order: self.order.state(),
+                order: self.turns.state(),
                 tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
             },
             clock: clock_state,

@@ -28,6 +28,7 @@ pub mod state;
 mod step;
 pub mod trace;
 mod turn;
+mod turns;
 
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;

@@ -1,12 +1,6 @@
-//! Whose turn it is.
-//!
-//! In real time every vCPU has a thread. In virtual time one thread gives turns: a vCPU runs up to its next operation
-//! (or PAUSE site), then the order, fixed by a seed, says who is next. Exits that are no operations never change the
-//! order, so that a signal or a single step cannot make two runs differ.
+//! Whose turn it is: in real time every vCPU has a thread, in virtual time one thread gives [`Turns`].
 
 use std::{sync::atomic::Ordering, thread};
-
-use oorandom::Rand32;
 
 use super::{
     End, Platform, RunError,
@@ -14,7 +8,8 @@ use super::{
     idle,
     mailbox::Interruptions,
     platform::lock,
-    turn::{self, Alarm, Stop, Turn},
+    turn::{self, Alarm, Pace, SPIN_BUDGET, Stop, Turn},
+    turns::{Given, Turns, Until},
 };
 use crate::time::GuestTsc;
 
@@ -92,7 +87,7 @@ fn turns(
     // A vCPU whose state was just set has nothing in the shared page yet.
     cpu.drain(platform)?;
     let _binding = cpu.vcpu.bind();
-    let mut alarm = Alarm::new()?;
+    let mut alarm = Alarm::new(SPIN_BUDGET)?;
     bell.attach();
     let result = loop {
         if cpu.vcpu.forget_kicks() {
@@ -103,7 +98,7 @@ fn turns(
         if wanted() || platform.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
         }
-        match turn::turn(cpu, platform, &mut alarm, stop) {
+        match turn::turn(cpu, platform, &mut alarm, stop, Pace::Free) {
             Ok(Turn::Ran) => {}
             Ok(Turn::Idle { deaf }) => {
                 let limit = {
@@ -122,140 +117,43 @@ fn turns(
     result
 }
 
-/// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Until {
-    pub stop: Option<GuestTsc>,
-    pub renewal: Option<GuestTsc>,
-}
-
-impl Until {
-    /// Whichever is first.
-    pub(super) fn first(self) -> Option<GuestTsc> {
-        [self.stop, self.renewal].into_iter().flatten().min()
-    }
-}
-
 /// Gives all vCPUs turns on the calling thread.
 pub(super) fn virtually(
     cpus: &mut [Cpu],
     platform: &Platform,
     mailbox: &impl Interruptions,
     until: Until,
-    order: &mut Rand32,
+    turns: &mut Turns,
 ) -> Result<Stop, RunError> {
     let Some(post) = platform.posts.first() else { return Err(RunError::Cpus(0)) };
-    let mut alarm = Alarm::new()?;
+    let mut alarm = Alarm::new(SPIN_BUDGET)?;
     for cpu in cpus.iter_mut() {
         cpu.drain(platform)?;
     }
+    turns.begin();
     post.bell.attach();
-    let result = in_order(cpus, platform, mailbox, until, order, &mut alarm);
+    let result = loop {
+        post.bell.hush();
+        if mailbox.waiting() {
+            break Ok(Stop::Asked);
+        }
+        match turns.give(cpus, platform, until, &mut alarm, Pace::Free) {
+            Ok(Given::Turn { .. } | Given::Waited) => {}
+            Ok(Given::NobodyWakes) if mailbox.can_come() => {
+                post.bell.sleep(None);
+                lock(&platform.clock).slept();
+            }
+            Ok(Given::NobodyWakes | Given::EndOfTime) => {
+                let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().rip);
+                break Ok(Stop::Ended(End::NothingWillWake { rip }));
+            }
+            Ok(Given::Stop(stop)) => break Ok(stop),
+            Err(error) => break Err(error),
+        }
+    };
     post.bell.detach();
     for cpu in cpus.iter_mut() {
         turn::settle(cpu, platform)?;
     }
     result
-}
-
-fn in_order(
-    cpus: &mut [Cpu],
-    platform: &Platform,
-    mailbox: &impl Interruptions,
-    until: Until,
-    order: &mut Rand32,
-    alarm: &mut Alarm,
-) -> Result<Stop, RunError> {
-    /// `Some(deaf)` for those that were idle at their last turn.
-    type Idle = Vec<Option<bool>>;
-    let mut idle: Idle = vec![None; cpus.len()];
-    loop {
-        if let Some(post) = platform.posts.first() {
-            post.bell.hush();
-        }
-        if mailbox.waiting() {
-            return Ok(Stop::Asked);
-        }
-        wake(cpus, platform, &mut idle);
-        let awake: Vec<usize> = (0..cpus.len()).filter(|index| idle.get(*index) == Some(&None)).collect();
-        let Some(chosen) = choose(&awake, order) else {
-            let mut clock = lock(&platform.clock);
-            let dues = cpus.iter().zip(&idle).filter_map(|(cpu, deaf)| idle::due(cpu, &clock, deaf.unwrap_or(false)));
-            match dues.chain(until.stop).min() {
-                // The clock's end: what is armed beyond never comes.
-                Some(target) if target.0 == u64::MAX && clock.tsc() == target => {
-                    drop(clock);
-                    let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().rip);
-                    return Ok(Stop::Ended(End::NothingWillWake { rip }));
-                }
-                Some(target) => clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal))),
-                None if mailbox.can_come() => {
-                    drop(clock);
-                    if let Some(post) = platform.posts.first() {
-                        post.bell.sleep(None);
-                    }
-                    lock(&platform.clock).slept();
-                }
-                None => {
-                    drop(clock);
-                    let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().rip);
-                    return Ok(Stop::Ended(End::NothingWillWake { rip }));
-                }
-            }
-            // Whoever is due, or the stop, shows in the next round; all look again.
-            idle.fill(None);
-            continue;
-        };
-        let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
-        let _binding = cpu.vcpu.bind();
-        let before = lock(&platform.clock).operations();
-        loop {
-            if cpu.vcpu.forget_kicks() {
-                if let Some(end) = alarm.rang(cpu, platform) {
-                    return Ok(Stop::Ended(end));
-                }
-                if mailbox.waiting() {
-                    return Ok(Stop::Asked);
-                }
-            }
-            match turn::turn(cpu, platform, alarm, until.first())? {
-                Turn::Ran if lock(&platform.clock).operations() == before => {}
-                Turn::Ran => break,
-                Turn::Idle { deaf } => {
-                    if let Some(slot) = idle.get_mut(chosen) {
-                        *slot = Some(deaf);
-                    }
-                    break;
-                }
-                Turn::Stop(stop) => return Ok(stop),
-            }
-        }
-    }
-}
-
-/// One CPU draws nothing, so that its runs do not depend on the seed.
-fn choose(awake: &[usize], order: &mut Rand32) -> Option<usize> {
-    match awake {
-        [] => None,
-        [only] => Some(*only),
-        several => {
-            let count = u32::try_from(several.len()).unwrap_or(u32::MAX);
-            let drawn = usize::try_from(order.rand_range(0..count)).unwrap_or(0);
-            several.get(drawn).copied()
-        }
-    }
-}
-
-/// Whoever has a message, or a timer that is due, is no longer idle.
-fn wake(cpus: &[Cpu], platform: &Platform, idle: &mut [Option<bool>]) {
-    let clock = lock(&platform.clock);
-    let now = clock.tsc();
-    for ((cpu, post), slot) in cpus.iter().zip(&platform.posts).zip(idle) {
-        if let Some(deaf) = *slot {
-            let message = !lock(&post.inbox).is_empty();
-            if message || idle::due(cpu, &clock, deaf).is_some_and(|due| due <= now) {
-                *slot = None;
-            }
-        }
-    }
 }

@@ -42,6 +42,28 @@ pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), Ru
     Ok((exit, access.apic_base_changed))
 }
 
+/// Lets the injected `vector` enter, up to its handler's first instruction; gives what [`one`] gives.
+///
+/// A step alone would stop after that instruction on some hosts: a breakpoint stops before it.
+pub(super) fn into_handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<(Exit, bool), RunError> {
+    let handler = handler(cpu, platform, vector)?;
+    let mut access = Access::new(&mut cpu.local, platform);
+    let exit = cpu.vcpu.step(&mut access, handler)?;
+    Ok((exit, access.apic_base_changed))
+}
+
+/// Where `vector` goes, by the interrupt descriptor table (SDM vol. 3, "IDT Descriptors"); none outside long mode, or if
+/// the table is not in RAM.
+fn handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<Option<u64>, RunError> {
+    /// Size of a gate in long mode.
+    const GATE: u64 = 16;
+    let Some(table) = cpu.vcpu.long_mode_idt() else { return Ok(None) };
+    let gate = table.wrapping_add(u64::from(vector) * GATE);
+    let (low, high) = (u64_at(cpu, platform, gate)?, u64_at(cpu, platform, gate.wrapping_add(8))?);
+    // Offset bits 15:0 and 31:16 stand around the selector and the attributes, 63:32 in the upper half.
+    Ok(low.zip(high).map(|(low, high)| low & 0xffff | low >> 32 & 0xffff_0000 | high << 32))
+}
+
 /// The first bytes of the instruction at linear address `rip`; zeros where there is no RAM.
 pub(super) fn bytes_at(cpu: &Cpu, platform: &Platform, rip: u64) -> Result<[u8; 2], RunError> {
     let mut bytes = [0; 2];

@@ -20,7 +20,7 @@ use crate::{
 
 /// Virtual time: how long a guest may run without an operation before it counts as spinning. Host time, because guest
 /// time stands still meanwhile.
-const SPIN_BUDGET: Duration = Duration::from_secs(10);
+pub(super) const SPIN_BUDGET: Duration = Duration::from_secs(10);
 
 /// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
 const SHORTEST_RUN: Duration = Duration::from_micros(30);
@@ -47,12 +47,23 @@ pub(super) enum Turn {
     Stop(Stop),
 }
 
+/// How far one entry goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// To the next exit.
+    Free,
+    /// To the next instruction boundary; virtual time only. An interrupt that enters is a boundary of its own: before the
+    /// handler's first instruction.
+    Step,
+}
+
 /// One turn of `cpu`: take messages, look at the time, inject, enter once, answer.
 pub(super) fn turn(
     cpu: &mut Cpu,
     platform: &Platform,
     alarm: &mut Alarm,
     stop: Option<GuestTsc>,
+    pace: Pace,
 ) -> Result<Turn, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
     if let Some(exit) = lock(&platform.devices).take_exit() {
@@ -86,6 +97,8 @@ pub(super) fn turn(
     let (exit, base_changed) = match entry {
         // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
         Entry::Blocked if mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local) => step::one(cpu, platform)?,
+        Entry::Injected(vector) if pace == Pace::Step => step::into_handler(cpu, platform, vector)?,
+        _ if pace == Pace::Step => step::one(cpu, platform)?,
         _ => {
             cpu.vcpu.stop_stepping()?;
             cpu.vcpu.request_window(matches!(entry, Entry::Blocked));
@@ -117,8 +130,10 @@ pub(super) fn settle(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError>
 /// How the vCPU is to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entry {
-    /// Nothing waits, or it was injected.
+    /// Nothing waits.
     Free,
+    /// This vector waits no longer: it enters first.
+    Injected(u8),
     /// An interrupt waits and cannot enter yet.
     Blocked,
 }
@@ -143,7 +158,7 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
         lock(&platform.judge).injected(cpu.local.index, judged);
     }
     platform.event(cpu.local.index, now, &Event::Inject { vector });
-    Ok(Entry::Free)
+    Ok(Entry::Injected(vector))
 }
 
 /// Whether TPR alone (not an interrupt in service, whose EOI exits) could hold back what is requested.
@@ -225,6 +240,8 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
 pub(super) struct Alarm {
     timer: KickTimer,
     armed: Option<Armed>,
+    /// Virtual time: how long a guest may spin.
+    budget: Duration,
 }
 
 /// What the alarm is set for, so that it is not set again on every exit.
@@ -237,9 +254,9 @@ enum Armed {
 }
 
 impl Alarm {
-    /// An alarm for the calling thread.
-    pub(super) fn new() -> Result<Self, RunError> {
-        Ok(Self { timer: KickTimer::new()?, armed: None })
+    /// An alarm for the calling thread; in virtual time a guest may spin for so long.
+    pub(super) fn new(budget: Duration) -> Result<Self, RunError> {
+        Ok(Self { timer: KickTimer::new()?, armed: None, budget })
     }
 
     fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
@@ -248,7 +265,7 @@ impl Alarm {
             TimeMode::Virtual if self.armed.is_none() => {
                 self.armed = Some(Armed::Budget);
                 // What is left of it: each run has an alarm of its own, the budget is the guest's.
-                self.timer.arm(SPIN_BUDGET.saturating_sub(clock.since_operation()));
+                self.timer.arm(self.budget.saturating_sub(clock.since_operation()));
             }
             TimeMode::Virtual => {}
             TimeMode::Real => {
@@ -273,7 +290,7 @@ impl Alarm {
     /// set again.
     pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
         let budget = self.armed.take() == Some(Armed::Budget);
-        let stuck = budget && lock(&platform.clock).since_operation() >= SPIN_BUDGET;
-        stuck.then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: SPIN_BUDGET.as_secs() })
+        let stuck = budget && lock(&platform.clock).since_operation() >= self.budget;
+        stuck.then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: self.budget.as_secs() })
     }
 }

@@ -1,0 +1,164 @@
+//! Virtual time: turns, given by one thread.
+//!
+//! A vCPU runs up to its next operation (or PAUSE site), then the order, fixed by a seed, says who is next. Exits that
+//! are no operations never change the order, so that a signal or a single step cannot make two runs differ.
+
+use oorandom::Rand32;
+
+use super::{
+    Platform, RunError,
+    cpu::Cpu,
+    idle,
+    platform::lock,
+    turn::{self, Alarm, Pace, Stop, Turn},
+};
+use crate::time::GuestTsc;
+
+/// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Until {
+    pub stop: Option<GuestTsc>,
+    pub renewal: Option<GuestTsc>,
+}
+
+impl Until {
+    /// Whichever is first.
+    pub(super) fn first(self) -> Option<GuestTsc> {
+        [self.stop, self.renewal].into_iter().flatten().min()
+    }
+}
+
+/// Who had turns and whose is next. All that gives the order of a run, so that a copy of it goes on in the same way.
+#[derive(Clone, Debug)]
+pub(super) struct Turns {
+    order: Rand32,
+    /// `Some(deaf)` for those that were idle at their last turn.
+    idle: Vec<Option<bool>>,
+    /// Whose turn is not over, and the operations before it.
+    current: Option<(usize, u64)>,
+}
+
+/// What came of giving a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// This vCPU was entered, or found to be idle.
+    Turn { cpu: usize },
+    /// All were idle: time has moved on to what somebody waits for.
+    Waited,
+    /// All are idle, and no timer is armed.
+    NobodyWakes,
+    /// All are idle, and what is armed lies beyond the clock's end.
+    EndOfTime,
+    /// See [`Stop`].
+    Stop(Stop),
+}
+
+impl Turns {
+    /// The order that `seed` fixes, for so many vCPUs.
+    pub(super) fn new(seed: u64, cpus: usize) -> Self {
+        Self::with(Rand32::new(seed), cpus)
+    }
+
+    /// The order as [`Self::state`] gave it.
+    pub(super) fn from_state(order: (u64, u64), cpus: usize) -> Self {
+        Self::with(Rand32::from_state(order), cpus)
+    }
+
+    fn with(order: Rand32, cpus: usize) -> Self {
+        Self { order, idle: vec![None; cpus], current: None }
+    }
+
+    /// The generator as it stands. Who is idle is not saved: after a restore all look again.
+    pub(super) fn state(&self) -> (u64, u64) {
+        let Self { order, idle: _, current: _ } = self;
+        order.state()
+    }
+
+    /// The machine starts to run: all look again.
+    pub(super) fn begin(&mut self) {
+        self.idle.fill(None);
+        self.current = None;
+    }
+
+    /// Goes on with the turn that is not over, or gives the next; one entry at most.
+    pub(super) fn give(
+        &mut self,
+        cpus: &mut [Cpu],
+        platform: &Platform,
+        until: Until,
+        alarm: &mut Alarm,
+        pace: Pace,
+    ) -> Result<Given, RunError> {
+        let Some((chosen, before)) = self.current.or_else(|| self.choose(cpus, platform)) else {
+            return Ok(self.wait(cpus, platform, until));
+        };
+        let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
+        let _binding = cpu.vcpu.bind();
+        if cpu.vcpu.forget_kicks()
+            && let Some(end) = alarm.rang(cpu, platform)
+        {
+            return Ok(Given::Stop(Stop::Ended(end)));
+        }
+        let over = match turn::turn(cpu, platform, alarm, until.first(), pace)? {
+            Turn::Ran => lock(&platform.clock).operations() != before,
+            Turn::Idle { deaf } => {
+                if let Some(slot) = self.idle.get_mut(chosen) {
+                    *slot = Some(deaf);
+                }
+                true
+            }
+            Turn::Stop(stop) => return Ok(Given::Stop(stop)),
+        };
+        self.current = (!over).then_some((chosen, before));
+        Ok(Given::Turn { cpu: chosen })
+    }
+
+    /// Who is next, and the operations so far; nobody if all are idle.
+    fn choose(&mut self, cpus: &[Cpu], platform: &Platform) -> Option<(usize, u64)> {
+        wake(cpus, platform, &mut self.idle);
+        let awake: Vec<usize> = (0..cpus.len()).filter(|index| self.idle.get(*index) == Some(&None)).collect();
+        let chosen = draw(&awake, &mut self.order)?;
+        Some((chosen, lock(&platform.clock).operations()))
+    }
+
+    /// All are idle: lets time pass up to what comes next.
+    fn wait(&mut self, cpus: &[Cpu], platform: &Platform, until: Until) -> Given {
+        let mut clock = lock(&platform.clock);
+        let dues = cpus.iter().zip(&self.idle).filter_map(|(cpu, deaf)| idle::due(cpu, &clock, deaf.unwrap_or(false)));
+        let Some(target) = dues.chain(until.stop).min() else { return Given::NobodyWakes };
+        if target.0 == u64::MAX && clock.tsc() == target {
+            return Given::EndOfTime;
+        }
+        clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal)));
+        // Whoever is due, or the stop, shows in the next round; all look again.
+        self.idle.fill(None);
+        Given::Waited
+    }
+}
+
+/// One CPU draws nothing, so that its runs do not depend on the seed.
+fn draw(awake: &[usize], order: &mut Rand32) -> Option<usize> {
+    match awake {
+        [] => None,
+        [only] => Some(*only),
+        several => {
+            let count = u32::try_from(several.len()).unwrap_or(u32::MAX);
+            let drawn = usize::try_from(order.rand_range(0..count)).unwrap_or(0);
+            several.get(drawn).copied()
+        }
+    }
+}
+
+/// Whoever has a message, or a timer that is due, is no longer idle.
+fn wake(cpus: &[Cpu], platform: &Platform, idle: &mut [Option<bool>]) {
+    let clock = lock(&platform.clock);
+    let now = clock.tsc();
+    for ((cpu, post), slot) in cpus.iter().zip(&platform.posts).zip(idle) {
+        if let Some(deaf) = *slot {
+            let message = !lock(&post.inbox).is_empty();
+            if message || idle::due(cpu, &clock, deaf).is_some_and(|due| due <= now) {
+                *slot = None;
+            }
+        }
+    }
+}
