@@ -11,4 +11,5 @@ pub mod pvclock;
 pub mod run;
 pub mod session;
 pub mod snapshot;
+pub mod sweep;
 pub mod time;

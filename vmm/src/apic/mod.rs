@@ -186,6 +186,12 @@ impl LocalApic {
         self.lvt.timer.vector()
     }
 
+    /// Whether LVTT selects deadline mode.
+    #[must_use]
+    pub fn in_deadline_mode(&self) -> bool {
+        self.lvt.timer.timer_mode() == timer::Mode::Deadline
+    }
+
     /// The next instant at which the timer expires, also when its LVT entry is masked.
     ///
     /// A guest can ask for periods of one nanosecond: whoever waits in real time bounds how often it wakes.

@@ -170,6 +170,12 @@ impl Image {
         &self.name
     }
 
+    /// The file's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The trap sites it lists.
     #[must_use]
     pub fn sites(&self) -> &Sites {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use super::sweep_args::Sweep;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
@@ -34,6 +35,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Find out what this host does, and what vmm will do about it.
     Doctor(Doctor),
+    /// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
+    Sweep(Box<Sweep>),
 }
 
 #[derive(Debug, Args)]
@@ -318,16 +321,16 @@ pub enum DebugExitStatus {
     Raw,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     parse_size::Config::new().with_binary().parse_size(text).map_err(|error| error.to_string())
 }
 
-fn khz(text: &str) -> Result<Khz, String> {
+pub fn khz(text: &str) -> Result<Khz, String> {
     let number: u64 = text.parse().map_err(|_| "not a whole number of kHz".to_owned())?;
     Khz::new(number).map_err(|error| error.to_string())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(length) if length.is_zero() => Err("must be more than zero".to_owned()),
         Ok(length) => Ok(length),

@@ -8,6 +8,7 @@ use vmm::{
     run::{End, RunError},
     session::SessionError,
     snapshot::SnapshotError,
+    sweep::SweepError,
 };
 
 /// The user's input is wrong: exit code 2.
@@ -32,6 +33,9 @@ const HOST: u8 = 3;
 /// The exit code for an error.
 pub fn code_of(error: &anyhow::Error) -> ExitCode {
     let run_error = error.chain().find_map(|cause| {
+        if let Some(SweepError::Run(error)) = cause.downcast_ref::<SweepError>() {
+            return Some(error);
+        }
         cause.downcast_ref::<RunError>().or_else(|| match cause.downcast_ref::<SessionError>() {
             Some(SessionError::Run(error) | SessionError::Snapshot(SnapshotError::Run(error))) => Some(error),
             _ => match cause.downcast_ref::<SnapshotError>() {
@@ -41,6 +45,7 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
         })
     });
     let usage = error.is::<Usage>()
+        || error.downcast_ref().is_some_and(super::sweep::is_usage)
         || matches!(error.downcast_ref(), Some(SessionError::Socket(_)))
         || matches!(error.downcast_ref(), Some(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }))
         || matches!(

@@ -7,6 +7,9 @@ mod doctor;
 pub mod exit;
 mod run;
 mod snapshot;
+mod sweep;
+pub mod sweep_args;
+mod units;
 
 use std::process::ExitCode;
 
@@ -30,6 +33,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Some(Command::Ctl(args)) => control::ctl(&args),
         Some(Command::Snapshot(args)) => snapshot::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Sweep(args)) => sweep::run(&args),
         None => match cli.run.guest {
             Some(_) => run::boot(&cli.run),
             None => {

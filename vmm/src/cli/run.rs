@@ -84,6 +84,7 @@ fn session(env: &HostEnvironment, machine: Machine, args: &Session, khz: Option<
         deadline: args.deadline.into(),
         downtime: args.downtime.into(),
         downtime_length: args.downtime_length,
+        fault: None,
     };
     let options = session::Options {
         api_sock: args.api_sock.clone(),

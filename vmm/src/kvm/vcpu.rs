@@ -370,8 +370,19 @@ impl Vcpu {
     /// # Errors
     /// As [`Self::run`].
     pub fn step(&mut self, bus: &mut impl Bus, breakpoint: Option<u64>) -> Result<Exit, Error> {
-        let mut debug =
-            kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, ..Default::default() };
+        self.debug(bus, KVM_GUESTDBG_SINGLESTEP, breakpoint)
+    }
+
+    /// Runs up to the instruction at `breakpoint`, or to another exit.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_to(&mut self, bus: &mut impl Bus, breakpoint: u64) -> Result<Exit, Error> {
+        self.debug(bus, 0, Some(breakpoint))
+    }
+
+    fn debug(&mut self, bus: &mut impl Bus, control: u32, breakpoint: Option<u64>) -> Result<Exit, Error> {
+        let mut debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | control, ..Default::default() };
         if let Some(address) = breakpoint {
             debug.control |= KVM_GUESTDBG_USE_HW_BP;
             // DR7: breakpoint 0, global enable, length 1, on execution; bit 10 reads as one.

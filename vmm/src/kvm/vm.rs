@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
-    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X86_DISABLE_EXITS_MWAIT, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X86_DISABLE_EXITS_MWAIT, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -44,17 +45,7 @@ impl Vm {
         let fd = host.kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
-        for (slot, region) in (0u32..).zip(memory.iter()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the mapping is as large as stated and outlives the VM: `memory` is kept beside `fd`.
-            unsafe { fd.set_user_memory_region(region) }.map_err(Error::call("KVM_SET_USER_MEMORY_REGION"))?;
-        }
+        set_slots(&fd, &memory, 0)?;
         enable(
             &fd,
             KVM_CAP_X86_USER_SPACE_MSR,
@@ -76,11 +67,44 @@ impl Vm {
         Ok(Self { fd, memory })
     }
 
+    /// Keeps account from now on of the pages that the guest writes.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn log_dirty_pages(&self) -> Result<(), Error> {
+        set_slots(&self.fd, &self.memory, KVM_MEM_LOG_DIRTY_PAGES)
+    }
+
+    /// The pages of RAM region number `region` that the guest wrote since the last call, a bit each. What the VMM wrote
+    /// itself is not among them.
+    ///
+    /// # Errors
+    /// If KVM does not tell, or no account is kept.
+    pub fn take_dirty_pages(&self, region: u32, bytes: usize) -> Result<Vec<u64>, Error> {
+        self.fd.get_dirty_log(region, bytes).map_err(Error::call("KVM_GET_DIRTY_LOG"))
+    }
+
     /// The VM's RAM.
     #[must_use]
     pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.memory
     }
+}
+
+/// Maps `memory`, or changes the flags of what is mapped: one slot a region, in order.
+fn set_slots(fd: &VmFd, memory: &GuestMemoryMmap, flags: u32) -> Result<(), Error> {
+    for (slot, region) in (0u32..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping is as large as stated and outlives the VM, which keeps `memory` beside `fd`.
+        unsafe { fd.set_user_memory_region(region) }.map_err(Error::call("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
 }
 
 fn enable(fd: &VmFd, cap: u32, arg: u32, name: &'static str) -> Result<(), Error> {

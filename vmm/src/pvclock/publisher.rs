@@ -10,7 +10,7 @@ use crate::time::PageClock;
 const ENABLE: u64 = 1;
 
 /// One vCPU's `MSR_KVM_SYSTEM_TIME`. The old and the new number are two doors to this one register.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Registration {
     /// What the guest wrote last, and reads.
     msr: u64,

@@ -7,7 +7,7 @@ use super::memory::{Fault, GuestWrite, place, replace};
 
 /// The VM's `MSR_KVM_WALL_CLOCK`. The old and the new number are two doors to this one register, and all vCPUs share
 /// it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct WallRegistration {
     /// What the guest wrote last, and reads.
     msr: u64,

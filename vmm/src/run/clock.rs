@@ -179,6 +179,12 @@ impl Clock {
         self.judge.at(tsc)
     }
 
+    /// The host's own account.
+    #[must_use]
+    pub fn judge(&self) -> &JudgeClock {
+        &self.judge
+    }
+
     /// The least base TSC at which VM time is `at`.
     #[must_use]
     pub fn least_tsc(&self, at: VmTime) -> Option<GuestTsc> {
@@ -322,6 +328,21 @@ impl Clock {
             TimeMode::Real => Timeline::Running { host, tsc: adjusted.tsc, host_khz: self.host.khz(), khz },
         };
         Ok(adjusted)
+    }
+
+    /// A restore goes wrong: the TSC goes on `ticks` further, and the page does not know. The judge does. Gives the TSC.
+    pub fn bend(&mut self, ticks: u64) -> GuestTsc {
+        let tsc = self.tsc();
+        let bent = GuestTsc(tsc.0.saturating_add(ticks));
+        self.judge.rebase(tsc, 0, bent, self.khz);
+        self.timeline = match self.timeline {
+            Timeline::Stopped { .. } => Timeline::Stopped { tsc: bent },
+            Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: bent, khz },
+            Timeline::Running { host, tsc, host_khz, khz } => {
+                Timeline::Running { host, tsc: GuestTsc(tsc.0.saturating_add(ticks)), host_khz, khz }
+            }
+        };
+        bent
     }
 
     /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.

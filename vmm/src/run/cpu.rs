@@ -26,6 +26,7 @@ pub enum Phase {
 }
 
 /// What the VMM holds for one vCPU.
+#[derive(Clone, Debug)]
 pub struct Local {
     /// Its number.
     pub index: u32,
@@ -39,6 +40,8 @@ pub struct Local {
     pub phase: Phase,
     /// It executed HLT and waits.
     pub halted: bool,
+    /// Timer interrupts that entered it so far, in this process.
+    pub timer_interrupts: u64,
     /// The flags its page was last published with.
     pub(super) published_flags: u8,
     /// The last stepped instruction was an STI: interrupts wait for one more.

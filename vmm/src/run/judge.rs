@@ -32,6 +32,19 @@ pub struct Judge {
     tally: Tally,
     late_by_guest: Histogram<u64>,
     late_by_host: Histogram<u64>,
+    /// Each tick as it was read, for who wants them one by one.
+    log: Option<Vec<Handled>>,
+}
+
+/// A tick that the guest handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handled {
+    /// The CPU whose ring it was in.
+    pub cpu: usize,
+    /// What the guest says.
+    pub record: Record,
+    /// When the host injected its last interrupt.
+    pub host: Option<VmTime>,
 }
 
 /// One CPU's ring.
@@ -168,27 +181,44 @@ impl Judge {
     #[must_use]
     pub fn from_state(state: &JudgeState, cpus: usize, since: VmTime) -> Self {
         let JudgeState { ring, rings } = state;
-        let saved = rings.iter().map(|RingState { read, next_seq, injections }| Ring {
-            read: *read,
-            next_seq: *next_seq,
-            injections: injections.iter().take(MAX_UNCLAIMED).copied().collect(),
-            header: Header::default(),
-        });
         Self {
             ring: *ring,
-            rings: saved.chain(std::iter::repeat_with(Ring::default)).take(cpus.min(MAX_CPUS)).collect(),
+            rings: saved_rings(rings, cpus),
             since,
             tally: Tally::default(),
             late_by_guest: histogram(),
             late_by_host: histogram(),
+            log: None,
         }
+    }
+
+    /// Keeps each tick from now on, until [`Self::take_log`] takes them.
+    pub fn keep_log(&mut self) {
+        self.log = Some(Vec::new());
+    }
+
+    /// The ticks since the last call.
+    pub fn take_log(&mut self) -> Vec<Handled> {
+        self.log.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Goes on reading where `state` stopped. What was counted since stays counted.
+    pub fn go_back(&mut self, state: &JudgeState) {
+        self.rings = saved_rings(&state.rings, self.rings.len());
+        drop(self.take_log());
+    }
+
+    /// The header of `cpu`'s ring as it stands in `memory`; none if there is no ring.
+    #[must_use]
+    pub fn header(&self, memory: &GuestMemoryMmap, cpu: usize) -> Option<Header> {
+        read_header(memory, ring_address(self.ring?, cpu)?)
     }
 
     /// What a snapshot needs.
     #[must_use]
     pub fn state(&self) -> JudgeState {
         // What was counted stays with the process that counted it, and headers are in RAM.
-        let Self { ring, rings, since: _, tally: _, late_by_guest: _, late_by_host: _ } = self;
+        let Self { ring, rings, since: _, tally: _, late_by_guest: _, late_by_host: _, log: _ } = self;
         let state = |Ring { read, next_seq, injections, header: _ }: &Ring| RingState {
             read: *read,
             next_seq: *next_seq,
@@ -234,6 +264,9 @@ impl Judge {
         for number in first..header.written {
             let Some(record) = read_record(memory, address, number) else { continue };
             let host = self.record(cpu, &record);
+            if let Some(log) = &mut self.log {
+                log.push(Handled { cpu, record, host });
+            }
             let now = Now { tsc: GuestTsc(record.fired_tsc), vm: VmTime(record.fired_ns) };
             platform.event(
                 u32::try_from(cpu).unwrap_or(u32::MAX),
@@ -323,6 +356,16 @@ impl Summary {
 #[allow(clippy::cast_precision_loss, reason = "a ratio for people, to three digits")]
 fn ratio(a: u128, b: u128) -> f64 {
     a as f64 / b as f64
+}
+
+fn saved_rings(rings: &[RingState], cpus: usize) -> Vec<Ring> {
+    let saved = rings.iter().map(|RingState { read, next_seq, injections }| Ring {
+        read: *read,
+        next_seq: *next_seq,
+        injections: injections.iter().take(MAX_UNCLAIMED).copied().collect(),
+        header: Header::default(),
+    });
+    saved.chain(std::iter::repeat_with(Ring::default)).take(cpus.min(MAX_CPUS)).collect()
 }
 
 fn ring_address(first: u64, cpu: usize) -> Option<u64> {

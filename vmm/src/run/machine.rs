@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use guest_abi::report::Header;
 use vm_memory::GuestMemoryMmap;
 
 use super::{
@@ -139,6 +140,7 @@ impl Machine {
                 tsc_adjust: 0,
                 phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
                 halted: false,
+                timer_interrupts: 0,
                 published_flags: 0,
                 sti_shadow: false,
             };
@@ -223,6 +225,7 @@ impl Machine {
                 tsc_adjust: *tsc_adjust,
                 phase: *phase,
                 halted: *halted,
+                timer_interrupts: 0,
                 published_flags: 0,
                 sti_shadow: false,
             };
@@ -317,7 +320,7 @@ impl Machine {
         }
     }
 
-    fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
+    pub(super) fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
         let mut clock = lock(&self.platform.clock);
         clock.renew();
         let flags = self.platform.page_flags();
@@ -351,8 +354,18 @@ impl Machine {
         let mut cpus = Vec::new();
         for (Cpu { vcpu, local }, cpuid) in self.cpus.iter_mut().zip(&self.cpuid) {
             // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
-            // Flags and messages are made again: a message is delivered before its receiver is saved.
-            let Local { index: _, apic, pvclock, tsc_adjust, phase, halted, published_flags: _, sti_shadow: _ } = local;
+            // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
+            let Local {
+                index: _,
+                apic,
+                pvclock,
+                tsc_adjust,
+                phase,
+                halted,
+                timer_interrupts: _,
+                published_flags: _,
+                sti_shadow: _,
+            } = local;
             let mut kvm = vcpu.state(&env.msrs)?;
             // KVM's copy of CR8 is only as fresh as the last entry.
             kvm.system.cr8 = u64::from(apic.cr8());
@@ -394,6 +407,36 @@ impl Machine {
         let result = what(&self.platform.memory);
         self.platform.sites.patch(&self.platform.memory);
         result
+    }
+
+    /// Timer interrupts that entered vCPU number `cpu` so far, in this process.
+    #[must_use]
+    pub fn timer_interrupts(&self, cpu: usize) -> u64 {
+        self.cpus.get(cpu).map_or(0, |cpu| cpu.local.timer_interrupts)
+    }
+
+    /// Whether the timer of vCPU number `cpu` is armed.
+    #[must_use]
+    pub fn has_timer_armed(&self, cpu: usize) -> bool {
+        self.cpus.get(cpu).is_some_and(|cpu| cpu.local.apic.next_deadline().is_some())
+    }
+
+    /// The header of the tick ring of vCPU number `cpu`, as the guest has it now; none if there is none.
+    #[must_use]
+    pub fn ring_header(&self, cpu: usize) -> Option<Header> {
+        lock(&self.platform.judge).header(&self.platform.memory, cpu)
+    }
+
+    /// Ticks that the guest has handled on vCPU number `cpu`.
+    #[must_use]
+    pub fn ticks_handled(&self, cpu: usize) -> Option<u64> {
+        self.ring_header(cpu).map(|header| header.written)
+    }
+
+    /// Ticks that the guest will make on vCPU number `cpu`; 0 = without end.
+    #[must_use]
+    pub fn ticks_expected(&self, cpu: usize) -> Option<u64> {
+        self.ring_header(cpu).map(|header| header.expected)
     }
 
     /// What the vCPUs share.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     HostEnvironment, Machine, RunError,
     cpu::{Cpu, Local},
+    fault::Fault,
     ipi,
     machine::Outputs,
     platform::{Ram, lock},
@@ -34,6 +35,8 @@ pub struct Policies {
     pub downtime: DowntimePolicy,
     /// How long that was, instead of measuring it by wall time.
     pub downtime_length: Option<Duration>,
+    /// What goes wrong, on purpose.
+    pub fault: Option<Fault>,
 }
 
 /// What a resume did to the clock.
@@ -112,7 +115,10 @@ impl Machine {
                 }
             }
         }
-        let adjusted = clock.start(&moment, khz, policies.downtime, policies.downtime_length)?;
+        let mut adjusted = clock.start(&moment, khz, policies.downtime, policies.downtime_length)?;
+        if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
+            adjusted.tsc = clock.bend(jump);
+        }
         drop(clock);
         if adjusted.clamped {
             log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
@@ -152,6 +158,10 @@ impl Machine {
         // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
         let mut state = local.apic.state(Now { tsc: cpu_tsc(moment.tsc), vm: moment.vm });
         state.timer.armed = rearm(state.timer.armed, local.tsc_adjust, policies.deadline, moment, adjusted);
+        if let Some(fault) = policies.fault {
+            let now = Now { tsc: cpu_tsc(adjusted.tsc), vm: adjusted.vm };
+            state.timer.armed = fault.armed(state.timer.armed, local.apic.in_deadline_mode(), now);
+        }
         local.apic = LocalApic::from_state(&state, *local.apic.config())
             .map_err(|error: apic::StateError| RunError::BadState(error.to_string()))?
             .with_physical_bits(local.apic.physical_bits());
@@ -164,10 +174,13 @@ impl Machine {
         };
         let flags = self.platform.page_flags();
         local.published_flags = flags;
-        local
-            .pvclock
-            .publish(&Ram(&self.platform.memory), &page, flags, true)
-            .map_err(|fault| RunError::BadState(fault.to_string()))?;
+        let page = policies.fault.map_or(Some(page), |fault| fault.page(page, khz));
+        if let Some(page) = page {
+            local
+                .pvclock
+                .publish(&Ram(&self.platform.memory), &page, flags, policies.fault.is_none_or(Fault::tells_stopped))
+                .map_err(|fault| RunError::BadState(fault.to_string()))?;
+        }
         let event = Event::Restore {
             tsc_khz: khz,
             page: adjusted.page,

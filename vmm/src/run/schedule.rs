@@ -99,7 +99,7 @@ fn turns(
             break Ok(Stop::Asked);
         }
         match turn::turn(cpu, platform, &mut alarm, stop, Pace::Free) {
-            Ok(Turn::Ran) => {}
+            Ok(Turn::Ran | Turn::Kicked) => {}
             Ok(Turn::Idle { deaf }) => {
                 let limit = {
                     let clock = lock(&platform.clock);
@@ -138,7 +138,7 @@ pub(super) fn virtually(
             break Ok(Stop::Asked);
         }
         match turns.give(cpus, platform, until, &mut alarm, Pace::Free) {
-            Ok(Given::Turn { .. } | Given::Waited) => {}
+            Ok(Given::Turn { .. } | Given::Nothing | Given::Waited) => {}
             Ok(Given::NobodyWakes) if mailbox.can_come() => {
                 post.bell.sleep(None);
                 lock(&platform.clock).slept();

@@ -44,11 +44,15 @@ pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), Ru
 
 /// Lets the injected `vector` enter, up to its handler's first instruction; gives what [`one`] gives.
 ///
-/// A step alone would stop after that instruction on some hosts: a breakpoint stops before it.
+/// By a breakpoint, not by a step: some hosts stop only after the handler's first instruction, and the frame that the
+/// guest returns by would hold the trap flag. Without a table to find the handler in, this is a run to the next exit.
 pub(super) fn into_handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<(Exit, bool), RunError> {
     let handler = handler(cpu, platform, vector)?;
     let mut access = Access::new(&mut cpu.local, platform);
-    let exit = cpu.vcpu.step(&mut access, handler)?;
+    let exit = match handler {
+        Some(handler) => cpu.vcpu.run_to(&mut access, handler)?,
+        None => cpu.vcpu.run(&mut access)?,
+    };
     Ok((exit, access.apic_base_changed))
 }
 

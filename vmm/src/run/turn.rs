@@ -41,6 +41,8 @@ pub(super) enum Stop {
 pub(super) enum Turn {
     /// The vCPU was entered.
     Ran,
+    /// It was entered in vain: a kick or an open window brought it back.
+    Kicked,
     /// It waits: nothing is there for it to do. `deaf`: no interrupt could wake it, only a message from another CPU.
     Idle { deaf: bool },
     /// See [`Stop`].
@@ -102,6 +104,8 @@ pub(super) fn turn(
         _ => {
             cpu.vcpu.stop_stepping()?;
             cpu.vcpu.request_window(matches!(entry, Entry::Blocked));
+            // Whatever the guest executes first ends it.
+            cpu.local.sti_shadow = false;
             let mut access = Access::new(&mut cpu.local, platform);
             let exit = cpu.vcpu.run(&mut access)?;
             (exit, access.apic_base_changed)
@@ -112,6 +116,7 @@ pub(super) fn turn(
         cpu.vcpu.set_apic_base(cpu.local.apic.apic_base());
     }
     match handle(cpu, platform, exit)? {
+        None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Turn::Kicked),
         None => Ok(Turn::Ran),
         Some(end) => {
             lock(&platform.judge).read_rings(platform);
@@ -154,6 +159,7 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
     cpu.vcpu.inject(vector)?;
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
+        cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
         let judged = lock(&platform.clock).judged(base);
         lock(&platform.judge).injected(cpu.local.index, judged);
     }

@@ -41,8 +41,10 @@ pub(super) struct Turns {
 /// What came of giving a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Given {
-    /// This vCPU was entered, or found to be idle.
+    /// This vCPU was entered.
     Turn { cpu: usize },
+    /// A vCPU was found to be idle, or was entered in vain.
+    Nothing,
     /// All were idle: time has moved on to what somebody waits for.
     Waited,
     /// All are idle, and no timer is armed.
@@ -99,18 +101,22 @@ impl Turns {
         {
             return Ok(Given::Stop(Stop::Ended(end)));
         }
-        let over = match turn::turn(cpu, platform, alarm, until.first(), pace)? {
-            Turn::Ran => lock(&platform.clock).operations() != before,
+        self.current = Some((chosen, before));
+        match turn::turn(cpu, platform, alarm, until.first(), pace)? {
+            Turn::Ran => {
+                self.current = self.current.filter(|_| lock(&platform.clock).operations() == before);
+                Ok(Given::Turn { cpu: chosen })
+            }
+            Turn::Kicked => Ok(Given::Nothing),
             Turn::Idle { deaf } => {
                 if let Some(slot) = self.idle.get_mut(chosen) {
                     *slot = Some(deaf);
                 }
-                true
+                self.current = None;
+                Ok(Given::Nothing)
             }
-            Turn::Stop(stop) => return Ok(Given::Stop(stop)),
-        };
-        self.current = (!over).then_some((chosen, before));
-        Ok(Given::Turn { cpu: chosen })
+            Turn::Stop(stop) => Ok(Given::Stop(stop)),
+        }
     }
 
     /// Who is next, and the operations so far; nobody if all are idle.

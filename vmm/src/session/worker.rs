@@ -207,6 +207,7 @@ impl Worker<'_> {
                             deadline,
                             downtime,
                             downtime_length: first.downtime_length,
+                            fault: None,
                         })?;
                         Ok(Reply::Done)
                     }

@@ -4,6 +4,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use vmm::run::{TimeMode, judge::Lateness};
 
 use super::{BASE_KHZ, COUNT, HZ, Row, judgement::Verdict};
+use crate::cli::units::time;
 
 pub(super) fn print(rows: &[Row], time: TimeMode) {
     println!(
@@ -65,15 +66,6 @@ pub(super) fn print(rows: &[Row], time: TimeMode) {
 
 fn lateness(late: Lateness) -> String {
     format!("{}/{}", time(late.p99_ns), time(late.worst_ns))
-}
-
-#[allow(clippy::cast_precision_loss, reason = "three digits for people")]
-fn time(ns: u64) -> String {
-    match ns {
-        0..1_000 => format!("{ns}ns"),
-        1_000..1_000_000 => format!("{:.1}µs", ns as f64 / 1e3),
-        _ => format!("{:.1}ms", ns as f64 / 1e6),
-    }
 }
 
 fn verdict(verdict: &Verdict) -> String {

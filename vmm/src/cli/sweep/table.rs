@@ -1,0 +1,165 @@
+//! A sweep's result for people.
+
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use vmm::sweep::{
+    Cost, Replay,
+    result::{Code, Findings, Window},
+    verdict::Verdict,
+};
+
+use crate::cli::units::time;
+
+/// Windows that are printed; the rest are in the JSON.
+const WINDOWS_SHOWN: usize = 40;
+
+pub(super) fn print(findings: &Findings) {
+    let inputs = &findings.inputs;
+    println!(
+        "{} \"{}\": {} boundaries from {} to {}, {} points; TSC {}, deadline {}, downtime {}{}",
+        inputs.guest,
+        inputs.cmdline,
+        findings.extent.boundaries,
+        inputs.from,
+        inputs.to,
+        findings.points.len(),
+        inputs.tsc_khz,
+        inputs.deadline.as_str(),
+        inputs.downtime.as_str(),
+        inputs.inject.as_ref().map(|fault| format!(", inject {fault}")).unwrap_or_default(),
+    );
+    println!(
+        "without a migration: ticks every {}, at most {} late\n",
+        time(findings.baseline.period_ns),
+        time(findings.baseline.late_ns)
+    );
+    let mut table =
+        plain(["ratio", "on time", "woken early", "untold", "late", "clock stepped", "lost", "ended", "worst late"]);
+    for totals in &findings.totals {
+        let mut row = vec![format!("×{}", totals.ratio)];
+        row.extend(Verdict::ALL.map(|verdict| {
+            let count = totals.verdicts.iter().find(|(of, _)| *of == verdict).map_or(0, |(_, count)| *count);
+            if count == 0 { "-".to_owned() } else { count.to_string() }
+        }));
+        row.push(time(totals.worst_late_ns));
+        table.add_row(row);
+    }
+    show(table, 1..9);
+    if findings.windows.is_empty() {
+        return;
+    }
+    println!();
+    let mut table =
+        plain(["ratio", "verdict", "points", "number", "worst", "next instruction, at the first and the last point"]);
+    for window in findings.windows.iter().take(WINDOWS_SHOWN) {
+        let first = findings.code_at(window.first_address);
+        let last = findings.code_at(window.last_address).filter(|_| window.first != window.last);
+        let place = [first, last].into_iter().flatten().map(instruction).collect::<Vec<_>>().join("\n");
+        table.add_row([
+            format!("×{}", window.ratio),
+            window.verdict.as_str().to_owned(),
+            window.points.to_string(),
+            format!(
+                "{}\n{}",
+                numbers(&window.first),
+                if last.is_some() { numbers(&window.last) } else { String::new() }
+            ),
+            worst(window),
+            place,
+        ]);
+    }
+    show(table, 2..4);
+    if findings.windows.len() > WINDOWS_SHOWN {
+        println!("… and {} more windows (--json has all)", findings.windows.len() - WINDOWS_SHOWN);
+    }
+}
+
+fn worst(window: &Window) -> String {
+    match window.verdict {
+        Verdict::Rearmed => format!("{} early wakes", window.most_early_wakes),
+        Verdict::ClockStepped => {
+            let sign = if window.worst_clock_error_ns < 0 { "-" } else { "+" };
+            format!("clock {sign}{}", time(window.worst_clock_error_ns.unsigned_abs()))
+        }
+        Verdict::Late => format!("{} late", time(window.worst_late_ns.unwrap_or(0))),
+        Verdict::OnTime | Verdict::Untold | Verdict::Lost | Verdict::Ended => String::new(),
+    }
+}
+
+fn instruction(code: &Code) -> String {
+    let place = code.symbol.clone().unwrap_or_else(|| format!("{:#x}", code.address));
+    let source = code.source.as_ref().map(|source| format!("  {source}")).unwrap_or_default();
+    format!("{place}  {}{source}", code.instruction)
+}
+
+/// The point's number, or the pair's.
+pub(super) fn numbers(at: &[u64]) -> String {
+    at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// What was wrong, in one line.
+pub(super) fn in_a_word(findings: &Findings) -> String {
+    let bad = |verdict: &&Verdict| verdict.is_bad();
+    let outcomes = || findings.points.iter().flat_map(|point| &point.outcomes);
+    let counts = Verdict::ALL.iter().filter(bad).filter_map(|verdict| {
+        let count = outcomes().filter(|outcome| outcome.verdict == *verdict).count();
+        (count != 0).then(|| format!("{count} {}", verdict.as_str()))
+    });
+    format!("of {} migrations: {}", outcomes().count(), counts.collect::<Vec<_>>().join(", "))
+}
+
+/// What a replayed point came to.
+pub(super) fn replay(replay: &Replay) -> String {
+    let outcome = &replay.outcome;
+    format!(
+        "point {}, ×{}: {}; {} late, {} early wakes, clock error {} ns; next instruction there: {}",
+        numbers(&replay.at),
+        replay.target.ratio,
+        outcome.verdict.as_str(),
+        outcome.late_ns.map_or_else(|| "no tick".to_owned(), time),
+        outcome.early_wakes,
+        outcome.clock_error_ns,
+        instruction(&replay.code)
+    )
+}
+
+/// The rate, and where host time went.
+#[allow(clippy::cast_precision_loss, reason = "three digits for people")]
+pub(super) fn cost(findings: &Findings, cost: &Cost) -> String {
+    let Cost { tries, elapsed, step, save, run, restore } = *cost;
+    let each = |spent: Duration| format!("{:.0} µs", spent.as_secs_f64() * 1e6 / tries.max(1) as f64);
+    format!(
+        "{} points × {} ratios in {:.2} s: {:.0} points/s; of each worker's time a point took {} step, {} save, {} run, {} \
+         restore",
+        findings.points.len(),
+        findings.inputs.ratios.len(),
+        elapsed.as_secs_f64(),
+        tries as f64 / elapsed.as_secs_f64().max(1e-9),
+        each(step),
+        each(save),
+        each(run),
+        each(restore),
+    )
+}
+
+fn plain<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    table.set_header(header);
+    table
+}
+
+fn show(mut table: Table, right: std::ops::Range<usize>) {
+    for index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end());
+    }
+}

@@ -1,0 +1,153 @@
+//! The grammar of `vmm sweep`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{
+    Args, Subcommand, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use vmm::{
+    run::fault::Fault,
+    sweep::{self, Edge, Ratio, result::Shard},
+    time::Khz,
+};
+
+use super::args::{Deadline, Downtime, OnOff, duration, khz, size};
+
+/// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Sweep {
+    #[command(subcommand)]
+    pub command: Option<SweepCommand>,
+    /// Guest image with trap sites and a tick ring; the embedded one by default.
+    #[arg(long, value_name = "FILE")]
+    pub guest: Option<PathBuf>,
+    /// The guest's command line.
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Guest RAM.
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size)]
+    pub memory: u64,
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: u32,
+    /// What fixes the order of several vCPUs' turns, and the sample of --depth 2.
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// Whether the CPU offers x2APIC where the host can.
+    #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on")]
+    pub x2apic: OnOff,
+    /// The guest's TSC frequency at boot, in kHz.
+    #[arg(long, value_name = "KHZ", value_parser = khz, default_value = "2600000")]
+    pub tsc_khz: Khz,
+    /// Where the stretch begins: tick:N, where CPU 0 enters the handler of its Nth timer interrupt, or a function, where it
+    /// is first entered after tick:3.
+    #[arg(long, value_name = "EDGE", default_value = "tick:3")]
+    pub from: Edge,
+    /// Where it ends; by default at the next timer interrupt.
+    #[arg(long, value_name = "EDGE")]
+    pub to: Option<Edge>,
+    /// Which instruction boundaries are points: all, those after an exit to the VMM, or those after an RDTSC.
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "instruction")]
+    pub every: Every,
+    /// Frequencies to migrate to, as multiples of the present one.
+    #[arg(long, value_name = "RATIO,…", value_delimiter = ',', default_value = "0.5,2")]
+    pub ratio: Vec<Ratio>,
+    /// What becomes of a deadline in flight.
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "rescale")]
+    pub deadline: Deadline,
+    /// Whether VM time counts the time that the VM was saved.
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "freeze")]
+    pub downtime: Downtime,
+    /// How long that was.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub downtime_length: Duration,
+    /// Let every restore go wrong in this way.
+    #[arg(long, value_name = "FAULT", value_parser = fault())]
+    pub inject: Option<Fault>,
+    /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in what
+    /// it arms after the migration.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub ticks: Option<u64>,
+    /// 2: migrate a second time, back to the first frequency, at another point before those ticks.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub depth: u8,
+    /// With --depth 2: about how many pairs of points to try, chosen by --seed.
+    #[arg(long, value_name = "N", default_value = "2000")]
+    pub samples: u64,
+    /// How much later than usual a tick may be before it is late.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10us")]
+    pub tolerance: Duration,
+    /// VM time to wait for a tick before it is lost; by default 30 periods.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub patience: Option<Duration>,
+    /// Threads.
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: u32,
+    /// Try only part I of N of the points, for `vmm sweep merge`.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub shard: Option<Shard>,
+    /// Try only this point (with --depth 2: K,J), once, at the first ratio, and say what happened.
+    #[arg(long, value_name = "K", value_delimiter = ',', conflicts_with = "shard")]
+    pub point: Vec<u64>,
+    /// With --point: write everything that happens to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE", requires = "point")]
+    pub trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Where results go.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Write the result as JSON to this file; - is standard output, instead of the table.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SweepCommand {
+    /// Put the JSON files of all shards of one sweep together.
+    Merge {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Every {
+    /// All.
+    Instruction,
+    /// Those after an exit to the VMM.
+    Exit,
+    /// Those after an RDTSC.
+    Read,
+}
+
+impl From<Every> for sweep::Every {
+    fn from(every: Every) -> Self {
+        match every {
+            Every::Instruction => Self::Instruction,
+            Every::Exit => Self::Exit,
+            Every::Read => Self::Read,
+        }
+    }
+}
+
+/// A fault by its name: the list is [`Fault::ALL`].
+fn fault() -> impl TypedValueParser<Value = Fault> {
+    let names = Fault::ALL.map(|fault| PossibleValue::new(fault.as_str()).help(fault.story()));
+    PossibleValuesParser::new(names).try_map(|name| Fault::from_name(&name).ok_or("no such fault"))
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    let numbers = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+    match numbers {
+        Some((index, count)) if (1..=count).contains(&index) => Ok(Shard { index, count }),
+        _ => Err("not a shard like 2/5".to_owned()),
+    }
+}

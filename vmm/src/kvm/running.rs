@@ -1,0 +1,59 @@
+//! What changes of a vCPU from one instruction to the next: taken and put back without a system call.
+//!
+//! What it is not: the whole state ([`super::state::VcpuState`]). FPU, debug registers and MSRs cost an ioctl each, and
+//! kernel code that only handles a timer touches none of them; whoever goes back and forth in time checks that
+//! ([`Vcpu::resting_state`]).
+
+use kvm_bindings::{KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_regs, kvm_sregs, kvm_vcpu_events};
+use kvm_ioctls::SyncReg;
+
+use super::{
+    Error, Vcpu,
+    state::{DebugRegisters, Fpu, Msr},
+};
+
+/// General and system registers, and events on their way, in KVM's own form: it never leaves this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    events: kvm_vcpu_events,
+}
+
+/// What a vCPU has besides [`Running`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resting {
+    fpu: Fpu,
+    debug: DebugRegisters,
+    msrs: Vec<Msr>,
+}
+
+impl Vcpu {
+    /// The running state as of the last exit. Call after [`Vcpu::drain`].
+    pub fn running_state(&mut self) -> Running {
+        let shared = self.fd.sync_regs_mut();
+        Running { regs: shared.regs, sregs: shared.sregs, events: shared.events }
+    }
+
+    /// Goes on from `running` at the next entry. Call after [`Vcpu::drain`]: an access that is still incomplete would
+    /// write its result over it.
+    pub fn set_running_state(&mut self, running: &Running) {
+        let Running { regs, sregs, events } = *running;
+        let shared = self.fd.sync_regs_mut();
+        (shared.regs, shared.sregs, shared.events) = (regs, sregs, events);
+        shared.events.flags |= KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
+        for changed in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+            self.fd.set_sync_dirty_reg(changed);
+        }
+    }
+
+    /// The resting state; `msr_indices` is the host's list of MSRs with state.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn resting_state(&self, msr_indices: &[u32]) -> Result<Resting, Error> {
+        let super::state::VcpuState { registers: _, system: _, fpu, debug, events: _, msrs } =
+            self.state(msr_indices)?;
+        Ok(Resting { fpu, debug, msrs })
+    }
+}

@@ -1,0 +1,92 @@
+//! A machine as it was, within the process: back to an instant in microseconds.
+//!
+//! What it is: everything that a stretch of virtual time changes, copied in the form it has while it runs. A snapshot
+//! says what a machine *is*, for another process and another host; a checkpoint only takes this machine back.
+//!
+//! What it is not: it holds no FPU state, debug registers or MSRs, which cost an ioctl each. A guest that changes them
+//! is found out ([`super::Stepper::resting`]), not taken back.
+
+use std::{collections::VecDeque, mem, sync::atomic::Ordering};
+
+use super::{
+    Machine, RunError,
+    clock::Clock,
+    cpu::{Cpu, Local},
+    judge::JudgeState,
+    platform::{Post, lock},
+    turns::Turns,
+};
+use crate::{
+    apic::{Ipi, Route},
+    devices::{Devices, SerialState},
+    kvm::Running,
+    pvclock::WallRegistration,
+    time::Moment,
+};
+
+/// A machine at one instant, its RAM aside.
+pub(super) struct Checkpoint {
+    cpus: Vec<(Running, Local)>,
+    posts: Vec<(VecDeque<Ipi>, Option<Route>)>,
+    turns: Turns,
+    clock: Clock,
+    serial: SerialState,
+    wall: WallRegistration,
+    judge: JudgeState,
+    tsc_stable: bool,
+    paused: Option<Moment>,
+}
+
+impl Machine {
+    /// The machine as it stands. Every vCPU must be drained.
+    pub(super) fn checkpoint(&mut self) -> Checkpoint {
+        // Before the clock is locked: a traced tick asks it for the time.
+        lock(&self.platform.judge).read_rings(&self.platform);
+        let post = |Post { bell: _, inbox, route }: &Post| (lock(inbox).clone(), *lock(route));
+        Checkpoint {
+            cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
+            posts: self.platform.posts.iter().map(post).collect(),
+            turns: self.turns.clone(),
+            clock: lock(&self.platform.clock).clone(),
+            serial: lock(&self.platform.devices).serial_state(),
+            wall: lock(&self.platform.wall).clone(),
+            judge: lock(&self.platform.judge).state(),
+            tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
+            paused: self.paused,
+        }
+    }
+
+    /// Goes back to `checkpoint`. Every vCPU must be drained.
+    pub(super) fn go_back(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
+        let Checkpoint { cpus, posts, turns, clock, serial, wall, judge, tsc_stable, paused } = checkpoint;
+        for (cpu, (running, local)) in self.cpus.iter_mut().zip(cpus) {
+            cpu.vcpu.set_running_state(running);
+            cpu.local.clone_from(local);
+        }
+        for (post, (inbox, route)) in self.platform.posts.iter().zip(posts) {
+            lock(&post.inbox).clone_from(inbox);
+            *lock(&post.route) = *route;
+        }
+        self.turns.clone_from(turns);
+        lock(&self.platform.clock).clone_from(clock);
+        let mut devices = lock(&self.platform.devices);
+        let output = mem::replace(&mut *devices, Devices::new(Box::new(std::io::sink()))).into_output();
+        *devices = Devices::from_state(serial, output)
+            .ok_or_else(|| RunError::BadState("the serial port's buffer is too long".to_owned()))?;
+        drop(devices);
+        lock(&self.platform.wall).clone_from(wall);
+        lock(&self.platform.judge).go_back(judge);
+        self.platform.tsc_stable.store(*tsc_stable, Ordering::SeqCst);
+        self.paused = *paused;
+        Ok(())
+    }
+
+    /// Where the VMM itself writes guest RAM while the guest runs.
+    pub(super) fn own_writes(&self) -> Vec<u64> {
+        /// Size of either structure, so that one which crosses a page is seen in both.
+        const LAST: u64 = 31;
+        let pages = self.cpus.iter().filter_map(|cpu| cpu.local.pvclock.address());
+        let wall = Some(lock(&self.platform.wall).read_msr()).filter(|address| *address != 0);
+        pages.chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
+    }
+}

@@ -1,0 +1,107 @@
+//! Shards of a sweep, put together again.
+
+use super::{
+    result::{Findings, SCHEMA},
+    windows,
+};
+
+/// Findings that do not belong together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    /// Nothing to merge.
+    #[error("there is nothing to merge: name the files of the shards")]
+    Nothing,
+    /// Another layout.
+    #[error("{name}: its schema is {found:?}, not {SCHEMA:?}; merge with the vmm that wrote it")]
+    Schema {
+        /// The file.
+        name: String,
+        /// What it says.
+        found: String,
+    },
+    /// Not of the same sweep.
+    #[error("{name} is not of the same sweep as {first}: their {what} differ")]
+    Differs {
+        /// The file.
+        name: String,
+        /// The file it was compared with.
+        first: String,
+        /// What differs.
+        what: &'static str,
+    },
+    /// Not a shard.
+    #[error("{0} is not a shard: it was made without --shard")]
+    NoShard(String),
+    /// The same shard again.
+    #[error("{name} is shard {index}/{count}, and so is another file")]
+    Twice {
+        /// The file.
+        name: String,
+        /// Which shard.
+        index: u32,
+        /// Of how many.
+        count: u32,
+    },
+    /// A shard is missing.
+    #[error("shard {index}/{count} is missing: merge all {count} of them")]
+    Missing {
+        /// Which.
+        index: u32,
+        /// Of how many.
+        count: u32,
+    },
+    /// A shard ended before its time.
+    #[error("{0} is incomplete: its sweep was interrupted; run that shard again")]
+    Incomplete(String),
+}
+
+/// Puts all shards of one sweep together; names are for messages.
+///
+/// # Errors
+/// [`MergeError`].
+pub fn merge(shards: Vec<(String, Findings)>) -> Result<Findings, MergeError> {
+    let mut shards = shards.into_iter();
+    let (first, mut whole) = shards.next().ok_or(MergeError::Nothing)?;
+    let mut seen = vec![shard(&first, &whole)?];
+    for (name, part) in shards {
+        let (index, count) = shard(&name, &part)?;
+        let what = [
+            ("number of shards", seen.first().is_some_and(|(_, of)| *of != count)),
+            ("inputs", part.inputs != whole.inputs),
+            ("stretches", part.extent != whole.extent),
+            ("baselines", part.baseline != whole.baseline),
+        ];
+        if let Some((what, _)) = what.into_iter().find(|(_, differs)| *differs) {
+            return Err(MergeError::Differs { name, first, what });
+        }
+        if seen.contains(&(index, count)) {
+            return Err(MergeError::Twice { name, index, count });
+        }
+        seen.push((index, count));
+        whole.points.extend(part.points);
+        whole.code.extend(part.code);
+    }
+    let count = seen.first().map_or(0, |(_, count)| *count);
+    if let Some(index) = (1..=count).find(|index| !seen.contains(&(*index, count))) {
+        return Err(MergeError::Missing { index, count });
+    }
+    whole.shard = None;
+    whole.points.sort_by(|a, b| a.at.cmp(&b.at));
+    whole.code.sort_by_key(|code| code.address);
+    whole.code.dedup_by_key(|code| code.address);
+    whole.windows = windows::windows(&whole.inputs.ratios, &whole.points);
+    whole.totals = windows::totals(&whole.inputs.ratios, &whole.points);
+    Ok(whole)
+}
+
+/// Which shard it is.
+fn shard(name: &str, findings: &Findings) -> Result<(u32, u32), MergeError> {
+    if findings.schema != SCHEMA {
+        return Err(MergeError::Schema { name: name.to_owned(), found: findings.schema.clone() });
+    }
+    if !findings.complete {
+        return Err(MergeError::Incomplete(name.to_owned()));
+    }
+    let shard = findings.shard.ok_or_else(|| MergeError::NoShard(name.to_owned()))?;
+    Ok((shard.index, shard.count))
+}
