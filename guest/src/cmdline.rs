@@ -51,6 +51,8 @@ pub struct Options<'a> {
     pub conversion: Conversion,
     /// `recheck=off|on`.
     pub recheck: bool,
+    /// `plant=none|early-check`: a bug on purpose, in CPU 0's clock.
+    pub plant_early_check: bool,
     /// `scenario=ticks|deltas|idle|smp`.
     pub scenario: ScenarioName,
     /// `hz=`.
@@ -69,6 +71,7 @@ impl Default for Options<'_> {
             clockevent: None,
             conversion: Conversion::Exact,
             recheck: true,
+            plant_early_check: false,
             scenario: ScenarioName::Ticks,
             hz: 100,
             count: 100,
@@ -105,7 +108,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::NotAscii => f.write_str("command line is not ASCII"),
             Self::UnknownKey(word) => write!(
                 f,
-                "command line: {} is unknown; keys are clockevent conversion recheck scenario hz count seed max_ms",
+                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario hz count seed max_ms",
                 word.escape_default()
             ),
             Self::BadValue { key, value, want } => {
@@ -152,6 +155,13 @@ impl<'a> Options<'a> {
                     "on" => true,
                     "off" => false,
                     _ => return Err(bad("recheck", "on or off")),
+                }
+            }
+            "plant" => {
+                self.plant_early_check = match value {
+                    "none" => false,
+                    "early-check" => true,
+                    _ => return Err(bad("plant", "none or early-check")),
                 }
             }
             "scenario" => {
@@ -214,12 +224,13 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let line = b"clockevent=lapic-oneshot conversion=mult recheck=off\tscenario=deltas hz=10000 count=1000000000 \
+        let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas hz=10000 count=1000000000 \
                      seed=18446744073709551615 max_ms=0 pci=off virtio_mmio.device=4K@0xd0000000:5";
         let want = Options {
             clockevent: Some("lapic-oneshot"),
             conversion: Conversion::Mult,
             recheck: false,
+            plant_early_check: true,
             scenario: ScenarioName::Deltas,
             hz: 10_000,
             count: COUNT_MAX,

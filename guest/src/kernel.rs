@@ -69,6 +69,7 @@ pub fn main(start_info: u32) -> ! {
         None => (tsc_khz(&machine.fields()), "kvmclock"),
     };
     let mut clock = Clock::new();
+    clock.plant_early_check(options.plant_early_check);
     let now = clock.read(&mut machine);
     let wall = wall_time(&shared::wall_clock(), now.ns);
     line!("guest: {}, tsc {khz} kHz ({khz_from}), wall {}.{:09}", apic.name(), wall.sec, wall.nsec);

@@ -2,7 +2,7 @@
 
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, WallClock};
 
-use super::{Reading, Source, read};
+use super::{Reading, Source, read, read_checked_too_early};
 use crate::report::Sink;
 
 /// Remembers the last reading; counts steps back and stops by the host into the ring's header.
@@ -12,19 +12,26 @@ pub struct Clock {
     steps_back: u64,
     worst_step_back_ns: u64,
     stopped_seen: u64,
+    /// Read with [`read_checked_too_early`].
+    check_too_early: bool,
 }
 
 impl Clock {
     /// A clock that was never read. It is const so that the kernel's state needs no run-time construction.
     #[must_use]
     pub const fn new() -> Self {
-        Self { last_ns: 0, steps_back: 0, worst_step_back_ns: 0, stopped_seen: 0 }
+        Self { last_ns: 0, steps_back: 0, worst_step_back_ns: 0, stopped_seen: 0, check_too_early: false }
+    }
+
+    /// With `planted`, from now on the clock has the bug of [`read_checked_too_early`].
+    pub fn plant_early_check(&mut self, planted: bool) {
+        self.check_too_early = planted;
     }
 
     /// Reads the clock once. The header is written only when a count changes: that is rare, and stores cost time.
     pub fn read<M: Source + Sink>(&mut self, machine: &mut M) -> Reading {
         let before = machine.published().max(self.last_ns);
-        let now = read(machine);
+        let now = if self.check_too_early { read_checked_too_early(machine) } else { read(machine) };
         machine.publish(now.ns);
         if now.ns < before {
             self.steps_back += 1;

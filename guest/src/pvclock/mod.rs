@@ -59,6 +59,22 @@ pub fn read<S: Source + ?Sized>(source: &mut S) -> Reading {
     }
 }
 
+/// Reads the clock as one must not: the version is checked before the TSC is read. A migration in between gives the old
+/// page's numbers a new TSC. For tools that must find such a bug.
+pub fn read_checked_too_early<S: Source + ?Sized>(source: &mut S) -> Reading {
+    loop {
+        let version = source.version();
+        if version & 1 == 0 {
+            let page = source.fields();
+            if source.version() == version {
+                let tsc = source.rdtsc();
+                return Reading { ns: system_ns(&page, tsc), tsc, version, flags: page.flags };
+            }
+        }
+        source.pause();
+    }
+}
+
 /// VM time at `tsc`: `system_time + (((tsc - tsc_timestamp) << tsc_shift) * mul >> 32)`.
 ///
 /// Wraps as the C code that every guest runs does: a TSC below `tsc_timestamp` gives nonsense, not a panic.
@@ -123,6 +139,14 @@ mod tests {
         m.after_rdtsc = Some(page_at(4, 0, 9, 1 << 31, 1));
         assert_eq!(read(&mut m), Reading { ns: 9, tsc: 0, version: 4, flags: 0 });
         assert_eq!(m.tsc_reads, 2);
+    }
+
+    #[test]
+    fn the_planted_bug_is_one() {
+        let mut m = Mock::new(page_at(2, 0, 7, 1 << 31, 1));
+        m.after_rdtsc = Some(page_at(4, 0, 9, 1 << 31, 1));
+        assert_eq!(read_checked_too_early(&mut m).ns, 7);
+        assert_eq!(m.tsc_reads, 1);
     }
 
     #[test]

@@ -5,8 +5,6 @@
 //! keeps the thread's alarm and the copies of RAM, and leaves the order of turns alone, so that stepping changes nothing
 //! of what the guest will do.
 
-use std::time::Duration;
-
 use super::{
     End, HostEnvironment, Machine, Policies, RunError, TimeMode,
     checkpoint::Checkpoint,
@@ -14,16 +12,13 @@ use super::{
     judge::Handled,
     platform::lock,
     ram_copies::RamCopies,
-    turn::{self, Alarm, Pace, Stop},
+    turn::{self, Alarm, Pace, SPIN_BUDGET, Stop},
     turns::{Given, Until},
 };
 use crate::{
     kvm::Resting,
     time::{GuestTsc, JudgeClock, VmTime},
 };
-
-/// Host time that a guest may spin before it counts as stuck: it is tried thousands of times, and no tick takes as long.
-const SPIN_BUDGET: Duration = Duration::from_secs(2);
 
 /// See the module's documentation.
 pub struct Stepper {

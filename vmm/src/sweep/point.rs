@@ -7,6 +7,7 @@ use guest_abi::report::Header;
 use super::{
     Options, SweepError,
     code::Program,
+    reason,
     result::{Baseline, Target},
     verdict::{Account, Counted, Finish, Measure, Outcome},
     walk::Walk,
@@ -121,7 +122,7 @@ impl Bench {
             Came::Here => Finish::Handled,
             Came::ToLimit => Finish::Missing,
             Came::ToEnd(end) if is_waiting(&end) => Finish::Missing,
-            Came::ToEnd(_) => Finish::Ended,
+            Came::ToEnd(end) => Finish::Ended(reason(&end)),
         };
         Ok(Run { finish, ticks: walk.take_handled(), headers: headers(walk) })
     }

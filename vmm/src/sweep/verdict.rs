@@ -54,7 +54,7 @@ impl Verdict {
 }
 
 /// What a migration did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// In a word.
@@ -65,6 +65,9 @@ pub struct Outcome {
     pub late_ns: Option<u64>,
     /// The largest difference between the guest's clock and the host's account of it; positive = the guest's is ahead.
     pub clock_error_ns: i64,
+    /// Why the guest did not go on, if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
 }
 
 /// What the ticks are compared with.
@@ -111,14 +114,14 @@ pub(super) struct Counted {
 }
 
 /// How the run after the migration came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Finish {
     /// All ticks that were waited for came.
     Handled,
     /// Some did not.
     Missing,
-    /// The guest does not go on.
-    Ended,
+    /// The guest does not go on, for this reason.
+    Ended(String),
 }
 
 impl Measure {
@@ -145,8 +148,8 @@ impl Measure {
             }
         }
         let late = late_ns.unwrap_or(0) > self.usual_late_ns.saturating_add(self.tolerance_ns);
-        let verdict = match finish {
-            Finish::Ended => Verdict::Ended,
+        let verdict = match &finish {
+            Finish::Ended(_) => Verdict::Ended,
             Finish::Missing => Verdict::Lost,
             Finish::Handled if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > ACCOUNTS_AGREE_NS => {
                 Verdict::ClockStepped
@@ -156,7 +159,11 @@ impl Measure {
             Finish::Handled if early_wakes > self.usual_early_wakes => Verdict::Rearmed,
             Finish::Handled => Verdict::OnTime,
         };
-        Outcome { verdict, early_wakes, late_ns, clock_error_ns }
+        let ended = match finish {
+            Finish::Ended(reason) => Some(reason),
+            Finish::Handled | Finish::Missing => None,
+        };
+        Outcome { verdict, early_wakes, late_ns, clock_error_ns, ended }
     }
 }
 
@@ -213,7 +220,7 @@ mod tests {
         assert_eq!(verdict(&[late, early], untold, Finish::Handled), Verdict::Late);
         assert_eq!(verdict(&[late], back, Finish::Handled), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Missing), Verdict::Lost);
-        assert_eq!(verdict(&[], back, Finish::Ended), Verdict::Ended);
+        assert_eq!(verdict(&[], back, Finish::Ended("crash".to_owned())), Verdict::Ended);
     }
 
     #[test]

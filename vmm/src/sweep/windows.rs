@@ -100,6 +100,7 @@ mod tests {
             early_wakes: 0,
             late_ns: Some(at.iter().sum()),
             clock_error_ns: 0,
+            ended: None,
         };
         Point {
             at: at.to_vec(),
