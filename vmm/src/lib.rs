@@ -11,5 +11,6 @@ pub mod pvclock;
 pub mod run;
 pub mod session;
 pub mod snapshot;
+pub mod study;
 pub mod sweep;
 pub mod time;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::sweep_args::Sweep;
+use super::sweep_args::{Study, Sweep};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
@@ -37,6 +37,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
     Sweep(Box<Sweep>),
+    /// Study every clockevent of the embedded guest: precision and cost of its arithmetic, every policy, every fault.
+    Study(Study),
 }
 
 #[derive(Debug, Args)]

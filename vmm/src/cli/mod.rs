@@ -7,6 +7,7 @@ mod doctor;
 pub mod exit;
 mod run;
 mod snapshot;
+mod study;
 mod sweep;
 pub mod sweep_args;
 mod units;
@@ -34,6 +35,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Some(Command::Snapshot(args)) => snapshot::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Sweep(args)) => sweep::run(&args),
+        Some(Command::Study(args)) => study::run(&args),
         None => match cli.run.guest {
             Some(_) => run::boot(&cli.run),
             None => {

@@ -74,6 +74,12 @@ impl Program {
         }
     }
 
+    /// The name of the instruction at `address`.
+    pub(super) fn mnemonic(&self, address: u64) -> String {
+        let (_, text) = disassemble(self.bytes(address), address);
+        text.split_whitespace().next().unwrap_or_default().to_owned()
+    }
+
     /// The address of the one function that `name` means: its whole name, or the end of it after a `::`.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub mod merge;
 mod options;
 mod point;
 pub mod result;
+mod tally;
 pub mod verdict;
 mod walk;
 mod windows;
@@ -23,6 +24,7 @@ mod workers;
 
 pub use options::{Depth, Edge, Every, Options, Ratio};
 pub use point::{Replay, replay};
+pub use tally::{Tally, tally};
 pub use workers::{Cost, Progress, sweep};
 
 use crate::run::{End, RunError};

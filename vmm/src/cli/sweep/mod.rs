@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
 use vmm::{
     boot::Image,
     guest_image::GUEST_ELF,
@@ -80,10 +81,10 @@ fn options(args: &Sweep) -> Options {
 }
 
 /// Ends a sweep in good order at the first SIGINT or SIGTERM; the second ends the program.
-static CANCEL: AtomicBool = AtomicBool::new(false);
+pub static CANCEL: AtomicBool = AtomicBool::new(false);
 
 /// Call before any thread is started: they inherit the mask.
-fn wait_for_signals() -> Result<()> {
+pub fn wait_for_signals() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block().context("cannot block signals")?;
     let wait = move || {
@@ -113,7 +114,7 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     if !findings.complete {
         eprintln!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
     }
-    output.write(&findings)?;
+    output.write(&findings, || table::print(&findings))?;
     verdict(&findings)
 }
 
@@ -153,7 +154,7 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
 fn merge_files(files: &[std::path::PathBuf], output: &Output) -> Result<ExitCode> {
     let shards: Vec<(String, Findings)> = files.iter().map(|path| read(path)).collect::<Result<_>>()?;
     let findings = merge::merge(shards).map_err(|error| Usage(error.to_string()))?;
-    output.open()?.write(&findings)?;
+    output.open()?.write(&findings, || table::print(&findings))?;
     verdict(&findings)
 }
 
@@ -166,12 +167,13 @@ fn read(path: &Path) -> Result<(String, Findings)> {
 }
 
 /// Where results go, opened: a file that cannot be written is better told before the work.
-struct Opened<'a> {
+pub struct Opened<'a> {
     json: Option<(&'a Path, Box<dyn Write>)>,
 }
 
 impl Output {
-    fn open(&self) -> Result<Opened<'_>> {
+    /// Opens the files.
+    pub fn open(&self) -> Result<Opened<'_>> {
         let open = |path: &'_ Path| -> Result<Box<dyn Write>> {
             if path == Path::new("-") {
                 return Ok(Box::new(io::stdout()));
@@ -185,13 +187,14 @@ impl Output {
 }
 
 impl Opened<'_> {
-    fn write(self, findings: &Findings) -> Result<()> {
+    /// Writes the result, and prints the table unless the result goes to standard output.
+    pub fn write(self, result: &impl Serialize, table: impl FnOnce()) -> Result<()> {
         let quiet = self.json.as_ref().is_some_and(|(path, _)| *path == Path::new("-"));
         if !quiet {
-            table::print(findings);
+            table();
         }
         if let Some((path, mut file)) = self.json {
-            serde_json::to_writer(&mut file, findings)
+            serde_json::to_writer(&mut file, result)
                 .map_err(io::Error::from)
                 .and_then(|()| file.write_all(b"\n"))
                 .and_then(|()| file.flush())

@@ -1,0 +1,140 @@
+//! The study's tables, as Markdown.
+
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use vmm::{
+    study::{
+        Study,
+        arithmetic::Arithmetic,
+        faults,
+        matrix::{Cell, RATIOS, Row},
+    },
+    sweep::verdict::Verdict,
+};
+
+use crate::cli::units::time;
+
+pub(super) fn print(study: &Study) {
+    if let Some(arithmetic) = &study.arithmetic {
+        precision(arithmetic);
+        cost(arithmetic);
+    }
+    if let Some(rows) = &study.matrix {
+        matrix(rows);
+    }
+    if let Some(rows) = &study.faults {
+        faults(rows);
+    }
+}
+
+fn precision(arithmetic: &Arithmetic) {
+    println!("## Precision\n");
+    println!("{} random waits for each TSC frequency; against the exact inverse of the page.\n", arithmetic.samples);
+    let mut table = markdown([
+        "frequencies",
+        "wait",
+        "conversion",
+        "early",
+        "most early",
+        "in ticks",
+        "RMS",
+        "in ticks",
+        "cut short",
+        "late",
+    ]);
+    for row in &arithmetic.precision {
+        table.add_row([
+            row.frequencies.clone(),
+            row.wait.clone(),
+            row.conversion.clone(),
+            format!("{:.1} %", row.early_share * 100.0),
+            time(row.most_early_ns),
+            row.most_early_ticks.to_string(),
+            format!("{:.2} ns", row.rms_ns),
+            format!("{:.2}", row.rms_ticks),
+            row.cut_short.to_string(),
+            row.late.to_string(),
+        ]);
+    }
+    show(table, 3..10);
+}
+
+fn cost(arithmetic: &Arithmetic) {
+    println!("\n## Cost of a tick, counted by stepping\n");
+    let mut table = markdown(["clockevent", "instructions", "divisions", "multiplications", "exits"]);
+    for row in &arithmetic.cost {
+        table.add_row([
+            row.clockevent.clone(),
+            row.tick.instructions.to_string(),
+            row.tick.divisions.to_string(),
+            row.tick.multiplications.to_string(),
+            row.tick.operations.to_string(),
+        ]);
+    }
+    show(table, 1..5);
+}
+
+fn matrix(rows: &[Row]) {
+    println!("\n## A migration at every instruction of a tick\n");
+    println!(
+        "A cell: the worst verdict, at how many of the tick's instructions (`all` or a number), and by how much at worst. \
+         `ok` = every tick in time.\n"
+    );
+    let mut header = vec!["clockevent".to_owned(), "deadline".to_owned(), "points".to_owned()];
+    header.extend(RATIOS.map(|ratio| format!("×{ratio}")));
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(header);
+    for row in rows {
+        let mut line = vec![row.clockevent.clone(), row.deadline.as_str().to_owned(), row.points.to_string()];
+        line.extend(row.cells.iter().map(|cell| in_a_word(cell, row.points)));
+        table.add_row(line);
+    }
+    show(table, 2..3);
+}
+
+fn in_a_word(cell: &Cell, points: u64) -> String {
+    let of = |count: u64| if count == points { "all".to_owned() } else { count.to_string() };
+    match cell.worst {
+        Verdict::OnTime => "ok".to_owned(),
+        Verdict::Rearmed => format!("early wakes {}, {}", of(cell.rearmed_points), cell.most_early_wakes),
+        Verdict::Late => format!("LATE {}, {}", of(cell.bad_points), time(cell.worst_late_ns)),
+        Verdict::Lost => format!("LOST {}", of(cell.lost_points)),
+        worst @ (Verdict::Untold | Verdict::ClockStepped | Verdict::Ended) => {
+            format!("{} {}", worst.as_str().to_uppercase(), of(cell.bad_points))
+        }
+    }
+}
+
+fn faults(rows: &[faults::Row]) {
+    println!("\n## A migration to ×0.5 whose restore has a fault\n");
+    let mut table = markdown(["fault", "clockevent", "points", "verdicts", "worst late"]);
+    for row in rows {
+        let verdicts = row.totals.verdicts.iter().map(|(verdict, count)| format!("{} {count}", verdict.as_str()));
+        table.add_row([
+            row.fault.clone(),
+            row.clockevent.clone(),
+            row.points.to_string(),
+            verdicts.collect::<Vec<_>>().join(", "),
+            time(row.totals.worst_late_ns),
+        ]);
+    }
+    show(table, 2..3);
+}
+
+fn markdown<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(header);
+    table
+}
+
+fn show(mut table: Table, right: std::ops::Range<usize>) {
+    for index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end());
+    }
+}
