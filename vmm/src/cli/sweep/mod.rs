@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use vmm::{
     boot::Image,
     guest_image::GUEST_ELF,
-    run::{BootOptions, HostEnvironment, RunError, TimeMode, source::SourceChoice},
+    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, source::SourceChoice},
     sweep::{
         self, Depth, Options, SweepError, merge,
         result::{Findings, Target},
@@ -54,6 +54,7 @@ fn options(args: &Sweep) -> Options {
             memory: args.memory,
             cmdline: args.cmdline.clone(),
             initrd: None,
+            lapic: LapicKind::User,
             time: TimeMode::Virtual,
             source: SourceChoice::Auto,
             khz: Some(args.tsc_khz),
