@@ -136,6 +136,43 @@ fn every_command() {
     vm.ends();
 }
 
+// Catches: with KVM's LAPIC, whose clock and timers go on when the vCPUs stop: a pause that VM time counts, a timer that
+// does not outlive it, a refused migration that takes the VM with it.
+#[test]
+fn every_command_with_kvms_lapic() {
+    if !kvm() {
+        return;
+    }
+    let mut vm = Idle::start("clockevent=kvm-tsc-deadline hz=200", "--lapic kvm");
+    vm.ticks_on();
+    assert_eq!((&vm.status()["lapic"], &vm.status()["tsc_source"]), (&"kvm".into(), &"host".into()));
+    let _ = vm.ctl("pause").expect(0);
+    let [first, second] = [(); 2].map(|()| {
+        thread::sleep(Duration::from_millis(30));
+        vm.status()
+    });
+    assert_eq!(first["state"], "paused");
+    assert_eq!(first, second, "time passes while it is paused");
+    let _ = vm.ctl("snapshot still").expect(0);
+    assert_eq!(vm.status(), first, "a snapshot of a paused VM leaves it as it was");
+    let _ = vm.ctl("resume").expect(0);
+    vm.ticks_on();
+    let restored = vm.lab.restore("still", "--save-at 1ms --save-to later");
+    // KVM's clock goes on from the moment at which it is set.
+    assert!(restored.trace().only("restore").vm_ns() >= first["vm_time_ns"].as_u64().unwrap());
+
+    let khz = vm.number("tsc_khz");
+    let _ = vm.ctl(&format!("migrate --tsc-khz {khz} --deadline keep --downtime catch-up")).expect(0);
+    assert_eq!((vm.number("tsc_khz"), vm.number("migrations")), (khz, 1));
+    vm.ticks_on();
+    vm.ctl(&format!("migrate --tsc-khz {}", khz * 11)).refused(1, &["0.1 to 10 times"]);
+    vm.ticks_on();
+    let _ = vm.ctl("snapshot running").expect(0);
+    vm.ticks_on();
+    let _ = vm.ctl("quit").expect(0);
+    vm.ends();
+}
+
 // Catches: an API that only our own client can speak.
 #[test]
 fn any_http_client_will_do() {
