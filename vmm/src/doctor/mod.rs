@@ -243,7 +243,7 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
                 "TSC-deadline",
                 false,
                 "KVM swallows the write of IA32_TSC_DEADLINE: vmm patches the guest's deadline sites, or hides TSC-deadline \
-                 from a guest that has none",
+                 from a guest that has none; --lapic kvm has it",
             ),
         },
         match report.x2apic_exits {

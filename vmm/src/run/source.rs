@@ -142,7 +142,8 @@ pub fn choose(
         (false, _) => "",
         (true, true) => "; it swallows the TSC deadline, so the guest's deadline sites are patched",
         (true, false) => {
-            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden"
+            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden (--lapic kvm \
+             has it)"
         }
     };
     Ok(Chosen {

@@ -80,13 +80,17 @@ impl Thaw<'_> {
         let index = cpu.index;
         let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
         // By a clock that is never ahead of the guest's: a deadline moved to the same VM time must not be early in it.
-        let new = self.adjusted.page;
-        let behind = PageClock { system_time: VmTime(new.system_time.0.saturating_sub(ROUNDINGS_NS)), ..new };
+        let page_now = self.adjusted.page;
+        let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };
         let adjusted = Adjusted { page: behind, ..*self.adjusted };
         let armed = rearm(armed, tsc_adjust, self.policies.deadline, self.moment, &adjusted);
-        let (page, deadline) = timer::to_set(&page, armed, self.vm.clock()?.vm);
-        cpu.vcpu.set_lapic_timer(&page, deadline).map_err(bad)?;
-        if std::mem::take(&mut cpu.new) {
+        let new = std::mem::take(&mut cpu.new);
+        // Only KVM's LAPIC knows whether it has delivered the interrupt of a count that is over: the same one goes on.
+        if new || !timer::one_shot_is_over(&page) {
+            let (page, deadline) = timer::to_set(&page, armed, self.vm.clock()?.vm);
+            cpu.vcpu.set_lapic_timer(&page, deadline).map_err(bad)?;
+        }
+        if new {
             cpu.vcpu.set_tsc_adjust(tsc_adjust).map_err(bad)?;
             cpu.vcpu.set_kvmclock(system_time, wall_clock).map_err(bad)?;
             cpu.vcpu.set_mp_state(mp_state).map_err(bad)?;

@@ -36,6 +36,11 @@ pub(super) fn armed(page: &LapicPage, tsc_deadline: u64, now: VmTime) -> Armed {
     }
 }
 
+/// Whether a one-shot count is over: then nothing of it is left that could be moved.
+pub(super) fn one_shot_is_over(page: &LapicPage) -> bool {
+    page.register(LVTT) >> 17 & 0b11 == 0b00 && page.register(TMICT) != 0 && page.register(TMCCT) == 0
+}
+
 /// The registers and the TSC deadline to set, at VM time `now`, for a timer that waits for `armed`.
 pub(super) fn to_set(page: &LapicPage, armed: Armed, now: VmTime) -> (LapicPage, u64) {
     let mut page = page.clone();
@@ -80,6 +85,10 @@ mod tests {
     #[test]
     fn a_one_shot_that_is_over_is_due() {
         let over = page(0, 9, 0, 0xb);
+        assert_eq!(
+            [&over, &page(0, 9, 1, 0xb), &page(1 << 17, 9, 0, 0xb), &page(0, 0, 0, 0xb)].map(one_shot_is_over),
+            [true, false, false, false]
+        );
         assert_eq!(armed(&over, 0, VmTime(5)), Armed::Count { expires: VmTime(5) });
         assert_eq!(to_set(&over, armed(&over, 0, VmTime(5)), VmTime(5)).0.register(TMCCT), 1);
     }
