@@ -32,7 +32,7 @@ pub fn choose(
 ) -> Result<Chosen, RunError> {
     let excluded = |what: &str| {
         RunError::Usage(format!(
-            "{what} needs the guest's instructions trapped, which KVM's LAPIC does not allow: HLT does not exit; use \
+            "{what} needs the guest's instructions trapped, which KVM's LAPIC does not allow: HLT does not exit; boot with \
              --lapic user"
         ))
     };
@@ -44,7 +44,7 @@ pub fn choose(
     }
     if env.emulated.is_some() {
         return Err(RunError::Usage(
-            "--emulate-host is about exits that do not come with KVM's LAPIC; use --lapic user".to_owned(),
+            "--emulate-host is about exits that do not come with KVM's LAPIC; boot with --lapic user".to_owned(),
         ));
     }
     if !env.host.has_kernel_lapic() || features(&env.supported) & KVMCLOCK == 0 {
@@ -70,7 +70,7 @@ pub fn choose(
             };
             return Err(RunError::HostLacks(format!(
                 "--lapic kvm: {guest} cannot have a TSC of {khz} here: the host's has {host_khz}, {tsc}, and with KVM's \
-                 LAPIC it cannot be trapped; use a host with TSC scaling, or --lapic user with a guest that has trap sites"
+                 LAPIC it cannot be trapped; use a host with TSC scaling, or boot a guest that has trap sites with --lapic user"
             )));
         }
     };
