@@ -139,7 +139,8 @@ fn many_migrations_in_process() {
         run.in_order(60 * cpus);
         let of_cpu_0 = |event| run.trace().all(event).filter(|line| line.field("cpu") == 0);
         let pairs: Vec<_> = of_cpu_0("save").zip(of_cpu_0("restore")).collect();
-        assert!(pairs.len() >= 10, "{cmdline} {downtime}: {} migrations", pairs.len());
+        // On a busy host each takes so long that under catch-up the guest's 600 ms are over after some.
+        assert!(pairs.len() >= 3, "{cmdline} {downtime}: {} migrations", pairs.len());
         let mut steps: Vec<_> = pairs.iter().map(|(save, restore)| beyond_downtime(save, restore)).collect();
         assert!(steps.iter().all(|step| *step >= 0), "VM time went back: {steps:?}");
         // KVM's clock goes on from the moment at which it is set; reading it is the next call. A busy host may come between

@@ -15,28 +15,24 @@ use vm_memory::GuestMemoryMmap;
 use super::{
     BootOptions, EmulatedHost, HostEnvironment, LapicKind, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
     clock::Clock,
-    cpu::{Cpu, Local, Phase},
+    cpu::Cpu,
+    cpus,
     in_kernel::{self, KvmCpu},
     judge::Judge,
     mailbox::Interruptions,
     platform::{Post, Ram, lock},
     schedule,
-    source::{self, Chosen, SourceChoice, TscSource},
-    state::{CpuState, CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
+    source::{self, SourceChoice, TscSource},
+    state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
     trace::{Event, Trace},
     turn::Stop,
     turns::{Turns, Until},
 };
 use crate::{
-    apic::{self, LocalApic},
-    boot::{
-        self, Entry, Image,
-        cpuid::{self, Leaf, Offer},
-        sites::Sites,
-    },
+    boot::{self, Image, cpuid::Leaf, sites::Sites},
     devices::Devices,
-    kvm::{Vcpu, Vm},
-    pvclock::{Registration, WallRegistration},
+    kvm::Vm,
+    pvclock::WallRegistration,
     time::{Khz, Moment, Now, VmTime, host::wall_ns},
 };
 
@@ -117,7 +113,7 @@ impl Machine {
         let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
         let (cpus, in_kernel, leaves) = match options.lapic {
             LapicKind::User => {
-                let (cpus, leaves) = boot_cpus(&vm, env, &chosen, options, khz, &entry)?;
+                let (cpus, leaves) = cpus::boot(&vm, env, &chosen, options, khz, &entry)?;
                 (cpus, None, leaves)
             }
             LapicKind::Kvm => {
@@ -186,7 +182,7 @@ impl Machine {
             CpuStates::Kvm(_) => in_kernel::choose(env, choice, time, khz, image),
         }?;
         match saved_cpus {
-            CpuStates::User(cpus) => cpus.iter().try_for_each(|cpu| check_features(env, cpu, &chosen)),
+            CpuStates::User(cpus) => cpus.iter().try_for_each(|cpu| cpus::check_features(env, cpu, &chosen)),
             CpuStates::Kvm(cpus) => cpus.iter().try_for_each(|cpu| in_kernel::check_features(env, cpu, &chosen)),
         }?;
         chosen.patched.patch(&memory);
@@ -196,7 +192,7 @@ impl Machine {
         // LAPIC follows there too.
         let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
         let (cpus, in_kernel) = match saved_cpus {
-            CpuStates::User(saved) => (restore_cpus(&vm, &memory, saved)?, None),
+            CpuStates::User(saved) => (cpus::restore(&vm, &memory, saved)?, None),
             CpuStates::Kvm(saved) => (Vec::new(), Some(in_kernel::restore(&vm, saved)?)),
         };
         let clock = Clock::from_state(chosen.source, time, env.clock, saved_clock);
@@ -332,7 +328,7 @@ impl Machine {
         }
         let clock = lock(&self.platform.clock);
         let cpus = match &self.in_kernel {
-            None => CpuStates::User(cpu_states(&mut self.cpus, &self.cpuid, env, &clock)?),
+            None => CpuStates::User(cpus::states(&mut self.cpus, &self.cpuid, env, &clock)?),
             Some(cpus) => {
                 let states = cpus.iter().zip(&self.cpuid).map(|(cpu, cpuid)| {
                     // The MP state first, which `frozen` has read: it may change the rest.
@@ -438,141 +434,6 @@ impl Machine {
     }
 }
 
-/// The vCPUs of a machine about to boot, number 0 at `entry`, and the CPUID that each sees.
-fn boot_cpus(
-    vm: &Vm,
-    env: &HostEnvironment,
-    chosen: &Chosen,
-    options: &BootOptions,
-    khz: Khz,
-    entry: &Entry,
-) -> Result<(Vec<Cpu>, Vec<Vec<Leaf>>), RunError> {
-    let offer = Offer {
-        x2apic: options.x2apic && env.facts.x2apic_exits,
-        tsc_deadline: chosen.tsc_deadline,
-        ns_deadline: true,
-        tsc_adjust: chosen.source == TscSource::Trapped,
-        tsc_khz: khz,
-        cpus: options.cpus,
-    };
-    let mut cpus = Vec::new();
-    let mut leaves = Vec::new();
-    for index in 0..options.cpus {
-        let config = apic::Config {
-            id: index,
-            bsp: index == 0,
-            x2apic: offer.x2apic,
-            tsc_deadline: offer.tsc_deadline,
-            ns_deadline: offer.ns_deadline,
-        };
-        let seen = cpuid::leaves(&env.supported, &offer, index);
-        let mut vcpu = Vcpu::new(vm, index, &seen)?;
-        if index == 0 {
-            vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
-        }
-        let apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
-        vcpu.set_apic_base_at_reset(apic.apic_base())?;
-        leaves.push(seen);
-        let local = Local {
-            index,
-            apic,
-            pvclock: Registration::default(),
-            tsc_adjust: 0,
-            phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
-            halted: false,
-            timer_interrupts: 0,
-            published_flags: 0,
-            sti_shadow: false,
-        };
-        cpus.push(Cpu { vcpu, local });
-    }
-    Ok((cpus, leaves))
-}
-
-/// The vCPUs, to be saved.
-fn cpu_states(
-    cpus: &mut [Cpu],
-    cpuids: &[Vec<Leaf>],
-    env: &HostEnvironment,
-    clock: &Clock,
-) -> Result<Vec<CpuState>, RunError> {
-    let mut states = Vec::new();
-    for (Cpu { vcpu, local }, cpuid) in cpus.iter_mut().zip(cpuids) {
-        // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
-        // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
-        let Local {
-            index: _,
-            apic,
-            pvclock,
-            tsc_adjust,
-            phase,
-            halted,
-            timer_interrupts: _,
-            published_flags: _,
-            sti_shadow: _,
-        } = local;
-        let mut kvm = vcpu.state(&env.msrs)?;
-        // KVM's copy of CR8 is only as fresh as the last entry.
-        kvm.system.cr8 = u64::from(apic.cr8());
-        states.push(CpuState {
-            cpuid: cpuid.clone(),
-            apic_config: *apic.config(),
-            kvm,
-            apic: apic.state(clock.now(*tsc_adjust)),
-            pvclock: pvclock.state(),
-            tsc_adjust: *tsc_adjust,
-            phase: *phase,
-            halted: *halted,
-        });
-    }
-    Ok(states)
-}
-
-/// The vCPUs as they were saved.
-fn restore_cpus(vm: &Vm, memory: &GuestMemoryMmap, saved: &[CpuState]) -> Result<Vec<Cpu>, RunError> {
-    let mut cpus = Vec::new();
-    for (index, cpu) in (0u32..).zip(saved) {
-        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
-        let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
-        // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-        let mut vcpu = Vcpu::new(vm, index, seen).map_err(|e| bad(e.to_string()))?;
-        vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
-        let local = Local {
-            index,
-            apic: LocalApic::from_state(saved_apic, *apic_config)
-                .map_err(|e| bad(e.to_string()))?
-                .with_physical_bits(cpuid::physical_bits(seen)),
-            pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
-            tsc_adjust: *tsc_adjust,
-            phase: *phase,
-            halted: *halted,
-            timer_interrupts: 0,
-            published_flags: 0,
-            sti_shadow: false,
-        };
-        cpus.push(Cpu { vcpu, local });
-    }
-    Ok(cpus)
-}
-
 fn posts(count: usize) -> Vec<Post> {
     (0..count).map(|_| Post::default()).collect()
-}
-
-/// Every feature that the guest saw must be here, whether KVM or we provide it.
-fn check_features(env: &HostEnvironment, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, &env.supported);
-    if cpu.apic_config.x2apic && !env.facts.x2apic_exits {
-        missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
-    }
-    if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
-        missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
-    }
-    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped {
-        missing.push(format!(
-            "tsc_adjust (a TSC that is not trapped cannot be moved; use --tsc trapped, not {})",
-            chosen.source.as_str()
-        ));
-    }
-    if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
 }

@@ -14,6 +14,7 @@ pub mod bell;
 mod checkpoint;
 pub mod clock;
 pub mod cpu;
+mod cpus;
 mod error;
 pub mod fault;
 mod idle;
