@@ -66,11 +66,12 @@ impl Idle {
     }
 
     /// Ends by itself, in good order.
-    fn ends(self) {
+    fn ends(self) -> Ended {
         let ended = self.process.finish().expect(0);
         assert!(!self.lab.path("s").exists(), "the socket is left behind: {ended:#?}");
         assert!(!ended.stderr.contains("panicked at"), "{ended:#?}");
         assert!(ended.stderr.contains(" 0 lost,"), "{ended:#?}");
+        ended
     }
 }
 
@@ -133,7 +134,62 @@ fn every_command() {
     let _ = vm.ctl("resume").expect(0);
     vm.ticks_on();
     let _ = vm.ctl("quit").expect(0);
-    vm.ends();
+    let _ = vm.ends();
+}
+
+// Catches: with KVM's LAPIC, whose clock and timers go on when the vCPUs stop: a pause that VM time counts, a timer that
+// does not outlive it, a refused migration that takes the VM with it.
+#[test]
+fn every_command_with_kvms_lapic() {
+    if !kvm() {
+        return;
+    }
+    let mut vm = Idle::start("clockevent=kvm-tsc-deadline hz=200", "--lapic kvm");
+    vm.ticks_on();
+    assert_eq!((&vm.status()["lapic"], &vm.status()["tsc_source"]), (&"kvm".into(), &"host".into()));
+    let _ = vm.ctl("pause").expect(0);
+    let [first, second] = [(); 2].map(|()| {
+        thread::sleep(Duration::from_millis(30));
+        vm.status()
+    });
+    assert_eq!(first["state"], "paused");
+    assert_eq!(first, second, "time passes while it is paused");
+    let _ = vm.ctl("snapshot still").expect(0);
+    assert_eq!(vm.status(), first, "a snapshot of a paused VM leaves it as it was");
+    let _ = vm.ctl("resume").expect(0);
+    vm.ticks_on();
+    let restored = vm.lab.restore("still", "--save-at 1ms --save-to later");
+    // KVM's clock goes on from the moment at which it is set.
+    assert!(restored.trace().only("restore").vm_ns() >= first["vm_time_ns"].as_u64().unwrap());
+
+    let khz = vm.number("tsc_khz");
+    let _ = vm.ctl(&format!("migrate --tsc-khz {khz} --deadline keep --downtime catch-up")).expect(0);
+    assert_eq!((vm.number("tsc_khz"), vm.number("migrations")), (khz, 1));
+    vm.ticks_on();
+    vm.ctl(&format!("migrate --tsc-khz {}", khz * 11)).refused(1, &["0.1 to 10 times"]);
+    vm.ticks_on();
+    let _ = vm.ctl("snapshot running").expect(0);
+    vm.ticks_on();
+    let _ = vm.ctl("quit").expect(0);
+    let _ = vm.ends();
+}
+
+// Catches: a pause after which KVM counts a one-shot timer down anew that is over, or that it counts as VM time.
+#[test]
+fn pauses_keep_a_count_in_kvms_lapic() {
+    if !kvm() {
+        return;
+    }
+    let mut vm = Idle::start("clockevent=lapic-oneshot hz=200", "--lapic kvm");
+    vm.ticks_on();
+    for _ in 0..60 {
+        let _ = vm.ctl("pause").expect(0);
+        let _ = vm.ctl("resume").expect(0);
+    }
+    vm.ticks_on();
+    let _ = vm.ctl("quit").expect(0);
+    let ended = vm.ends();
+    assert!(ended.stderr.contains(" 0 woken early;"), "{ended:#?}");
 }
 
 // Catches: an API that only our own client can speak.
@@ -167,7 +223,7 @@ fn any_http_client_will_do() {
     }
     assert_eq!(http(&socket, "PUT", "/v1/resume", "").0, 204);
     assert_eq!(http(&socket, "PUT", "/v1/quit", "").0, 204);
-    vm.ends();
+    let _ = vm.ends();
 }
 
 // Catches: a command that fails and takes the VM with it, or leaves something half-made.
@@ -189,7 +245,7 @@ fn a_refused_command_changes_nothing() {
     assert_eq!(names, ["occupied", "s"]);
     vm.ticks_on();
     let _ = vm.ctl("quit").expect(0);
-    vm.ends();
+    let _ = vm.ends();
     let lab = Lab::new();
     lab.run("ctl --api-sock nobody status").refused(2, &["nobody"]);
 }
@@ -208,7 +264,7 @@ fn signals_end_it_in_good_order() {
                 let _ = vm.ctl("pause").expect(0);
             }
             kill(Pid::from_raw(vm.process.id()), signal).unwrap();
-            vm.ends();
+            let _ = vm.ends();
         }
     }
 }
@@ -225,5 +281,5 @@ fn it_can_start_paused() {
     let _ = vm.ctl("resume").expect(0);
     vm.ticks_on();
     let _ = vm.ctl("quit").expect(0);
-    vm.ends();
+    let _ = vm.ends();
 }

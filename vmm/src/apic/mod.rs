@@ -38,7 +38,7 @@ pub use self::delivery::{Delivery, LocalSource};
 pub use self::ipi::{DeliveryMode, Destination, Ipi, Trigger};
 pub use self::route::{Route, lowest_priority};
 pub use self::state::{LvtState, State, TimerState};
-pub use self::timer::{Armed, Deadline};
+pub use self::timer::{Armed, Deadline, tick_ns};
 use self::vectors::{FIRST_LEGAL, Vectors, class, processor_priority};
 use crate::time::Now;
 

@@ -64,6 +64,14 @@ impl Mode {
     }
 }
 
+/// Nanoseconds in a tick of the count, with `divide` in TDCR (SDM vol. 3, "Divide Configuration Register": bits 3, 1, 0
+/// give 2, 4, …, 128, and 1).
+#[must_use]
+pub const fn tick_ns(divide: u32) -> u64 {
+    let code = divide >> 1 & 0b100 | divide & 0b11;
+    1 << ((code + 1) & 0b111)
+}
+
 /// The timer's own registers. Its LVT entry is in the table with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timer {
@@ -75,10 +83,9 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    /// Nanoseconds in a tick (SDM vol. 3, "Divide Configuration Register": bits 3, 1, 0 give 2, 4, …, 128, and 1).
+    /// Nanoseconds in a tick.
     fn tick_ns(&self) -> u64 {
-        let code = self.divide >> 1 & 0b100 | self.divide & 0b11;
-        1 << ((code + 1) & 0b111)
+        tick_ns(self.divide)
     }
 
     /// Takes the timer to `now`; says whether it expired on the way.

@@ -6,7 +6,7 @@ use super::sweep_args::{Study, Sweep};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
-        EmulatedHost, TimeMode,
+        EmulatedHost, LapicKind, TimeMode,
         source::{SourceChoice, TscSource},
     },
     time::{self, Khz},
@@ -61,6 +61,10 @@ pub struct Run {
     /// Virtual time with several vCPUs: what fixes the order of their turns.
     #[arg(long, value_name = "N", default_value = "0", requires = "guest")]
     pub seed: u64,
+    /// Who has the local APICs: vmm, or KVM with its own kvmclock, as in other VMMs. With kvm the TSC is the host's, or
+    /// scaled where that works.
+    #[arg(long, value_enum, value_name = "WHO", default_value = "user", requires = "guest")]
+    pub lapic: Lapic,
     /// How time passes for the guest; virtual needs a guest with trap sites. The demonstration's default is virtual, a
     /// guest's is real.
     #[arg(long, value_enum, value_name = "MODE")]
@@ -207,6 +211,23 @@ pub struct Doctor {
     /// Pretend to be a host with this peculiarity.
     #[arg(long, value_enum, value_name = "PECULIARITY")]
     pub emulate_host: Option<EmulateHost>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Lapic {
+    /// vmm: every access to them exits.
+    User,
+    /// KVM: the reference to compare with.
+    Kvm,
+}
+
+impl From<Lapic> for LapicKind {
+    fn from(lapic: Lapic) -> Self {
+        match lapic {
+            Lapic::User => Self::User,
+            Lapic::Kvm => Self::Kvm,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -6,7 +6,11 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use vmm::{
     boot::Image,
-    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Summary, source::SourceChoice},
+    run::{
+        BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode,
+        judge::{Lateness, Summary},
+        source::SourceChoice,
+    },
     session::{self, Cycle, Finish, Report},
     snapshot,
     time::{Khz, VmTime},
@@ -47,6 +51,7 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
         memory: args.memory,
         cmdline: args.cmdline.clone().unwrap_or_default(),
         initrd,
+        lapic: args.lapic.into(),
         time: args.time.map_or(TimeMode::Real, TimeMode::from),
         source: args.session.tsc.into(),
         khz: args.tsc_khz,
@@ -115,8 +120,9 @@ fn vm_time(length: Duration) -> VmTime {
 
 fn tell(report: &Report) {
     let Report { finish, summary, vm_ns, migrations } = report;
-    let (late, host) = (&summary.late_by_guest, &summary.late_by_host);
+    let (late, host) = (&summary.late_by_guest, summary.late_by_host);
     let micros = |ns: u64| humantime::format_duration(Duration::from_nanos(ns / 1000 * 1000)).to_string();
+    let by_host = |what: fn(Lateness) -> u64| host.map_or_else(|| "-".to_owned(), |late| micros(what(late)));
     if summary.ticks > 0 {
         eprintln!(
             "vmm: {} ticks, {} lost, {} woken early; late p99 {} worst {} by the guest, p99 {} worst {} by the host; clock \
@@ -126,8 +132,8 @@ fn tell(report: &Report) {
             summary.early_wakes,
             micros(late.p99_ns),
             micros(late.worst_ns),
-            micros(host.p99_ns),
-            micros(host.worst_ns),
+            by_host(|late| late.p99_ns),
+            by_host(|late| late.worst_ns),
             summary.clock_steps_back,
             migrations,
             micros(vm_ns.0),

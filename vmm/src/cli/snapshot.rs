@@ -3,7 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use vmm::snapshot;
+use vmm::{
+    apic::Armed,
+    kvm::state::MpState,
+    run::{LapicKind, state::CpuStates},
+    snapshot,
+};
 
 use super::args::{Snapshot, SnapshotCommand};
 
@@ -20,7 +25,11 @@ pub fn run(args: &Snapshot) -> Result<ExitCode> {
         println!("  {:<12} version {}  {:>6} bytes", section.name, section.version, section.bytes);
     }
     let moment = state.clock.moment;
-    println!("  image {}, {} vCPU", state.machine.image, state.cpus.len());
+    let lapic = match state.cpus.lapic() {
+        LapicKind::User => "vmm's",
+        LapicKind::Kvm => "KVM's",
+    };
+    println!("  image {}, {} vCPU, {lapic} LAPIC", state.machine.image, state.cpus.count());
     println!(
         "  saved at TSC {} ({}), VM time {} ns, {} time, TSC source {}",
         moment.tsc.0,
@@ -29,14 +38,21 @@ pub fn run(args: &Snapshot) -> Result<ExitCode> {
         state.machine.time.as_str(),
         state.machine.source.as_str()
     );
-    for cpu in &state.cpus {
-        println!(
-            "  cpu {}: RIP {:#x}{}, timer {:?}",
-            cpu.apic_config.id,
-            cpu.kvm.registers.rip,
-            if cpu.halted { " (halted)" } else { "" },
-            cpu.apic.timer.armed
-        );
+    let tell = |index, rip, halted, armed: Armed| {
+        let halted = if halted { " (halted)" } else { "" };
+        println!("  cpu {index}: RIP {rip:#x}{halted}, timer {armed:?}");
+    };
+    match &state.cpus {
+        CpuStates::User(cpus) => {
+            for (index, cpu) in cpus.iter().enumerate() {
+                tell(index, cpu.kvm.registers.rip, cpu.halted, cpu.apic.timer.armed);
+            }
+        }
+        CpuStates::Kvm(cpus) => {
+            for (index, cpu) in cpus.iter().enumerate() {
+                tell(index, cpu.kvm.registers.rip, cpu.lapic.mp_state == MpState::Halted, cpu.lapic.armed);
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    run::source::TscSource,
+    run::{LapicKind, source::TscSource},
     time::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, VmTime},
 };
 
@@ -79,6 +79,8 @@ pub enum RunState {
 pub struct Status {
     /// Whether the guest makes progress.
     pub state: RunState,
+    /// Who has the local APICs.
+    pub lapic: LapicKind,
     /// Where the guest's RDTSC gets its value.
     pub tsc_source: TscSource,
     /// The guest TSC frequency now, in kHz.

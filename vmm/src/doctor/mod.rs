@@ -43,6 +43,10 @@ pub struct Report {
     pub deadline_wrmsr: &'static str,
     /// x2APIC MSRs exit.
     pub x2apic_exits: bool,
+    /// KVM's own LAPIC can be had (`--lapic kvm`).
+    pub kernel_lapic: bool,
+    /// Its TSC deadline fired, and not early.
+    pub kernel_lapic_deadline: bool,
     /// Cost of one instruction of supervisor code, in nanoseconds.
     pub supervisor_instruction_ns: f64,
     /// Supervisor code is emulated rather than executed.
@@ -123,6 +127,7 @@ pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let step = probe::single_step(host, supported, khz)?;
     let supervisor_instruction_ns = probe::instruction_ns(host, supported, khz)?;
     let wakes = wake_lateness(&env);
+    let kernel_lapic = probe::kernel_lapic(host, supported)?;
     let mut report = Report {
         schema: SCHEMA,
         kernel: read_line("/proc/sys/kernel/osrelease"),
@@ -138,6 +143,8 @@ pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
             DeadlineWrite::Swallowed => "swallowed",
         },
         x2apic_exits: facts.x2apic_exits,
+        kernel_lapic: kernel_lapic.available,
+        kernel_lapic_deadline: kernel_lapic.deadline_fires,
         supervisor_instruction_ns,
         supervisor_emulated: supervisor_instruction_ns > EMULATED_NS,
         single_step_exact: step.exact,
@@ -236,12 +243,23 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
                 "TSC-deadline",
                 false,
                 "KVM swallows the write of IA32_TSC_DEADLINE: vmm patches the guest's deadline sites, or hides TSC-deadline \
-                 from a guest that has none",
+                 from a guest that has none; --lapic kvm has it",
             ),
         },
         match report.x2apic_exits {
             true => verdict("x2APIC", true, "its MSRs exit; --x2apic off offers xAPIC only"),
             false => verdict("x2APIC", false, "its MSRs do not exit: guests get xAPIC"),
+        },
+        match (report.kernel_lapic, report.kernel_lapic_deadline) {
+            (true, true) => {
+                verdict("--lapic kvm", true, "KVM's LAPIC can be had, and its TSC deadline fires, not early")
+            }
+            (true, false) => {
+                verdict("--lapic kvm", false, "KVM's LAPIC can be had, but its TSC deadline failed a probe")
+            }
+            (false, _) => {
+                verdict("--lapic kvm", false, "KVM's LAPIC cannot be had without its other chips; use --lapic user")
+            }
         },
         verdict(
             "guest code",

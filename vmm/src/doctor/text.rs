@@ -55,6 +55,15 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "  x2APIC MSRs                     {}", if report.x2apic_exits { "exit" } else { "do not exit" })?;
     writeln!(
         out,
+        "  KVM's own LAPIC                 {}",
+        match (report.kernel_lapic, report.kernel_lapic_deadline) {
+            (true, true) => "yes, and its TSC deadline fires",
+            (true, false) => "yes, but its TSC deadline does not fire in time",
+            (false, _) => "no",
+        },
+    )?;
+    writeln!(
+        out,
         "  supervisor code                 {:.1} ns an instruction: {}",
         report.supervisor_instruction_ns,
         if report.supervisor_emulated { "emulated" } else { "native" },

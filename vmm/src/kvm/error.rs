@@ -44,6 +44,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A vCPU state of other architectures or of times to come.
+    #[error("KVM reports MP state {0}, which no vCPU here can have")]
+    MpState(u32),
     /// KVM would not take one MSR of a saved vCPU.
     #[error("this host does not take the value {value:#x} for the guest's MSR {index:#x}")]
     Msr {

@@ -1,7 +1,7 @@
 //! The only folder that speaks to KVM, and the only one with `unsafe`.
 //!
-//! What it is: thin, typed access to `/dev/kvm`: open it, probe what this host does, build a VM without KVM's interrupt
-//! chip, run a vCPU until it asks for something ([`Exit`]), move a vCPU's state in and out as plain data.
+//! What it is: thin, typed access to `/dev/kvm`: open it, probe what this host does, build a VM with or
+//! without KVM's local APICs, run a vCPU until it asks for something ([`Exit`]), move a vCPU's state in and out as plain data.
 //!
 //! What it is not: it holds no policy and no device. It knows neither the LAPIC nor VM time; `crate::run` does.
 //!
@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code, reason = "system calls and the shared kvm_run page; every block says why it is sound")]
 
+mod clock;
 mod error;
 pub mod kick;
 mod open;
@@ -20,10 +21,11 @@ mod tsc;
 mod vcpu;
 mod vm;
 
+pub use clock::KvmClock;
 pub use error::{Error, HostError};
 pub use open::Host;
 pub use probe::HostFacts;
 pub use running::{Resting, Running};
 pub use tsc::read_tsc;
 pub use vcpu::{Bus, Exit, GpFault, Operation, Registers, Vcpu};
-pub use vm::Vm;
+pub use vm::{Lapics, Vm};

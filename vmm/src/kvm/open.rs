@@ -20,10 +20,24 @@ const NEEDED: [(Cap, &str, &str); 7] = [
 ];
 
 /// What something works better with.
-const WANTED: [(Cap, &str, &str); 3] = [
+const WANTED: [(Cap, &str, &str); 8] = [
     (Cap::TscControl, "KVM_CAP_TSC_CONTROL", "for the scaled TSC source"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "for the host's TSC frequency"),
     (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG", "to step in virtual time"),
+    KERNEL_LAPIC[0],
+    KERNEL_LAPIC[1],
+    KERNEL_LAPIC[2],
+    KERNEL_LAPIC[3],
+    KERNEL_LAPIC[4],
+];
+
+/// What KVM's own LAPIC and kvmclock need.
+const KERNEL_LAPIC: [(Cap, &str, &str); 5] = [
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "for KVM's own LAPIC (--lapic kvm)"),
+    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "for that LAPIC's TSC deadline"),
+    (Cap::MpState, "KVM_CAP_MP_STATE", "to save a vCPU that halts in KVM"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "to save KVM's kvmclock"),
+    (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL", "to tell the guest that KVM's kvmclock was stopped"),
 ];
 
 /// KVM of this host, opened and checked for what we cannot do without.
@@ -62,6 +76,12 @@ impl Host {
     pub fn capabilities(&self) -> Vec<(&'static str, bool, &'static str)> {
         let all = NEEDED.into_iter().chain(WANTED);
         all.map(|(cap, name, why)| (name, self.kvm.check_extension(cap), why)).collect()
+    }
+
+    /// Whether KVM has all that `--lapic kvm` takes.
+    #[must_use]
+    pub fn has_kernel_lapic(&self) -> bool {
+        KERNEL_LAPIC.iter().all(|(cap, ..)| self.kvm.check_extension(*cap))
     }
 
     /// The CPUID leaves this host's KVM can offer a guest.

@@ -1,11 +1,11 @@
-//! A virtual machine without KVM's interrupt chip: memory slots and MSR exits.
+//! A virtual machine: memory slots, MSR exits, and who has the local APICs.
 
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X86_DISABLE_EXITS_MWAIT, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X86_DISABLE_EXITS_MWAIT,
+    kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -23,6 +23,28 @@ const OURS: [(u32, u32); 6] = [
     (guest_abi::ns_deadline::MSR, 1),
 ];
 
+/// With KVM's LAPICs: KVM's paravirtual MSRs but those of kvmclock. KVM serves them whatever CPUID says, and they hold
+/// state that we do not save.
+const NOT_OFFERED: (u32, u32) = (0x4b56_4d02, 14);
+/// IA32_TSC and IA32_TSC_ADJUST, each alone.
+const TSC_MSRS: [u32; 2] = [0x10, 0x3b];
+
+/// Who has the local APICs, and with them kvmclock and the TSC's MSRs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lapics {
+    /// We have: no interrupt chip, and every MSR of theirs exits.
+    Ours {
+        /// MWAIT exits are off, which on some Intel hosts makes the deadline WRMSR exit (see [`super::probe`]).
+        mwait_in_guest: bool,
+    },
+    /// KVM has ("split" interrupt chip: no I/O APIC, no 8259).
+    Kvms {
+        /// The guest may write its TSC. False makes the write exit: on some hosts it moves KVM's idea of the guest's TSC
+        /// and not the TSC.
+        tsc_moves: bool,
+    },
+}
+
 /// Where Intel CPUs without unrestricted guest keep a TSS and an identity map while the guest is in real mode: three
 /// pages and one, below the LAPIC and above any RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -36,12 +58,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM with `memory` as its RAM. `mwait_in_guest` turns off MWAIT exits, which on some Intel hosts makes the
-    /// deadline WRMSR exit (see [`super::probe`]).
+    /// A VM with `memory` as its RAM.
     ///
     /// # Errors
     /// If KVM refuses any of it.
-    pub fn new(host: &Host, memory: Arc<GuestMemoryMmap>, mwait_in_guest: bool) -> Result<Self, Error> {
+    pub fn new(host: &Host, memory: Arc<GuestMemoryMmap>, lapics: Lapics) -> Result<Self, Error> {
         let fd = host.kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
@@ -52,17 +73,23 @@ impl Vm {
             KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER,
             "KVM_CAP_X86_USER_SPACE_MSR",
         )?;
-        if mwait_in_guest {
-            enable(&fd, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_MWAIT, "KVM_CAP_X86_DISABLE_EXITS")?;
-        }
-        // A zero bit denies: the access exits.
-        let denied = [0u8; 2];
-        let ranges = OURS.map(|(base, msr_count)| MsrFilterRange {
-            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-            base,
-            msr_count,
-            bitmap: &denied,
-        });
+        let ranges = match lapics {
+            Lapics::Ours { mwait_in_guest } => {
+                if mwait_in_guest {
+                    enable(&fd, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_MWAIT, "KVM_CAP_X86_DISABLE_EXITS")?;
+                }
+                OURS.map(|range| denied(range, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)).to_vec()
+            }
+            Lapics::Kvms { tsc_moves } => {
+                // Before the first vCPU, which gets its LAPIC when it is made. No vector is kept for an I/O APIC.
+                enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0, "KVM_CAP_SPLIT_IRQCHIP")?;
+                let mut ranges = vec![denied(NOT_OFFERED, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)];
+                if !tsc_moves {
+                    ranges.extend(TSC_MSRS.map(|index| denied((index, 1), MsrFilterRangeFlags::WRITE)));
+                }
+                ranges
+            }
+        };
         fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges).map_err(Error::call("KVM_X86_SET_MSR_FILTER"))?;
         Ok(Self { fd, memory })
     }
@@ -105,6 +132,12 @@ fn set_slots(fd: &VmFd, memory: &GuestMemoryMmap, flags: u32) -> Result<(), Erro
         unsafe { fd.set_user_memory_region(region) }.map_err(Error::call("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
+}
+
+/// A range of the filter whose accesses exit.
+fn denied((base, msr_count): (u32, u32), flags: MsrFilterRangeFlags) -> MsrFilterRange<'static> {
+    // A zero bit denies.
+    MsrFilterRange { flags, base, msr_count, bitmap: &[0; 2] }
 }
 
 fn enable(fd: &VmFd, cap: u32, arg: u32, name: &'static str) -> Result<(), Error> {

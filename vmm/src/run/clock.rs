@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::{
     apic::Deadline,
+    kvm::KvmClock,
     time::{
         AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostClock, HostTsc, JudgeClock, Khz, Moment, Now, PageClock,
         Scale, Timeline, VmTime, adjust, host::wall_ns,
@@ -343,6 +344,19 @@ impl Clock {
             }
         };
         bent
+    }
+
+    /// The clock is KVM's: the page goes on from what KVM's clock showed. Its rate is that of the page that KVM publishes;
+    /// the two differ by their roundings.
+    pub fn follow(&mut self, kvm: KvmClock) {
+        let tsc = self.timeline.tsc(kvm.host);
+        self.page = PageClock { tsc_timestamp: tsc, system_time: kvm.vm, scale: Scale::from_khz(self.khz) };
+    }
+
+    /// As [`Self::stop`], at the instant of `kvm`.
+    pub fn stop_at(&mut self, kvm: KvmClock) {
+        self.follow(kvm);
+        self.timeline = Timeline::Stopped { tsc: self.page.tsc_timestamp };
     }
 
     /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.

@@ -121,8 +121,8 @@ pub struct Summary {
     pub early_by_host: u64,
     /// Lateness as the guest saw it.
     pub late_by_guest: Lateness,
-    /// Lateness of the injection as the host saw it.
-    pub late_by_host: Lateness,
+    /// Lateness of the injection as the host saw it; none if the host injected nothing, as where the LAPIC is KVM's.
+    pub late_by_host: Option<Lateness>,
     /// How long armed intervals lasted as a fraction of what was asked, since the last restore; none if none was armed.
     pub interval_ratio: Option<f64>,
     /// kvmclock readings smaller than the one before.
@@ -333,7 +333,7 @@ impl Judge {
             early_wakes,
             early_by_host,
             late_by_guest: Lateness::of(&self.late_by_guest),
-            late_by_host: Lateness::of(&self.late_by_host),
+            late_by_host: (!self.late_by_host.is_empty()).then(|| Lateness::of(&self.late_by_host)),
             interval_ratio: (intervals.count != 0).then(|| ratio(intervals.lasted_ns, intervals.asked_ns)),
             clock_steps_back: sum(|header| header.clock_steps_back),
             worst_step_back_ns: self.rings.iter().map(|ring| ring.header.worst_step_back_ns).max().unwrap_or(0),

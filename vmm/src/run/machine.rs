@@ -13,29 +13,26 @@ use guest_abi::report::Header;
 use vm_memory::GuestMemoryMmap;
 
 use super::{
-    BootOptions, EmulatedHost, HostEnvironment, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
+    BootOptions, EmulatedHost, HostEnvironment, LapicKind, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
     clock::Clock,
-    cpu::{Cpu, Local, Phase},
+    cpu::Cpu,
+    cpus,
+    in_kernel::{self, KvmCpu},
     judge::Judge,
     mailbox::Interruptions,
     platform::{Post, Ram, lock},
     schedule,
-    source::{self, Chosen, SourceChoice, TscSource},
-    state::{CpuState, DevicesState, MachineSection, MachineState},
+    source::{self, SourceChoice, TscSource},
+    state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
     trace::{Event, Trace},
     turn::Stop,
     turns::{Turns, Until},
 };
 use crate::{
-    apic::{self, LocalApic},
-    boot::{
-        self, Image,
-        cpuid::{self, Leaf, Offer},
-        sites::Sites,
-    },
+    boot::{self, Image, cpuid::Leaf, sites::Sites},
     devices::Devices,
-    kvm::{Vcpu, Vm},
-    pvclock::{Registration, WallRegistration},
+    kvm::Vm,
+    pvclock::WallRegistration,
     time::{Khz, Moment, Now, VmTime, host::wall_ns},
 };
 
@@ -59,7 +56,10 @@ impl Outputs {
 
 /// A machine.
 pub struct Machine {
+    /// The vCPUs whose LAPICs are ours: all or none.
     pub(super) cpus: Vec<Cpu>,
+    /// The vCPUs whose LAPICs are KVM's, if it has them: all, then.
+    pub(super) in_kernel: Option<Vec<KvmCpu>>,
     /// Virtual time: who takes the next turn.
     pub(super) turns: Turns,
     pub(super) platform: Platform,
@@ -78,7 +78,7 @@ pub struct Machine {
     /// Restores so far.
     pub(super) migrations: u64,
     /// Declared last: the vCPUs are closed before the VM whose memory they map.
-    pub(super) _vm: Vm,
+    pub(super) vm: Vm,
 }
 
 impl Machine {
@@ -97,8 +97,12 @@ impl Machine {
         }
         let host_khz = env.clock.khz();
         let wanted = options.khz.unwrap_or(host_khz);
-        let chosen =
-            source::choose(env, image.sites(), options.source, options.time, wanted, options.cpus, image.name())?;
+        let chosen = match options.lapic {
+            LapicKind::User => {
+                source::choose(env, image.sites(), options.source, options.time, wanted, options.cpus, image.name())
+            }
+            LapicKind::Kvm => in_kernel::choose(env, options.source, options.time, wanted, image.name()),
+        }?;
         let memory = Arc::new(boot::allocate(options.memory)?);
         let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
         chosen.patched.patch(&memory);
@@ -106,46 +110,18 @@ impl Machine {
         let mut clock = Clock::new(chosen.source, options.time, env.clock, wanted);
         let khz = clock.possible(wanted);
         clock = Clock::new(chosen.source, options.time, env.clock, khz);
-        let offer = Offer {
-            x2apic: options.x2apic && env.facts.x2apic_exits,
-            tsc_deadline: chosen.tsc_deadline,
-            ns_deadline: true,
-            tsc_adjust: chosen.source == TscSource::Trapped,
-            tsc_khz: khz,
-            cpus: options.cpus,
-        };
-        let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.mwait_in_guest)?;
-        let mut cpus = Vec::new();
-        let mut leaves = Vec::new();
-        for index in 0..options.cpus {
-            let config = apic::Config {
-                id: index,
-                bsp: index == 0,
-                x2apic: offer.x2apic,
-                tsc_deadline: offer.tsc_deadline,
-                ns_deadline: offer.ns_deadline,
-            };
-            let seen = cpuid::leaves(&env.supported, &offer, index);
-            let mut vcpu = Vcpu::new(&vm, index, &seen)?;
-            if index == 0 {
-                vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
+        let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
+        let (cpus, in_kernel, leaves) = match options.lapic {
+            LapicKind::User => {
+                let (cpus, leaves) = cpus::boot(&vm, env, &chosen, options, khz, &entry)?;
+                (cpus, None, leaves)
             }
-            let apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
-            vcpu.set_apic_base_at_reset(apic.apic_base())?;
-            leaves.push(seen);
-            let local = Local {
-                index,
-                apic,
-                pvclock: Registration::default(),
-                tsc_adjust: 0,
-                phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
-                halted: false,
-                timer_interrupts: 0,
-                published_flags: 0,
-                sti_shadow: false,
-            };
-            cpus.push(Cpu { vcpu, local });
-        }
+            LapicKind::Kvm => {
+                let offer = in_kernel::offer(env, &chosen, options.x2apic, khz, options.cpus);
+                let (cpus, leaves) = in_kernel::boot(&vm, env, &offer, &entry)?;
+                (Vec::new(), Some(cpus), leaves)
+            }
+        };
         let paused = Some(clock.moment());
         let platform = Platform {
             clock: Mutex::new(clock),
@@ -153,9 +129,9 @@ impl Machine {
             wall: Mutex::new(WallRegistration::default()),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::new(image.ring(), cpus.len())),
+            judge: Mutex::new(Judge::new(image.ring(), leaves.len())),
             trace: outputs.trace,
-            posts: posts(cpus.len()),
+            posts: posts(leaves.len()),
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(true),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
@@ -164,6 +140,7 @@ impl Machine {
         Ok(Self {
             turns: Turns::new(options.seed, cpus.len()),
             cpus,
+            in_kernel,
             platform,
             all_sites: image.sites().clone(),
             image: image.name().to_owned(),
@@ -173,7 +150,7 @@ impl Machine {
             paused,
             has_run: false,
             migrations: 0,
-            _vm: vm,
+            vm,
         })
     }
 
@@ -194,43 +171,30 @@ impl Machine {
     ) -> Result<Self, RunError> {
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, judge } = state;
         let MachineSection { image, time: saved_time, source: _, order, tsc_stable } = machine;
-        let count = u32::try_from(saved_cpus.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(saved_cpus.count()).unwrap_or(u32::MAX);
         if !(1..=MAX_CPUS).contains(&count) {
             return Err(RunError::Cpus(count));
         }
         let all_sites = Sites::from_state(sites)?;
         all_sites.check(&memory)?;
-        let chosen = source::choose(env, &all_sites, choice, time, khz, count, image)?;
-        for cpu in saved_cpus {
-            check_features(env, cpu, &chosen)?;
-        }
+        let chosen = match saved_cpus {
+            CpuStates::User(_) => source::choose(env, &all_sites, choice, time, khz, count, image),
+            CpuStates::Kvm(_) => in_kernel::choose(env, choice, time, khz, image),
+        }?;
+        match saved_cpus {
+            CpuStates::User(cpus) => cpus.iter().try_for_each(|cpu| cpus::check_features(env, cpu, &chosen)),
+            CpuStates::Kvm(cpus) => cpus.iter().try_for_each(|cpu| in_kernel::check_features(env, cpu, &chosen)),
+        }?;
         chosen.patched.patch(&memory);
 
-        // The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although
-        // here only the first three are KVM's: TSC, deadline and page follow in `resume`, together.
-        let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.mwait_in_guest)?;
-        let mut cpus = Vec::new();
-        for (index, cpu) in (0u32..).zip(saved_cpus) {
-            let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
-            let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
-            // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-            let mut vcpu = Vcpu::new(&vm, index, seen).map_err(|e| bad(e.to_string()))?;
-            vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
-            let local = Local {
-                index,
-                apic: LocalApic::from_state(saved_apic, *apic_config)
-                    .map_err(|e| bad(e.to_string()))?
-                    .with_physical_bits(cpuid::physical_bits(seen)),
-                pvclock: Registration::from_state(*pvclock, &Ram(&memory)).map_err(|e| bad(e.to_string()))?,
-                tsc_adjust: *tsc_adjust,
-                phase: *phase,
-                halted: *halted,
-                timer_interrupts: 0,
-                published_flags: 0,
-                sti_shadow: false,
-            };
-            cpus.push(Cpu { vcpu, local });
-        }
+        // The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with
+        // our LAPICs only the first three are KVM's: TSC, deadline and page follow in `resume`, together. With KVM's, the
+        // LAPIC follows there too.
+        let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
+        let (cpus, in_kernel) = match saved_cpus {
+            CpuStates::User(saved) => (cpus::restore(&vm, &memory, saved)?, None),
+            CpuStates::Kvm(saved) => (Vec::new(), Some(in_kernel::restore(&vm, saved)?)),
+        };
         let clock = Clock::from_state(chosen.source, time, env.clock, saved_clock);
         let mut moment = saved_clock.moment;
         if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
@@ -246,9 +210,9 @@ impl Machine {
             wall: Mutex::new(WallRegistration::from_state(devices.wall)),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::from_state(judge, cpus.len(), since)),
+            judge: Mutex::new(Judge::from_state(judge, saved_cpus.count(), since)),
             trace: outputs.trace,
-            posts: posts(cpus.len()),
+            posts: posts(saved_cpus.count()),
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(*tsc_stable),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
@@ -257,16 +221,17 @@ impl Machine {
         Ok(Self {
             turns: Turns::from_state(*order, cpus.len()),
             cpus,
+            in_kernel,
             platform,
             all_sites,
             image: image.clone(),
-            cpuid: saved_cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
+            cpuid: saved_cpus.cpuids(),
             why: chosen.why,
             choice,
             paused: Some(moment),
             has_run: true,
             migrations: 0,
-            _vm: vm,
+            vm,
         })
     }
 
@@ -304,14 +269,22 @@ impl Machine {
                     Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
                 (clock.mode(), renewal, until)
             };
-            let stopped = match mode {
-                TimeMode::Real => schedule::real(&mut self.cpus, &self.platform, mailbox, until.first()),
-                TimeMode::Virtual => {
+            let stopped = match (mode, &mut self.in_kernel) {
+                (_, Some(cpus)) => {
+                    // Renewing its page is KVM's business.
+                    let stopped = schedule::real(cpus, &self.platform, mailbox, until.stop, in_kernel::turns)?;
+                    lock(&self.platform.clock).follow(self.vm.clock()?);
+                    Ok(stopped)
+                }
+                (TimeMode::Real, None) => {
+                    schedule::real(&mut self.cpus, &self.platform, mailbox, until.first(), schedule::turns)
+                }
+                (TimeMode::Virtual, None) => {
                     schedule::virtually(&mut self.cpus, &self.platform, mailbox, until, &mut self.turns)
                 }
             }?;
             let now = lock(&self.platform.clock).now(0);
-            if stopped == Stop::Reached && now.vm >= renewal {
+            if stopped == Stop::Reached && self.in_kernel.is_none() && now.vm >= renewal {
                 self.renew_page(now)?;
             }
             if stopped != Stop::Reached || stop.is_some_and(|stop| now.vm >= stop) {
@@ -350,36 +323,21 @@ impl Machine {
         for cpu in &mut self.cpus {
             cpu.drain(&self.platform)?;
         }
-        let clock = lock(&self.platform.clock);
-        let mut cpus = Vec::new();
-        for (Cpu { vcpu, local }, cpuid) in self.cpus.iter_mut().zip(&self.cpuid) {
-            // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
-            // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
-            let Local {
-                index: _,
-                apic,
-                pvclock,
-                tsc_adjust,
-                phase,
-                halted,
-                timer_interrupts: _,
-                published_flags: _,
-                sti_shadow: _,
-            } = local;
-            let mut kvm = vcpu.state(&env.msrs)?;
-            // KVM's copy of CR8 is only as fresh as the last entry.
-            kvm.system.cr8 = u64::from(apic.cr8());
-            cpus.push(CpuState {
-                cpuid: cpuid.clone(),
-                apic_config: *apic.config(),
-                kvm,
-                apic: apic.state(clock.now(*tsc_adjust)),
-                pvclock: pvclock.state(),
-                tsc_adjust: *tsc_adjust,
-                phase: *phase,
-                halted: *halted,
-            });
+        for cpu in self.in_kernel.iter_mut().flatten() {
+            cpu.drain(&self.platform)?;
         }
+        let clock = lock(&self.platform.clock);
+        let cpus = match &self.in_kernel {
+            None => CpuStates::User(cpus::states(&mut self.cpus, &self.cpuid, env, &clock)?),
+            Some(cpus) => {
+                let states = cpus.iter().zip(&self.cpuid).map(|(cpu, cpuid)| {
+                    // The MP state first, which `frozen` has read: it may change the rest.
+                    let lapic = cpu.frozen()?;
+                    Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(&env.msrs)?, lapic })
+                });
+                CpuStates::Kvm(states.collect::<Result<_, RunError>>()?)
+            }
+        };
         let mut clock_state = clock.state();
         clock_state.moment = moment;
         Ok(MachineState {
@@ -457,6 +415,12 @@ impl Machine {
         (lock(&self.platform.clock).source(), &self.why)
     }
 
+    /// Who has the local APICs.
+    #[must_use]
+    pub fn lapic(&self) -> LapicKind {
+        if self.in_kernel.is_some() { LapicKind::Kvm } else { LapicKind::User }
+    }
+
     /// Whether it stands still.
     #[must_use]
     pub fn is_paused(&self) -> bool {
@@ -472,22 +436,4 @@ impl Machine {
 
 fn posts(count: usize) -> Vec<Post> {
     (0..count).map(|_| Post::default()).collect()
-}
-
-/// Every feature that the guest saw must be here, whether KVM or we provide it.
-fn check_features(env: &HostEnvironment, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, &env.supported);
-    if cpu.apic_config.x2apic && !env.facts.x2apic_exits {
-        missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
-    }
-    if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
-        missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
-    }
-    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped {
-        missing.push(format!(
-            "tsc_adjust (a TSC that is not trapped cannot be moved; use --tsc trapped, not {})",
-            chosen.source.as_str()
-        ));
-    }
-    if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    HostEnvironment, Machine, RunError,
+    HostEnvironment, Machine, Platform, RunError,
+    clock::Clock,
     cpu::{Cpu, Local},
     fault::Fault,
+    in_kernel::{self, Thaw},
     ipi,
     machine::Outputs,
     platform::{Ram, lock},
@@ -21,6 +23,7 @@ use super::{
 };
 use crate::{
     apic::{self, Armed, LocalApic},
+    kvm::Vcpu,
     time::{Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, Moment, Now, VmTime, adjust},
 };
 
@@ -71,7 +74,10 @@ impl Machine {
             ipi::receive(cpu, &self.platform)?;
         }
         let mut clock = lock(&self.platform.clock);
-        clock.stop();
+        match &mut self.in_kernel {
+            Some(cpus) => in_kernel::freeze(cpus, &self.vm, &mut clock)?,
+            None => clock.stop(),
+        }
         let moment = clock.moment();
         for Cpu { local, .. } in &mut self.cpus {
             // What fell due before the stop is an interrupt, not a deadline in flight.
@@ -80,15 +86,18 @@ impl Machine {
         drop(clock);
         self.paused = Some(moment);
         for Cpu { local, .. } in &self.cpus {
-            let event = Event::Save {
-                tsc_khz: moment.khz,
-                page: moment.page,
-                page_version: local.pvclock.state().version,
-                armed: armed(local),
-            };
-            self.platform.event(local.index, Now { tsc: moment.tsc, vm: moment.vm }, &event);
+            self.trace_save(local.index, &moment, local.pvclock.state().version, armed(local));
+        }
+        for cpu in self.in_kernel.iter().flatten() {
+            let armed = cpu.frozen()?.armed;
+            self.trace_save(cpu.index, &moment, cpu.page_version(&self.platform), some(armed));
         }
         Ok(())
+    }
+
+    fn trace_save(&self, cpu: u32, moment: &Moment, page_version: u32, armed: Option<Armed>) {
+        let event = Event::Save { tsc_khz: moment.khz, page: moment.page, page_version, armed };
+        self.platform.event(cpu, Now { tsc: moment.tsc, vm: moment.vm }, &event);
     }
 
     /// Starts a paused machine again.
@@ -103,19 +112,16 @@ impl Machine {
         let mut clock = lock(&self.platform.clock);
         let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
         check_ratio(moment.khz, khz)?;
-        for Cpu { vcpu, .. } in &mut self.cpus {
-            match clock.source() {
-                TscSource::Trapped => {}
-                // A probe saw that this works here.
-                TscSource::Host => drop(vcpu.set_tsc_offset(0)),
-                TscSource::Scaled => {
-                    vcpu.set_tsc_khz(khz.get())?;
-                    let (host, tsc) = vcpu.measured_tsc()?;
-                    clock.measured(host, tsc, khz);
-                }
-            }
+        for Cpu { vcpu, .. } in &self.cpus {
+            set_tsc(vcpu, &mut clock, khz, 0)?;
+        }
+        for cpu in self.in_kernel.iter().flatten() {
+            set_tsc(&cpu.vcpu, &mut clock, khz, cpu.tsc_adjust())?;
         }
         let mut adjusted = clock.start(&moment, khz, policies.downtime, policies.downtime_length)?;
+        if self.in_kernel.is_some() {
+            adjusted = in_kernel::start_clock(&self.vm, &mut clock, &adjusted)?;
+        }
         if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
             adjusted.tsc = clock.bend(jump);
         }
@@ -136,6 +142,12 @@ impl Machine {
         lock(&self.platform.judge).restored(adjusted.vm);
         for index in 0..self.cpus.len() {
             self.resume_cpu(index, policies, &moment, &adjusted)?;
+        }
+        let thaw = Thaw { vm: &self.vm, policies, moment: &moment, adjusted: &adjusted };
+        for cpu in self.in_kernel.iter_mut().flatten() {
+            let page_version = cpu.page_version(&self.platform);
+            let armed = some(thaw.cpu(cpu)?);
+            trace_restore(&self.platform, cpu.index, policies, &adjusted, khz, page_version, armed);
         }
         Ok(Some(Migration {
             from_khz: moment.khz,
@@ -181,17 +193,8 @@ impl Machine {
                 .publish(&Ram(&self.platform.memory), &page, flags, policies.fault.is_none_or(Fault::tells_stopped))
                 .map_err(|fault| RunError::BadState(fault.to_string()))?;
         }
-        let event = Event::Restore {
-            tsc_khz: khz,
-            page: adjusted.page,
-            page_version: local.pvclock.state().version,
-            armed: armed(local),
-            deadline: policies.deadline,
-            downtime: policies.downtime,
-            downtime_ns: adjusted.downtime_ns,
-            clamped: adjusted.clamped,
-        };
-        self.platform.event(local.index, Now { tsc: adjusted.tsc, vm: adjusted.vm }, &event);
+        let version = local.pvclock.state().version;
+        trace_restore(&self.platform, local.index, policies, adjusted, khz, version, armed(local));
         Ok(())
     }
 
@@ -227,8 +230,12 @@ impl Machine {
             let clock = lock(&self.platform.clock);
             (clock.source(), clock.mode())
         };
+        let choice = self.choice_after(source);
+        if self.in_kernel.is_some() {
+            return in_kernel::choose(env, choice, time, khz, &self.image).map(drop);
+        }
         let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
-        source::choose(env, &self.all_sites, self.choice_after(source), time, khz, cpus, &self.image).map(drop)
+        source::choose(env, &self.all_sites, choice, time, khz, cpus, &self.image).map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
@@ -243,10 +250,10 @@ impl Machine {
         check_ratio(present, khz)?;
         let choice = self.choice_after(state.machine.source);
         self.platform.sites.unpatch(&self.platform.memory);
-        let Self { cpus, platform, migrations, _vm: vm, .. } = self;
+        let Self { cpus, in_kernel, platform, migrations, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
-        drop((cpus, vm));
-        let super::Platform { devices, memory, judge, trace, .. } = platform;
+        drop((cpus, in_kernel, vm));
+        let Platform { devices, memory, judge, trace, .. } = platform;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
         let outputs = Outputs { console, trace };
         let mut machine = Self::from_state(env, &state, memory, choice, state.machine.time, khz, outputs)?;
@@ -259,11 +266,54 @@ impl Machine {
     }
 }
 
+fn trace_restore(
+    platform: &Platform,
+    cpu: u32,
+    policies: &Policies,
+    adjusted: &Adjusted,
+    tsc_khz: Khz,
+    page_version: u32,
+    armed: Option<Armed>,
+) {
+    let event = Event::Restore {
+        tsc_khz,
+        page: adjusted.page,
+        page_version,
+        armed,
+        deadline: policies.deadline,
+        downtime: policies.downtime,
+        downtime_ns: adjusted.downtime_ns,
+        clamped: adjusted.clamped,
+    };
+    platform.event(cpu, Now { tsc: adjusted.tsc, vm: adjusted.vm }, &event);
+}
+
+/// Gives a vCPU the TSC of the clock's source, `adjust` ahead of it.
+fn set_tsc(vcpu: &Vcpu, clock: &mut Clock, khz: Khz, adjust: u64) -> Result<(), RunError> {
+    match clock.source() {
+        TscSource::Trapped => {}
+        // A probe saw that this works here.
+        TscSource::Host => drop(vcpu.set_tsc_offset(adjust)),
+        TscSource::Scaled => {
+            vcpu.set_tsc_khz(khz.get())?;
+            let (host, tsc) = vcpu.measured_tsc()?;
+            clock.measured(host, tsc, khz);
+        }
+    }
+    Ok(())
+}
+
 /// What the LAPIC timer waits for, after the policies.
 ///
 /// A count (one-shot, periodic) is an absolute VM time and keeps its meaning; so does a nanosecond deadline, unless it is
 /// to fire at once. A TSC deadline is a number in units that just changed: that is what the policy is about.
-fn rearm(armed: Armed, tsc_adjust: u64, policy: DeadlinePolicy, moment: &Moment, adjusted: &Adjusted) -> Armed {
+pub(super) fn rearm(
+    armed: Armed,
+    tsc_adjust: u64,
+    policy: DeadlinePolicy,
+    moment: &Moment,
+    adjusted: &Adjusted,
+) -> Armed {
     match armed {
         Armed::Disarmed | Armed::Count { .. } => armed,
         Armed::Ns(at) => Armed::Ns(adjust::ns_deadline(policy, at, adjusted.vm)),
@@ -281,7 +331,10 @@ fn rearm(armed: Armed, tsc_adjust: u64, policy: DeadlinePolicy, moment: &Moment,
 }
 
 fn armed(local: &Local) -> Option<Armed> {
-    let armed = local.apic.state(Now::default()).timer.armed;
+    some(local.apic.state(Now::default()).timer.armed)
+}
+
+fn some(armed: Armed) -> Option<Armed> {
     (armed != Armed::Disarmed).then_some(armed)
 }
 

@@ -30,6 +30,17 @@ impl TimeMode {
     }
 }
 
+/// Who has the local APICs, and with them kvmclock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LapicKind {
+    /// We have.
+    #[default]
+    User,
+    /// KVM has.
+    Kvm,
+}
+
 /// How to boot.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
@@ -39,6 +50,8 @@ pub struct BootOptions {
     pub cmdline: String,
     /// An initial RAM disk.
     pub initrd: Option<Vec<u8>>,
+    /// Who has the local APICs.
+    pub lapic: LapicKind,
     /// How time passes.
     pub time: TimeMode,
     /// Where RDTSC answers come from.
@@ -91,6 +104,11 @@ impl HostEnvironment {
         }
         let khz = Khz::new(u64::from(facts.host_tsc_khz)).map_err(|_| RunError::HostTsc(facts.host_tsc_khz))?;
         Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz), emulated })
+    }
+
+    /// Whether KVM really gives a guest's TSC an offset.
+    pub(super) fn offset_works(&self) -> Result<bool, RunError> {
+        Ok(kvm::probe::tsc_offset(&self.host, &self.supported, 1 << 44)?.took_effect)
     }
 
     /// Whether KVM really scales a guest's TSC to `khz`.

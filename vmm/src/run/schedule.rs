@@ -13,21 +13,29 @@ use super::{
 };
 use crate::time::GuestTsc;
 
+/// The loop of one vCPU: runs it on the calling thread until it stops, `stop` is reached, or it is wanted back, by the
+/// third argument's word or [`Platform::stop_all`].
+pub(super) type Loop<C> = fn(&mut C, &Platform, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<Stop, RunError>;
+
 /// Runs all vCPUs, each on its thread, until one of them stops or somebody waits in the mailbox.
-pub(super) fn real(
-    cpus: &mut [Cpu],
+pub(super) fn real<C: Send>(
+    cpus: &mut [C],
     platform: &Platform,
     mailbox: &impl Interruptions,
     stop: Option<GuestTsc>,
+    turns: Loop<C>,
 ) -> Result<Stop, RunError> {
     let Some((first, others)) = cpus.split_first_mut() else { return Err(RunError::Cpus(0)) };
     platform.stopping.store(false, Ordering::SeqCst);
     let results: Vec<Result<Stop, RunError>> = thread::scope(|scope| {
         let threads: Vec<_> = others
             .iter_mut()
-            .map(|cpu| {
-                let name = format!("vcpu{}", cpu.local.index);
-                thread::Builder::new().name(name).spawn_scoped(scope, move || one(cpu, platform, &|| false, stop))
+            .enumerate()
+            .map(|(others, cpu)| {
+                let name = format!("vcpu{}", others + 1);
+                thread::Builder::new()
+                    .name(name)
+                    .spawn_scoped(scope, move || one(cpu, platform, &|| false, stop, turns))
             })
             .collect();
         let mut results = Vec::new();
@@ -35,7 +43,7 @@ pub(super) fn real(
         if threads.iter().any(Result::is_err) {
             platform.stop_all();
         } else {
-            results.push(one(first, platform, &|| mailbox.waiting(), stop));
+            results.push(one(first, platform, &|| mailbox.waiting(), stop, turns));
         }
         for thread in threads {
             results.push(match thread.map(thread::ScopedJoinHandle::join) {
@@ -64,18 +72,20 @@ fn summed_up(results: Vec<Result<Stop, RunError>>) -> Result<Stop, RunError> {
 }
 
 /// One vCPU on the calling thread. Whatever stops it stops the others.
-fn one(
-    cpu: &mut Cpu,
+fn one<C>(
+    cpu: &mut C,
     platform: &Platform,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
+    turns: Loop<C>,
 ) -> Result<Stop, RunError> {
     let result = turns(cpu, platform, wanted, stop);
     platform.stop_all();
     result
 }
 
-fn turns(
+/// The loop of a vCPU whose LAPIC is ours.
+pub(super) fn turns(
     cpu: &mut Cpu,
     platform: &Platform,
     wanted: &dyn Fn() -> bool,

@@ -4,7 +4,11 @@ use guest_abi::sites::Kind;
 use serde::{Deserialize, Serialize};
 
 use super::{HostEnvironment, RunError, TimeMode};
-use crate::{boot::sites::Sites, kvm::probe::DeadlineWrite, time::Khz};
+use crate::{
+    boot::sites::Sites,
+    kvm::{Lapics, probe::DeadlineWrite},
+    time::Khz,
+};
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +55,7 @@ impl TscSource {
 }
 
 /// Frequencies this close count as the same for hardware, in parts per million (QEMU, Firecracker and libvirt do so).
-const SAME_PPM: u64 = 250;
+pub(super) const SAME_PPM: u64 = 250;
 
 /// A source, and why it.
 #[derive(Clone, Debug)]
@@ -62,13 +66,14 @@ pub struct Chosen {
     pub why: String,
     /// IA32_TSC_DEADLINE works, one way or another.
     pub tsc_deadline: bool,
-    /// MWAIT exits must be off for that.
-    pub mwait_in_guest: bool,
+    /// Who has the LAPICs, and what that takes.
+    pub lapics: Lapics,
     /// The sites to patch.
     pub patched: Sites,
 }
 
-fn same(a: Khz, b: Khz) -> bool {
+/// Whether hardware takes one frequency for the other.
+pub(super) fn same(a: Khz, b: Khz) -> bool {
     u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
 }
 
@@ -137,14 +142,15 @@ pub fn choose(
         (false, _) => "",
         (true, true) => "; it swallows the TSC deadline, so the guest's deadline sites are patched",
         (true, false) => {
-            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden"
+            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden (--lapic kvm \
+             has it)"
         }
     };
     Ok(Chosen {
         source,
         why: format!("{why} (host {host_khz}, guest {khz}){deadline}"),
         tsc_deadline,
-        mwait_in_guest: env.facts.deadline_write == DeadlineWrite::ExitsWithMwait,
+        lapics: Lapics::Ours { mwait_in_guest: env.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
         patched,
     })
 }

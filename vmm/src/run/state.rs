@@ -4,12 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, source::TscSource};
+use super::{LapicKind, TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, source::TscSource};
 use crate::{
     apic,
     boot::{cpuid::Leaf, sites::SiteState},
     devices::SerialState,
-    kvm::state::VcpuState,
+    kvm::state::{LapicPage, MpState, VcpuState},
     pvclock::{RegistrationState, WallState},
 };
 
@@ -22,7 +22,7 @@ pub struct MachineState {
     /// Its clock.
     pub clock: ClockState,
     /// Its vCPUs, by number.
-    pub cpus: Vec<CpuState>,
+    pub cpus: CpuStates,
     /// Its devices.
     pub devices: DevicesState,
     /// The guest's trap sites, patched or not.
@@ -47,6 +47,45 @@ pub struct MachineSection {
     pub tsc_stable: bool,
 }
 
+/// All vCPUs, by number. They are of one kind: who has the local APICs is the machine's affair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuStates {
+    /// We have the LAPICs.
+    User(Vec<CpuState>),
+    /// KVM has them.
+    Kvm(Vec<KvmCpuState>),
+}
+
+impl CpuStates {
+    /// Who has the LAPICs.
+    #[must_use]
+    pub const fn lapic(&self) -> LapicKind {
+        match self {
+            Self::User(_) => LapicKind::User,
+            Self::Kvm(_) => LapicKind::Kvm,
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        match self {
+            Self::User(cpus) => cpus.len(),
+            Self::Kvm(cpus) => cpus.len(),
+        }
+    }
+
+    /// The CPUID that each of them sees.
+    #[must_use]
+    pub fn cpuids(&self) -> Vec<Vec<Leaf>> {
+        match self {
+            Self::User(cpus) => cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
+            Self::Kvm(cpus) => cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
+        }
+    }
+}
+
 /// One vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,6 +106,36 @@ pub struct CpuState {
     pub phase: Phase,
     /// It executed HLT and waits.
     pub halted: bool,
+}
+
+/// One vCPU whose LAPIC is KVM's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvmCpuState {
+    /// The CPUID it sees.
+    pub cpuid: Vec<Leaf>,
+    /// What KVM holds in any case.
+    pub kvm: VcpuState,
+    /// What it holds with the LAPIC.
+    pub lapic: KvmLapicState,
+}
+
+/// A LAPIC of KVM's, kvmclock's MSRs, and whether the vCPU executes instructions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvmLapicState {
+    /// The register page. TMCCT says nothing: `armed` does.
+    pub page: LapicPage,
+    /// What the timer waits for: always an absolute instant.
+    pub armed: apic::Armed,
+    /// Whether it executes instructions.
+    pub mp_state: MpState,
+    /// IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// MSR_KVM_SYSTEM_TIME_NEW.
+    pub system_time: u64,
+    /// MSR_KVM_WALL_CLOCK_NEW.
+    pub wall_clock: u64,
 }
 
 /// Devices.

@@ -7,7 +7,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Platform, RunError, access::Access, cpu::Cpu};
-use crate::kvm::Exit;
+use crate::kvm::{Exit, Vcpu};
 
 const HLT: u8 = 0xf4;
 const STI: u8 = 0xfb;
@@ -24,7 +24,7 @@ pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), Ru
         cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
         return Ok((Exit::Halt, false));
     }
-    let code = bytes_at(cpu, platform, registers.rip)?;
+    let code = bytes_at(&cpu.vcpu, platform, registers.rip)?;
     let breakpoint = match code {
         [HLT, _] if registers.cpl == 0 => {
             cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
@@ -69,10 +69,10 @@ fn handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<Option<u64>
 }
 
 /// The first bytes of the instruction at linear address `rip`; zeros where there is no RAM.
-pub(super) fn bytes_at(cpu: &Cpu, platform: &Platform, rip: u64) -> Result<[u8; 2], RunError> {
+pub(super) fn bytes_at(vcpu: &Vcpu, platform: &Platform, rip: u64) -> Result<[u8; 2], RunError> {
     let mut bytes = [0; 2];
     for (offset, byte) in (0u64..).zip(&mut bytes) {
-        if let Some(physical) = cpu.vcpu.translate(rip.wrapping_add(offset))? {
+        if let Some(physical) = vcpu.translate(rip.wrapping_add(offset))? {
             let mut one = [0];
             if platform.memory.read_slice(&mut one, GuestAddress(physical)).is_ok() {
                 [*byte] = one;

@@ -72,7 +72,7 @@ impl Stepper {
         }
         lock(&machine.platform.judge).keep_log();
         machine.turns.begin();
-        let copies = RamCopies::new(&machine._vm)?;
+        let copies = RamCopies::new(&machine.vm)?;
         let mut stepper = Self { machine, alarm: Alarm::new(SPIN_BUDGET)?, copies, checkpoints: Vec::new() };
         stepper.drain()?;
         Ok(stepper)
@@ -169,7 +169,7 @@ impl Stepper {
     pub fn keep(&mut self, level: usize) -> Result<(), RunError> {
         self.drain()?;
         let own = self.machine.own_writes();
-        self.copies.take(&self.machine._vm, level, &own)?;
+        self.copies.take(&self.machine.vm, level, &own)?;
         let checkpoint = self.machine.checkpoint();
         self.checkpoints.truncate(level);
         self.checkpoints.push(checkpoint);
@@ -183,7 +183,7 @@ impl Stepper {
     pub fn go_back(&mut self, level: usize) -> Result<(), RunError> {
         self.settle()?;
         let own = self.machine.own_writes();
-        self.copies.go_back(&self.machine._vm, level, &own)?;
+        self.copies.go_back(&self.machine.vm, level, &own)?;
         let checkpoint = self.checkpoints.get(level);
         let checkpoint =
             checkpoint.ok_or_else(|| RunError::BadState(format!("there is no checkpoint number {level}")))?;

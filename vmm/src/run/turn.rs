@@ -14,7 +14,7 @@ use super::{
     trace::Event,
 };
 use crate::{
-    kvm::{Exit, kick::KickTimer},
+    kvm::{Exit, Vcpu, kick::KickTimer},
     time::{GuestTsc, Now},
 };
 
@@ -190,24 +190,32 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>,
         }
         // Kicked: the loop looks why.
         Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
+        exit => cannot_go_on(&mut cpu.vcpu, platform, exit),
+    }
+}
+
+/// The end that an exit means which nothing can be done about; none for the others.
+pub(super) fn cannot_go_on(vcpu: &mut Vcpu, platform: &Platform, exit: Exit) -> Result<Option<End>, RunError> {
+    match exit {
+        Exit::Operation(_) | Exit::Halt | Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
         Exit::Shutdown => Ok(Some(End::TripleFault)),
         Exit::InternalError(suberror) => {
             let reason = match suberror {
                 1 => "KVM cannot emulate this instruction".to_owned(),
                 other => format!("KVM internal error, suberror {other}"),
             };
-            cannot_execute(cpu, platform, reason).map(Some)
+            cannot_execute(vcpu, platform, reason).map(Some)
         }
         Exit::FailEntry(reason) => {
-            cannot_execute(cpu, platform, format!("the CPU refused the guest's state ({reason:#x})")).map(Some)
+            cannot_execute(vcpu, platform, format!("the CPU refused the guest's state ({reason:#x})")).map(Some)
         }
-        Exit::Other(reason) => cannot_execute(cpu, platform, format!("KVM exit reason {reason}")).map(Some),
+        Exit::Other(reason) => cannot_execute(vcpu, platform, format!("KVM exit reason {reason}")).map(Some),
     }
 }
 
-fn cannot_execute(cpu: &mut Cpu, platform: &Platform, reason: String) -> Result<End, RunError> {
-    let rip = cpu.vcpu.registers().rip;
-    let bytes = step::bytes_at(cpu, platform, rip)?.to_vec();
+fn cannot_execute(vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
+    let rip = vcpu.registers().rip;
+    let bytes = step::bytes_at(vcpu, platform, rip)?.to_vec();
     Ok(End::CannotExecute { rip, bytes, reason })
 }
 

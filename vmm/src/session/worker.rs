@@ -229,6 +229,7 @@ fn status(machine: &Machine) -> Status {
     let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
     Status {
         state,
+        lapic: machine.lapic(),
         tsc_source: clock.source(),
         tsc_khz: clock.khz(),
         guest_tsc: now.tsc,

@@ -10,8 +10,10 @@ use super::{
 };
 use crate::run::{HostEnvironment, Machine, state::MachineState};
 
-/// Version of every section: they have one history so far.
+/// Version of every section but the vCPUs'.
 const VERSION: u32 = 1;
+/// 2: who has the LAPICs.
+const CPUS_VERSION: u32 = 2;
 
 /// Section names, in the order in which they are written.
 const MACHINE: &str = "machine";
@@ -46,7 +48,7 @@ fn encode(state: &MachineState, layout: &MemoryLayout) -> Result<Vec<u8>, Snapsh
     let mut writer = StateWriter::new();
     writer.section(MACHINE, VERSION, machine)?;
     writer.section(CLOCK, VERSION, clock)?;
-    writer.section(CPUS, VERSION, cpus)?;
+    writer.section(CPUS, CPUS_VERSION, cpus)?;
     writer.section(DEVICES, VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
     writer.section(JUDGE, VERSION, judge)?;
@@ -58,7 +60,7 @@ fn decode(mut reader: StateReader) -> Result<(MachineState, MemoryLayout), Snaps
     let state = MachineState {
         machine: reader.take(MACHINE, VERSION)?,
         clock: reader.take(CLOCK, VERSION)?,
-        cpus: reader.take(CPUS, VERSION)?,
+        cpus: reader.take(CPUS, CPUS_VERSION)?,
         devices: reader.take(DEVICES, VERSION)?,
         sites: reader.take(SITES, VERSION)?,
         judge: reader.take(JUDGE, VERSION)?,

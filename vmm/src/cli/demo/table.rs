@@ -40,7 +40,7 @@ pub(super) fn print(rows: &[Row], time: TimeMode) {
             row.lost.to_string(),
             after.early_wakes.to_string(),
             lateness(after.late_by_guest),
-            lateness(after.late_by_host),
+            after.late_by_host.map_or_else(|| "-".to_owned(), lateness),
             after.interval_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("×{ratio:.2}")),
             after.clock_steps_back.to_string(),
             verdict(&row.verdict),

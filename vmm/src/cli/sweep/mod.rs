@@ -18,7 +18,7 @@ use serde::Serialize;
 use vmm::{
     boot::Image,
     guest_image::GUEST_ELF,
-    run::{BootOptions, HostEnvironment, RunError, TimeMode, source::SourceChoice},
+    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, source::SourceChoice},
     sweep::{
         self, Depth, Options, SweepError, merge,
         result::{Findings, Target},
@@ -55,6 +55,7 @@ fn options(args: &Sweep) -> Options {
             memory: args.memory,
             cmdline: args.cmdline.clone(),
             initrd: None,
+            lapic: LapicKind::User,
             time: TimeMode::Virtual,
             source: SourceChoice::Auto,
             khz: Some(args.tsc_khz),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::control::api::{Migrate, RunState, Snapshot, Status};
 use crate::control::client::{ClientError, call};
-use crate::run::source::TscSource;
+use crate::run::{LapicKind, source::TscSource};
 use crate::time::{GuestTsc, Khz, VmTime};
 
 /// A VM that remembers what it was asked, and can only be paused once.
@@ -37,6 +37,7 @@ impl Handler for Toy {
 fn status() -> Status {
     Status {
         state: RunState::Running,
+        lapic: LapicKind::User,
         tsc_source: TscSource::Trapped,
         tsc_khz: Khz::new(2_600_000).unwrap(),
         guest_tsc: GuestTsc(u64::MAX),

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use super::{CODE, Exit, Operation, Probe, with_apic_features};
+use super::{CODE, Exit, OURS, Operation, Probe, with_apic_features};
 use crate::{
     boot::cpuid::Leaf,
     kvm::{Error, Host, read_tsc},
@@ -62,7 +62,7 @@ fn to_ns(ticks: u64, host_khz: u32) -> u64 {
 /// # Errors
 /// If KVM fails in a way that is no answer.
 pub fn tsc_rate(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<TscRate, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, false)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
     let accepted = probe.vcpu.set_tsc_khz(khz).is_ok();
     let first = probe.read_guest_tsc()?;
     thread::sleep(Duration::from_millis(4));
@@ -92,7 +92,7 @@ pub fn tsc_scales(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> R
 /// # Errors
 /// If KVM fails in a way that is no answer.
 pub fn tsc_offset(host: &Host, supported: &[Leaf], offset: u64) -> Result<Measured, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, false)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
     let accepted = probe.vcpu.set_tsc_offset(offset).is_ok();
     let took_effect = probe
         .read_guest_tsc()?
@@ -105,7 +105,7 @@ pub fn tsc_offset(host: &Host, supported: &[Leaf], offset: u64) -> Result<Measur
 /// # Errors
 /// If KVM fails.
 pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, false)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
     let mut costs = Vec::new();
     for _ in 0..200 {
         let before = read_tsc();
@@ -120,7 +120,7 @@ pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Er
 /// # Errors
 /// If KVM fails.
 pub fn instruction_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<f64, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &COUNT_LOOP, false)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &COUNT_LOOP, OURS)?;
     probe.next()?;
     let before = read_tsc();
     probe.next()?;
@@ -134,7 +134,7 @@ pub fn instruction_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<
 /// # Errors
 /// If KVM fails.
 pub fn single_step(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<Step, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &NOPS, false)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &NOPS, OURS)?;
     let mut exact = true;
     let mut costs = Vec::new();
     for step in 1..=8 {

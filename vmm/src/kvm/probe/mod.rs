@@ -3,15 +3,17 @@
 //! Return codes are not evidence: hosts accept a TSC frequency or offset and ignore it. So a few instructions run in a
 //! throw-away VM, and what came out is compared with the host's own counter.
 
+mod kernel_lapic;
 mod measure;
 
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
 
-use super::{Bus, Error, Exit, GpFault, Host, Operation, Vcpu, Vm, read_tsc};
+use super::{Bus, Error, Exit, GpFault, Host, Lapics, Operation, Vcpu, Vm, read_tsc};
 use crate::boot::cpuid::Leaf;
 
 /// How WRMSR IA32_TSC_DEADLINE behaves without an in-kernel LAPIC.
@@ -37,6 +39,8 @@ pub struct HostFacts {
     /// RDMSR and WRMSR of x2APIC registers exit.
     pub x2apic_exits: bool,
 }
+
+const OURS: Lapics = Lapics::Ours { mwait_in_guest: false };
 
 /// Guest code and data of the probes.
 const CODE: u64 = 0x1000;
@@ -89,12 +93,12 @@ struct Probe {
 }
 
 impl Probe {
-    fn new(host: &Host, leaves: &[Leaf], program: &[u8], mwait_in_guest: bool) -> Result<Self, Error> {
+    fn new(host: &Host, leaves: &[Leaf], program: &[u8], lapics: Lapics) -> Result<Self, Error> {
         let no_memory = |_| Error::last("mmap");
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PROBE_BYTES)]).map_err(no_memory)?;
         memory.write_slice(program, GuestAddress(CODE)).map_err(|_| Error::last("mmap"))?;
         let memory = Arc::new(memory);
-        let vm = Vm::new(host, Arc::clone(&memory), mwait_in_guest)?;
+        let vm = Vm::new(host, Arc::clone(&memory), lapics)?;
         let mut vcpu = Vcpu::new(&vm, 0, leaves)?;
         vcpu.set_flat_32bit_entry(CODE, 0)?;
         Ok(Self { vcpu, memory, last: Last::default() })
@@ -126,7 +130,7 @@ impl HostFacts {
     /// If KVM fails in a way that is no answer.
     pub fn probe(host: &Host, supported: &[Leaf]) -> Result<Self, Error> {
         let leaves = with_apic_features(supported);
-        let mut probe = Probe::new(host, &leaves, &PROGRAM, false)?;
+        let mut probe = Probe::new(host, &leaves, &PROGRAM, OURS)?;
         let host_tsc_khz = probe.vcpu.tsc_khz()?;
         // The answer is in what RDTSC gives.
         let _ = probe.vcpu.set_tsc_offset(0);
@@ -135,10 +139,11 @@ impl HostFacts {
         let deadline_write = match deadline_exits(&mut probe)? {
             true => DeadlineWrite::Exits,
             false => {
-                let again = Probe::new(host, &leaves, &PROGRAM, true).and_then(|mut probe| {
-                    probe.read_guest_tsc()?;
-                    deadline_exits(&mut probe)
-                });
+                let again =
+                    Probe::new(host, &leaves, &PROGRAM, Lapics::Ours { mwait_in_guest: true }).and_then(|mut probe| {
+                        probe.read_guest_tsc()?;
+                        deadline_exits(&mut probe)
+                    });
                 // A host that cannot disable MWAIT exits answers with an error, which means no.
                 if again.unwrap_or(false) { DeadlineWrite::ExitsWithMwait } else { DeadlineWrite::Swallowed }
             }

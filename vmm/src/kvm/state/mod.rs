@@ -4,6 +4,7 @@
 //! field does not compile until somebody decides about it. What the VMM owns (LAPIC, kvmclock, TSC) is not here.
 
 mod fpu;
+mod lapic;
 mod msrs;
 mod registers;
 
@@ -13,6 +14,7 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 pub use fpu::{DebugRegisters, Fpu, Xcr};
+pub use lapic::{KernelLapicState, LapicPage, MpState};
 pub(super) use msrs::read as read_msr;
 pub use msrs::{Msr, is_ours};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
@@ -57,8 +59,9 @@ pub struct Events {
 
 impl Events {
     fn from_kvm(events: &kvm_vcpu_events) -> Self {
-        // SMIs, SIPIs and triple faults: without an in-kernel LAPIC nobody can send the first two, and the third ends
-        // the VM before it could be saved. Payloads need a capability that we do not enable.
+        // SMIs, SIPIs and triple faults: without KVM's LAPIC nobody can send the first two; with it, KVM_GET_MP_STATE
+        // takes a SIPI in before, and SMIs are for firmware, which no guest has. The third ends the VM before it could be
+        // saved. Payloads need a capability that we do not enable.
         let kvm_vcpu_events {
             exception,
             interrupt,
@@ -129,8 +132,9 @@ impl Vcpu {
     /// If KVM refuses part of it.
     pub fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
         let VcpuState { registers, system, fpu, debug, events, msrs: saved_msrs } = state;
-        // MP state first: on some kernels leaving it unset keeps an application processor waiting. Without an
-        // in-kernel LAPIC nothing but RUNNABLE can be set; whether the guest halts is our own knowledge.
+        // MP state first: on some kernels leaving it unset keeps an application processor waiting. Without KVM's LAPIC
+        // nothing but RUNNABLE can be set; whether the guest halts is our own knowledge. With it, the saved MP state
+        // follows at the end, when the LAPIC is there.
         self.fd
             .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
             .map_err(Error::call("KVM_SET_MP_STATE"))?;

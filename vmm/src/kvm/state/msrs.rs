@@ -43,6 +43,12 @@ pub(in crate::kvm) fn read(fd: &VcpuFd, index: u32) -> Result<u64, Error> {
     Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
 }
 
+/// Sets one MSR.
+pub(super) fn write(fd: &VcpuFd, index: u32, value: u64) -> Result<(), Error> {
+    let written = fd.set_msrs(&one(index, value)?).map_err(Error::call("KVM_SET_MSRS"))?;
+    if written == 1 { Ok(()) } else { Err(Error::Msr { index, value }) }
+}
+
 pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     let mut found = Vec::new();
     let wanted: Vec<u32> = indices.iter().copied().chain(unlisted()).filter(|index| !is_ours(*index)).collect();

@@ -1,0 +1,157 @@
+//! The vCPUs whose LAPICs are ours, all together: made, saved, restored. [`super::in_kernel`] has the others.
+
+use vm_memory::GuestMemoryMmap;
+
+use super::{
+    BootOptions, HostEnvironment, RunError,
+    clock::Clock,
+    cpu::{Cpu, Local, Phase},
+    platform::Ram,
+    source::{Chosen, TscSource},
+    state::CpuState,
+};
+use crate::{
+    apic::{self, LocalApic},
+    boot::{
+        Entry,
+        cpuid::{self, Leaf, Offer},
+    },
+    kvm::{Vcpu, Vm},
+    pvclock::Registration,
+    time::Khz,
+};
+
+/// The vCPUs of a machine about to boot, number 0 at `entry`, and the CPUID that each sees.
+pub(super) fn boot(
+    vm: &Vm,
+    env: &HostEnvironment,
+    chosen: &Chosen,
+    options: &BootOptions,
+    khz: Khz,
+    entry: &Entry,
+) -> Result<(Vec<Cpu>, Vec<Vec<Leaf>>), RunError> {
+    let offer = Offer {
+        x2apic: options.x2apic && env.facts.x2apic_exits,
+        tsc_deadline: chosen.tsc_deadline,
+        ns_deadline: true,
+        tsc_adjust: chosen.source == TscSource::Trapped,
+        tsc_khz: khz,
+        cpus: options.cpus,
+    };
+    let mut cpus = Vec::new();
+    let mut leaves = Vec::new();
+    for index in 0..options.cpus {
+        let config = apic::Config {
+            id: index,
+            bsp: index == 0,
+            x2apic: offer.x2apic,
+            tsc_deadline: offer.tsc_deadline,
+            ns_deadline: offer.ns_deadline,
+        };
+        let seen = cpuid::leaves(&env.supported, &offer, index);
+        let mut vcpu = Vcpu::new(vm, index, &seen)?;
+        if index == 0 {
+            vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
+        }
+        let apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
+        vcpu.set_apic_base_at_reset(apic.apic_base())?;
+        leaves.push(seen);
+        let local = Local {
+            index,
+            apic,
+            pvclock: Registration::default(),
+            tsc_adjust: 0,
+            phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
+            halted: false,
+            timer_interrupts: 0,
+            published_flags: 0,
+            sti_shadow: false,
+        };
+        cpus.push(Cpu { vcpu, local });
+    }
+    Ok((cpus, leaves))
+}
+
+/// The vCPUs, to be saved.
+pub(super) fn states(
+    cpus: &mut [Cpu],
+    cpuids: &[Vec<Leaf>],
+    env: &HostEnvironment,
+    clock: &Clock,
+) -> Result<Vec<CpuState>, RunError> {
+    let mut states = Vec::new();
+    for (Cpu { vcpu, local }, cpuid) in cpus.iter_mut().zip(cpuids) {
+        // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
+        // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
+        let Local {
+            index: _,
+            apic,
+            pvclock,
+            tsc_adjust,
+            phase,
+            halted,
+            timer_interrupts: _,
+            published_flags: _,
+            sti_shadow: _,
+        } = local;
+        let mut kvm = vcpu.state(&env.msrs)?;
+        // KVM's copy of CR8 is only as fresh as the last entry.
+        kvm.system.cr8 = u64::from(apic.cr8());
+        states.push(CpuState {
+            cpuid: cpuid.clone(),
+            apic_config: *apic.config(),
+            kvm,
+            apic: apic.state(clock.now(*tsc_adjust)),
+            pvclock: pvclock.state(),
+            tsc_adjust: *tsc_adjust,
+            phase: *phase,
+            halted: *halted,
+        });
+    }
+    Ok(states)
+}
+
+/// The vCPUs as they were saved.
+pub(super) fn restore(vm: &Vm, memory: &GuestMemoryMmap, saved: &[CpuState]) -> Result<Vec<Cpu>, RunError> {
+    let mut cpus = Vec::new();
+    for (index, cpu) in (0u32..).zip(saved) {
+        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
+        let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
+        // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
+        let mut vcpu = Vcpu::new(vm, index, seen).map_err(|e| bad(e.to_string()))?;
+        vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
+        let local = Local {
+            index,
+            apic: LocalApic::from_state(saved_apic, *apic_config)
+                .map_err(|e| bad(e.to_string()))?
+                .with_physical_bits(cpuid::physical_bits(seen)),
+            pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
+            tsc_adjust: *tsc_adjust,
+            phase: *phase,
+            halted: *halted,
+            timer_interrupts: 0,
+            published_flags: 0,
+            sti_shadow: false,
+        };
+        cpus.push(Cpu { vcpu, local });
+    }
+    Ok(cpus)
+}
+
+/// Every feature that the guest saw must be here, whether KVM or we provide it.
+pub(super) fn check_features(env: &HostEnvironment, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
+    let mut missing = cpuid::missing(&cpu.cpuid, &env.supported);
+    if cpu.apic_config.x2apic && !env.facts.x2apic_exits {
+        missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
+    }
+    if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
+        missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
+    }
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped {
+        missing.push(format!(
+            "tsc_adjust (a TSC that is not trapped cannot be moved; use --tsc trapped, not {})",
+            chosen.source.as_str()
+        ));
+    }
+    if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
+}

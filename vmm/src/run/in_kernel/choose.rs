@@ -1,0 +1,123 @@
+//! What a machine with KVM's LAPICs can be on this host.
+
+use guest_abi::pvclock;
+
+use super::super::{
+    HostEnvironment, RunError, TimeMode,
+    source::{Chosen, SourceChoice, TscSource, same},
+    state::KvmCpuState,
+};
+use crate::{
+    boot::{
+        cpuid::{self, Leaf, Offer},
+        sites::Sites,
+    },
+    kvm::Lapics,
+    time::Khz,
+};
+
+/// What KVM's kvmclock must offer: either pair of MSRs.
+const KVMCLOCK: u32 = pvclock::FEATURE_CLOCKSOURCE | pvclock::FEATURE_CLOCKSOURCE2;
+
+/// Picks the TSC source for a guest that is to see `khz`.
+///
+/// # Errors
+/// [`RunError::Usage`] for what KVM's LAPIC excludes, [`RunError::HostLacks`] if the host cannot do it.
+pub fn choose(
+    env: &HostEnvironment,
+    choice: SourceChoice,
+    time: TimeMode,
+    khz: Khz,
+    guest: &str,
+) -> Result<Chosen, RunError> {
+    let excluded = |what: &str| {
+        RunError::Usage(format!(
+            "{what} needs the guest's instructions trapped, which KVM's LAPIC does not allow: HLT does not exit; boot with \
+             --lapic user"
+        ))
+    };
+    if time == TimeMode::Virtual {
+        return Err(excluded("--time virtual"));
+    }
+    if choice == SourceChoice::Fixed(TscSource::Trapped) {
+        return Err(excluded("--tsc trapped"));
+    }
+    if env.emulated.is_some() {
+        return Err(RunError::Usage(
+            "--emulate-host is about exits that do not come with KVM's LAPIC; boot with --lapic user".to_owned(),
+        ));
+    }
+    if !env.host.has_kernel_lapic() || features(&env.supported) & KVMCLOCK == 0 {
+        return Err(RunError::HostLacks(
+            "--lapic kvm: this host's KVM lacks a capability for it, or kvmclock (see vmm doctor); use --lapic user"
+                .to_owned(),
+        ));
+    }
+    let host_khz = env.clock.khz();
+    let host = same(khz, host_khz) && env.facts.tsc_equals_host;
+    let (source, why) = match choice {
+        SourceChoice::Auto | SourceChoice::Fixed(TscSource::Host) if host => {
+            (TscSource::Host, "the guest's frequency is the host's")
+        }
+        SourceChoice::Auto | SourceChoice::Fixed(TscSource::Scaled) if env.scales_to(khz)? => {
+            (TscSource::Scaled, "a probe saw KVM scale")
+        }
+        _ => {
+            let tsc = if choice == SourceChoice::Fixed(TscSource::Host) {
+                "--tsc host was asked for"
+            } else {
+                "KVM does not scale it (probed)"
+            };
+            return Err(RunError::HostLacks(format!(
+                "--lapic kvm: {guest} cannot have a TSC of {khz} here: the host's has {host_khz}, {tsc}, and with KVM's \
+                 LAPIC it cannot be trapped; use a host with TSC scaling, or boot a guest that has trap sites with --lapic user"
+            )));
+        }
+    };
+    let tsc_moves = source == TscSource::Host && env.offset_works()?;
+    Ok(Chosen {
+        source,
+        why: format!("{why} (host {host_khz}, guest {khz}); LAPIC and kvmclock are KVM's"),
+        tsc_deadline: true,
+        lapics: Lapics::Kvms { tsc_moves },
+        patched: Sites::default(),
+    })
+}
+
+/// The paravirtual features that KVM has.
+fn features(supported: &[Leaf]) -> u32 {
+    supported.iter().find(|leaf| leaf.function == pvclock::CPUID_FEATURES_LEAF).map_or(0, |leaf| leaf.eax)
+}
+
+/// What the CPU offers: what KVM emulates. There is no nanosecond deadline.
+pub fn offer(env: &HostEnvironment, chosen: &Chosen, x2apic: bool, khz: Khz, cpus: u32) -> Offer {
+    Offer {
+        x2apic,
+        tsc_deadline: chosen.tsc_deadline,
+        ns_deadline: false,
+        tsc_adjust: chosen.lapics == Lapics::Kvms { tsc_moves: true } && cpuid::has_tsc_adjust(&env.supported),
+        tsc_khz: khz,
+        cpus,
+    }
+}
+
+/// The leaves that vCPU number `apic_id` sees: of kvmclock only what KVM has.
+pub(super) fn leaves(env: &HostEnvironment, offer: &Offer, apic_id: u32) -> Vec<Leaf> {
+    let mut leaves = cpuid::leaves(&env.supported, offer, apic_id);
+    for leaf in leaves.iter_mut().filter(|leaf| leaf.function == pvclock::CPUID_FEATURES_LEAF) {
+        leaf.eax &= features(&env.supported);
+    }
+    leaves
+}
+
+/// Every feature that the guest saw must be here.
+pub fn check_features(env: &HostEnvironment, cpu: &KvmCpuState, chosen: &Chosen) -> Result<(), RunError> {
+    let mut missing = cpuid::missing(&cpu.cpuid, &env.supported);
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.lapics != (Lapics::Kvms { tsc_moves: true }) {
+        missing.push("tsc_adjust (this host does not move a guest's TSC)".to_owned());
+    }
+    if features(&cpu.cpuid) & !features(&env.supported) != 0 {
+        missing.push("kvmclock as the guest saw it".to_owned());
+    }
+    if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
+}
