@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     boot::Image,
-    run::{BootOptions, RunError, TimeMode, source::SourceChoice},
+    run::{BootOptions, LapicKind, RunError, TimeMode, source::SourceChoice},
     sweep::{Depth, Edge, Every, Options, Ratio, SweepError},
     time::{DeadlinePolicy, DowntimePolicy, Khz},
 };
@@ -86,6 +86,7 @@ pub fn options(
             cpus: 1,
             seed: 0,
             x2apic: true,
+            lapic: LapicKind::User,
         },
         khz,
         from: Edge::Tick(3),
