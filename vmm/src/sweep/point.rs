@@ -22,6 +22,11 @@ use crate::{
 /// comes ten periods late, and that shall be "late", not "lost".
 const PATIENCE_PERIODS: u64 = 30;
 
+/// More timer interrupts than this for each tick that is waited for are a storm. A deadline that covers only a tenth of
+/// what is left, as one computed for a TSC ten times as slow does, comes early some 110 times in a tick of 100 ms before
+/// what is left is an operation or two, and some 150 times in one of 10 s.
+const STORM_PER_TICK: u64 = 200;
+
 /// What every point of a sweep is judged by.
 #[derive(Clone, Debug)]
 pub(super) struct Bench {
@@ -113,12 +118,24 @@ impl Bench {
         let targets = self.targets(walk);
         let now = lock(&walk.stepper.machine().platform().clock).now(0).vm;
         let limit = VmTime(now.0.saturating_add(nanoseconds(self.patience)));
+        // The tick in hand is one more.
+        let storm_after = self.ticks.saturating_add(1).saturating_mul(STORM_PER_TICK);
+        let interrupts = |machine: &Machine| -> u64 {
+            (0..targets.len()).map(|cpu| machine.timer_interrupts(cpu)).fold(0, u64::saturating_add)
+        };
+        let calm = interrupts(walk.stepper.machine()).saturating_add(storm_after);
+        let mut storm = false;
         let done = |machine: &mut Machine, _| {
+            storm = interrupts(machine) > calm;
+            if storm {
+                return true;
+            }
             targets.iter().zip(&self.ticking).enumerate().all(|(cpu, (target, ticks))| {
                 !ticks || machine.ticks_handled(cpu).is_some_and(|handled| handled >= *target)
             })
         };
         let finish = match walk.stepper.run(Pace::Free, Some(limit), done)? {
+            Came::Here if storm => Finish::Storm,
             Came::Here => Finish::Handled,
             Came::ToLimit => Finish::Missing,
             Came::ToEnd(end) if is_waiting(&end) => Finish::Missing,

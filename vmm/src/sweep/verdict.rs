@@ -19,6 +19,8 @@ pub enum Verdict {
     Untold,
     /// A tick came late.
     Late,
+    /// The guest was woken early again and again, without end in sight: its clock and its timer disagree.
+    Storm,
     /// The guest's clock stepped, or runs at the wrong rate.
     ClockStepped,
     /// A tick did not come in the time that was waited for it.
@@ -29,8 +31,16 @@ pub enum Verdict {
 
 impl Verdict {
     /// All, from harmless to fatal.
-    pub const ALL: [Self; 7] =
-        [Self::OnTime, Self::Rearmed, Self::Untold, Self::Late, Self::ClockStepped, Self::Lost, Self::Ended];
+    pub const ALL: [Self; 8] = [
+        Self::OnTime,
+        Self::Rearmed,
+        Self::Untold,
+        Self::Late,
+        Self::Storm,
+        Self::ClockStepped,
+        Self::Lost,
+        Self::Ended,
+    ];
 
     /// As in results.
     #[must_use]
@@ -40,6 +50,7 @@ impl Verdict {
             Self::Rearmed => "rearmed",
             Self::Untold => "untold",
             Self::Late => "late",
+            Self::Storm => "storm",
             Self::ClockStepped => "clock-stepped",
             Self::Lost => "lost",
             Self::Ended => "ended",
@@ -120,6 +131,8 @@ pub(super) enum Finish {
     Handled,
     /// Some did not.
     Missing,
+    /// Timer interrupts came without end.
+    Storm,
     /// The guest does not go on, for this reason.
     Ended(String),
 }
@@ -151,9 +164,12 @@ impl Measure {
         let verdict = match &finish {
             Finish::Ended(_) => Verdict::Ended,
             Finish::Missing => Verdict::Lost,
-            Finish::Handled if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > ACCOUNTS_AGREE_NS => {
+            Finish::Handled | Finish::Storm
+                if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > ACCOUNTS_AGREE_NS =>
+            {
                 Verdict::ClockStepped
             }
+            Finish::Storm => Verdict::Storm,
             Finish::Handled if late => Verdict::Late,
             Finish::Handled if counted.untold => Verdict::Untold,
             Finish::Handled if early_wakes > self.usual_early_wakes => Verdict::Rearmed,
@@ -161,7 +177,7 @@ impl Measure {
         };
         let ended = match finish {
             Finish::Ended(reason) => Some(reason),
-            Finish::Handled | Finish::Missing => None,
+            Finish::Handled | Finish::Missing | Finish::Storm => None,
         };
         Outcome { verdict, early_wakes, late_ns, clock_error_ns, ended }
     }
@@ -218,6 +234,8 @@ mod tests {
         assert_eq!(verdict(&[early], Counted::default(), Finish::Handled), Verdict::Rearmed);
         assert_eq!(verdict(&[early], untold, Finish::Handled), Verdict::Untold);
         assert_eq!(verdict(&[late, early], untold, Finish::Handled), Verdict::Late);
+        assert_eq!(verdict(&[late], untold, Finish::Storm), Verdict::Storm);
+        assert_eq!(verdict(&[late], back, Finish::Storm), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Handled), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Missing), Verdict::Lost);
         assert_eq!(verdict(&[], back, Finish::Ended("crash".to_owned())), Verdict::Ended);

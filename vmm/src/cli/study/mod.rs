@@ -30,6 +30,9 @@ pub fn run(args: &Study) -> Result<ExitCode> {
         ProgressStyle::with_template("{spinner} {msg}, {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     let mut told = |what: &str| {
+        if spinner.is_hidden() {
+            eprintln!("vmm: {what}");
+        }
         spinner.set_message(what.to_owned());
         spinner.tick();
     };

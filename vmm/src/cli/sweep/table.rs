@@ -34,8 +34,18 @@ pub(super) fn print(findings: &Findings) {
         time(findings.baseline.period_ns),
         time(findings.baseline.late_ns)
     );
-    let mut table =
-        plain(["ratio", "on time", "woken early", "untold", "late", "clock stepped", "lost", "ended", "worst late"]);
+    let mut table = plain([
+        "ratio",
+        "on time",
+        "woken early",
+        "untold",
+        "late",
+        "storm",
+        "clock stepped",
+        "lost",
+        "ended",
+        "worst late",
+    ]);
     for totals in &findings.totals {
         let mut row = vec![format!("×{}", totals.ratio)];
         row.extend(Verdict::ALL.map(|verdict| {
@@ -45,7 +55,7 @@ pub(super) fn print(findings: &Findings) {
         row.push(time(totals.worst_late_ns));
         table.add_row(row);
     }
-    show(table, 1..9);
+    show(table, 1..10);
     if findings.windows.is_empty() {
         return;
     }
@@ -77,7 +87,7 @@ pub(super) fn print(findings: &Findings) {
 
 fn worst(window: &Window) -> String {
     match window.verdict {
-        Verdict::Rearmed => format!("{} early wakes", window.most_early_wakes),
+        Verdict::Rearmed | Verdict::Storm => format!("{} early wakes", window.most_early_wakes),
         Verdict::ClockStepped => {
             let sign = if window.worst_clock_error_ns < 0 { "-" } else { "+" };
             format!("clock {sign}{}", time(window.worst_clock_error_ns.unsigned_abs()))
