@@ -71,6 +71,13 @@ fn handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<Option<u64>
 /// The first bytes of the instruction at linear address `rip`; zeros where there is no RAM.
 pub(super) fn bytes_at(vcpu: &Vcpu, platform: &Platform, rip: u64) -> Result<[u8; 2], RunError> {
     let mut bytes = [0; 2];
+    // Asking KVM for an address costs as much as the step: once, unless the two are in different pages.
+    if rip & 0xfff != 0xfff {
+        if let Some(physical) = vcpu.translate(rip)? {
+            let _ = platform.memory.read_slice(&mut bytes, GuestAddress(physical));
+        }
+        return Ok(bytes);
+    }
     for (offset, byte) in (0u64..).zip(&mut bytes) {
         if let Some(physical) = vcpu.translate(rip.wrapping_add(offset))? {
             let mut one = [0];

@@ -22,10 +22,12 @@ use crate::{
 /// comes ten periods late, and that shall be "late", not "lost".
 const PATIENCE_PERIODS: u64 = 30;
 
-/// More timer interrupts than this for each tick that is waited for are a storm. A deadline that covers only a tenth of
-/// what is left, as one computed for a TSC ten times as slow does, comes early some 110 times in a tick of 100 ms before
-/// what is left is an operation or two, and some 150 times in one of 10 s.
-const STORM_PER_TICK: u64 = 200;
+/// So many timer interrupts in a row, each within [`STORM_GAP_NS`] of the one before, are a storm. A deadline that covers
+/// only a tenth of what is left, as one computed for a TSC ten times as slow does, is early some 40 times in a row before
+/// what is left is an operation or two.
+const STORM: u32 = 80;
+/// A handler's few operations cost as many microseconds of virtual time.
+const STORM_GAP_NS: u64 = 10_000;
 
 /// What every point of a sweep is judged by.
 #[derive(Clone, Debug)]
@@ -118,15 +120,20 @@ impl Bench {
         let targets = self.targets(walk);
         let now = lock(&walk.stepper.machine().platform().clock).now(0).vm;
         let limit = VmTime(now.0.saturating_add(nanoseconds(self.patience)));
-        // The tick in hand is one more.
-        let storm_after = self.ticks.saturating_add(1).saturating_mul(STORM_PER_TICK);
         let interrupts = |machine: &Machine| -> u64 {
             (0..targets.len()).map(|cpu| machine.timer_interrupts(cpu)).fold(0, u64::saturating_add)
         };
-        let calm = interrupts(walk.stepper.machine()).saturating_add(storm_after);
+        let (mut so_far, mut last_vm, mut in_a_row) = (interrupts(walk.stepper.machine()), now, 0u32);
+        let storm_at = STORM.saturating_mul(u32::try_from(targets.len()).unwrap_or(1));
         let mut storm = false;
         let done = |machine: &mut Machine, _| {
-            storm = interrupts(machine) > calm;
+            let count = interrupts(machine);
+            if count != so_far {
+                let vm = lock(&machine.platform().clock).now(0).vm;
+                in_a_row = if vm.0.saturating_sub(last_vm.0) <= STORM_GAP_NS { in_a_row.saturating_add(1) } else { 0 };
+                (so_far, last_vm) = (count, vm);
+                storm = in_a_row >= storm_at;
+            }
             if storm {
                 return true;
             }
