@@ -183,7 +183,7 @@ fn pairs_of_migrations_and_several_cpus_are_swept_the_same_twice() {
         [(CLOSED, "--depth 2 --samples 300 --ratio 0.5,2"), ("scenario=smp", "--cpus 3 --every read --ratio 0.5")]
     {
         let first = sweep(&lab, cmdline, flags, 0);
-        assert!(first["points"].as_array().is_some_and(|points| points.len() > 10));
+        assert!(first["points"].as_array().is_some_and(|points| points.len() >= 3), "{first:#?}");
         let cpus: std::collections::BTreeSet<_> =
             first["points"].as_array().expect("points").iter().map(|point| point["cpu"].as_u64()).collect();
         assert_eq!(cpus.len(), if flags.contains("cpus") { 3 } else { 1 });

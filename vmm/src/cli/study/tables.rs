@@ -34,11 +34,11 @@ fn precision(arithmetic: &Arithmetic) {
         "wait",
         "conversion",
         "early",
-        "most early",
+        "over 1 µs",
+        "most",
         "in ticks",
         "RMS",
         "in ticks",
-        "cut short",
         "late",
     ]);
     for row in &arithmetic.precision {
@@ -47,11 +47,11 @@ fn precision(arithmetic: &Arithmetic) {
             row.wait.clone(),
             row.conversion.clone(),
             format!("{:.1} %", row.early_share * 100.0),
+            format!("{:.1} %", row.over_1us_share * 100.0),
             time(row.most_early_ns),
             row.most_early_ticks.to_string(),
-            format!("{:.2} ns", row.rms_ns),
+            if row.rms_ns < 1e3 { format!("{:.2} ns", row.rms_ns) } else { format!("{:.1} µs", row.rms_ns / 1e3) },
             format!("{:.2}", row.rms_ticks),
-            row.cut_short.to_string(),
             row.late.to_string(),
         ]);
     }
