@@ -12,8 +12,10 @@
 //! in memory and the run of about one tick.
 
 mod code;
+mod cost;
 pub mod merge;
 mod options;
+mod pairs;
 mod point;
 pub mod result;
 mod tally;
@@ -22,10 +24,11 @@ mod walk;
 mod windows;
 mod workers;
 
+pub use cost::Cost;
 pub use options::{Depth, Edge, Every, Options, Ratio};
 pub use point::{Replay, replay};
 pub use tally::{Tally, tally};
-pub use workers::{Cost, Progress, sweep};
+pub use workers::{Progress, sweep};
 
 use crate::run::{End, RunError};
 

@@ -4,18 +4,17 @@
 //! own, which is not. Who tries a point makes no difference to what is found.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use oorandom::Rand32;
-
 use super::{
     Depth, Options, SweepError,
     code::Program,
-    point::{Bench, Leg},
+    cost::{Cost, Lap},
+    point::Bench,
     result::{Code, Extent, Findings, Inputs, Point, SCHEMA, Shard, Target},
     verdict::Outcome,
     walk::Walk,
@@ -24,7 +23,6 @@ use super::{
 use crate::{
     boot::Image,
     run::{HostEnvironment, Outputs},
-    time::HostTsc,
 };
 
 /// More instructions than a stretch may have.
@@ -32,35 +30,18 @@ pub(super) const STRETCH_MAX: u64 = 2_000_000;
 
 /// Checkpoints: the beginning of the stretch, the present point, the second migration of a pair.
 const BEGINNING: usize = 0;
-const FIRST: usize = 1;
-const SECOND: usize = 2;
+pub(super) const FIRST: usize = 1;
+pub(super) const SECOND: usize = 2;
 
 /// Told after every point: points done, points in all.
 pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
-/// What a sweep cost, in host time, summed over workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Points tried, each ratio counted.
-    pub tries: u64,
-    /// From the first point to the last, on the clock.
-    pub elapsed: Duration,
-    /// Stepping from boundary to boundary.
-    pub step: Duration,
-    /// Keeping checkpoints.
-    pub save: Duration,
-    /// Migrating, and running on.
-    pub run: Duration,
-    /// Going back.
-    pub restore: Duration,
-}
-
 /// What the first walk saw.
-struct Plan {
-    bench: Bench,
-    extent: Extent,
+pub(super) struct Plan {
+    pub(super) bench: Bench,
+    pub(super) extent: Extent,
     /// Points in the stretch.
-    points: u64,
+    pub(super) points: u64,
 }
 
 /// Which points are a worker's.
@@ -250,11 +231,11 @@ fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &Atom
 }
 
 /// What all workers do.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     env: &'a HostEnvironment,
-    options: &'a Options,
-    plan: &'a Plan,
-    targets: &'a [Target],
+    pub(super) options: &'a Options,
+    pub(super) plan: &'a Plan,
+    pub(super) targets: &'a [Target],
     cancel: &'a AtomicBool,
     told: &'a (dyn Fn(&Point) + Sync),
 }
@@ -262,7 +243,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn work(&self, walk: &mut Walk, share: Share) -> Result<Part, SweepError> {
         let mut part = Part::default();
-        let mut clock = Lap { env: self.env, since: self.env.clock.tsc() };
+        let mut clock = Lap::begin(self.env);
         let (mut number, mut ordinal) = (0u64, 0u64);
         loop {
             if self.cancel.load(Ordering::Relaxed) {
@@ -320,90 +301,5 @@ impl Job<'_> {
         let only = point(vec![number], Vec::new());
         (self.told)(&only);
         Ok(points)
-    }
-
-    /// The pairs whose first migration is here: for each second point that was chosen, what came of it by ratio.
-    fn pairs(
-        &self,
-        walk: &mut Walk,
-        number: u64,
-        samples: u64,
-        cost: &mut Cost,
-        clock: &mut Lap<'_>,
-    ) -> Result<BTreeMap<u64, Vec<Outcome>>, SweepError> {
-        let chosen = self.chosen(number, samples);
-        let mut outcomes: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
-        let Some(last) = chosen.last() else { return Ok(outcomes) };
-        walk.stepper.keep(FIRST)?;
-        let track = walk.track.clone();
-        clock.lap(&mut cost.save);
-        for target in self.targets {
-            let mut leg = Leg::begin(walk);
-            leg.migrate(&self.plan.bench, walk, target.tsc_khz)?;
-            let targets = track.targets(self.options.ticks);
-            for second in 0..=*last {
-                if chosen.contains(&second) {
-                    clock.lap(&mut cost.step);
-                    // Ticks so far are the leg's: a checkpoint forgets them.
-                    leg.collect(walk);
-                    walk.stepper.keep(SECOND)?;
-                    let here = walk.track.clone();
-                    clock.lap(&mut cost.save);
-                    let mut back = leg.clone();
-                    back.migrate(&self.plan.bench, walk, self.options.khz)?;
-                    outcomes.entry(second).or_default().push(back.finish(&self.plan.bench, walk)?);
-                    clock.lap(&mut cost.run);
-                    walk.stepper.go_back(SECOND)?;
-                    walk.track = here;
-                    clock.lap(&mut cost.restore);
-                    cost.tries = cost.tries.saturating_add(1);
-                }
-                let over = walk.handled_so_far().iter().zip(&targets).all(|(handled, target)| handled >= target);
-                if over || walk.step("the second migration").is_err() {
-                    break;
-                }
-            }
-            walk.stepper.go_back(FIRST)?;
-            walk.track = track.clone();
-        }
-        // A pair that another ratio did not come to, because the guest was done sooner there, is none.
-        outcomes.retain(|_, by_ratio| by_ratio.len() == self.targets.len());
-        Ok(outcomes)
-    }
-
-    /// The second points that go with the first point `number`, by the seed alone.
-    fn chosen(&self, number: u64, samples: u64) -> BTreeSet<u64> {
-        let side = self.plan.extent.boundaries;
-        let square = u128::from(side) * u128::from(self.plan.points.max(1));
-        let share = u128::from(samples) * u128::from(u32::MAX) / square.max(1);
-        // Neighbouring seeds of the generator are mixed by its own first steps.
-        let mut random = Rand32::new(self.options.boot.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        (0..side).filter(|_| u128::from(random.rand_u32()) <= share).collect()
-    }
-}
-
-/// Sorts host time into what it was spent on.
-struct Lap<'a> {
-    env: &'a HostEnvironment,
-    since: HostTsc,
-}
-
-impl Lap<'_> {
-    fn lap(&mut self, into: &mut Duration) {
-        let now = self.env.clock.tsc();
-        *into = into.saturating_add(self.env.clock.duration(self.since, now));
-        self.since = now;
-    }
-}
-
-impl Cost {
-    fn add(&mut self, other: &Self) {
-        let Self { tries, elapsed: _, step, save, run, restore } = other;
-        self.tries = self.tries.saturating_add(*tries);
-        for (to, from) in
-            [(&mut self.step, step), (&mut self.save, save), (&mut self.run, run), (&mut self.restore, restore)]
-        {
-            *to = to.saturating_add(*from);
-        }
     }
 }
