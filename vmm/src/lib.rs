@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod guest_image;
 pub mod kvm;
 pub mod pvclock;
+pub mod report;
 pub mod run;
 pub mod session;
 pub mod snapshot;

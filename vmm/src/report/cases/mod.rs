@@ -1,0 +1,59 @@
+//! Test results for CI: a suite of cases, written as JUnit XML or as TAP.
+
+mod junit;
+mod sweep;
+mod tap;
+
+pub use junit::JunitError;
+
+/// A suite.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    /// What was tested.
+    pub name: String,
+    /// In order.
+    pub cases: Vec<Case>,
+}
+
+/// One case; without a failure it passed.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it has in common with others: a ratio, a clockevent.
+    pub class: String,
+    /// What it is.
+    pub name: String,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// A remark about a case that passed.
+    pub remark: Option<String>,
+}
+
+/// Why a case failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// In a line.
+    pub message: String,
+    /// In full.
+    pub detail: String,
+}
+
+impl Suite {
+    /// How many failed.
+    #[must_use]
+    pub fn failures(&self) -> usize {
+        self.cases.iter().filter(|case| case.failure.is_some()).count()
+    }
+}
+
+#[cfg(test)]
+mod samples {
+    use super::*;
+
+    /// Three cases, of which the second failed, with names that are markup and directives.
+    pub(super) fn suite() -> Suite {
+        let case = |name: &str, failure| Case { class: "×0.5".to_owned(), name: name.to_owned(), failure, remark: None };
+        let failure = Failure { message: "2 \"late\" <b>".to_owned(), detail: "first\n...\n]]>\u{1b}".to_owned() };
+        let cases = vec![case("a # SKIP </script>", None), case("b \\ & c\nd", Some(failure)), case("e", None)];
+        Suite { name: "vmm <sweep>".to_owned(), cases }
+    }
+}
