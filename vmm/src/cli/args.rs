@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::sweep_args::{Study, Sweep};
+use super::{
+    output::{CaseFiles, ReportFile},
+    sweep_args::{Study, Sweep},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
@@ -79,6 +82,8 @@ pub struct Run {
     #[arg(long, conflicts_with = "guest")]
     pub json: bool,
     #[command(flatten)]
+    pub cases: CaseFiles,
+    #[command(flatten)]
     pub session: Session,
 }
 
@@ -100,6 +105,8 @@ pub struct Session {
     /// Write what the ticks came to as JSON to this file at the end.
     #[arg(long, value_name = "FILE")]
     pub summary: Option<PathBuf>,
+    #[command(flatten)]
+    pub report: ReportFile,
     /// Migrate within the process every so much VM time, for example 500ms.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub migrate_every: Option<Duration>,

@@ -5,7 +5,9 @@ mod control;
 mod demo;
 mod doctor;
 pub mod exit;
+pub mod output;
 mod run;
+mod run_files;
 mod snapshot;
 mod study;
 mod sweep;
@@ -21,7 +23,7 @@ use args::{Cli, Command};
 use exit::Usage;
 
 /// What the demonstration takes; everything else is for a guest or a snapshot that the user names.
-const DEMONSTRATION: [&str; 3] = ["time", "json", "emulate_host"];
+const DEMONSTRATION: [&str; 6] = ["time", "json", "emulate_host", "report", "junit", "tap"];
 
 /// Carries the command out.
 ///

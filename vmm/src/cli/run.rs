@@ -3,14 +3,9 @@
 use std::{fs, io, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 use vmm::{
     boot::Image,
-    run::{
-        BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode,
-        judge::{Lateness, Summary},
-        source::SourceChoice,
-    },
+    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
     session::{self, Cycle, Finish, Report},
     snapshot,
     time::{Khz, VmTime},
@@ -19,24 +14,8 @@ use vmm::{
 use super::{
     args::{DebugExitStatus, OnOff, Restore, Run, Session},
     exit::{self, Failed, Usage},
+    run_files::Files,
 };
-
-/// Version of the summary file's layout.
-const SUMMARY_SCHEMA: &str = "vmm-summary/1";
-
-/// What `--summary` writes.
-#[derive(Debug, Serialize)]
-struct SummaryFile<'a> {
-    schema: &'static str,
-    /// "ended", "stopped" or "saved".
-    finish: &'static str,
-    /// Why the guest ended, if not in good order.
-    detail: Option<String>,
-    vm_ns: VmTime,
-    migrations: u64,
-    lost: u64,
-    ticks: &'a Summary,
-}
 
 /// `vmm --guest`.
 pub fn boot(args: &Run) -> Result<ExitCode> {
@@ -59,9 +38,10 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
         seed: args.seed,
         x2apic: args.x2apic == OnOff::On,
     };
-    let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
+    let files = Files::open(&args.session)?;
+    let outputs = Outputs::new(Box::new(io::stdout()), files.trace())?;
     let machine = Machine::boot(&env, &image, &options, outputs)?;
-    session(&env, machine, &args.session, None)
+    session(&env, machine, &args.session, None, files)
 }
 
 /// `vmm restore`.
@@ -76,12 +56,19 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         SourceChoice::Auto => state.machine.source.choice_after(),
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
-    let outputs = Outputs::new(Box::new(io::stdout()), args.session.trace.as_deref())?;
+    let files = Files::open(&args.session)?;
+    let outputs = Outputs::new(Box::new(io::stdout()), files.trace())?;
     let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
-    session(&env, machine, &args.session, Some(khz))
+    session(&env, machine, &args.session, Some(khz), files)
 }
 
-fn session(env: &HostEnvironment, machine: Machine, args: &Session, khz: Option<Khz>) -> Result<ExitCode> {
+fn session(
+    env: &HostEnvironment,
+    machine: Machine,
+    args: &Session,
+    khz: Option<Khz>,
+    files: Files,
+) -> Result<ExitCode> {
     let (source, why) = machine.source_and_why();
     eprintln!("vmm: TSC source {}: {why}", source.as_str());
     let policies = Policies {
@@ -102,9 +89,7 @@ fn session(env: &HostEnvironment, machine: Machine, args: &Session, khz: Option<
     session::block_signals().context("cannot block signals")?;
     let report = session::run(env, machine, &options)?;
     tell(&report);
-    if let Some(path) = &args.summary {
-        write_summary(&report, path)?;
-    }
+    files.write(&report)?;
     match &report.finish {
         Finish::Ended(_) if options.save.is_some() => {
             Err(Failed("the guest ended before --save-at: nothing was saved".to_owned()).into())
@@ -148,24 +133,4 @@ fn tell(report: &Report) {
         Finish::Stopped => eprintln!("vmm: stopped"),
         Finish::Saved => eprintln!("vmm: saved"),
     }
-}
-
-fn write_summary(report: &Report, path: &std::path::Path) -> Result<()> {
-    let (finish, detail, ended) = match &report.finish {
-        Finish::Ended(end) => ("ended", end.message(), true),
-        Finish::Stopped => ("stopped", None, false),
-        Finish::Saved => ("saved", None, false),
-    };
-    let file = SummaryFile {
-        schema: SUMMARY_SCHEMA,
-        finish,
-        detail,
-        vm_ns: report.vm_ns,
-        migrations: report.migrations,
-        lost: report.summary.lost(ended),
-        ticks: &report.summary,
-    };
-    let mut text = serde_json::to_string_pretty(&file)?;
-    text.push('\n');
-    fs::write(path, text).map_err(|e| Failed(format!("cannot write the summary {}: {e}", path.display())).into())
 }

@@ -12,7 +12,10 @@ use vmm::{
     time::Khz,
 };
 
-use super::args::{Deadline, Downtime, OnOff, duration, khz, size};
+use super::{
+    args::{Deadline, Downtime, OnOff, duration, khz, size},
+    output::{CaseFiles, ReportFile},
+};
 
 /// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
 #[derive(Debug, Args)]
@@ -96,6 +99,10 @@ pub struct Sweep {
     pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
+    #[command(flatten)]
+    pub report: ReportFile,
+    #[command(flatten)]
+    pub cases: CaseFiles,
 }
 
 /// Where results go.
@@ -115,6 +122,10 @@ pub enum SweepCommand {
         files: Vec<PathBuf>,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        report: ReportFile,
+        #[command(flatten)]
+        cases: CaseFiles,
     },
 }
 

@@ -140,9 +140,11 @@ mod tests {
 
     #[test]
     fn points_are_in_order_and_empty_series_are_not_there() {
-        let chart = Chart::new("a < b", Axis::Number)
-            .series("late", Look::Late, vec![(5, -1), (2, 7)])
-            .series("early", Look::Early, Vec::new());
+        let chart = Chart::new("a < b", Axis::Number).series("late", Look::Late, vec![(5, -1), (2, 7)]).series(
+            "early",
+            Look::Early,
+            Vec::new(),
+        );
         let html = chart.render().into_string();
         assert!(html.contains(r#""points":[[2,7],[5,-1]]"#) && html.contains("data-points=\"2\""), "{html}");
         assert!(!html.contains("early") && html.contains("a &lt; b"), "{html}");

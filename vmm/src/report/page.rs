@@ -185,11 +185,20 @@ impl Block {
                     ul.legend aria-hidden="true" { @for (name, class) in Chart::legend(charts) {
                         li { canvas.key data-look=(class) {} " " (name) }
                     } }
-                    div.charts.{"of-" (charts.len().min(3))} { @for chart in charts { (chart.render()) } }
+                    div.charts.{"of-" (columns(charts.len()))} { @for chart in charts { (chart.render()) } }
                 },
                 Self::Heat(heat) => (heat.render()),
             }
         }
+    }
+}
+
+/// Charts beside each other, where there is room: no chart alone in the last row.
+const fn columns(charts: usize) -> usize {
+    match charts {
+        0 | 1 => 1,
+        2 | 4 => 2,
+        _ => 3,
     }
 }
 

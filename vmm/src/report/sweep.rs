@@ -12,6 +12,9 @@ use crate::sweep::{
     verdict::{Outcome, Verdict},
 };
 
+/// What the charts show.
+const CHARTS: &str = "How late the latest tick was that followed, for a migration at each point of the stretch. The y axis is \
+     logarithmic beyond 1 µs; shaded is what counts as late, or as early.";
 /// Windows in the table; each is in the heat map, too.
 const WINDOWS_SHOWN: usize = 100;
 
@@ -64,18 +67,25 @@ pub fn found(findings: &Findings) -> Found {
     if woken != 0 {
         text.push_str(&format!("; {} cost it early wakes", units::grouped(woken)));
     }
-    text.push_str(&format!(". The latest tick was {} late; without a migration {} is usual.", units::time(late), units::time(findings.baseline.late_ns)));
+    text.push_str(&format!(
+        ". The latest tick was {} late; without a migration {} is usual.",
+        units::time(late),
+        units::time(findings.baseline.late_ns)
+    ));
     Found { tone, word: word.to_owned(), text }
 }
 
 /// The tables, the charts and the heat map of one sweep.
 #[must_use]
 pub fn section(title: &str, findings: &Findings) -> Section {
-    let mut section = Section::new(title).table(totals(findings)).charts(charts(findings));
+    let mut section = Section::new(title).table(totals(findings)).text(CHARTS).charts(charts(findings));
     if !findings.windows.is_empty() {
         section = section.table(windows(findings));
         if findings.windows.len() > WINDOWS_SHOWN {
-            section = section.note(format!("{} more windows are in the heat map and in --json.", findings.windows.len() - WINDOWS_SHOWN));
+            section = section.note(format!(
+                "{} more windows are in the heat map and in --json.",
+                findings.windows.len() - WINDOWS_SHOWN
+            ));
         }
     }
     section
@@ -123,9 +133,10 @@ fn totals(findings: &Findings) -> Table {
 }
 
 fn windows(findings: &Findings) -> Table {
-    let mut table = Table::new(["TSC", "verdict", "points", "numbers", "worst", "first instruction", "last instruction"])
-        .caption("Windows: neighbouring points with one verdict other than on time")
-        .numeric([2, 3]);
+    let mut table =
+        Table::new(["TSC", "verdict", "points", "numbers", "worst", "first instruction", "last instruction"])
+            .caption("Windows: neighbouring points with one verdict other than on time")
+            .numeric([2, 3]);
     for window in findings.windows.iter().take(WINDOWS_SHOWN) {
         let place = |address| Cell::code(place(findings, address));
         let numbers = if window.first == window.last {
@@ -180,11 +191,12 @@ fn charts(findings: &Findings) -> Vec<Chart> {
                 points.push((x, lateness(outcome, findings.inputs.patience_ns)));
             }
         }
-        let title = format!("×{} ({}): lateness of the latest tick, by point", target.ratio, target.tsc_khz);
+        let title = format!("×{} ({})", target.ratio, target.tsc_khz);
         let chart = Chart::new(title, Axis::Number).late_from(late_ns);
-        Verdict::ALL.iter().zip(series).fold(chart, |chart, (verdict, points)| {
-            chart.series(words(*verdict), look(*verdict), points)
-        })
+        Verdict::ALL
+            .iter()
+            .zip(series)
+            .fold(chart, |chart, (verdict, points)| chart.series(words(*verdict), look(*verdict), points))
     };
     findings.inputs.ratios.iter().enumerate().map(chart).collect()
 }
@@ -218,18 +230,14 @@ pub(super) mod samples {
 
     /// Points 2 and 3 are late at ×0.5, point 5 is woken early at ×2. One symbol is markup.
     pub(crate) fn findings() -> Findings {
-        let outcome = |verdict: &str, early: u64, late: u64| {
-            json!({"verdict": verdict, "early_wakes": early, "late_ns": late, "clock_error_ns": -1})
-        };
+        let outcome = |verdict: &str, early: u64, late: u64| json!({"verdict": verdict, "early_wakes": early, "late_ns": late, "clock_error_ns": -1});
         let point = |at: u64| {
             let slow = if matches!(at, 2 | 3) { outcome("late", 0, 9_999_963) } else { outcome("on-time", 0, 1_963) };
             let fast = if at == 5 { outcome("rearmed", 3, 2_963) } else { outcome("on-time", 0, 1_963) };
             let address = ["0x100200", "0x100202", "0x100300"][usize::try_from(at / 2).unwrap()];
             json!({"at": [at], "cpu": 0, "address": address, "halted": false, "vm_ns": 30_000 + at, "outcomes": [slow, fast]})
         };
-        let code = |address: &str, symbol: &str| {
-            json!({"address": address, "symbol": symbol, "bytes": "90", "instruction": "nop", "source": "a.rs:1"})
-        };
+        let code = |address: &str, symbol: &str| json!({"address": address, "symbol": symbol, "bytes": "90", "instruction": "nop", "source": "a.rs:1"});
         let window = |ratio: &str, verdict: &str, first: u64, last: u64, address: &str| {
             json!({"ratio": ratio, "verdict": verdict, "first": [first], "last": [last], "points": last - first + 1,
                 "first_address": address, "last_address": address, "worst_late_ns": 9_999_963, "most_early_wakes": 3,

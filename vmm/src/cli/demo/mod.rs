@@ -5,11 +5,12 @@
 //! through the command line that users have, so that what the table says can be done again by hand.
 
 mod judgement;
+mod report;
 mod table;
 
 use std::{
     io::IsTerminal,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
@@ -18,12 +19,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use vmm::{
     guest_image::GUEST_ELF,
+    report::timeline::Timeline,
     run::{TimeMode, judge::Summary},
 };
 
 use super::{
     args::Run,
-    exit::{Failed, HostCannot},
+    exit::{Failed, HostCannot, Usage},
+    output::{self, Results},
+    run_files::read as read_traces,
 };
 use judgement::Verdict;
 
@@ -65,6 +69,9 @@ pub(super) struct Row {
     /// After the migration; so is all that follows.
     after: Summary,
     verdict: Verdict,
+    /// What the traces of both processes hold; only for a report.
+    #[serde(skip)]
+    timeline: Option<Timeline>,
 }
 
 /// What `--json` prints.
@@ -82,6 +89,12 @@ struct Json<'a> {
 /// `vmm` without a guest.
 pub fn run(args: &Run) -> Result<ExitCode> {
     let time = args.time.map_or(TimeMode::Virtual, TimeMode::from);
+    let named = [("report", &args.session.report.report), ("junit", &args.cases.junit), ("tap", &args.cases.tap)];
+    output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
+    let results = Results::open(&args.session.report, &args.cases)?;
+    if args.json && results.use_stdout() {
+        return Err(Usage("--json is on standard output: give the others a file".to_owned()).into());
+    }
     let work = tempfile::tempdir().context("cannot make a directory for the snapshots")?;
     let guest = work.path().join("guest.bin");
     std::fs::write(&guest, GUEST_ELF).with_context(|| format!("cannot write {}", guest.display()))?;
@@ -91,10 +104,16 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     for clockevent in CLOCKEVENTS {
         progress.say(clockevent);
         let dir = work.path().join("snapshot");
-        let before = boot_and_save(&guest, &dir, clockevent, time, args)?;
+        // Only the report wants to know all that happened.
+        let traces = results.has_report().then(|| ["booted", "restored"].map(|name| work.path().join(name)));
+        let [booted, restored] =
+            [0, 1].map(|which| traces.as_ref().and_then(|traces| traces.get(which)).map(PathBuf::as_path));
+        let before = boot_and_save(&guest, &dir, clockevent, time, booted, args)?;
         progress.step();
         for (tsc, khz) in TARGETS {
-            let after = restore(&dir, khz, work.path(), args)?;
+            let after = restore(&dir, khz, work.path(), restored, args)?;
+            let timeline =
+                traces.as_ref().map(|traces| read_traces(traces.iter().map(PathBuf::as_path))).transpose()?;
             rows.push(Row {
                 clockevent,
                 tsc,
@@ -103,6 +122,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
                 lost: before.lost + after.lost,
                 verdict: judgement::judge(clockevent, khz, time, before.lost + after.lost, &after.ticks),
                 after: after.ticks,
+                timeline,
             });
             progress.step();
         }
@@ -114,13 +134,21 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     if args.json {
         let json = Json { schema: "vmm-demo/1", time: time.as_str(), booted_at_khz: BASE_KHZ, hz: HZ, rows: &rows, ok };
         println!("{}", serde_json::to_string_pretty(&json)?);
-    } else {
+    } else if !results.use_stdout() {
         table::print(&rows, time);
     }
+    results.write(|| report::page(&rows, time), || report::suite(&rows))?;
     if ok { Ok(ExitCode::SUCCESS) } else { Err(Failed("the demonstration did not go as it should".to_owned()).into()) }
 }
 
-fn boot_and_save(guest: &Path, dir: &Path, clockevent: &str, time: TimeMode, args: &Run) -> Result<SummaryFile> {
+fn boot_and_save(
+    guest: &Path,
+    dir: &Path,
+    clockevent: &str,
+    time: TimeMode,
+    trace: Option<&Path>,
+    args: &Run,
+) -> Result<SummaryFile> {
     let cmdline = format!("clockevent={clockevent} hz={HZ} count={COUNT}");
     let khz = BASE_KHZ.to_string();
     let summary = dir.with_extension("json");
@@ -128,20 +156,23 @@ fn boot_and_save(guest: &Path, dir: &Path, clockevent: &str, time: TimeMode, arg
     command.arg("--guest").arg(guest).args(["--cmdline", &cmdline, "--memory", "16M"]);
     command.args(["--time", time.as_str(), "--tsc", "trapped", "--tsc-khz", &khz]);
     command.args(["--save-at", SAVE_AT, "--save-to"]).arg(dir);
-    child(command, &summary, args)
+    child(command, &summary, trace, args)
 }
 
-fn restore(dir: &Path, khz: u32, work: &Path, args: &Run) -> Result<SummaryFile> {
+fn restore(dir: &Path, khz: u32, work: &Path, trace: Option<&Path>, args: &Run) -> Result<SummaryFile> {
     let summary = work.join("restored.json");
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.arg("restore").arg(dir).args(["--tsc", "trapped", "--tsc-khz", &khz.to_string()]);
-    child(command, &summary, args)
+    child(command, &summary, trace, args)
 }
 
 /// Runs a `vmm` and reads its summary.
-fn child(mut command: Command, summary: &Path, args: &Run) -> Result<SummaryFile> {
+fn child(mut command: Command, summary: &Path, trace: Option<&Path>, args: &Run) -> Result<SummaryFile> {
     if let Some(host) = args.session.emulate_host {
         command.args(["--emulate-host", host.as_str()]);
+    }
+    if let Some(trace) = trace {
+        command.arg("--trace").arg(trace);
     }
     command.arg("--summary").arg(summary).stdin(Stdio::null());
     let output = command.output().context("cannot start this program again")?;

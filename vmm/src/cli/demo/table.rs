@@ -68,7 +68,7 @@ fn lateness(late: Lateness) -> String {
     format!("{}/{}", time(late.p99_ns), time(late.worst_ns))
 }
 
-fn verdict(verdict: &Verdict) -> String {
+pub(super) fn verdict(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Good => "ok".to_owned(),
         Verdict::WrongAsExpected { interval_ratio } if *interval_ratio > 1.0 => "WRONG: late".to_owned(),

@@ -4,7 +4,7 @@ mod table;
 
 use std::{
     fs,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::Path,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -18,6 +18,7 @@ use serde::Serialize;
 use vmm::{
     boot::Image,
     guest_image::GUEST_ELF,
+    report::{self, cases::Suite},
     run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, source::SourceChoice},
     sweep::{
         self, Depth, Options, SweepError, merge,
@@ -28,13 +29,14 @@ use vmm::{
 use super::{
     args::OnOff,
     exit::{Failed, Usage},
+    output::{self, CaseFiles, OutFile, ReportFile, Results},
     sweep_args::{Output, Sweep, SweepCommand},
 };
 
 /// `vmm sweep`.
 pub fn run(args: &Sweep) -> Result<ExitCode> {
     match &args.command {
-        Some(SweepCommand::Merge { files, output }) => merge_files(files, output),
+        Some(SweepCommand::Merge { files, output, report, cases }) => merge_files(files, output, report, cases),
         None if args.point.is_empty() => sweep_stretch(args),
         None => replay(args),
     }
@@ -101,7 +103,7 @@ pub fn wait_for_signals() -> Result<()> {
 
 fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     let (image, options) = (image(args)?, options(args));
-    let output = args.output.open()?;
+    let files = Files::open(&args.output, &args.report, &args.cases)?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
     let bar = bar();
@@ -115,7 +117,7 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     if !findings.complete {
         eprintln!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
     }
-    output.write(&findings, || table::print(&findings))?;
+    files.write(&findings)?;
     verdict(&findings)
 }
 
@@ -133,6 +135,11 @@ fn verdict(findings: &Findings) -> Result<ExitCode> {
 }
 
 fn replay(args: &Sweep) -> Result<ExitCode> {
+    let files = [&args.output.json, &args.report.report, &args.cases.junit, &args.cases.tap];
+    if files.into_iter().any(Option::is_some) {
+        let why = "--json, --report, --junit and --tap are for a sweep; what one point did is in its --trace";
+        return Err(Usage(why.to_owned()).into());
+    }
     let (image, options) = (image(args)?, options(args));
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
@@ -142,9 +149,6 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     }
     let target = Target { ratio: ratio.text.clone(), tsc_khz: ratio.of(options.khz)? };
     let replay = sweep::replay(&env, &image, &options, &args.point, &target, args.trace.as_deref(), &CANCEL)?;
-    if args.output.json.is_some() {
-        return Err(Usage("--json is for a sweep; what one point did is in its --trace".to_owned()).into());
-    }
     println!("{}", table::replay(&replay));
     if replay.outcome.verdict.is_bad() {
         return Err(Failed(format!("point {}: {}", table::numbers(&replay.at), replay.outcome.verdict.as_str())).into());
@@ -152,10 +156,15 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn merge_files(files: &[std::path::PathBuf], output: &Output) -> Result<ExitCode> {
+fn merge_files(
+    files: &[std::path::PathBuf],
+    output: &Output,
+    report: &ReportFile,
+    cases: &CaseFiles,
+) -> Result<ExitCode> {
     let shards: Vec<(String, Findings)> = files.iter().map(|path| read(path)).collect::<Result<_>>()?;
     let findings = merge::merge(shards).map_err(|error| Usage(error.to_string()))?;
-    output.open()?.write(&findings, || table::print(&findings))?;
+    Files::open(output, report, cases)?.write(&findings)?;
     verdict(&findings)
 }
 
@@ -167,41 +176,58 @@ fn read(path: &Path) -> Result<(String, Findings)> {
     Ok((name, findings))
 }
 
-/// Where results go, opened: a file that cannot be written is better told before the work.
-pub struct Opened<'a> {
-    json: Option<(&'a Path, Box<dyn Write>)>,
+/// Where results go, opened.
+pub struct Opened {
+    json: Option<OutFile>,
 }
 
 impl Output {
     /// Opens the files.
-    pub fn open(&self) -> Result<Opened<'_>> {
-        let open = |path: &'_ Path| -> Result<Box<dyn Write>> {
-            if path == Path::new("-") {
-                return Ok(Box::new(io::stdout()));
-            }
-            let file = fs::File::create(path).map_err(|error| Usage(format!("--json {}: {error}", path.display())))?;
-            Ok(Box::new(io::BufWriter::new(file)))
-        };
-        let json = self.json.as_deref().map(|path| open(path).map(|file| (path, file))).transpose()?;
-        Ok(Opened { json })
+    pub fn open(&self) -> Result<Opened> {
+        Ok(Opened { json: OutFile::open("json", self.json.as_deref())? })
     }
 }
 
-impl Opened<'_> {
+impl Opened {
     /// Writes the result, and prints the table unless the result goes to standard output.
     pub fn write(self, result: &impl Serialize, table: impl FnOnce()) -> Result<()> {
-        let quiet = self.json.as_ref().is_some_and(|(path, _)| *path == Path::new("-"));
-        if !quiet {
+        let Some(file) = self.json else {
+            table();
+            return Ok(());
+        };
+        if !file.is_stdout() {
             table();
         }
-        if let Some((path, mut file)) = self.json {
-            serde_json::to_writer(&mut file, result)
-                .map_err(io::Error::from)
-                .and_then(|()| file.write_all(b"\n"))
-                .and_then(|()| file.flush())
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
+        let mut text = serde_json::to_vec(result)?;
+        text.push(b'\n');
+        file.write(&text)
+    }
+}
+
+/// All results of a sweep that are asked for.
+struct Files {
+    output: Opened,
+    results: Results,
+}
+
+impl Files {
+    fn open(output: &Output, report: &ReportFile, cases: &CaseFiles) -> Result<Self> {
+        let named = [("json", &output.json), ("report", &report.report), ("junit", &cases.junit), ("tap", &cases.tap)];
+        output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
+        Ok(Self { output: output.open()?, results: Results::open(report, cases)? })
+    }
+
+    /// Writes them; the table goes to standard output if nothing else does.
+    fn write(self, findings: &Findings) -> Result<()> {
+        let quiet = self.results.use_stdout();
+        let table = || {
+            if !quiet {
+                table::print(findings);
+            }
+        };
+        self.output.write(findings, table)?;
+        let page = || report::sweep::page(findings, &output::command_line());
+        self.results.write(page, || Suite::of_sweep(findings))
     }
 }
 

@@ -101,14 +101,19 @@ function shade(u, late) {
   ctx.restore();
 }
 
+// Charts at least this wide have room for the marks' names, above them.
+const WIDE = 640;
+
 function lines(u, marks) {
   const { ctx, bbox } = u;
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = colour("soft");
   ctx.lineWidth = devicePixelRatio;
   ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
-  ctx.font = `${10 * devicePixelRatio}px system-ui, sans-serif`;
-  ctx.textBaseline = "top";
+  ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.textAlign = "center";
+  ctx.textBaseline = "bottom";
+  let free = 0;
   for (const { x, name } of marks) {
     const at = Math.round(u.valToPos(x, "x", true));
     if (at < bbox.left || at > bbox.left + bbox.width) continue;
@@ -116,7 +121,10 @@ function lines(u, marks) {
     ctx.moveTo(at, bbox.top);
     ctx.lineTo(at, bbox.top + bbox.height);
     ctx.stroke();
-    if (marks.length < 4) ctx.fillText(name, at + 4 * devicePixelRatio, bbox.top + 4 * devicePixelRatio);
+    const half = ctx.measureText(name).width / 2;
+    if (u.width < WIDE || at - half < free) continue;
+    ctx.fillText(name, at, bbox.top - 2 * devicePixelRatio);
+    free = at + half + 8 * devicePixelRatio;
   }
   ctx.restore();
 }
@@ -143,6 +151,7 @@ function options(chart, plot, reading, [low, high]) {
   return {
     width: plot.clientWidth,
     height: plot.clientHeight,
+    padding: [plot.clientWidth < WIDE ? 8 : 18, 8, 0, 0],
     legend: { show: false },
     cursor: { points: { show: false }, drag: { x: true, y: false } },
     scales: {
@@ -150,8 +159,8 @@ function options(chart, plot, reading, [low, high]) {
       y: { distr: 4, asinh: LINEAR_NS, range: () => [low, high] },
     },
     axes: [
-      { ...axis, size: 34, label: time ? "VM time, ms" : "point", labelSize: 16, labelFont: axis.font, labelGap: 0, space: 70, ...(time ? { values: milliseconds } : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6] }) },
-      { ...axis, size: 62, splits: (u) => decades(low, high, u.height / 28), values: (_u, splits) => splits.map((ns) => (ns ? span(ns) : "0")) },
+      { ...axis, size: 26, gap: 3, label: time ? "VM time, ms" : "point", labelSize: 16, labelFont: axis.font, labelGap: 0, space: 70, ...(time ? { values: milliseconds } : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6] }) },
+      { ...axis, size: 62, splits: (u) => decades(low, high, u.height / 26), filter: (_u, splits) => splits, values: (_u, splits) => splits.map((ns) => (ns ? span(ns) : "0")) },
     ],
     series: [{}, ...series],
     hooks: {

@@ -9,7 +9,7 @@ const AT_ONCE = 1000;
 
 function size([verdict, early, late, clock]) {
   if (verdict === "late") return span(late);
-  if (verdict === "rearmed") return `×${early}`;
+  if (verdict === "rearmed") return String(early);
   if (verdict === "clock-stepped") return (clock > 0 ? "+" : "") + span(clock);
   return "";
 }

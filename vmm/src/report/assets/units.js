@@ -7,7 +7,7 @@ const minus = (text) => text.replace("-", "\u2212");
 function span(ns) {
   const size = Math.abs(ns);
   const [unit, name] = size < 1e3 ? [1, "ns"] : size < 1e6 ? [1e3, "µs"] : size < 1e9 ? [1e6, "ms"] : [1e9, "s"];
-  return minus(`${+(ns / unit).toPrecision(3)} ${name}`);
+  return minus(`${+(ns / unit).toPrecision(3)}${name}`);
 }
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -51,7 +51,10 @@ mod tests {
         let report = quick_junit::Report::deserialize_from_str(&xml).unwrap();
         assert_eq!((report.tests, report.failures, report.errors), (3, 1, 0));
         let cases = &report.test_suites[0].test_cases;
-        assert_eq!(cases.iter().filter(|case| !matches!(case.status, quick_junit::TestCaseStatus::Success { .. })).count(), 1);
+        assert_eq!(
+            cases.iter().filter(|case| !matches!(case.status, quick_junit::TestCaseStatus::Success { .. })).count(),
+            1
+        );
         assert_eq!(cases[0].name.as_str(), "a # SKIP </script>");
         assert!(!xml.contains("<b>") && !xml.contains('\u{1b}') && !xml.contains("timestamp"), "{xml}");
     }

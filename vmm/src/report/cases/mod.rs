@@ -51,7 +51,8 @@ mod samples {
 
     /// Three cases, of which the second failed, with names that are markup and directives.
     pub(super) fn suite() -> Suite {
-        let case = |name: &str, failure| Case { class: "×0.5".to_owned(), name: name.to_owned(), failure, remark: None };
+        let case =
+            |name: &str, failure| Case { class: "×0.5".to_owned(), name: name.to_owned(), failure, remark: None };
         let failure = Failure { message: "2 \"late\" <b>".to_owned(), detail: "first\n...\n]]>\u{1b}".to_owned() };
         let cases = vec![case("a # SKIP </script>", None), case("b \\ & c\nd", Some(failure)), case("e", None)];
         Suite { name: "vmm <sweep>".to_owned(), cases }

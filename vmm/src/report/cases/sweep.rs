@@ -91,7 +91,8 @@ impl<'a> Group<'a> {
         }
         self.bad = self.bad.saturating_add(1);
         self.worst = self.worst.max(Some(outcome.verdict));
-        let goes_on = self.open.is_some_and(|(last, verdict)| last.checked_add(1) == Some(number) && verdict == outcome.verdict);
+        let goes_on =
+            self.open.is_some_and(|(last, verdict)| last.checked_add(1) == Some(number) && verdict == outcome.verdict);
         self.open = Some((number, outcome.verdict));
         if goes_on && self.more_runs == 0 {
             if let Some(run) = self.runs.last_mut() {
@@ -158,7 +159,8 @@ mod tests {
     #[test]
     fn a_case_for_each_frequency_and_function() {
         let suite = Suite::of_sweep(&findings());
-        let told: Vec<_> = suite.cases.iter().map(|case| (case.class.as_str(), case.name.as_str(), case.failure.is_some())).collect();
+        let told: Vec<_> =
+            suite.cases.iter().map(|case| (case.class.as_str(), case.name.as_str(), case.failure.is_some())).collect();
         let f = "f</script><b>&";
         assert_eq!(told, [("×0.5", f, true), ("×0.5", "g", false), ("×2", f, false), ("×2", "g", false)]);
         assert_eq!(suite.failures(), 1);

@@ -51,11 +51,7 @@ mod tests {
         assert_eq!(lines.next(), Some("TAP version 14"));
         assert_eq!(lines.next(), Some("1..3"));
         let points: Vec<&str> = lines.filter(|line| !line.starts_with(' ')).collect();
-        assert_eq!(points, [
-            "ok 1 - ×0.5 a \\# SKIP </script>",
-            "not ok 2 - ×0.5 b \\\\ & c d",
-            "ok 3 - ×0.5 e"
-        ]);
+        assert_eq!(points, ["ok 1 - ×0.5 a \\# SKIP </script>", "not ok 2 - ×0.5 b \\\\ & c d", "ok 3 - ×0.5 e"]);
         assert!(tap.contains(r#"  detail: "first\n...\n]]>\u001b""#), "{tap}");
     }
 }

@@ -10,6 +10,7 @@ mod thin;
 use std::collections::VecDeque;
 
 pub use read::TraceError;
+pub use show::HOW_TO_READ;
 
 use crate::{
     apic::Armed,

@@ -211,7 +211,8 @@ mod tests {
 
     #[test]
     fn ticks_around_a_migration_are_kept_and_no_more() {
-        let ticks = |range: std::ops::Range<u64>| range.map(|n| tick(n * 1_000_000, n * 1_000_000 + 5, n * 1_000_000, 0));
+        let ticks =
+            |range: std::ops::Range<u64>| range.map(|n| tick(n * 1_000_000, n * 1_000_000 + 5, n * 1_000_000, 0));
         let mut lines: Vec<String> = ticks(1..100).collect();
         for round in 0..30 {
             lines.push(restore(100_000_000 + round));

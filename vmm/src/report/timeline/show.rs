@@ -24,7 +24,10 @@ impl Timeline {
             section = section.text(HOW_TO_READ).charts(vec![self.overview_chart("All ticks")]);
             let stride = self.overview.stride();
             if stride > 1 {
-                section = section.note(format!("Each point is the worst of {stride} ticks: there were {}.", units::grouped(self.ticks)));
+                section = section.note(format!(
+                    "Each point is the worst of {stride} ticks: there were {}.",
+                    units::grouped(self.ticks)
+                ));
             }
             let around = self.around();
             if !around.is_empty() {
@@ -66,7 +69,7 @@ impl Timeline {
     #[must_use]
     pub fn page_table(&self) -> Table {
         let header =
-            ["", "VM time, ms", "guest TSC", "TSC frequency", "version", "tsc_timestamp", "system_time, ns", "mul", "shift"];
+            ["", "VM time, ms", "guest TSC", "TSC, kHz", "version", "tsc_timestamp", "system_time, ns", "mul", "shift"];
         let mut table = Table::new(header.into_iter().chain(["deadline in flight", "policies"]))
             .caption("The kvmclock page at each save, restore and renewal")
             .numeric([1, 2, 3, 4, 5, 6, 7, 8]);
@@ -117,7 +120,7 @@ fn cells(row: &PageRow) -> Vec<Cell> {
         name.into(),
         units::exact_ms(at.0).into(),
         units::grouped(tsc.0).into(),
-        khz.map(|khz| khz.to_string()).unwrap_or_default().into(),
+        khz.map(|khz| units::grouped(u32::from(khz).into())).unwrap_or_default().into(),
         version.map(|version| version.to_string()).unwrap_or_default().into(),
         units::grouped(page.tsc_timestamp.0).into(),
         units::grouped(page.system_time.0).into(),

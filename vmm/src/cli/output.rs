@@ -1,0 +1,220 @@
+//! Result files: opened before the work, so that a path that cannot be is told before it; written at its end, under
+//! another name first, so that nobody finds half a file.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tempfile::NamedTempFile;
+use vmm::report::{Page, cases::Suite};
+
+use super::exit::Usage;
+
+/// Where results for people go.
+#[derive(Debug, Args)]
+pub struct ReportFile {
+    /// Write a report to this file: one HTML page with charts and tables, which needs no network.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// Where results for CI go.
+#[derive(Debug, Args)]
+pub struct CaseFiles {
+    /// Write test results to this file as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Write test results to this file as TAP; - is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub tap: Option<PathBuf>,
+}
+
+/// A result file that is open.
+pub struct OutFile {
+    flag: &'static str,
+    path: PathBuf,
+    to: To,
+}
+
+enum To {
+    Stdout,
+    /// A pipe or a device: there is nothing to replace.
+    There(File),
+    /// A file under another name in the same directory, and the name that it gets.
+    Replacing(NamedTempFile, PathBuf),
+}
+
+impl OutFile {
+    /// Opens the file that `--flag` names, if it names one; `-` is standard output.
+    pub fn open(flag: &'static str, path: Option<&Path>) -> Result<Option<Self>> {
+        let Some(path) = path else { return Ok(None) };
+        let to = if path == Path::new("-") {
+            To::Stdout
+        } else {
+            To::open(path).map_err(|error| Usage(format!("--{flag} {}: {error}", path.display())))?
+        };
+        Ok(Some(Self { flag, path: path.to_owned(), to }))
+    }
+
+    /// Whether it is standard output, which then takes nothing else.
+    pub fn is_stdout(&self) -> bool {
+        matches!(self.to, To::Stdout)
+    }
+
+    /// Writes all of it.
+    pub fn write(self, content: &[u8]) -> Result<()> {
+        let Self { flag, path, to } = self;
+        let written = match to {
+            To::Stdout => io::stdout().write_all(content),
+            To::There(mut file) => file.write_all(content),
+            To::Replacing(mut file, path) => {
+                file.write_all(content).and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
+            }
+        };
+        written.with_context(|| format!("cannot write --{flag} {}", path.display()))
+    }
+}
+
+impl To {
+    fn open(path: &Path) -> io::Result<Self> {
+        // Through a symbolic link: it is the file that is replaced.
+        let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match fs::metadata(&real) {
+            Ok(meta) if !meta.is_file() => return File::options().write(true).open(&real).map(Self::There),
+            Ok(_) => drop(File::options().write(true).open(&real)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if real.file_name().is_none() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        // As any new file: what the umask leaves.
+        let file = tempfile::Builder::new().prefix(".vmm-").permissions(Permissions::from_mode(0o666)).tempfile_in(dir);
+        Ok(Self::Replacing(file.map_err(|error| io::Error::from(error.kind()))?, real))
+    }
+}
+
+/// That no two results go to one file, or to standard output.
+pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
+    let named = || files.iter().filter_map(|(flag, path)| path.map(|path| (*flag, path)));
+    for (index, (flag, path)) in named().enumerate() {
+        if let Some((other, _)) = named().skip(index.saturating_add(1)).find(|(_, other)| *other == path) {
+            return Err(Usage(format!("--{flag} and --{other} both name {}", path.display())).into());
+        }
+    }
+    Ok(())
+}
+
+/// Report, JUnit and TAP, opened.
+pub struct Results {
+    report: Option<OutFile>,
+    junit: Option<OutFile>,
+    tap: Option<OutFile>,
+}
+
+impl Results {
+    /// Opens what is asked for.
+    pub fn open(report: &ReportFile, cases: &CaseFiles) -> Result<Self> {
+        Ok(Self {
+            report: OutFile::open("report", report.report.as_deref())?,
+            junit: OutFile::open("junit", cases.junit.as_deref())?,
+            tap: OutFile::open("tap", cases.tap.as_deref())?,
+        })
+    }
+
+    /// Whether one of them is standard output.
+    pub fn use_stdout(&self) -> bool {
+        [&self.report, &self.junit, &self.tap].into_iter().flatten().any(OutFile::is_stdout)
+    }
+
+    /// Whether there is to be a report.
+    pub fn has_report(&self) -> bool {
+        self.report.is_some()
+    }
+
+    /// Makes and writes those that are asked for.
+    pub fn write(self, page: impl FnOnce() -> Page, suite: impl FnOnce() -> Suite) -> Result<()> {
+        if let Some(file) = self.report {
+            file.write(page().render().as_bytes())?;
+        }
+        if self.junit.is_none() && self.tap.is_none() {
+            return Ok(());
+        }
+        let suite = suite();
+        if let Some(file) = self.junit {
+            file.write(suite.junit()?.as_bytes())?;
+        }
+        if let Some(file) = self.tap {
+            file.write(suite.tap().as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// The command line that this program was started with, as a shell takes it.
+pub fn command_line() -> String {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = ["vmm"].into_iter().chain(arguments.iter().map(String::as_str));
+    // Refused is only a NUL, which no argument has.
+    shlex::try_join(words).unwrap_or_else(|_| "vmm".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Result<OutFile> {
+        OutFile::open("report", Some(path)).map(|file| file.unwrap())
+    }
+
+    #[test]
+    fn a_file_is_there_when_it_is_whole_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        fs::write(&path, "old").unwrap();
+        let file = open(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        file.write(b"new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        drop(open(&path).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "something was left");
+    }
+
+    #[test]
+    fn a_link_is_written_through_and_a_device_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link, null) = (dir.path().join("file"), dir.path().join("link"), dir.path().join("null"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+        open(&link).unwrap().write(b"new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        open(&null).unwrap().write(b"x").unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn two_results_in_one_file_are_refused() {
+        let [a, b] = ["a", "b"].map(Path::new);
+        distinct(&[("json", Some(a)), ("report", None), ("tap", Some(b))]).unwrap();
+        let error = distinct(&[("json", Some(a)), ("report", Some(b)), ("tap", Some(a))]).unwrap_err();
+        assert_eq!(error.to_string(), "--json and --tap both name a");
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_is_a_usage_error() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().join("none/out"), dir.path().to_owned()] {
+            let error = open(&path).map(drop).unwrap_err();
+            assert!(error.is::<Usage>() && error.to_string().starts_with("--report "), "{error}");
+        }
+    }
+}
