@@ -4,6 +4,7 @@
 //! its summary. Arithmetic on these is done here a second time, on purpose: none of `vmm`'s own code is called.
 
 mod binary;
+mod browser;
 mod host;
 mod lab;
 mod page;
@@ -11,6 +12,7 @@ mod process;
 mod trace;
 
 pub use binary::{guest, vmm};
+pub use browser::{Browser, Loaded, number};
 pub use host::kvm;
 pub use lab::{Lab, Run, Summary};
 pub use page::Page;

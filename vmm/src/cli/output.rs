@@ -91,9 +91,8 @@ impl To {
             Err(error) => return Err(error),
         }
         let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if real.file_name().is_none() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
+        // Its own error says more than the temporary file's.
+        fs::metadata(dir)?;
         // As any new file: what the umask leaves.
         let file = tempfile::Builder::new().prefix(".vmm-").permissions(Permissions::from_mode(0o666)).tempfile_in(dir);
         Ok(Self::Replacing(file.map_err(|error| io::Error::from(error.kind()))?, real))

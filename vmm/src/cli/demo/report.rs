@@ -54,7 +54,7 @@ fn overview(rows: &[Row]) -> Table {
     for row in rows {
         let after = &row.after;
         shown.row([
-            Cell::code(row.clockevent),
+            Cell::code(row.clockevent.replace(" conversion=", " ")),
             arrow(row).into(),
             Cell::verdict(tone(&row.verdict), table::verdict(&row.verdict)),
             units::grouped(row.ticks).into(),

@@ -50,9 +50,11 @@ function extent(charts) {
 function decades(low, high, room) {
   const powers = [];
   for (let power = LINEAR_NS; power < 1e19; power *= 10) powers.push(power);
+  // Without the innermost where not all fit: they are nearest to zero and to each other.
   const fits = (step) => {
-    const up = powers.filter((power, index) => index % step === 0 && power <= high);
-    const down = powers.filter((power, index) => index % step === 0 && -power >= low).map((power) => -power);
+    const shown = powers.filter((_, index) => step === 1 || index % step === 1);
+    const up = shown.filter((power) => power <= high);
+    const down = shown.filter((power) => -power >= low).map((power) => -power);
     return [...down.reverse(), 0, ...up];
   };
   for (let step = 1; ; step += 1) {
@@ -86,7 +88,7 @@ function shade(u, late) {
   const zones = [["early", at(0), bbox.top + bbox.height], ...(late === null ? [] : [["late", bbox.top, at(late)]])];
   ctx.save();
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-  ctx.textAlign = "right";
+  ctx.textBaseline = "bottom";
   for (const [name, top, bottom] of zones) {
     ctx.globalAlpha = 0.45;
     ctx.fillStyle = colour(`${name}-wash`);
@@ -94,9 +96,10 @@ function shade(u, late) {
     if (bottom - top < 16 * devicePixelRatio) continue;
     ctx.globalAlpha = 1;
     ctx.fillStyle = colour(name);
-    ctx.textBaseline = name === "late" ? "top" : "bottom";
-    const y = name === "late" ? top + 4 * devicePixelRatio : bottom - 3 * devicePixelRatio;
-    ctx.fillText(name, bbox.left + bbox.width - 5 * devicePixelRatio, y);
+    // Where points seldom are: on the threshold, and before anything has gone wrong.
+    ctx.textAlign = name === "late" ? "right" : "left";
+    const x = name === "late" ? bbox.left + bbox.width - 5 * devicePixelRatio : bbox.left + 5 * devicePixelRatio;
+    ctx.fillText(name, x, bottom - 2 * devicePixelRatio);
   }
   ctx.restore();
 }
