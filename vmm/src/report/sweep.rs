@@ -15,8 +15,11 @@ use crate::sweep::{
 /// What the charts show.
 const CHARTS: &str = "How late the latest tick was that followed, for a migration at each point of the stretch. The y axis is \
      logarithmic beyond 1 µs; shaded is what counts as late, or as early.";
+/// What the heat map shows.
+const HEAT: &str = "Each row is an instruction boundary: the guest was migrated before that instruction, to each of the \
+     frequencies, and judged by the ticks that followed. Rows alike are folded; open them with a click.";
 /// Windows in the table; each is in the heat map, too.
-const WINDOWS_SHOWN: usize = 100;
+const WINDOWS_SHOWN: usize = 40;
 
 /// The page of one sweep; `command` is what makes it again.
 #[must_use]
@@ -78,22 +81,20 @@ pub fn found(findings: &Findings) -> Found {
 /// The tables, the charts and the heat map of one sweep.
 #[must_use]
 pub fn section(title: &str, findings: &Findings) -> Section {
-    let mut section = Section::new(title).table(totals(findings)).text(CHARTS).charts(charts(findings));
-    if !findings.windows.is_empty() {
-        section = section.table(windows(findings));
-        if findings.windows.len() > WINDOWS_SHOWN {
-            section = section.note(format!(
-                "{} more windows are in the heat map and in --json.",
-                findings.windows.len() - WINDOWS_SHOWN
-            ));
-        }
+    let section = Section::new(title)
+        .table(totals(findings))
+        .text(CHARTS)
+        .charts(charts(findings))
+        .text(HEAT)
+        .heat(Heat::from(findings));
+    if findings.windows.is_empty() {
+        return section;
     }
-    section
-        .text(
-            "Each row is an instruction boundary: the guest was migrated before that instruction, to each of the \
-             frequencies, and judged by the ticks that followed. Rows alike are folded; open them with a click.",
-        )
-        .heat(Heat::from(findings))
+    let section = section.table(windows(findings));
+    match findings.windows.len().saturating_sub(WINDOWS_SHOWN) {
+        0 => section,
+        more => section.note(format!("{more} more windows are in the map and in --json.")),
+    }
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> u64 {
@@ -138,7 +139,7 @@ fn windows(findings: &Findings) -> Table {
             .caption("Windows: neighbouring points with one verdict other than on time")
             .numeric([2, 3]);
     for window in findings.windows.iter().take(WINDOWS_SHOWN) {
-        let place = |address| Cell::code(place(findings, address));
+        let place = |address| Cell::code(instruction(findings, address));
         let numbers = if window.first == window.last {
             at(&window.first)
         } else {
@@ -157,7 +158,14 @@ fn windows(findings: &Findings) -> Table {
     table
 }
 
-/// An instruction and where it is, in a line.
+/// An instruction and where it is: that first, since names of functions are long.
+fn instruction(findings: &Findings, address: u64) -> String {
+    let Some(code) = findings.code_at(address) else { return format!("{address:#x}") };
+    let parts = [Some(&code.instruction), code.source.as_ref(), code.symbol.as_ref()];
+    parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("  ")
+}
+
+/// Where an instruction is, and it, in a line.
 pub(super) fn place(findings: &Findings, address: u64) -> String {
     let Some(code) = findings.code_at(address) else { return format!("{address:#x}") };
     let symbol = code.symbol.clone().unwrap_or_else(|| format!("{address:#x}"));

@@ -1,9 +1,10 @@
 // Heat maps: rows of a table, made from data. Long runs of rows with the same verdicts are one row until it is opened.
 
 const LETTERS = { "on-time": "·", rearmed: "E", untold: "U", late: "L", "clock-stepped": "C", lost: "N", ended: "X" };
-// Rows shown at each end of a run, and the shortest run that is folded.
+// Rows shown at each end of a run, and the shortest run that is folded: what is wrong is folded later.
 const SHOWN = 2;
 const FOLDED = 8;
+const FOLDED_WRONG = 40;
 // No fold opens more rows at once, and no more are made before somebody asks.
 const AT_ONCE = 1000;
 
@@ -45,7 +46,8 @@ class HeatMap {
     for (let from = 0; from < rows.length; ) {
       let to = from + 1;
       while (to < rows.length && key(rows[to]) === key(rows[from])) to += 1;
-      if (to - from >= FOLDED) {
+      const good = rows[from][4].every((outcome) => outcomes[outcome][0] === "on-time");
+      if (to - from >= (good ? FOLDED : FOLDED_WRONG)) {
         add(from, from + SHOWN, false);
         add(from + SHOWN, to - SHOWN, true);
         add(to - SHOWN, to, false);
