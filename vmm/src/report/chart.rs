@@ -41,7 +41,9 @@ pub enum Look {
     Good,
     /// Late.
     Late,
-    /// Worse than late.
+    /// Too early, without end.
+    Storm,
+    /// No tick at all.
     Fatal,
     /// The clock is wrong, or the guest was not told.
     Clock,
@@ -128,6 +130,7 @@ impl Look {
             Self::Early => "early",
             Self::Good => "good",
             Self::Late => "late",
+            Self::Storm => "storm",
             Self::Fatal => "fatal",
             Self::Clock => "clock",
         }
@@ -152,7 +155,7 @@ mod tests {
 
     #[test]
     fn looks_are_serialized_as_their_class() {
-        let all = [Look::Guest, Look::Host, Look::Early, Look::Good, Look::Late, Look::Fatal, Look::Clock];
+        let all = [Look::Guest, Look::Host, Look::Early, Look::Good, Look::Late, Look::Storm, Look::Fatal, Look::Clock];
         for look in all {
             assert_eq!(serde_json::to_value(look).unwrap(), look.class());
         }

@@ -5,7 +5,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::{Chart, Heat, Table, table::Tone, units};
 
 const STYLE: &str = concat!(include_str!("vendor/uplot/uPlot.min.css"), include_str!("assets/report.css"));
-const UPLOT: &str = include_str!("vendor/uplot/uPlot.iife.min.js");
+/// With its licence: every copy has to have it.
+const UPLOT: &str =
+    concat!("/*\n", include_str!("vendor/uplot/LICENSE"), "\n*/\n", include_str!("vendor/uplot/uPlot.iife.min.js"));
 const SCRIPT: &str = concat!(
     include_str!("assets/units.js"),
     include_str!("assets/chart.js"),

@@ -113,10 +113,10 @@ pub fn tone(verdict: Verdict) -> Tone {
 }
 
 fn totals(findings: &Findings) -> Table {
-    let header = ["TSC", "on time", "woken early", "untold", "late", "clock stepped", "lost", "ended"];
+    let header = ["TSC", "on time", "woken early", "untold", "late", "storm", "clock stepped", "lost", "ended"];
     let mut table = Table::new(header.into_iter().chain(["worst late", "most early wakes"]))
         .caption("Points by verdict, for each frequency")
-        .numeric(1..10);
+        .numeric(1..11);
     for totals in &findings.totals {
         let mut row: Vec<Cell> = vec![format!("×{}", totals.ratio).into()];
         row.extend(Verdict::ALL.map(|verdict| {
@@ -176,7 +176,7 @@ pub(super) fn place(findings: &Findings, address: u64) -> String {
 /// What was worst in a window; nothing where its verdict says it all.
 pub(super) fn worst(window: &Window) -> String {
     match window.verdict {
-        Verdict::Rearmed => units::count(window.most_early_wakes, "early wake"),
+        Verdict::Rearmed | Verdict::Storm => units::count(window.most_early_wakes, "early wake"),
         Verdict::ClockStepped => format!("clock {:+} ns", window.worst_clock_error_ns),
         Verdict::Late => format!("{} late", units::time(window.worst_late_ns.unwrap_or(0))),
         Verdict::OnTime | Verdict::Untold | Verdict::Lost | Verdict::Ended => String::new(),
@@ -212,7 +212,7 @@ fn charts(findings: &Findings) -> Vec<Chart> {
 /// A tick that did not come is as late as it was waited for.
 fn lateness(outcome: &Outcome, patience_ns: u64) -> i64 {
     let late_ns = match outcome.verdict {
-        Verdict::Lost | Verdict::Ended => patience_ns,
+        Verdict::Storm | Verdict::Lost | Verdict::Ended => patience_ns,
         _ => outcome.late_ns.unwrap_or(0),
     };
     i64::try_from(late_ns).unwrap_or(i64::MAX)
@@ -223,6 +223,7 @@ const fn look(verdict: Verdict) -> Look {
         Verdict::OnTime => Look::Good,
         Verdict::Rearmed => Look::Early,
         Verdict::Late => Look::Late,
+        Verdict::Storm => Look::Storm,
         Verdict::Untold | Verdict::ClockStepped => Look::Clock,
         Verdict::Lost | Verdict::Ended => Look::Fatal,
     }

@@ -6,6 +6,7 @@ const SHAPES = {
   host: { size: 1.8, trace: (p, x, y, r) => circle(p, x, y, r) },
   good: { size: 1.8, trace: (p, x, y, r) => circle(p, x, y, r) },
   early: { size: 3.6, trace: (p, x, y, r) => polygon(p, [[x - r, y - r * 0.8], [x + r, y - r * 0.8], [x, y + r]]) },
+  storm: { size: 4.4, hollow: true, trace: (p, x, y, r) => polygon(p, [[x - r, y - r * 0.8], [x + r, y - r * 0.8], [x, y + r]]) },
   late: { size: 3.6, trace: (p, x, y, r) => polygon(p, [[x - r, y + r * 0.8], [x + r, y + r * 0.8], [x, y - r]]) },
   clock: { size: 3, trace: (p, x, y, r) => polygon(p, [[x - r, y - r], [x + r, y - r], [x + r, y + r], [x - r, y + r]]) },
   fatal: { size: 4, trace: (p, x, y, r) => polygon(p, [[x, y - r], [x + r * 0.7, y], [x, y + r], [x - r * 0.7, y]]) },
