@@ -130,6 +130,9 @@ impl Timeline {
                 let early_ns = host_ns.map(|host_ns| claim(unclaimed.entry(cpu).or_default(), host_ns));
                 let mut early_ns = early_ns.unwrap_or_default();
                 early_ns.retain(|at| *at < expires_ns);
+                // Not one that an earlier tick left: the guest knows how many were this one's.
+                let own = usize::try_from(early_wakes).unwrap_or(usize::MAX);
+                early_ns.drain(..early_ns.len().saturating_sub(own));
                 early_ns.truncate(EARLY_SHOWN);
                 self.tick(Tick { expires_ns, fired_ns, host_ns, early_ns, early_wakes });
             }
@@ -194,6 +197,7 @@ mod tests {
     fn early_wakes_are_the_injections_of_the_ticks_own_vector_before_it() {
         let halt = "{\"tsc\":1,\"vm_ns\":1,\"cpu\":0,\"event\":\"halt\"}\n".to_owned();
         let lines = [
+            inject(4_000_000, 64),
             inject(5_000_000, 64),
             inject(6_000_000, 99),
             inject(7_500_000, 64),
