@@ -174,6 +174,8 @@ pub struct Study {
     pub workers: u32,
     #[command(flatten)]
     pub output: Output,
+    #[command(flatten)]
+    pub report: ReportFile,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

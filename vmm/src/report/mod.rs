@@ -16,6 +16,7 @@ pub mod chart;
 mod embed;
 mod heat;
 mod page;
+pub mod study;
 pub mod sweep;
 pub mod table;
 pub mod timeline;

@@ -10,11 +10,14 @@ use std::{
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use vmm::{
+    report,
     run::HostEnvironment,
     study::{self, SCHEMA, Study as Studied},
+    time::DeadlinePolicy,
 };
 
 use super::{
+    output::{self, OutFile},
     sweep::{CANCEL, wait_for_signals},
     sweep_args::{Study, StudyPart},
 };
@@ -22,7 +25,9 @@ use super::{
 /// `vmm study`.
 pub fn run(args: &Study) -> Result<ExitCode> {
     let wanted = |part: StudyPart| args.parts.is_empty() || args.parts.contains(&part);
-    let output = args.output.open()?;
+    output::distinct(&[("json", args.output.json.as_deref()), ("report", args.report.report.as_deref())])?;
+    let json = OutFile::open("json", args.output.json.as_deref())?;
+    let report = OutFile::open("report", args.report.report.as_deref())?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
     let spinner = if io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
@@ -36,6 +41,7 @@ pub fn run(args: &Study) -> Result<ExitCode> {
         spinner.set_message(what.to_owned());
         spinner.tick();
     };
+    let mut sweeps = Vec::new();
     let mut studied = Studied { schema: SCHEMA.to_owned(), arithmetic: None, matrix: None, faults: None };
     if wanted(StudyPart::Arithmetic) {
         told("arithmetic");
@@ -43,12 +49,25 @@ pub fn run(args: &Study) -> Result<ExitCode> {
     }
     if wanted(StudyPart::Matrix) {
         let rows = study::matrix::sweep(&env, args.workers, &CANCEL, &mut told)?;
+        // Point by point under the policy that a host should have; the others are in the table.
+        let rescaled = rows.iter().filter(|(row, _)| row.deadline == DeadlinePolicy::Rescale && report.is_some());
+        sweeps = rescaled.map(|(row, findings)| (format!("{}, rescale", row.clockevent), findings.clone())).collect();
         studied.matrix = Some(rows.into_iter().map(|(row, _)| row).collect());
     }
     if wanted(StudyPart::Faults) {
         studied.faults = Some(study::faults::sweep(&env, args.workers, &CANCEL, &mut told)?);
     }
     spinner.finish_and_clear();
-    output.write(&studied, || tables::print(&studied))?;
+    if ![&json, &report].into_iter().flatten().any(OutFile::is_stdout) {
+        tables::print(&studied);
+    }
+    if let Some(file) = json {
+        let mut text = serde_json::to_vec(&studied)?;
+        text.push(b'\n');
+        file.write(&text)?;
+    }
+    if let Some(file) = report {
+        file.write(report::study::page(&studied, &sweeps, &output::command_line()).render().as_bytes())?;
+    }
     Ok(ExitCode::SUCCESS)
 }

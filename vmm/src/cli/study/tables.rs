@@ -2,13 +2,13 @@
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use vmm::{
+    report::study::{cell_in_a_word, fault_in_a_word},
     study::{
         Study,
         arithmetic::Arithmetic,
         faults,
-        matrix::{Cell, RATIOS, Row},
+        matrix::{RATIOS, Row},
     },
-    sweep::verdict::Verdict,
 };
 
 use crate::cli::units::time;
@@ -86,35 +86,21 @@ fn matrix(rows: &[Row]) {
     table.set_header(header);
     for row in rows {
         let mut line = vec![row.clockevent.clone(), row.deadline.as_str().to_owned(), row.points.to_string()];
-        line.extend(row.cells.iter().map(|cell| in_a_word(cell, row.points)));
+        line.extend(row.cells.iter().map(|cell| cell_in_a_word(cell, row.points)));
         table.add_row(line);
     }
     show(table, 2..3);
-}
-
-fn in_a_word(cell: &Cell, points: u64) -> String {
-    let of = |count: u64| if count == points { "all".to_owned() } else { count.to_string() };
-    match cell.worst {
-        Verdict::OnTime => "ok".to_owned(),
-        Verdict::Rearmed => format!("early wakes {}, {}", of(cell.rearmed_points), cell.most_early_wakes),
-        Verdict::Late => format!("LATE {}, {}", of(cell.bad_points), time(cell.worst_late_ns)),
-        Verdict::Lost => format!("LOST {}", of(cell.lost_points)),
-        worst @ (Verdict::Untold | Verdict::Storm | Verdict::ClockStepped | Verdict::Ended) => {
-            format!("{} {}", worst.as_str().to_uppercase(), of(cell.bad_points))
-        }
-    }
 }
 
 fn faults(rows: &[faults::Row]) {
     println!("\n## A migration to ×0.5 whose restore has a fault\n");
     let mut table = markdown(["fault", "clockevent", "points", "verdicts", "worst late"]);
     for row in rows {
-        let verdicts = row.totals.verdicts.iter().map(|(verdict, count)| format!("{} {count}", verdict.as_str()));
         table.add_row([
             row.fault.clone(),
             row.clockevent.clone(),
             row.points.to_string(),
-            verdicts.collect::<Vec<_>>().join(", "),
+            fault_in_a_word(row),
             time(row.totals.worst_late_ns),
         ]);
     }
