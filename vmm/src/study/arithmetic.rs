@@ -256,6 +256,15 @@ mod tests {
         }
     }
 
+    // Catches: a page of results that is not what this arithmetic gives.
+    #[test]
+    fn the_committed_study_is_what_this_gives() {
+        // As text: reading a decimal fraction back need not give the same one.
+        let committed = include_str!("../../../docs/study/results.json");
+        assert!(committed.contains(crate::study::SCHEMA));
+        assert!(committed.contains(&serde_json::to_string(&precision().unwrap()).unwrap()));
+    }
+
     #[test]
     fn waits_are_in_range() {
         let mut random = Rand64::new(1);
