@@ -9,6 +9,7 @@ mod host;
 mod lab;
 mod page;
 mod process;
+pub mod raw;
 mod trace;
 
 pub use binary::{guest, vmm};

@@ -124,6 +124,18 @@ impl LocalApic {
         }
     }
 
+    /// The level of LINT0, as it was told last.
+    #[must_use]
+    pub const fn lint0(&self) -> bool {
+        self.pins.lint0
+    }
+
+    /// Whether LINT0 does anything when it rises: its entry is not masked, or the APIC is disabled.
+    #[must_use]
+    pub fn heeds_lint0(&self) -> bool {
+        self.base.mode() == Mode::Disabled || !self.lvt.get(LvtKind::Lint0).masked()
+    }
+
     fn pin(&mut self, kind: LvtKind, was: bool, high: bool) -> Delivery {
         let entry = self.lvt.get(kind);
         if self.base.mode() == Mode::Disabled {

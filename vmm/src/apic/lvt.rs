@@ -15,6 +15,10 @@ const LEVEL: u32 = 1 << 15;
 /// The mask bit.
 pub(super) const MASKED: u32 = 1 << 16;
 
+/// Delivery modes NMI and ExtINT.
+pub(super) const NMI: u32 = 0b100 << 8;
+pub(super) const EXTINT: u32 = 0b111 << 8;
+
 /// How an entry interrupts (SDM vol. 3, "Local Vector Table", delivery mode). The other encodings are reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deliver {

@@ -143,6 +143,16 @@ impl LocalApic {
         Self { physical_bits: bits.min(base::MOST_PHYSICAL_BITS), ..self }
     }
 
+    /// As PC firmware leaves the first CPU's APIC, in virtual wire mode (Intel, "MultiProcessor Specification", section 3.6.2.2):
+    /// enabled by SVR, LINT0 passing on the 8259's interrupts, LINT1 the NMI.
+    #[must_use]
+    pub fn in_virtual_wire_mode(mut self) -> Self {
+        self.svr |= SOFTWARE_ENABLE;
+        self.lvt.write(registers::LvtKind::Lint0, lvt::EXTINT, true);
+        self.lvt.write(registers::LvtKind::Lint1, lvt::NMI, true);
+        self
+    }
+
     /// What [`with_physical_bits`](Self::with_physical_bits) said.
     #[must_use]
     pub const fn physical_bits(&self) -> u8 {

@@ -1,129 +1,70 @@
-//! Guest images: an ELF64 kernel with a PVH entry note.
+//! A guest image: read, its format recognised, loaded.
 
-use std::{
-    fs,
-    io::{self, Cursor, Read},
-    path::Path,
+use std::{fs, io::Read, path::Path};
+
+use object::{
+    Endianness,
+    elf::{FileHeader32, FileHeader64},
 };
+use vm_memory::GuestMemoryMmap;
 
-use linux_loader::{
-    configurator::{BootConfigurator, BootParams, pvh::PvhBootConfigurator},
-    loader::{
-        KernelLoader,
-        elf::{
-            Elf, PvhBootCapability,
-            start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info},
-        },
-    },
-};
-use object::{Object, ObjectSection, read::elf::ElfFile64};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use super::{ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites};
 
-use super::sites::{SiteError, Sites};
-
-/// Where boot data goes: below 1 MiB, where PVH kernels do not load.
-const START_INFO: u64 = 0x6000;
-const MODULES: u64 = 0x6800;
-const MEMORY_MAP: u64 = 0x7000;
-const CMDLINE: u64 = 0x2_0000;
-const CMDLINE_MAX: usize = 0x1_0000;
-/// The first megabyte's RAM ends where the PC's video memory and firmware began.
-const LOW_RAM_END: u64 = 0xa_0000;
-const HIGH_RAM_START: u64 = 0x10_0000;
-/// `hvm_start_info.magic`, "xEn3" (Xen `include/public/arch-x86/hvm/start_info.h`).
-const START_INFO_MAGIC: u32 = 0x336e_c578;
-/// `hvm_memmap_table_entry.type`: RAM.
-const TYPE_RAM: u32 = 1;
-/// An image larger than this is a mistake.
-const IMAGE_MAX: u64 = 1 << 30;
-
-/// An image that cannot be run.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// The file cannot be read.
-    #[error("guest image {name}: {source}")]
-    Read {
-        /// The image.
-        name: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file is too large to be an image.
-    #[error("guest image {0}: larger than 1 GiB")]
-    TooLarge(String),
-    /// Not an ELF64 file for x86-64.
-    #[error("guest image {name}: not an ELF64 executable for x86-64 ({reason}); build one or use the embedded guest")]
-    NotElf {
-        /// The image.
-        name: String,
-        /// What the parser said.
-        reason: String,
-    },
-    /// No way in.
-    #[error("guest image {0}: no PVH entry point (an ELF note `Xen`, type 18); Linux has one with CONFIG_PVH=y")]
-    NoPvhEntry(String),
-    /// It does not fit.
-    #[error(
-        "guest image {name}: needs memory up to {needed:#x}, but the guest has {available:#x} bytes; use a larger --memory"
-    )]
-    TooBigForMemory {
-        /// The image.
-        name: String,
-        /// End of its highest segment.
-        needed: u64,
-        /// RAM size.
-        available: u64,
-    },
-    /// The loader refused it.
-    #[error("guest image {name}: {reason}")]
-    Load {
-        /// The image.
-        name: String,
-        /// Why.
-        reason: String,
-    },
-    /// Its trap sites are wrong.
-    #[error("guest image {name}: {source}")]
-    Sites {
-        /// The image.
-        name: String,
-        /// Why.
-        source: SiteError,
-    },
-    /// Its tick ring is wrong.
-    #[error("guest image {name}: the tick ring at {address:#x} is not in guest memory")]
-    Ring {
-        /// The image.
-        name: String,
-        /// Its address.
-        address: u64,
-    },
-    /// The command line does not fit.
-    #[error("the guest command line has {0} bytes; at most {max} are possible", max = CMDLINE_MAX - 1)]
-    CmdlineTooLong(usize),
-    /// The command line holds a byte that would end it.
-    #[error("the guest command line contains a NUL byte")]
-    CmdlineNul,
-    /// The initrd does not fit.
-    #[error("the initrd of {0} bytes does not fit into guest memory beside the kernel; use a larger --memory")]
-    InitrdTooBig(usize),
-}
+/// An image or initrd larger than this is a mistake.
+const FILE_MAX: u64 = 1 << 30;
 
 /// A guest image, read and understood.
 pub struct Image {
     name: String,
     bytes: Vec<u8>,
+    kind: Kind,
     sites: Sites,
     ring: Option<u64>,
 }
 
-/// Where a loaded image starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an image is, and so how it is entered.
+enum Kind {
+    /// An ELF64 file with a PVH entry note.
+    Pvh(Elf),
+    /// A file with a Multiboot 1 header; an ELF of either class, unless the header says where to load it.
+    Multiboot(multiboot::Header, Option<Elf>),
+    /// Linux as distributions ship it.
+    BzImage,
+}
+
+/// Where a loaded image starts: in flat 32-bit protected mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// First instruction.
     pub rip: u64,
-    /// Address of the PVH start info, for EBX.
-    pub start_info: u64,
+    /// EAX: Multiboot's magic number.
+    pub rax: u64,
+    /// EBX: the address of the PVH start info or of the Multiboot information.
+    pub rbx: u64,
+    /// ESI: the address of Linux' boot parameters.
+    pub rsi: u64,
+    /// The address and limit of a GDT with flat segments at selectors 0x10 (code) and 0x18, which are then loaded.
+    pub gdt: Option<(u64, u16)>,
+    /// The guest expects a PC as its firmware leaves it: interrupts of the 8259 pair reach the first CPU.
+    pub pc: bool,
+}
+
+/// Reads all of the file at `path`, which is to be a `what`.
+///
+/// # Errors
+/// [`ImageError`] naming the file and the reason; a file of more than 1 GiB is not read to its end.
+pub fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
+    let name = || path.display().to_string();
+    let read = |source| ImageError::Read { what, name: name(), source };
+    let file = fs::File::open(path).map_err(read)?;
+    let too_large = || ImageError::TooLarge { what, name: name(), limit: FILE_MAX };
+    if file.metadata().map_err(read)?.len() > FILE_MAX {
+        return Err(too_large());
+    }
+    // A pipe or a device has no length.
+    let mut bytes = Vec::new();
+    let length = file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(read)?;
+    if u64::try_from(length).is_ok_and(|length| length > FILE_MAX) { Err(too_large()) } else { Ok(bytes) }
 }
 
 impl Image {
@@ -132,36 +73,34 @@ impl Image {
     /// # Errors
     /// [`ImageError`] naming the file and the reason.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        let name = path.display().to_string();
-        let read = |source| ImageError::Read { name: name.clone(), source };
-        let file = fs::File::open(path).map_err(read)?;
-        let mut bytes = Vec::new();
-        let length = file.take(IMAGE_MAX + 1).read_to_end(&mut bytes).map_err(read)?;
-        if u64::try_from(length).is_ok_and(|length| length > IMAGE_MAX) {
-            return Err(ImageError::TooLarge(name));
-        }
-        Self::parse(name, bytes)
+        Self::parse(path.display().to_string(), read_file("guest image", path)?)
     }
 
     /// Understands an image in memory; `name` is for messages.
     ///
+    /// A file can be several things at once. A PVH entry is taken before a Multiboot header: it is the one that 64-bit
+    /// kernels are made for.
+    ///
     /// # Errors
     /// [`ImageError`].
     pub fn parse(name: String, bytes: Vec<u8>) -> Result<Self, ImageError> {
-        let not_elf = |reason: String| ImageError::NotElf { name: name.clone(), reason };
-        let elf = ElfFile64::<object::LittleEndian>::parse(bytes.as_slice()).map_err(|e| not_elf(e.to_string()))?;
-        if elf.architecture() != object::Architecture::X86_64 {
-            return Err(not_elf(format!("machine {:?}", elf.architecture())));
-        }
-        let sites = match elf.section_by_name(guest_abi::sites::SECTION) {
-            Some(section) => {
-                let data = section.data().map_err(|e| not_elf(e.to_string()))?;
-                Sites::from_section(data).map_err(|source| ImageError::Sites { name: name.clone(), source })?
-            }
-            None => Sites::default(),
+        let elf64 = Elf::parse::<FileHeader64<Endianness>>(&bytes);
+        let header = multiboot::Header::find(&bytes);
+        let kind = match (elf64, header) {
+            (Ok(elf), _) if elf.has_pvh_note => Kind::Pvh(elf),
+            (Ok(elf), Some(header)) => Kind::Multiboot(header, Some(elf)),
+            (Err(_), Some(header)) => Kind::Multiboot(header, Elf::parse::<FileHeader32<Endianness>>(&bytes).ok()),
+            (Ok(_), None) => return Err(ImageError::NoEntry(name)),
+            (Err(_), None) if bzimage::is_one(&bytes) => Kind::BzImage,
+            (Err(reason), None) => return Err(ImageError::Unknown { name, reason }),
         };
-        let ring = elf.section_by_name(guest_abi::report::SECTION).map(|section| section.address());
-        Ok(Self { name, sites, ring, bytes })
+        let (sites, ring) = match &kind {
+            Kind::Pvh(elf) | Kind::Multiboot(_, Some(elf)) => (elf.sites.as_deref(), elf.ring),
+            Kind::Multiboot(_, None) | Kind::BzImage => (None, None),
+        };
+        let sites = sites.map(Sites::from_section).transpose();
+        let sites = sites.map_err(|source| ImageError::Sites { name: name.clone(), source })?.unwrap_or_default();
+        Ok(Self { name, bytes, kind, sites, ring })
     }
 
     /// The name for messages.
@@ -193,100 +132,49 @@ impl Image {
     /// # Errors
     /// [`ImageError`]; `memory` is then of no use.
     pub fn load(&self, memory: &GuestMemoryMmap, cmdline: &str, initrd: Option<&[u8]>) -> Result<Entry, ImageError> {
-        self.check_fits(memory)?;
-        let failed = |reason: String| ImageError::Load { name: self.name.clone(), reason };
-        let mut cursor = Cursor::new(self.bytes.as_slice());
-        let loaded = Elf::load(memory, None, &mut cursor, None).map_err(|e| failed(e.to_string()))?;
-        let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-            return Err(ImageError::NoPvhEntry(self.name.clone()));
-        };
+        let mut places = Places::new(memory);
+        if !matches!(self.kind, Kind::Pvh(_)) {
+            // It is written before the image: what that puts there is its own.
+            firmware::write(memory)
+                .map_err(|error| ImageError::Load { name: self.name.clone(), reason: error.to_string() })?;
+        }
+        let file = File { name: &self.name, bytes: &self.bytes };
+        let entry = match &self.kind {
+            Kind::Pvh(elf) => pvh::load(file, elf, &mut places, cmdline, initrd),
+            Kind::Multiboot(header, elf) => multiboot::load(file, header, elf.as_ref(), &mut places, cmdline, initrd),
+            Kind::BzImage => bzimage::load(file, &mut places, cmdline, initrd),
+        }?;
         self.sites.check(memory).map_err(|source| ImageError::Sites { name: self.name.clone(), source })?;
-        if let Some(address) = self.ring.filter(|address| !memory.address_in_range(GuestAddress(*address))) {
+        if let Some(address) = self.ring.filter(|address| !places.is_ram(*address, 1)) {
             return Err(ImageError::Ring { name: self.name.clone(), address });
         }
-        write_cmdline(memory, cmdline)?;
-        let module = initrd.map(|bytes| place_initrd(memory, bytes, loaded.kernel_end)).transpose()?;
-        write_boot_params(memory, module).map_err(failed)?;
-        Ok(Entry { rip: entry.raw_value(), start_info: START_INFO })
+        Ok(entry)
     }
+}
 
-    /// Every loadable segment must lie in RAM; the loader's own message would not say what is needed.
-    fn check_fits(&self, memory: &GuestMemoryMmap) -> Result<(), ImageError> {
-        let elf = ElfFile64::<object::LittleEndian>::parse(self.bytes.as_slice())
-            .map_err(|e| ImageError::NotElf { name: self.name.clone(), reason: e.to_string() })?;
-        let available: u64 = memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add);
-        for header in elf.elf_program_headers() {
-            use object::read::elf::ProgramHeader;
-            let endian = object::LittleEndian;
-            let (start, size) = (header.p_paddr(endian), header.p_memsz(endian));
-            if header.p_type(endian) != object::elf::PT_LOAD || size == 0 {
-                continue;
-            }
-            let needed = start.saturating_add(size);
-            let fits = usize::try_from(size).is_ok_and(|size| {
-                memory.check_range(GuestAddress(start), size) && start.checked_add(size as u64).is_some()
-            });
-            if !fits {
-                return Err(ImageError::TooBigForMemory { name: self.name.clone(), needed, available });
-            }
+/// An image's bytes, and its name for messages.
+#[derive(Clone, Copy)]
+pub(super) struct File<'a> {
+    pub(super) name: &'a str,
+    pub(super) bytes: &'a [u8],
+}
+
+impl File<'_> {
+    /// `size` bytes from `start` must be RAM, and are taken.
+    pub(super) fn take(self, places: &mut Places<'_>, start: u64, size: u64) -> Result<(), ImageError> {
+        if size > 0 && !places.is_ram(start, size) {
+            let (needed, available) = (start.saturating_add(size), places.available());
+            return Err(ImageError::TooBigForMemory { name: self.name.to_owned(), needed, available });
         }
+        places.take(start, size);
         Ok(())
     }
-}
 
-fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), ImageError> {
-    if cmdline.len() >= CMDLINE_MAX {
-        return Err(ImageError::CmdlineTooLong(cmdline.len()));
+    pub(super) fn failed(self, reason: String) -> ImageError {
+        ImageError::Load { name: self.name.to_owned(), reason }
     }
-    if cmdline.contains('\0') {
-        return Err(ImageError::CmdlineNul);
-    }
-    let text = [cmdline.as_bytes(), &[0]].concat();
-    memory.write_slice(&text, GuestAddress(CMDLINE)).map_err(|_| ImageError::CmdlineTooLong(cmdline.len()))
-}
 
-/// Puts the initrd as high as the first RAM region allows; gives (address, size).
-fn place_initrd(memory: &GuestMemoryMmap, bytes: &[u8], kernel_end: u64) -> Result<(u64, u64), ImageError> {
-    let too_big = || ImageError::InitrdTooBig(bytes.len());
-    let size = u64::try_from(bytes.len()).map_err(|_| too_big())?;
-    let end = memory.iter().next().map_or(0, |region| region.last_addr().raw_value().saturating_add(1));
-    let address = end.checked_sub(size).map(|address| address & !0xfff).ok_or_else(too_big)?;
-    if address < kernel_end.max(HIGH_RAM_START) {
-        return Err(too_big());
+    pub(super) fn no_room(self) -> ImageError {
+        ImageError::NoRoom(self.name.to_owned())
     }
-    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| too_big())?;
-    Ok((address, size))
-}
-
-fn write_boot_params(memory: &GuestMemoryMmap, module: Option<(u64, u64)>) -> Result<(), String> {
-    let ram = |addr: u64, end: u64| hvm_memmap_table_entry {
-        addr,
-        size: end.saturating_sub(addr),
-        type_: TYPE_RAM,
-        reserved: 0,
-    };
-    let mut map = vec![ram(0, LOW_RAM_END)];
-    for region in memory.iter() {
-        let end = region.last_addr().raw_value().saturating_add(1);
-        map.push(ram(region.start_addr().raw_value().max(HIGH_RAM_START), end));
-    }
-    let info = hvm_start_info {
-        magic: START_INFO_MAGIC,
-        version: 1,
-        flags: 0,
-        nr_modules: u32::from(module.is_some()),
-        modlist_paddr: if module.is_some() { MODULES } else { 0 },
-        cmdline_paddr: CMDLINE,
-        rsdp_paddr: 0,
-        memmap_paddr: MEMORY_MAP,
-        memmap_entries: u32::try_from(map.len()).map_err(|e| e.to_string())?,
-        reserved: 0,
-    };
-    let mut params = BootParams::new(&info, GuestAddress(START_INFO));
-    params.set_sections(&map, GuestAddress(MEMORY_MAP));
-    if let Some((paddr, size)) = module {
-        let entry = hvm_modlist_entry { paddr, size, cmdline_paddr: 0, reserved: 0 };
-        params.set_modules(&[entry], GuestAddress(MODULES));
-    }
-    PvhBootConfigurator::write_bootparams(&params, memory).map_err(|e| e.to_string())
 }

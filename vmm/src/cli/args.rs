@@ -46,13 +46,13 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Guest image: an ELF kernel with a PVH entry point.
+    /// Guest image: an ELF kernel with a PVH entry point, a Multiboot 1 kernel or a Linux bzImage.
     #[arg(long, value_name = "FILE")]
     pub guest: Option<PathBuf>,
     /// The guest's command line.
     #[arg(long, value_name = "STRING", requires = "guest", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// Initial RAM disk.
+    /// Initial RAM disk; for a Multiboot kernel its one module.
     #[arg(long, value_name = "FILE", requires = "guest")]
     pub initrd: Option<PathBuf>,
     /// Guest RAM, for example 64M or 1G.
@@ -129,6 +129,9 @@ pub struct Session {
     /// Directory for --save-at.
     #[arg(long, value_name = "DIR", requires = "save_at")]
     pub save_to: Option<PathBuf>,
+    /// End with exit code 1, telling where each vCPU is, if the guest has not ended after this wall time.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
     /// Pretend to be a host with this peculiarity, to test the way out of it.
     #[arg(long, value_enum, value_name = "PECULIARITY")]
     pub emulate_host: Option<EmulateHost>,

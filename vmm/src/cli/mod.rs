@@ -39,7 +39,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Some(Command::Sweep(args)) => sweep::run(&args),
         Some(Command::Study(args)) => study::run(&args),
         None => match cli.run.guest {
-            Some(_) => run::boot(&cli.run),
+            Some(_) => run::guest(&cli.run),
             None => {
                 let command = Cli::command();
                 let stray = command.get_arguments().find(|argument| {

@@ -1,10 +1,10 @@
 //! Running a guest: from an image or from a snapshot.
 
-use std::{fs, io, process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use vmm::{
-    boot::Image,
+    boot::{self, Image},
     run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
     session::{self, Cycle, Finish, Report},
     snapshot,
@@ -13,16 +13,16 @@ use vmm::{
 
 use super::{
     args::{DebugExitStatus, OnOff, Restore, Run, Session},
-    exit::{self, Failed, Usage},
+    exit::{self, Failed},
     run_files::Files,
 };
 
 /// `vmm --guest`.
-pub fn boot(args: &Run) -> Result<ExitCode> {
+pub fn guest(args: &Run) -> Result<ExitCode> {
     let path = args.guest.as_deref().context("no guest")?;
     let image = Image::open(path).map_err(vmm::run::RunError::from)?;
     let initrd = match &args.initrd {
-        Some(path) => Some(fs::read(path).map_err(|e| Usage(format!("initrd {}: {e}", path.display())))?),
+        Some(path) => Some(boot::read_file("initrd", path).map_err(vmm::run::RunError::from)?),
         None => None,
     };
     let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
@@ -39,7 +39,7 @@ pub fn boot(args: &Run) -> Result<ExitCode> {
         x2apic: args.x2apic == OnOff::On,
     };
     let files = Files::open(&args.session)?;
-    let outputs = Outputs::new(Box::new(io::stdout()), files.trace())?;
+    let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
     let machine = Machine::boot(&env, &image, &options, outputs)?;
     session(&env, machine, &args.session, None, files)
 }
@@ -57,7 +57,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
     let files = Files::open(&args.session)?;
-    let outputs = Outputs::new(Box::new(io::stdout()), files.trace())?;
+    let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
     let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
     session(&env, machine, &args.session, Some(khz), files)
 }
@@ -85,6 +85,7 @@ fn session(
         save: args.save_at.map(vm_time).zip(args.save_to.clone()),
         migrate: args.migrate_every.map(|every| Cycle { every, khz: args.tsc_khz_cycle.clone() }),
         console: true,
+        timeout: args.timeout,
     };
     session::block_signals().context("cannot block signals")?;
     let report = session::run(env, machine, &options)?;
@@ -96,6 +97,11 @@ fn session(
         }
         Finish::Ended(end) => Ok(exit::code_of_end(end, args.debug_exit_status == DebugExitStatus::Raw)),
         Finish::Stopped | Finish::Saved => Ok(ExitCode::SUCCESS),
+        Finish::TimedOut { after, cpus } => {
+            let after = humantime::format_duration(*after);
+            let places = if cpus.is_empty() { String::new() } else { format!(": {}", cpus.join("; ")) };
+            Err(Failed(format!("the guest has not ended after {after}{places}")).into())
+        }
     }
 }
 
@@ -132,5 +138,7 @@ fn tell(report: &Report) {
         }
         Finish::Stopped => eprintln!("vmm: stopped"),
         Finish::Saved => eprintln!("vmm: saved"),
+        // Said with the exit code.
+        Finish::TimedOut { .. } => {}
     }
 }

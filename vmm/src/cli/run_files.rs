@@ -29,7 +29,7 @@ const SUMMARY_SCHEMA: &str = "vmm-summary/1";
 #[derive(Debug, Serialize)]
 struct SummaryFile<'a> {
     schema: &'static str,
-    /// "ended", "stopped" or "saved".
+    /// "ended", "stopped", "saved" or "timed out".
     finish: &'static str,
     /// Why the guest ended, if not in good order.
     detail: Option<String>,
@@ -79,6 +79,7 @@ impl Files {
             Finish::Ended(end) => ("ended", end.message(), true),
             Finish::Stopped => ("stopped", None, false),
             Finish::Saved => ("saved", None, false),
+            Finish::TimedOut { cpus, .. } => ("timed out", Some(cpus.join("; ")), false),
         };
         let lost = report.summary.lost(ended);
         let Report { vm_ns, migrations, summary: ticks, finish: _ } = report;

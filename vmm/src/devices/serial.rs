@@ -1,4 +1,4 @@
-//! The serial console: vm-superio's 16550 at COM1, without an interrupt line (there is no I/O APIC; guests poll).
+//! The serial console: vm-superio's 16550 at COM1, without an interrupt line (guests poll).
 
 use std::{convert::Infallible, io::Write};
 

@@ -22,6 +22,10 @@ use crate::{
 // Not wrapped by kvm-ioctls.
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
+
+/// IA32_MCG_CAP: ten banks, as QEMU has, and IA32_MCG_CTL. KVM's default is all the banks that it could have.
+const MACHINE_CHECK_CAP: u64 = 10 | 1 << 8;
 
 /// The access faults: #GP(0) is to be raised in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +147,10 @@ impl Vcpu {
         let too_many = |_| Error::Call { call: "KVM_SET_CPUID2", source: io::Error::from_raw_os_error(libc::E2BIG) };
         let cpuid = CpuId::from_entries(&entries).map_err(too_many)?;
         fd.set_cpuid2(&cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
+        // SAFETY: KVM_X86_SETUP_MCE reads one u64 from a constant that outlives the call.
+        if unsafe { ioctl_with_ref(&fd, KVM_X86_SETUP_MCE(), &MACHINE_CHECK_CAP) } != 0 {
+            return Err(Error::last("KVM_X86_SETUP_MCE"));
+        }
         for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
             fd.set_sync_valid_reg(reg);
         }
@@ -284,11 +292,20 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Queues an NMI.
+    /// NMIs that KVM holds because they cannot enter yet, and whether that is for want of the IRET of the last one. Valid
+    /// after [`Self::drain`].
+    pub fn nmis(&mut self) -> (u8, bool) {
+        let nmi = &self.fd.sync_regs_mut().events.nmi;
+        (nmi.pending, nmi.masked != 0)
+    }
+
+    /// Queues an NMI. KVM keeps one behind the one that is being handled, and merges further ones.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn nmi(&mut self) -> Result<(), Error> {
+        // The shared registers do not know of it: written back, they would take it away.
+        self.incomplete = true;
         self.fd.nmi().map_err(Error::call("KVM_NMI"))
     }
 

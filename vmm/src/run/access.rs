@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     apic::{Effects, LocalApic},
+    devices::Devices,
     kvm::{Bus, GpFault},
     time::Now,
 };
@@ -62,6 +63,16 @@ impl<'a> Access<'a> {
         }
         if effects.route_changed {
             ipi::publish_route(self.platform, self.local);
+        }
+    }
+
+    /// After an access of `port` the first CPU, whose LINT0 the 8259 pair drives, looks again.
+    fn tell_first_cpu(&self, port: u16) {
+        if self.local.index != 0
+            && Devices::interrupts_by(port)
+            && let Some(post) = self.platform.posts.first()
+        {
+            post.bell.ring();
         }
     }
 
@@ -158,13 +169,15 @@ impl Bus for Access<'_> {
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
-        lock(&self.platform.devices).port_in(port, data);
+        lock(&self.platform.devices).port_in(port, data, now.vm);
+        self.tell_first_cpu(port);
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
-        lock(&self.platform.devices).port_out(port, data);
+        lock(&self.platform.devices).port_out(port, data, now.vm);
+        self.tell_first_cpu(port);
         self.trace(now, &Event::PortOut { port, data });
     }
 

@@ -13,12 +13,12 @@ use super::{
     clock::Clock,
     cpu::{Cpu, Local},
     judge::JudgeState,
-    platform::{Post, lock},
+    platform::{Deaf, Post, lock},
     turns::Turns,
 };
 use crate::{
     apic::{Ipi, Route},
-    devices::{Devices, SerialState},
+    devices::{Devices, PicState, PitState, SerialState},
     kvm::Running,
     pvclock::WallRegistration,
     time::Moment,
@@ -27,10 +27,10 @@ use crate::{
 /// A machine at one instant, its RAM aside.
 pub(super) struct Checkpoint {
     cpus: Vec<(Running, Local)>,
-    posts: Vec<(VecDeque<Ipi>, Option<Route>)>,
+    posts: Vec<(VecDeque<Ipi>, Option<Route>, Option<Deaf>)>,
     turns: Turns,
     clock: Clock,
-    serial: SerialState,
+    devices: (SerialState, PicState, PitState),
     wall: WallRegistration,
     judge: JudgeState,
     tsc_stable: bool,
@@ -42,13 +42,13 @@ impl Machine {
     pub(super) fn checkpoint(&mut self) -> Checkpoint {
         // Before the clock is locked: a traced tick asks it for the time.
         lock(&self.platform.judge).read_rings(&self.platform);
-        let post = |Post { bell: _, inbox, route }: &Post| (lock(inbox).clone(), *lock(route));
+        let post = |Post { bell: _, inbox, route, deaf }: &Post| (lock(inbox).clone(), *lock(route), *lock(deaf));
         Checkpoint {
             cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
             posts: self.platform.posts.iter().map(post).collect(),
             turns: self.turns.clone(),
             clock: lock(&self.platform.clock).clone(),
-            serial: lock(&self.platform.devices).serial_state(),
+            devices: lock(&self.platform.devices).state(),
             wall: lock(&self.platform.wall).clone(),
             judge: lock(&self.platform.judge).state(),
             tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
@@ -58,12 +58,13 @@ impl Machine {
 
     /// Goes back to `checkpoint`. Every vCPU must be drained.
     pub(super) fn go_back(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
-        let Checkpoint { cpus, posts, turns, clock, serial, wall, judge, tsc_stable, paused } = checkpoint;
+        let Checkpoint { cpus, posts, turns, clock, devices: saved, wall, judge, tsc_stable, paused } = checkpoint;
         for (cpu, (running, local)) in self.cpus.iter_mut().zip(cpus) {
             cpu.vcpu.set_running_state(running);
             cpu.local.clone_from(local);
         }
-        for (post, (inbox, route)) in self.platform.posts.iter().zip(posts) {
+        for (post, (inbox, route, deaf)) in self.platform.posts.iter().zip(posts) {
+            *lock(&post.deaf) = *deaf;
             lock(&post.inbox).clone_from(inbox);
             *lock(&post.route) = *route;
         }
@@ -71,8 +72,9 @@ impl Machine {
         lock(&self.platform.clock).clone_from(clock);
         let mut devices = lock(&self.platform.devices);
         let output = mem::replace(&mut *devices, Devices::new(Box::new(std::io::sink()))).into_output();
-        *devices = Devices::from_state(serial, output)
-            .ok_or_else(|| RunError::BadState("the serial port's buffer is too long".to_owned()))?;
+        let (serial, pic, pit) = saved;
+        *devices = Devices::from_state(serial, pic, pit, output)
+            .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
         drop(devices);
         lock(&self.platform.wall).clone_from(wall);
         lock(&self.platform.judge).go_back(judge);

@@ -42,6 +42,8 @@ pub struct Local {
     pub halted: bool,
     /// Timer interrupts that entered it so far, in this process.
     pub timer_interrupts: u64,
+    /// KVM was given an NMI, and may hold it still.
+    pub(super) nmi: bool,
     /// The flags its page was last published with.
     pub(super) published_flags: u8,
     /// The last stepped instruction was an STI: interrupts wait for one more.

@@ -51,9 +51,12 @@ pub(super) fn boot(
         let seen = cpuid::leaves(&env.supported, &offer, index);
         let mut vcpu = Vcpu::new(vm, index, &seen)?;
         if index == 0 {
-            vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
+            vcpu.set_flat_32bit_entry(entry)?;
         }
-        let apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
+        let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
+        if entry.pc && index == 0 {
+            apic = apic.in_virtual_wire_mode();
+        }
         vcpu.set_apic_base_at_reset(apic.apic_base())?;
         leaves.push(seen);
         let local = Local {
@@ -63,6 +66,7 @@ pub(super) fn boot(
             tsc_adjust: 0,
             phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
             halted: false,
+            nmi: false,
             timer_interrupts: 0,
             published_flags: 0,
             sti_shadow: false,
@@ -90,6 +94,7 @@ pub(super) fn states(
             tsc_adjust,
             phase,
             halted,
+            nmi: _,
             timer_interrupts: _,
             published_flags: _,
             sti_shadow: _,
@@ -129,6 +134,7 @@ pub(super) fn restore(vm: &Vm, memory: &GuestMemoryMmap, saved: &[CpuState]) -> 
             tsc_adjust: *tsc_adjust,
             phase: *phase,
             halted: *halted,
+            nmi: kvm.events.nmi_pending > 0,
             timer_interrupts: 0,
             published_flags: 0,
             sti_shadow: false,

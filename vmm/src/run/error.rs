@@ -19,6 +19,8 @@ pub enum End {
         /// Address after the HLT.
         rip: u64,
     },
+    /// Every CPU waits for a start-up message: none is left to send it.
+    AllParked,
     /// HLT in virtual time with no timer armed: nothing will wake it.
     NothingWillWake {
         /// Address after the HLT.
@@ -30,6 +32,11 @@ pub enum End {
         rip: u64,
         /// The budget that it used up, in seconds.
         seconds: u64,
+    },
+    /// The guest went where there is no RAM.
+    NoMemory {
+        /// Where.
+        rip: u64,
     },
     /// KVM cannot execute what the guest executes.
     CannotExecute {
@@ -53,6 +60,7 @@ impl End {
             Self::HaltedForever { rip } => {
                 Some(format!("the guest halted at {rip:#x} with interrupts off: nothing can wake it"))
             }
+            Self::AllParked => Some("every CPU waits for a start-up message: none is left to send it".to_owned()),
             Self::NothingWillWake { rip } => {
                 Some(format!("the guest halted at {rip:#x} with no timer armed: nothing will wake it in virtual time"))
             }
@@ -60,6 +68,7 @@ impl End {
                 "the guest ran {seconds} s near {rip:#x} without any operation that moves virtual time; use --time real \
                  for guests that spin"
             )),
+            Self::NoMemory { rip } => Some(format!("the guest went on at {rip:#x}, where there is no memory")),
             Self::CannotExecute { rip, bytes, reason } => {
                 Some(format!("this host cannot execute the guest's code at {rip:#x} (bytes {bytes:02x?}): {reason}"))
             }

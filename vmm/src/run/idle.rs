@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use super::{clock::Clock, cpu::Cpu};
+use super::{Platform, clock::Clock, cpu::Cpu, wire};
 use crate::time::GuestTsc;
 
 /// A guest may ask for wakes a nanosecond apart; the host's scheduler is asked for nothing shorter than this.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(1);
 
-/// The base TSC at which `cpu`'s own timer wakes it; none if it has no timer that could, or is `deaf`.
-pub(super) fn due(cpu: &Cpu, clock: &Clock, deaf: bool) -> Option<GuestTsc> {
-    let deadline = cpu.local.apic.next_wake().filter(|_| !deaf)?;
-    clock.due(deadline, cpu.local.tsc_adjust)
+/// The base TSC at which a timer wakes `cpu`, its LAPIC's or the 8254; none if there is none that could, or it is `deaf`.
+pub(super) fn due(cpu: &Cpu, platform: &Platform, clock: &Clock, deaf: bool) -> Option<GuestTsc> {
+    if deaf {
+        return None;
+    }
+    let deadline = cpu.local.apic.next_wake();
+    let own = deadline.and_then(|deadline| clock.due(deadline, cpu.local.tsc_adjust));
+    [own, wire::due(&cpu.local, platform, clock)].into_iter().flatten().min()
 }
 
 /// Real time: how long to sleep for `target`; none = until called.

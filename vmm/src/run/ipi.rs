@@ -67,16 +67,18 @@ pub(super) fn receive(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError
     }
 }
 
-/// What the CPU does about a message that its LAPIC passed on.
-fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) -> Result<(), RunError> {
+/// What the CPU does about a message or a pin that its LAPIC passed on.
+pub(super) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) -> Result<(), RunError> {
     match delivery {
-        // System management mode does not exist here, and there is no 8259 to ask for a vector.
+        // System management mode does not exist here. What the 8259 pair asks for is injected when it can enter.
         Delivery::None | Delivery::Accepted | Delivery::ExtInt | Delivery::Smi => {}
         Delivery::Nmi => {
             if cpu.local.phase == Phase::Running {
                 cpu.drain(platform)?;
                 cpu.vcpu.nmi()?;
-                cpu.local.halted = false;
+                cpu.local.nmi = true;
+                // One that halted in its NMI handler sleeps on.
+                cpu.local.halted &= cpu.vcpu.nmis().1;
             }
         }
         Delivery::Init => {
@@ -84,6 +86,7 @@ fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) -> Result<(
             cpu.vcpu.reset_after_init()?;
             cpu.local.apic.init();
             cpu.local.halted = false;
+            cpu.local.nmi = false;
             cpu.local.phase = Phase::WaitForSipi;
             publish_route(platform, &cpu.local);
         }

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use super::{
     BootOptions, EmulatedHost, HostEnvironment, LapicKind, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
     clock::Clock,
-    cpu::Cpu,
+    cpu::{Cpu, Phase},
     cpus,
     in_kernel::{self, KvmCpu},
     judge::Judge,
@@ -41,16 +41,34 @@ pub struct Outputs {
     /// What the guest prints.
     pub console: Box<dyn Write + Send>,
     /// What happened.
-    pub trace: Trace,
+    pub trace: TraceTo,
+}
+
+/// Where a trace goes.
+pub enum TraceTo {
+    /// Nowhere.
+    Nowhere,
+    /// To a new file: created when the machine is, so that a machine that cannot be leaves an older one alone.
+    File(PathBuf),
+    /// On in this one.
+    On(Trace),
+}
+
+impl TraceTo {
+    fn begin(self) -> Result<Trace, RunError> {
+        match self {
+            Self::Nowhere => Ok(Trace::default()),
+            Self::File(path) => Trace::to_file(&path),
+            Self::On(trace) => Ok(trace),
+        }
+    }
 }
 
 impl Outputs {
     /// The console to `console`, the trace to the file `trace`, if any.
-    ///
-    /// # Errors
-    /// If the trace file cannot be created.
-    pub fn new(console: Box<dyn Write + Send>, trace: Option<&Path>) -> Result<Self, RunError> {
-        Ok(Self { console, trace: trace.map(Trace::to_file).transpose()?.unwrap_or_default() })
+    #[must_use]
+    pub fn new(console: Box<dyn Write + Send>, trace: Option<&Path>) -> Self {
+        Self { console, trace: trace.map_or(TraceTo::Nowhere, |path| TraceTo::File(path.to_owned())) }
     }
 }
 
@@ -122,15 +140,19 @@ impl Machine {
                 (Vec::new(), Some(cpus), leaves)
             }
         };
-        let paused = Some(clock.moment());
+        let moment = clock.moment();
+        let mut devices = Devices::new(outputs.console);
+        if entry.pc {
+            devices = devices.after_firmware(boot::firmware::PIC_VECTORS, moment.vm);
+        }
         let platform = Platform {
             clock: Mutex::new(clock),
-            devices: Mutex::new(Devices::new(outputs.console)),
+            devices: Mutex::new(devices),
             wall: Mutex::new(WallRegistration::default()),
             memory,
             sites: chosen.patched,
             judge: Mutex::new(Judge::new(image.ring(), leaves.len())),
-            trace: outputs.trace,
+            trace: outputs.trace.begin()?,
             posts: posts(leaves.len()),
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(true),
@@ -147,7 +169,7 @@ impl Machine {
             cpuid: leaves,
             why: chosen.why,
             choice: options.source,
-            paused,
+            paused: Some(moment),
             has_run: false,
             migrations: 0,
             vm,
@@ -202,16 +224,17 @@ impl Machine {
             moment.wall_ns = wall_ns();
         }
         let since = moment.vm;
-        let devices_now = Devices::from_state(&devices.serial, outputs.console)
-            .ok_or_else(|| RunError::BadState("the serial port's buffer is too long".to_owned()))?;
+        let DevicesState { serial, pic, pit, wall } = devices;
+        let devices_now = Devices::from_state(serial, pic, pit, outputs.console)
+            .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
         let platform = Platform {
             clock: Mutex::new(clock),
             devices: Mutex::new(devices_now),
-            wall: Mutex::new(WallRegistration::from_state(devices.wall)),
+            wall: Mutex::new(WallRegistration::from_state(*wall)),
             memory,
             sites: chosen.patched,
             judge: Mutex::new(Judge::from_state(judge, saved_cpus.count(), since)),
-            trace: outputs.trace,
+            trace: outputs.trace.begin()?,
             posts: posts(saved_cpus.count()),
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(*tsc_stable),
@@ -350,13 +373,35 @@ impl Machine {
             },
             clock: clock_state,
             cpus,
-            devices: DevicesState {
-                serial: lock(&self.platform.devices).serial_state(),
-                wall: lock(&self.platform.wall).state(),
+            devices: {
+                let (serial, pic, pit) = lock(&self.platform.devices).state();
+                DevicesState { serial, pic, pit, wall: lock(&self.platform.wall).state() }
             },
             sites: self.all_sites.alive(&self.platform.memory).state(),
             judge: lock(&self.platform.judge).state(),
         })
+    }
+
+    /// Where each vCPU is, one line each, for people; nothing of vCPUs whose LAPICs are KVM's.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
+        let mut lines = Vec::new();
+        for cpu in &mut self.cpus {
+            cpu.drain(&self.platform)?;
+            let Cpu { vcpu, local } = cpu;
+            let (index, rip) = (local.index, vcpu.registers().rip);
+            let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
+            lines.push(match local.phase {
+                Phase::WaitForSipi => format!("cpu {index} waits for a start-up message"),
+                Phase::Running if local.halted => {
+                    format!("cpu {index} halted before {rip:#x}, interrupts {interrupts}")
+                }
+                Phase::Running => format!("cpu {index} at {rip:#x}, interrupts {interrupts}"),
+            });
+        }
+        Ok(lines)
     }
 
     /// Shows `what` the guest's RAM with its own instructions at trap sites.

@@ -255,7 +255,7 @@ impl Machine {
         drop((cpus, in_kernel, vm));
         let Platform { devices, memory, judge, trace, .. } = platform;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
-        let outputs = Outputs { console, trace };
+        let outputs = Outputs { console, trace: super::TraceTo::On(trace) };
         let mut machine = Self::from_state(env, &state, memory, choice, state.machine.time, khz, outputs)?;
         // The judge's counts go on: it is still this process that counts.
         machine.platform.judge = judge;

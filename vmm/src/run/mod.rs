@@ -35,12 +35,13 @@ mod stepper;
 pub mod trace;
 mod turn;
 mod turns;
+mod wire;
 
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;
 
 pub use error::{End, Outcome, RunError};
-pub use machine::{Machine, Outputs};
+pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};
 pub use options::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode};
 pub use platform::Platform;

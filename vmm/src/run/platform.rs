@@ -15,6 +15,7 @@ use guest_abi::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{
+    End,
     bell::Bell,
     clock::Clock,
     judge::Judge,
@@ -42,6 +43,20 @@ pub struct Post {
     pub(super) inbox: Mutex<VecDeque<Ipi>>,
     /// What its LAPIC answers to; none before the vCPU is there.
     pub(super) route: Mutex<Option<Route>>,
+    /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
+    pub(super) deaf: Mutex<Option<Deaf>>,
+}
+
+/// Why a vCPU hears nothing but messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deaf {
+    /// It halted with interrupts off.
+    Halted {
+        /// Address after the HLT.
+        rip: u64,
+    },
+    /// It waits for a start-up message.
+    Parked,
 }
 
 /// Clock, devices, RAM, trap sites, judge and trace.
@@ -87,6 +102,27 @@ impl Platform {
         let mut bytes = [0; 2];
         self.memory.read_slice(&mut bytes, GuestAddress(address)).ok()?;
         (bytes == PATCH).then_some(kind)
+    }
+
+    /// Notes that vCPU `index` may run, before it looks for messages.
+    pub(super) fn hears(&self, index: u32) {
+        if let Some(post) = usize::try_from(index).ok().and_then(|index| self.posts.get(index)) {
+            *lock(&post.deaf) = None;
+        }
+    }
+
+    /// Notes that vCPU `index` hears nothing but messages. The machine's end, if that is so of all and there are none:
+    /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
+    pub(super) fn deafened(&self, index: u32, why: Deaf) -> Option<End> {
+        let post = usize::try_from(index).ok().and_then(|index| self.posts.get(index))?;
+        *lock(&post.deaf) = Some(why);
+        let all: Option<Vec<Deaf>> = self.posts.iter().map(|post| *lock(&post.deaf)).collect();
+        let all = all.filter(|_| self.posts.iter().all(|post| lock(&post.inbox).is_empty()))?;
+        let halted = all.into_iter().find_map(|deaf| match deaf {
+            Deaf::Halted { rip } => Some(End::HaltedForever { rip }),
+            Deaf::Parked => None,
+        });
+        Some(halted.unwrap_or(End::AllParked))
     }
 
     /// Makes every vCPU come back at its next boundary.

@@ -113,7 +113,7 @@ pub(super) fn turns(
             Ok(Turn::Idle { deaf }) => {
                 let limit = {
                     let clock = lock(&platform.clock);
-                    let target = [idle::due(cpu, &clock, deaf), stop].into_iter().flatten().min();
+                    let target = [idle::due(cpu, platform, &clock, deaf), stop].into_iter().flatten().min();
                     idle::sleep_for(&clock, target)
                 };
                 bell.sleep(limit);

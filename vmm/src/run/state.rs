@@ -8,7 +8,7 @@ use super::{LapicKind, TimeMode, clock::ClockState, cpu::Phase, judge::JudgeStat
 use crate::{
     apic,
     boot::{cpuid::Leaf, sites::SiteState},
-    devices::SerialState,
+    devices::{PicState, PitState, SerialState},
     kvm::state::{LapicPage, MpState, VcpuState},
     pvclock::{RegistrationState, WallState},
 };
@@ -144,6 +144,10 @@ pub struct KvmLapicState {
 pub struct DevicesState {
     /// The serial port.
     pub serial: SerialState,
+    /// The 8259 pair.
+    pub pic: PicState,
+    /// The 8254.
+    pub pit: PitState,
     /// The wall-clock registration.
     pub wall: WallState,
 }

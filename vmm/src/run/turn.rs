@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use guest_abi::sites::Kind;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
     End, Platform, RunError, TimeMode,
     access::Access,
     cpu::{Cpu, Local, Phase},
     ipi,
-    platform::lock,
+    platform::{Deaf, lock},
     step,
     trace::Event,
+    wire,
 };
 use crate::{
     kvm::{Exit, Vcpu, kick::KickTimer},
@@ -24,6 +26,9 @@ pub(super) const SPIN_BUDGET: Duration = Duration::from_secs(10);
 
 /// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
 const SHORTEST_RUN: Duration = Duration::from_micros(30);
+
+/// The vector of an NMI.
+const NMI_VECTOR: u8 = 2;
 
 /// Why a vCPU does not go on for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +76,7 @@ pub(super) fn turn(
     if let Some(exit) = lock(&platform.devices).take_exit() {
         return Ok(Turn::Stop(Stop::Ended(End::Guest(exit))));
     }
+    platform.hears(cpu.local.index);
     ipi::receive(cpu, platform)?;
     Access::new(&mut cpu.local, platform).refresh_page();
     let (now, base, mode) = {
@@ -78,19 +84,26 @@ pub(super) fn turn(
         (cpu.local.now(&clock), clock.tsc(), clock.mode())
     };
     cpu.local.apic.advance(now);
+    wire::sample(cpu, platform, now)?;
     if stop.is_some_and(|stop| base >= stop) {
         return Ok(Turn::Stop(Stop::Reached));
     }
     if cpu.local.phase == Phase::WaitForSipi {
-        return Ok(Turn::Idle { deaf: true });
+        return Ok(match platform.deafened(cpu.local.index, Deaf::Parked) {
+            Some(end) => Turn::Stop(Stop::Ended(end)),
+            None => Turn::Idle { deaf: true },
+        });
     }
     let entry = inject(cpu, platform, now, base)?;
     if cpu.local.halted {
         lock(&platform.judge).read_rings(platform);
         let deaf = !cpu.vcpu.interrupts_enabled();
         // Another CPU could still send an NMI or INIT.
-        if deaf && platform.posts.len() == 1 {
-            return Ok(Turn::Stop(Stop::Ended(End::HaltedForever { rip: cpu.vcpu.registers().rip })));
+        if deaf {
+            let rip = cpu.vcpu.registers().rip;
+            if let Some(end) = platform.deafened(cpu.local.index, Deaf::Halted { rip }) {
+                return Ok(Turn::Stop(Stop::Ended(end)));
+            }
         }
         return Ok(Turn::Idle { deaf });
     }
@@ -99,11 +112,16 @@ pub(super) fn turn(
     let (exit, base_changed) = match entry {
         // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
         Entry::Blocked if mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local) => step::one(cpu, platform)?,
-        Entry::Injected(vector) if pace == Pace::Step => step::into_handler(cpu, platform, vector)?,
+        Entry::Injected { vector, .. } if pace == Pace::Step => step::into_handler(cpu, platform, vector)?,
         _ if pace == Pace::Step => step::one(cpu, platform)?,
         _ => {
             cpu.vcpu.stop_stepping()?;
-            cpu.vcpu.request_window(matches!(entry, Entry::Blocked));
+            if entry == Entry::Masked && mode == TimeMode::Real {
+                alarm.set_soon();
+            }
+            // In virtual time what else waits enters at the next operation: windows open when the host looks.
+            let more = mode == TimeMode::Real && matches!(entry, Entry::Injected { more: true, .. });
+            cpu.vcpu.request_window(entry == Entry::Blocked || more);
             // Whatever the guest executes first ends it.
             cpu.local.sti_shadow = false;
             let mut access = Access::new(&mut cpu.local, platform);
@@ -138,23 +156,59 @@ enum Entry {
     /// Nothing waits.
     Free,
     /// This vector waits no longer: it enters first.
-    Injected(u8),
+    Injected {
+        /// Its number.
+        vector: u8,
+        /// Another interrupt waits for it to end.
+        more: bool,
+    },
     /// An interrupt waits and cannot enter yet.
     Blocked,
+    /// An interrupt waits for an NMI, which waits for the end of another one's handler. No host tells of that: look again
+    /// soon. (Not by stepping: the NMI would enter in the step that ends the handler, and push a trap flag.)
+    Masked,
 }
 
-/// Injects the highest pending interrupt if it would enter at once.
+/// Injects the highest pending interrupt if it would enter at once; that of the 8259 pair, which knows no priority of the
+/// LAPIC's, before all.
 fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Result<Entry, RunError> {
-    if cpu.local.apic.pending().is_none() {
+    if cpu.local.nmi {
+        // KVM lets it in when it can enter. It comes before all interrupts, also before those that came before it: hosts
+        // would let in what is injected first.
+        cpu.drain(platform)?;
+        let (waiting, masked) = cpu.vcpu.nmis();
+        cpu.local.nmi = waiting > 0;
+        if waiting > 0 {
+            let more = cpu.local.apic.pending().is_some() || cpu.local.apic.external_interrupt();
+            return Ok(match (masked, more && cpu.vcpu.interrupts_enabled()) {
+                (true, true) => Entry::Masked,
+                (true, false) if more => Entry::Blocked,
+                (true, false) => Entry::Free,
+                (false, _) => Entry::Injected { vector: NMI_VECTOR, more },
+            });
+        }
+    }
+    if cpu.local.apic.pending().is_none() && !cpu.local.apic.external_interrupt() {
         let waits = cpu.local.apic.blocked_by_priority() && blocked_by_tpr(&cpu.local);
         return Ok(if waits && !cpu.local.halted { Entry::Blocked } else { Entry::Free });
     }
     // Before it is drained, the last access is incomplete and the flags below are those of its beginning.
     cpu.drain(platform)?;
-    let Some(vector) = cpu.local.apic.pending() else { return Ok(Entry::Free) };
+    let (pending, external) = (cpu.local.apic.pending(), cpu.local.apic.external_interrupt());
+    if pending.is_none() && !external {
+        return Ok(Entry::Free);
+    }
     if cpu.local.sti_shadow || !cpu.vcpu.ready_for_injection() {
         return Ok(Entry::Blocked);
     }
+    if external {
+        let vector = wire::acknowledge(&mut cpu.local, platform);
+        cpu.vcpu.inject(vector)?;
+        cpu.local.halted = false;
+        platform.event(cpu.local.index, now, &Event::Inject { vector });
+        return Ok(Entry::Injected { vector, more: pending.is_some() });
+    }
+    let Some(vector) = pending else { return Ok(Entry::Free) };
     cpu.local.apic.acknowledge(vector);
     cpu.vcpu.inject(vector)?;
     cpu.local.halted = false;
@@ -164,7 +218,7 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
         lock(&platform.judge).injected(cpu.local.index, judged);
     }
     platform.event(cpu.local.index, now, &Event::Inject { vector });
-    Ok(Entry::Injected(vector))
+    Ok(Entry::Injected { vector, more: false })
 }
 
 /// Whether TPR alone (not an interrupt in service, whose EOI exits) could hold back what is requested.
@@ -215,6 +269,10 @@ pub(super) fn cannot_go_on(vcpu: &mut Vcpu, platform: &Platform, exit: Exit) -> 
 
 fn cannot_execute(vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
     let rip = vcpu.registers().rip;
+    let physical = vcpu.translate(rip)?;
+    if !physical.is_some_and(|physical| platform.memory.address_in_range(GuestAddress(physical))) {
+        return Ok(End::NoMemory { rip });
+    }
     let bytes = step::bytes_at(vcpu, platform, rip)?.to_vec();
     Ok(End::CannotExecute { rip, bytes, reason })
 }
@@ -288,7 +346,7 @@ impl Alarm {
                 let waits = local.apic.pending().is_some() || local.apic.blocked_by_priority();
                 let wake = local.apic.next_wake().filter(|_| !waits);
                 let due = wake.and_then(|deadline| clock.due(deadline, local.tsc_adjust));
-                let target = [due, stop].into_iter().flatten().min();
+                let target = [due, wire::due(local, platform, &clock), stop].into_iter().flatten().min();
                 if let Some(target) = target.filter(|target| self.armed != Some(Armed::At(*target))) {
                     if let Some(left) = clock.until(target) {
                         // Sooner than a guest gets to its next instruction would keep it from it.
@@ -298,6 +356,12 @@ impl Alarm {
                 }
             }
         }
+    }
+
+    /// Kicks the thread as soon as the guest got anywhere.
+    fn set_soon(&mut self) {
+        self.timer.arm(SHORTEST_RUN);
+        self.armed = None;
     }
 
     /// The thread was kicked, perhaps by this timer, perhaps sooner than the TSC says (NTP slews the timer's clock): it is

@@ -130,7 +130,10 @@ impl Turns {
     /// All are idle: lets time pass up to what comes next.
     fn wait(&mut self, cpus: &[Cpu], platform: &Platform, until: Until) -> Given {
         let mut clock = lock(&platform.clock);
-        let dues = cpus.iter().zip(&self.idle).filter_map(|(cpu, deaf)| idle::due(cpu, &clock, deaf.unwrap_or(false)));
+        let dues = cpus
+            .iter()
+            .zip(&self.idle)
+            .filter_map(|(cpu, deaf)| idle::due(cpu, platform, &clock, deaf.unwrap_or(false)));
         let Some(target) = dues.chain(until.stop).min() else { return Given::NobodyWakes };
         if target.0 == u64::MAX && clock.tsc() == target {
             return Given::EndOfTime;
@@ -162,7 +165,7 @@ fn wake(cpus: &[Cpu], platform: &Platform, idle: &mut [Option<bool>]) {
     for ((cpu, post), slot) in cpus.iter().zip(&platform.posts).zip(idle) {
         if let Some(deaf) = *slot {
             let message = !lock(&post.inbox).is_empty();
-            if message || idle::due(cpu, &clock, deaf).is_some_and(|due| due <= now) {
+            if message || idle::due(cpu, platform, &clock, deaf).is_some_and(|due| due <= now) {
                 *slot = None;
             }
         }

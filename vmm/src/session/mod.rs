@@ -6,6 +6,7 @@
 
 mod console;
 mod signals;
+mod timeout;
 mod worker;
 
 use std::{
@@ -44,6 +45,8 @@ pub struct Options {
     pub migrate: Option<Cycle>,
     /// Read standard input as the console's.
     pub console: bool,
+    /// The wall time after which the session ends, whatever the guest does.
+    pub timeout: Option<Duration>,
 }
 
 /// Repeated migration in process.
@@ -64,6 +67,13 @@ pub enum Finish {
     Stopped,
     /// It was saved, as asked for.
     Saved,
+    /// It had not ended after [`Options::timeout`].
+    TimedOut {
+        /// That time.
+        after: Duration,
+        /// Where each vCPU was, for people.
+        cpus: Vec<String>,
+    },
 }
 
 /// What a session leaves.
@@ -147,6 +157,9 @@ pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result
         && let Some(console) = console::Input::new(Arc::clone(&inbox))
     {
         manager.add_subscriber(Box::new(console));
+    }
+    if let Some(after) = options.timeout {
+        manager.add_subscriber(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
     }
     manager.add_subscriber(Box::new(Done(done.try_clone().map_err(events)?)));
 

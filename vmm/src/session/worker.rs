@@ -24,6 +24,8 @@ pub enum Request {
     Type(Vec<u8>, Sender<usize>),
     /// A signal to end.
     Stop,
+    /// So much wall time is over.
+    TimedOut(Duration),
 }
 
 struct Worker<'a> {
@@ -149,6 +151,10 @@ impl Worker<'_> {
     fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
         match request {
             Request::Stop => Ok(Some(Finish::Stopped)),
+            Request::TimedOut(after) => {
+                let cpus = self.machine()?.positions()?;
+                Ok(Some(Finish::TimedOut { after, cpus }))
+            }
             Request::Type(bytes, sender) => {
                 let taken = lock(&self.machine()?.platform().devices).type_in(&bytes);
                 let _ = sender.send(taken);

@@ -10,10 +10,12 @@ use super::{
 };
 use crate::run::{HostEnvironment, Machine, state::MachineState};
 
-/// Version of every section but the vCPUs'.
+/// Version of the sections that have not changed yet.
 const VERSION: u32 = 1;
 /// 2: who has the LAPICs.
 const CPUS_VERSION: u32 = 2;
+/// 2: the 8259 pair and the 8254.
+const DEVICES_VERSION: u32 = 2;
 
 /// Section names, in the order in which they are written.
 const MACHINE: &str = "machine";
@@ -49,7 +51,7 @@ fn encode(state: &MachineState, layout: &MemoryLayout) -> Result<Vec<u8>, Snapsh
     writer.section(MACHINE, VERSION, machine)?;
     writer.section(CLOCK, VERSION, clock)?;
     writer.section(CPUS, CPUS_VERSION, cpus)?;
-    writer.section(DEVICES, VERSION, devices)?;
+    writer.section(DEVICES, DEVICES_VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
     writer.section(JUDGE, VERSION, judge)?;
     writer.section(MEMORY, VERSION, layout)?;
@@ -61,7 +63,7 @@ fn decode(mut reader: StateReader) -> Result<(MachineState, MemoryLayout), Snaps
         machine: reader.take(MACHINE, VERSION)?,
         clock: reader.take(CLOCK, VERSION)?,
         cpus: reader.take(CPUS, CPUS_VERSION)?,
-        devices: reader.take(DEVICES, VERSION)?,
+        devices: reader.take(DEVICES, DEVICES_VERSION)?,
         sites: reader.take(SITES, VERSION)?,
         judge: reader.take(JUDGE, VERSION)?,
     };

@@ -242,12 +242,12 @@ pub fn replay(
     let program = Program::read(image.bytes());
     // What is usual is measured by a run of its own: it would be in the trace.
     let bench = {
-        let outputs = Outputs::new(Box::new(std::io::sink()), None)?;
+        let outputs = Outputs::new(Box::new(std::io::sink()), None);
         let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
         walk.stepper.keep(0)?;
         Bench::measure(&mut walk, options, 0)?
     };
-    let outputs = Outputs::new(Box::new(std::io::sink()), trace)?;
+    let outputs = Outputs::new(Box::new(std::io::sink()), trace);
     let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
     let beyond = |number: u64, end: u64| {
         SweepError::Usage(format!("--point {number}: the stretch has no such boundary, they are 0 to {end}"))

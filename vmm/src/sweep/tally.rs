@@ -35,7 +35,7 @@ pub fn tally(
     cancel: &AtomicBool,
 ) -> Result<Tally, SweepError> {
     let program = Program::read(image.bytes());
-    let outputs = Outputs::new(Box::new(std::io::sink()), None)?;
+    let outputs = Outputs::new(Box::new(std::io::sink()), None);
     let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
     let operations = walk.track.place.operations;
     let mut tally = Tally::default();

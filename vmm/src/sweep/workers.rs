@@ -191,7 +191,7 @@ fn begin(
     options: &Options,
     cancel: &AtomicBool,
 ) -> Result<Walk, SweepError> {
-    let outputs = Outputs::new(Box::new(std::io::sink()), None)?;
+    let outputs = Outputs::new(Box::new(std::io::sink()), None);
     Walk::begin(env, image, program, options, outputs, cancel)
 }
 

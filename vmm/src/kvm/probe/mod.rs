@@ -14,7 +14,7 @@ pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
 
 use super::{Bus, Error, Exit, GpFault, Host, Lapics, Operation, Vcpu, Vm, read_tsc};
-use crate::boot::cpuid::Leaf;
+use crate::boot::{Entry, cpuid::Leaf};
 
 /// How WRMSR IA32_TSC_DEADLINE behaves without an in-kernel LAPIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Probe {
         let memory = Arc::new(memory);
         let vm = Vm::new(host, Arc::clone(&memory), lapics)?;
         let mut vcpu = Vcpu::new(&vm, 0, leaves)?;
-        vcpu.set_flat_32bit_entry(CODE, 0)?;
+        vcpu.set_flat_32bit_entry(&Entry { rip: CODE, ..Entry::default() })?;
         Ok(Self { vcpu, memory, last: Last::default() })
     }
 

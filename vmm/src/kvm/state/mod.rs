@@ -20,6 +20,7 @@ pub use msrs::{Msr, is_ours};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 
 use super::{Error, Vcpu};
+use crate::boot::Entry;
 
 /// Everything about a vCPU that KVM holds and the guest can see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,15 +153,16 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Flat 32-bit protected mode without paging, at `rip`, with EBX = `ebx`: how PVH and Multiboot enter a kernel.
+    /// Flat 32-bit protected mode without paging: how PVH, Multiboot and Linux' 32-bit boot protocol enter a kernel.
     ///
     /// # Errors
     /// If KVM refuses.
-    pub fn set_flat_32bit_entry(&mut self, rip: u64, ebx: u64) -> Result<(), Error> {
+    pub fn set_flat_32bit_entry(&mut self, entry: &Entry) -> Result<(), Error> {
+        let Entry { rip, rax, rbx, rsi, gdt, pc: _ } = *entry;
         let mut system = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
-        registers::make_flat_32bit(&mut system);
+        registers::make_flat_32bit(&mut system, gdt);
         self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
-        let regs = kvm_bindings::kvm_regs { rip, rbx: ebx, rflags: 2, ..Default::default() };
+        let regs = kvm_bindings::kvm_regs { rip, rax, rbx, rsi, rflags: 2, ..Default::default() };
         self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))
     }
 

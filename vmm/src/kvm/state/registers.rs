@@ -77,12 +77,17 @@ mirror! {
     } without {}
 }
 
-/// Flat 4 GiB segments, protected mode, no paging.
-pub(super) fn make_flat_32bit(system: &mut kvm_sregs) {
+/// Flat 4 GiB segments, protected mode, no paging. With a GDT (address, limit) the segments are those at its selectors
+/// 0x10 and 0x18; without, no guest can load a segment before it brings a GDT of its own.
+pub(super) fn make_flat_32bit(system: &mut kvm_sregs, gdt: Option<(u64, u16)>) {
+    let (code_selector, data_selector) = if gdt.is_some() { (0x10, 0x18) } else { (0x8, 0x10) };
+    if let Some((base, limit)) = gdt {
+        system.gdt = kvm_dtable { base, limit, ..Default::default() };
+    }
     let data = kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
-        selector: 0x10,
+        selector: data_selector,
         type_: 3,
         present: 1,
         db: 1,
@@ -90,7 +95,7 @@ pub(super) fn make_flat_32bit(system: &mut kvm_sregs) {
         g: 1,
         ..Default::default()
     };
-    system.cs = kvm_segment { selector: 8, type_: 11, ..data };
+    system.cs = kvm_segment { selector: code_selector, type_: 11, ..data };
     (system.ds, system.es, system.fs, system.gs, system.ss) = (data, data, data, data, data);
     // A busy 32-bit TSS, limit 0x67: what the PVH boot protocol asks for.
     system.tr = kvm_segment { limit: 0x67, type_: 11, present: 1, ..Default::default() };

@@ -46,7 +46,7 @@ pub fn boot(
         let seen = choose::leaves(env, offer, index);
         let mut vcpu = Vcpu::new(vm, index, &seen)?;
         if index == 0 {
-            vcpu.set_flat_32bit_entry(entry.rip, entry.start_info)?;
+            vcpu.set_flat_32bit_entry(entry)?;
         }
         cpus.push(KvmCpu { index, vcpu, frozen: None, new: false });
         cpuids.push(seen);
@@ -119,12 +119,14 @@ impl Bus for Access<'_> {
     fn cr8(&mut self, _: u8) {}
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
-        lock(&self.platform.devices).port_in(port, data);
+        let now = lock(&self.platform.clock).now(0);
+        lock(&self.platform.devices).port_in(port, data, now.vm);
         self.trace(&Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
-        lock(&self.platform.devices).port_out(port, data);
+        let now = lock(&self.platform.clock).now(0);
+        lock(&self.platform.devices).port_out(port, data, now.vm);
         self.trace(&Event::PortOut { port, data });
     }
 

@@ -1,0 +1,224 @@
+//! Guests that we did not write: Multiboot 1, bzImage, PVH kernels at unusual places; a PC's interrupt controllers and
+//! timer; and guests that do not end.
+
+use std::{fs, fs::File};
+
+use vm_tests::{Ended, Lab, kvm, raw};
+
+/// Puts `image` into the laboratory and boots it.
+#[track_caller]
+fn boot(lab: &Lab, image: &[u8], flags: &str) -> Ended {
+    fs::write(lab.path("image"), image).unwrap();
+    lab.run(&format!("--guest image {flags}"))
+}
+
+/// `mov dx, 0x3f8`.
+const COM1: [u8; 4] = [0x66, 0xba, 0xf8, 0x03];
+/// Prints the string at ESI, then ends with success.
+const PRINT: [u8; 8] = [0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8];
+
+/// A Multiboot kernel that checks EAX, prints its module and then its command line.
+fn multiboot_printer() -> Vec<u8> {
+    let print = [
+        &COM1[..],
+        // mov esi, [ebx+24]; mov ecx, [esi+4]; mov esi, [esi]; sub ecx, esi; rep outsb: the module.
+        &[0x8b, 0x73, 0x18, 0x8b, 0x4e, 0x04, 0x8b, 0x36, 0x29, 0xf1, 0xf3, 0x6e],
+        // mov esi, [ebx+16]: the command line.
+        &[0x8b, 0x73, 0x10],
+        &PRINT,
+        &raw::SUCCESS,
+    ]
+    .concat();
+    // cmp eax, 0x2badb002; je print; mov al, 1; out 0xf4, al.
+    raw::multiboot(&[&[0x3d, 0x02, 0xb0, 0xad, 0x2b, 0x74, 0x04, 0xb0, 0x01, 0xe6, 0xf4][..], &print].concat())
+}
+
+// Catches: a wrong magic number, module list or command line; a module that is not whole.
+#[test]
+fn a_multiboot_kernel_gets_its_module_and_command_line() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("module"), "MEMSIZE=128\n").unwrap();
+    let ended = boot(&lab, &multiboot_printer(), "--initrd module --cmdline word").expect(0);
+    assert_eq!(ended.stdout, "MEMSIZE=128\nimage word");
+}
+
+// Catches: a header that is followed although it cannot be, a panic or a hang on any cut.
+#[test]
+fn multiboot_headers_that_cannot_be_followed() {
+    let lab = Lab::new();
+    let spin = [0xeb, 0xfe];
+    let (load, entry) = (raw::LOAD, raw::LOAD + 0x20);
+    let refused: [(u32, [u32; 5], &str); 6] = [
+        (0x1_0008, [load, load, 0, 0, entry], "requires features"),
+        (0x1_0003, [load - 4, load, 0, 0, entry], "lies before"),
+        (0x1_0003, [load + 64, load, 0, 0, entry], "before the file's beginning"),
+        (0x1_0003, [load, load, load + 0x10_0000, 0, entry], "more than the file holds"),
+        (0x1_0003, [load, load, load - 1, 0, entry], "ends before it begins"),
+        (0x1_0003, [load, load, 0, 0, 0xf000_0000], "outside guest memory"),
+    ];
+    if !kvm() {
+        return;
+    }
+    for (flags, addresses, reason) in refused {
+        boot(&lab, &raw::multiboot_with(flags, addresses, &spin), "--timeout 10s").refused(2, &["Multiboot", reason]);
+    }
+    let bss = raw::multiboot_with(0x1_0003, [load, load, 0, u32::MAX, entry], &spin);
+    boot(&lab, &bss, "").refused(2, &["needs memory up to 0xffffffff", "--memory"]);
+    let no_addresses = raw::multiboot_with(3, [0; 5], &spin);
+    boot(&lab, &no_addresses, "").refused(2, &["no ELF for x86"]);
+    let whole = multiboot_printer();
+    for length in 0..32 {
+        boot(&lab, &whole[..length], "").refused(2, &["image"]);
+    }
+}
+
+// Catches: boot parameters, GDT, initrd or command line that are not where Linux' 32-bit boot protocol says.
+#[test]
+fn a_bzimage_gets_its_initrd_and_command_line() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let code = [
+        // mov eax, 0x18; mov ds, eax; mov es, eax: __BOOT_DS is in a GDT.
+        &[0xb8, 0x18, 0, 0, 0, 0x8e, 0xd8, 0x8e, 0xc0][..],
+        &COM1,
+        // mov ebx, [esi+0x228]; mov ecx, [esi+0x21c]; mov esi, [esi+0x218]; rep outsb: the initrd.
+        &[0x8b, 0x9e, 0x28, 2, 0, 0, 0x8b, 0x8e, 0x1c, 2, 0, 0, 0x8b, 0xb6, 0x18, 2, 0, 0, 0xf3, 0x6e],
+        // mov esi, ebx: the command line.
+        &[0x89, 0xde],
+        &PRINT,
+        &raw::SUCCESS,
+    ]
+    .concat();
+    fs::write(lab.path("initrd"), "initrd, ").unwrap();
+    let image = raw::bzimage(&code);
+    let mut command = lab.vmm("--guest image --initrd initrd");
+    fs::write(lab.path("image"), &image).unwrap();
+    let ended = vm_tests::finish(command.args(["--cmdline", "console=ttyS0 quiet"])).expect(0);
+    assert_eq!(ended.stdout, "initrd, console=ttyS0 quiet");
+    for length in [0x206, 0x230, 0x268, 1023, 1024] {
+        boot(&lab, &image[..length], "").refused(2, &["image"]);
+    }
+    let changed = |at: usize, to: &[u8]| {
+        let mut image = image.clone();
+        image[at..at + to.len()].copy_from_slice(to);
+        image
+    };
+    boot(&lab, &changed(0x206, &[4, 2]), "").refused(2, &["boot protocol"]);
+    boot(&lab, &changed(0x214, &[0, 0, 1, 0]), "").refused(2, &["below 1 MiB"]);
+    boot(&lab, &changed(0x214, &[0, 0, 0, 0xf0]), "").refused(2, &["--memory"]);
+    boot(&lab, &changed(0x260, &[0xff; 4]), "").refused(2, &["--memory"]);
+    boot(&lab, &changed(0x238, &[3, 0, 0, 0]), "--cmdline longer").refused(2, &["at most 3"]);
+}
+
+// Catches: boot data written over a kernel that is loaded where boot data usually goes.
+#[test]
+fn boot_data_gives_way_to_a_pvh_kernel() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut contents = vec![0x5a; 0x2_a000];
+    let code = [
+        // cmp byte [0x20000], 0x5a; je +4; mov al, 1; out 0xf4, al.
+        &[0x80, 0x3d, 0x00, 0x00, 0x02, 0x00, 0x5a, 0x74, 0x04, 0xb0, 0x01, 0xe6, 0xf4][..],
+        &COM1,
+        // mov esi, [ebx+24]: the command line.
+        &[0x8b, 0x73, 0x18],
+        &PRINT,
+        &raw::SUCCESS,
+    ]
+    .concat();
+    contents[..code.len()].copy_from_slice(&code);
+    let ended = boot(&lab, &raw::pvh(0x6000, &contents), "--cmdline hello").expect(0);
+    assert_eq!(ended.stdout, "hello");
+}
+
+/// Waits for three timer interrupts at vector 8, where PC firmware has them: sti; hlt; cli; cmp [0x1000b0], 3; jb -12.
+const WAIT_FOR_THREE: [u8; 12] = [0xfb, 0xf4, 0xfa, 0x83, 0x3d, 0xb0, 0, 0x10, 0, 3, 0x72, 0xf4];
+/// inc [0x1000b0]; mov al, 0x20; out 0x20, al; pop eax; add esp, 4; popf; jmp eax: some hosts emulate no 32-bit IRET.
+const COUNT: [u8; 17] = [0xff, 0x05, 0xb0, 0, 0x10, 0, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0x83, 0xc4, 4, 0x9d, 0xff, 0xe0];
+
+// Catches: a timer that does not tick, an 8259 that does not reach LINT0, ExtINT that does not wake from HLT.
+#[test]
+fn the_pc_timer_interrupts_through_lint0() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let image = raw::with_tables(&[&WAIT_FOR_THREE[..], &raw::SUCCESS].concat(), 8, &COUNT);
+    boot(&lab, &image, "--timeout 60s").expect(0);
+    // Masked (mov al, 0xff; out 0x21, al) it does not come.
+    let masked = [&[0xb0, 0xff, 0xe6, 0x21][..], &WAIT_FOR_THREE, &raw::SUCCESS].concat();
+    boot(&lab, &raw::with_tables(&masked, 8, &COUNT), "--timeout 300ms")
+        .refused(1, &["has not ended after 300ms", "cpu 0 halted", "interrupts on"]);
+}
+
+// Catches: a timer or an interrupt controller that does not survive a snapshot. The third tick comes after 164 ms.
+#[test]
+fn the_pc_timer_goes_on_after_a_restore() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let image = raw::with_tables(&[&WAIT_FOR_THREE[..], &raw::SUCCESS].concat(), 8, &COUNT);
+    boot(&lab, &image, "--save-at 80ms --save-to saved").expect(0);
+    lab.run("restore saved --timeout 60s").expect(0);
+}
+
+// Catches: a silent hang of a guest that spins, halts for good or runs away.
+#[test]
+fn guests_that_do_not_end() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let spins = raw::multiboot(&[0xeb, 0xfe]);
+    boot(&lab, &spins, "--timeout 200ms").refused(1, &["has not ended after 200ms", "cpu 0 at 0x100020"]);
+    let waits = "cpu 1 waits for a start-up message";
+    boot(&lab, &spins, "--timeout 200ms --cpus 2").refused(1, &["cpu 0 at 0x100020", waits]);
+    // Who notes it last tells it: the one that halted, or one that waits to be started.
+    for cpus in [1, 2, 2, 2, 3, 3] {
+        let halts = raw::multiboot(&[0xfa, 0xf4]);
+        boot(&lab, &halts, &format!("--cpus {cpus}"))
+            .refused(1, &["0x100022", "interrupts off", "nothing can wake it"]);
+    }
+    // mov dword [0xfee00300], 0x4500; jmp -2: an INIT to itself.
+    let parks = raw::multiboot(&[0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x00, 0x45, 0, 0, 0xeb, 0xfe]);
+    boot(&lab, &parks, "--x2apic off").refused(1, &["every CPU waits for a start-up message"]);
+    // mov eax, 0xd0000000; cmp dword [eax], -1; je +1; hlt; jmp eax: reads all ones, then there is nothing to execute.
+    let runs_away = raw::multiboot(&[0xb8, 0, 0, 0, 0xd0, 0x83, 0x38, 0xff, 0x74, 1, 0xf4, 0xff, 0xe0]);
+    boot(&lab, &runs_away, "--timeout 60s").refused(1, &["0xd0000000", "no memory"]);
+}
+
+// Catches: an initrd read without a bound, or into memory that it does not fit.
+#[test]
+fn initrds_that_are_too_large() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    for (size, reason) in [(2u64 << 40, "larger than 1073741824 bytes"), (127 << 20, "use a larger --memory")] {
+        File::create(lab.path("initrd")).unwrap().set_len(size).unwrap();
+        boot(&lab, &multiboot_printer(), "--initrd initrd").refused(2, &["initrd", reason]);
+    }
+    boot(&lab, &multiboot_printer(), "--initrd absent").refused(2, &["initrd absent", "No such file"]);
+}
+
+// Catches: an older trace that is gone although nothing ran.
+#[test]
+fn an_image_that_cannot_run_leaves_the_trace_alone() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("trace"), "older").unwrap();
+    boot(&lab, b"#!/bin/sh\n", "--trace trace").refused(2, &["image"]);
+    let bss = raw::multiboot_with(0x1_0003, [raw::LOAD, raw::LOAD, 0, u32::MAX, raw::LOAD], &[]);
+    boot(&lab, &bss, "--trace trace").refused(2, &["--memory"]);
+    assert_eq!(fs::read_to_string(lab.path("trace")).unwrap(), "older");
+}

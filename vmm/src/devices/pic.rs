@@ -1,0 +1,465 @@
+//! The pair of 8259A interrupt controllers (Intel, "8259A Programmable Interrupt Controller"), as a PC wires them: the
+//! second behind input 2 of the first, whose output is LINT0 of the first CPU's local APIC.
+//!
+//! Inputs are edges: no device here holds a level. So there is no edge/level register either.
+
+use serde::{Deserialize, Serialize};
+
+/// Command and data port of each chip.
+const FIRST: u16 = 0x20;
+const SECOND: u16 = 0xa0;
+/// The input of the first chip that the second is behind.
+const CASCADE: u8 = 2;
+
+/// ICW1: begins an initialisation; bit 1 says that there is no second chip, bit 0 that ICW4 follows.
+const ICW1: u8 = 1 << 4;
+const ICW1_SINGLE: u8 = 1 << 1;
+const ICW1_ICW4: u8 = 1 << 0;
+/// ICW4: automatic end of interrupt, special fully nested mode.
+const ICW4_AUTO_EOI: u8 = 1 << 1;
+const ICW4_SPECIAL_NESTED: u8 = 1 << 4;
+/// OCW3, and what is in it: special mask mode, poll, which register to read.
+const OCW3: u8 = 1 << 3;
+const OCW3_SPECIAL_MASK: u8 = 1 << 6;
+const OCW3_SPECIAL_MASK_ON: u8 = 1 << 5;
+const OCW3_POLL: u8 = 1 << 2;
+const OCW3_READ: u8 = 1 << 1;
+const OCW3_READ_ISR: u8 = 1 << 0;
+
+/// What the data port takes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expects {
+    /// The mask, as in operation.
+    #[default]
+    Mask,
+    /// ICW2, the first vector.
+    Vector,
+    /// ICW3, the wiring of the two chips, which is what it is.
+    Wiring,
+    /// ICW4, modes.
+    Modes,
+}
+
+/// One chip, as a snapshot holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChipState {
+    /// Interrupt request register, without what comes from the second chip.
+    pub irr: u8,
+    /// In-service register.
+    pub isr: u8,
+    /// Interrupt mask register.
+    pub imr: u8,
+    /// Vector of input 0; a multiple of 8.
+    pub vector: u8,
+    /// The input of lowest priority.
+    pub lowest: u8,
+    /// What the data port takes next.
+    pub expects: Expects,
+    /// ICW1 said: no second chip.
+    pub single: bool,
+    /// ICW1 said: ICW4 follows.
+    pub icw4: bool,
+    /// The command port reads ISR.
+    pub reads_isr: bool,
+    /// The next read is a poll.
+    pub poll: bool,
+    /// Special mask mode.
+    pub special_mask: bool,
+    /// Special fully nested mode.
+    pub special_nested: bool,
+    /// Automatic end of interrupt.
+    pub auto_eoi: bool,
+    /// An automatic end of interrupt rotates priorities.
+    pub rotates: bool,
+}
+
+/// The pair, as a snapshot holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PicState {
+    /// The chip that is wired to the CPU.
+    pub first: ChipState,
+    /// The chip behind it.
+    pub second: ChipState,
+}
+
+/// One chip. What it holds is what is saved: it has no parts that do not outlive a snapshot.
+#[derive(Clone, Copy, Debug)]
+struct Chip(ChipState);
+
+/// Which port of a chip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Command,
+    Data,
+}
+
+impl Chip {
+    /// Inputs that interrupt, `behind` being the request of the chip behind input 2.
+    fn requests(&self, behind: bool) -> u8 {
+        (self.0.irr | if behind { 1 << CASCADE } else { 0 }) & !self.0.imr
+    }
+
+    /// How far `input` is from the highest priority.
+    fn rank(&self, input: u8) -> u8 {
+        input.wrapping_sub(self.0.lowest).wrapping_sub(1) & 7
+    }
+
+    /// The input of highest priority among `inputs`.
+    fn first_of(&self, inputs: u8) -> Option<u8> {
+        (0..8).filter(|input| inputs & 1 << input != 0).min_by_key(|input| self.rank(*input))
+    }
+
+    /// The input that interrupts: of higher priority than all in service.
+    fn pending(&self, behind: bool) -> Option<u8> {
+        let input = self.first_of(self.requests(behind))?;
+        let mut serving = self.0.isr;
+        if self.0.special_mask {
+            serving &= !self.0.imr;
+        }
+        if self.0.special_nested && input == CASCADE {
+            // "A slave with a higher priority interrupt is not locked out by the master's priority logic".
+            serving &= !(1 << CASCADE);
+        }
+        self.first_of(serving).is_none_or(|serving| self.rank(input) < self.rank(serving)).then_some(input)
+    }
+
+    /// The CPU acknowledges; none if nothing interrupts any more.
+    fn acknowledge(&mut self, behind: bool) -> Option<u8> {
+        let input = self.pending(behind)?;
+        self.0.irr &= !(1 << input);
+        if !self.0.auto_eoi {
+            self.0.isr |= 1 << input;
+        } else if self.0.rotates {
+            self.0.lowest = input;
+        }
+        Some(input)
+    }
+
+    fn vector(&self, input: Option<u8>) -> u8 {
+        // "If the IR input goes inactive before INTA, the 8259A will issue an interrupt level 7."
+        self.0.vector | input.unwrap_or(7) & 7
+    }
+
+    /// Ends the interrupt at `input`, and makes it the lowest if `rotate`.
+    fn end(&mut self, input: Option<u8>, rotate: bool) {
+        let Some(input) = input else { return };
+        self.0.isr &= !(1 << input);
+        if rotate {
+            self.0.lowest = input;
+        }
+    }
+
+    fn write(&mut self, port: Port, value: u8) {
+        match (port, self.0.expects) {
+            (Port::Command, _) if value & ICW1 != 0 => {
+                self.0 = ChipState {
+                    vector: self.0.vector,
+                    lowest: 7,
+                    expects: Expects::Vector,
+                    single: value & ICW1_SINGLE != 0,
+                    icw4: value & ICW1_ICW4 != 0,
+                    ..ChipState::default()
+                };
+            }
+            (Port::Command, _) if value & OCW3 != 0 => self.ocw3(value),
+            (Port::Command, _) => self.ocw2(value),
+            (Port::Data, Expects::Mask) => self.0.imr = value,
+            (Port::Data, Expects::Vector) => {
+                self.0.vector = value & !7;
+                self.0.expects = match (self.0.single, self.0.icw4) {
+                    (false, _) => Expects::Wiring,
+                    (true, true) => Expects::Modes,
+                    (true, false) => Expects::Mask,
+                };
+            }
+            (Port::Data, Expects::Wiring) => {
+                self.0.expects = if self.0.icw4 { Expects::Modes } else { Expects::Mask };
+            }
+            (Port::Data, Expects::Modes) => {
+                self.0.auto_eoi = value & ICW4_AUTO_EOI != 0;
+                self.0.special_nested = value & ICW4_SPECIAL_NESTED != 0;
+                self.0.expects = Expects::Mask;
+            }
+        }
+    }
+
+    fn ocw2(&mut self, value: u8) {
+        let named = Some(value & 7);
+        let serving = self.first_of(self.0.isr);
+        match value >> 5 {
+            0b000 => self.0.rotates = false,
+            0b001 => self.end(serving, false),
+            0b011 => self.end(named, false),
+            0b100 => self.0.rotates = true,
+            0b101 => self.end(serving, true),
+            0b110 => self.0.lowest = value & 7,
+            0b111 => self.end(named, true),
+            _ => {}
+        }
+    }
+
+    fn ocw3(&mut self, value: u8) {
+        if value & OCW3_SPECIAL_MASK != 0 {
+            self.0.special_mask = value & OCW3_SPECIAL_MASK_ON != 0;
+        }
+        self.0.poll = value & OCW3_POLL != 0;
+        if value & OCW3_READ != 0 {
+            self.0.reads_isr = value & OCW3_READ_ISR != 0;
+        }
+    }
+
+    fn read(&mut self, port: Port, behind: bool) -> u8 {
+        if std::mem::take(&mut self.0.poll) {
+            return self.acknowledge(behind).map_or(0, |input| 1 << 7 | input);
+        }
+        match port {
+            Port::Data => self.0.imr,
+            Port::Command if self.0.reads_isr => self.0.isr,
+            Port::Command => self.0.irr | if behind { 1 << CASCADE } else { 0 },
+        }
+    }
+
+    fn is_valid(state: &ChipState) -> bool {
+        state.vector.is_multiple_of(8) && state.lowest < 8
+    }
+}
+
+/// The pair.
+#[derive(Clone, Copy, Debug)]
+pub struct Pic {
+    first: Chip,
+    second: Chip,
+}
+
+impl Default for Pic {
+    /// After power-up, when the chips wait for their initialisation: here, all masked.
+    fn default() -> Self {
+        let chip = Chip(ChipState { imr: 0xff, lowest: 7, ..ChipState::default() });
+        Self { first: chip, second: chip }
+    }
+}
+
+impl Pic {
+    /// As a PC's firmware leaves it: vectors `first` and `second`, and of the inputs only the timer's open.
+    #[must_use]
+    pub fn initialized(vectors: [u8; 2]) -> Self {
+        let mut pic = Self::default();
+        for (command, vector, mask) in [(FIRST, vectors[0], !(1 | 1 << CASCADE)), (SECOND, vectors[1], 0xff)] {
+            pic.write(command, ICW1 | ICW1_ICW4);
+            for value in [vector, 0, 1, mask] {
+                pic.write(command + 1, value);
+            }
+        }
+        pic
+    }
+
+    fn find(port: u16) -> Option<(bool, Port)> {
+        match port {
+            FIRST => Some((false, Port::Command)),
+            0x21 => Some((false, Port::Data)),
+            SECOND => Some((true, Port::Command)),
+            0xa1 => Some((true, Port::Data)),
+            _ => None,
+        }
+    }
+
+    /// Whether `port` is one of the pair's.
+    #[must_use]
+    pub fn owns(port: u16) -> bool {
+        Self::find(port).is_some()
+    }
+
+    /// OUT of a byte.
+    pub fn write(&mut self, port: u16, value: u8) {
+        match Self::find(port) {
+            Some((false, port)) => self.first.write(port, value),
+            Some((true, port)) => self.second.write(port, value),
+            None => {}
+        }
+    }
+
+    /// IN of a byte. A poll acknowledges.
+    pub fn read(&mut self, port: u16) -> u8 {
+        let behind = self.second_interrupts();
+        match Self::find(port) {
+            Some((false, port)) => self.first.read(port, behind),
+            Some((true, port)) => self.second.read(port, false),
+            None => 0xff,
+        }
+    }
+
+    /// A rising edge at input `irq`, 0 to 15. Input 2 is not there.
+    pub fn edge(&mut self, irq: u8) {
+        match irq {
+            CASCADE => {}
+            0..8 => self.first.0.irr |= 1 << irq,
+            8..16 => self.second.0.irr |= 1 << (irq - 8),
+            _ => {}
+        }
+    }
+
+    fn second_interrupts(&self) -> bool {
+        self.second.pending(false).is_some()
+    }
+
+    /// The INT output, which is LINT0.
+    #[must_use]
+    pub fn interrupts(&self) -> bool {
+        self.first.pending(self.second_interrupts()).is_some()
+    }
+
+    /// Whether an edge at input 0 to 7 of the first chip would change anything: it is not masked, and not requested yet.
+    #[must_use]
+    pub fn listens(&self, irq: u8) -> bool {
+        irq < 8 && (self.first.0.irr | self.first.0.imr) & 1 << irq == 0
+    }
+
+    /// The CPU takes the interrupt; the answer is its vector.
+    pub fn acknowledge(&mut self) -> u8 {
+        let behind = self.second_interrupts();
+        match self.first.acknowledge(behind) {
+            Some(CASCADE) if behind => {
+                let input = self.second.acknowledge(false);
+                self.second.vector(input)
+            }
+            input => self.first.vector(input),
+        }
+    }
+
+    /// For a snapshot.
+    #[must_use]
+    pub fn state(&self) -> PicState {
+        let Self { first: Chip(first), second: Chip(second) } = *self;
+        PicState { first, second }
+    }
+
+    /// As it was saved; none if no pair can be so.
+    #[must_use]
+    pub fn from_state(state: &PicState) -> Option<Self> {
+        let PicState { first, second } = *state;
+        let valid = Chip::is_valid(&first) && Chip::is_valid(&second);
+        valid.then_some(Self { first: Chip(first), second: Chip(second) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Vectors 0x20 and 0x28, nothing masked.
+    fn open() -> Pic {
+        let mut pic = Pic::initialized([0x20, 0x28]);
+        pic.write(0x21, 0);
+        pic.write(0xa1, 0);
+        pic
+    }
+
+    #[test]
+    fn after_power_up_and_masked_nothing_interrupts() {
+        let mut pic = Pic::default();
+        let mut masked = open();
+        masked.write(0x21, 0xff);
+        masked.write(0xa1, 0xff);
+        for irq in 0..16 {
+            pic.edge(irq);
+            masked.edge(irq);
+        }
+        assert!(!pic.interrupts() && !masked.interrupts());
+        assert_eq!((masked.read(0x21), masked.read(0xa1)), (0xff, 0xff));
+        // What came while it was masked was not lost.
+        masked.write(0x21, 0xfe);
+        assert!(masked.interrupts());
+        assert_eq!(masked.acknowledge(), 0x20);
+    }
+
+    #[test]
+    fn priorities_nest_and_end_by_eoi() {
+        let mut pic = open();
+        pic.edge(3);
+        pic.edge(12);
+        assert_eq!(pic.acknowledge(), 0x2c, "input 2, so the second chip, is before 3");
+        assert!(!pic.interrupts(), "3 waits for 12 to end");
+        pic.edge(1);
+        assert_eq!(pic.acknowledge(), 0x21, "1 nests");
+        pic.write(0x20, 0x20);
+        pic.write(0xa0, 0x20);
+        pic.write(0x20, 0x20);
+        assert_eq!(pic.acknowledge(), 0x23);
+    }
+
+    #[test]
+    fn nothing_to_acknowledge_is_spurious() {
+        let mut pic = open();
+        assert_eq!(pic.acknowledge(), 0x27);
+        pic.write(0x20, 0x0b);
+        assert_eq!(pic.read(0x20), 0, "and not in service");
+    }
+
+    #[test]
+    fn special_mask_mode_lets_lower_ones_through() {
+        let mut pic = open();
+        pic.edge(0);
+        assert_eq!(pic.acknowledge(), 0x20);
+        pic.edge(5);
+        assert!(!pic.interrupts());
+        pic.write(0x21, 1);
+        assert!(!pic.interrupts(), "the mask alone does not");
+        pic.write(0x20, 0x68);
+        assert_eq!(pic.acknowledge(), 0x25);
+    }
+
+    #[test]
+    fn rotation_makes_the_served_one_the_lowest() {
+        let mut pic = open();
+        pic.edge(0);
+        assert_eq!(pic.acknowledge(), 0x20);
+        pic.write(0x20, 0xa0);
+        pic.edge(0);
+        pic.edge(1);
+        assert_eq!(pic.acknowledge(), 0x21);
+    }
+
+    #[test]
+    fn a_poll_acknowledges() {
+        let mut pic = open();
+        pic.edge(4);
+        pic.write(0x20, 0x0c);
+        assert_eq!(pic.read(0x20), 0x84);
+        pic.write(0x20, 0x0c);
+        assert_eq!(pic.read(0x20), 0);
+        pic.write(0x20, 0x0b);
+        assert_eq!(pic.read(0x20), 0x10, "in service");
+    }
+
+    proptest! {
+        // Whatever a guest does to the ports: no panic, vectors are the programmed ones, and a snapshot is the same pair.
+        #[test]
+        fn random_guests(ops in prop::collection::vec((0u8..7, any::<u8>()), 0..200)) {
+            let mut pic = Pic::default();
+            for (what, value) in ops {
+                match what {
+                    0 => pic.write(0x20, value),
+                    1 => pic.write(0x21, value),
+                    2 => pic.write(0xa0, value),
+                    3 => pic.write(0xa1, value),
+                    4 => pic.edge(value),
+                    5 => drop(pic.read(0x20 + u16::from(value & 0x81))),
+                    _ => {
+                        let interrupts = pic.interrupts();
+                        let vector = pic.acknowledge();
+                        let state = pic.state();
+                        prop_assert!([state.first.vector, state.second.vector].contains(&(vector & !7)));
+                        prop_assert!(interrupts || vector & 7 == 7);
+                    }
+                }
+                let again = Pic::from_state(&pic.state());
+                prop_assert_eq!(again.map(|pic| pic.state()), Some(pic.state()));
+            }
+        }
+    }
+}
