@@ -20,9 +20,13 @@ fn continuous(pairs: &[(&Line, &Line)]) -> Vec<u64> {
         assert_eq!(step, i128::from(downtime), "VM time steps at {save:?} {restore:?}");
         let versions = [save.field("page_version"), restore.field("page_version")];
         assert!(versions.iter().all(|version| version % 2 == 0), "odd, so half-written: {versions:?}");
+        downtimes.push(downtime);
+        // On a busy host the first migrations come before the guest has a page.
+        if version == 0 && versions == [0, 0] {
+            continue;
+        }
         assert!(versions[0] >= version && versions[1] > versions[0], "a version came again: {version} {versions:?}");
         version = versions[1];
-        downtimes.push(downtime);
     }
     downtimes
 }

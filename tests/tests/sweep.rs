@@ -191,6 +191,109 @@ fn pairs_of_migrations_and_several_cpus_are_swept_the_same_twice() {
     }
 }
 
+// Catches: a kick (the alarm's, say) between the injection of an interrupt and its entry, after which the handler's first
+// boundary was not seen and all later ones had other numbers.
+#[test]
+fn kicks_do_not_change_the_numbers_of_boundaries() {
+    if !kvm() {
+        return;
+    }
+    const SIGRTMIN: i32 = 34;
+    let lab = Lab::new();
+    let flags = "--workers 1 --every exit --ratio 2 --cpus 2";
+    let calm = sweep(&lab, "scenario=smp", flags, 0);
+    let mut command = lab.vmm("sweep --json kicked.json");
+    let mut running = start(command.args(["--cmdline", "scenario=smp"]).args(flags.split_whitespace()));
+    let mut kicks = 0;
+    while !running.has_ended() {
+        // Before the handler is there a kick would end the process.
+        let status = fs::read_to_string(format!("/proc/{}/status", running.id())).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+        if caught & 1 << (SIGRTMIN - 1) != 0 {
+            let sent =
+                std::process::Command::new("kill").arg(format!("-{SIGRTMIN}")).arg(running.id().to_string()).status();
+            kicks += i32::from(sent.is_ok_and(|status| status.success()));
+        }
+    }
+    running.finish().expect(0);
+    assert!(kicks > 10, "{kicks} kicks");
+    assert_eq!(calm, read(&lab.path("kicked.json")));
+}
+
+// Catches: a stretch before whose beginning no tick was handled, judged by no CPU at all: all lost, or all on time.
+#[test]
+fn the_first_tick_is_judged_too() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    sweep(&lab, "clockevent=kvm-ns-deadline", "--every exit --from tick:1 --ratio 1", 0);
+    let found = sweep(&lab, "clockevent=lapic-deadline", "--every exit --from tick:1 --patience 1s --ratio 0.1", 1);
+    assert!(verdicts(&found, 0).iter().all(|(_, verdict)| verdict == "late"), "{:#?}", found["totals"]);
+}
+
+// Catches: pairs that are dropped because the first migration keeps the guest from the second.
+#[test]
+fn a_guest_that_the_first_migration_kills_counts_in_pairs() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let flags = "--depth 2 --samples 40 --ratio 0.5,2";
+    let whole = sweep(&lab, CLOSED, flags, 0);
+    let found = sweep(&lab, CLOSED, &format!("{flags} --inject deadline-before-lapic"), 1);
+    let pairs = |found: &Value| {
+        let points = found["points"].as_array().expect("points");
+        points.iter().map(|point| point["at"].clone()).collect::<Vec<_>>()
+    };
+    let (whole, found_pairs) = (pairs(&whole), pairs(&found));
+    assert!(whole.iter().all(|pair| found_pairs.contains(pair)), "{whole:?} {found_pairs:?}");
+    let lost = verdicts(&found, 0).iter().filter(|(_, verdict)| verdict == "lost").count();
+    assert!(lost > 0, "{:#?}", found["totals"]);
+}
+
+// Catches: results that are lost because two go to one file, or a panic when nobody reads the table.
+#[test]
+fn results_are_not_lost() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.run("sweep --json a.json --report ./a.json").refused(2, &["--json", "--report", "a.json"]);
+    let mut command = lab.vmm("sweep --every exit --json kept.json --cmdline clockevent=kvm-ns-deadline");
+    let mut child =
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().expect("started");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("its end");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
+    assert_eq!(read(&lab.path("kept.json"))["complete"], true);
+}
+
+// Catches: a shard with points cut away, or there twice, that makes a whole with holes.
+#[test]
+fn shards_with_other_points_do_not_merge() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    sweep(&lab, CLOSED, "--every exit --shard 1/1", 0);
+    let good = read(&lab.path("found.json"));
+    let refused = |change: &dyn Fn(&mut Value), why: &str| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        fs::write(lab.path("bad.json"), bad.to_string()).expect("written");
+        lab.run("sweep merge bad.json").refused(2, &["bad.json", why]);
+    };
+    let points = |value: &mut Value| value["points"].as_array_mut().expect("points").clone();
+    refused(&|bad| bad["points"] = points(bad)[1..].to_vec().into(), "some are missing");
+    refused(&|bad| bad["points"] = [points(bad), points(bad)].concat().into(), "twice");
+    refused(&|bad| bad["points"][0]["outcomes"] = Value::Array(Vec::new()), "every ratio");
+    refused(&|bad| bad["points"][0]["at"] = serde_json::json!([1, 2]), "number of migrations");
+    refused(&|bad| bad["shard"]["index"] = 0.into(), "no such shard");
+}
+
 // Catches: Ctrl-C that loses what was found, or that leaves half a file.
 #[test]
 fn an_interrupted_sweep_keeps_what_it_found() {
@@ -226,7 +329,9 @@ fn bad_input_is_told() {
         ("sweep --shard 3/2", ["--shard", "like 2/5"]),
         ("sweep --inject nothing", ["--inject", "deadline-before-lapic"]),
         ("sweep --trace t", ["--trace", "--point"]),
-        ("sweep --guest /bin/true", ["/bin/true", "trap sites"]),
+        ("sweep --depth 2 --samples 0", ["--samples", "1.."]),
+        ("sweep --from 0xno", ["--from", "0x100200"]),
+        ("sweep --guest /bin/true", ["/bin/true", "PVH"]),
         ("sweep --json /nonexistent/x", ["--json", "/nonexistent/x"]),
     ] {
         if flags.contains("guest") && !kvm() {

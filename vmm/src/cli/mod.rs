@@ -12,6 +12,7 @@ mod snapshot;
 mod study;
 mod sweep;
 pub mod sweep_args;
+mod text;
 mod units;
 
 use std::process::ExitCode;

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use serde::Serialize;
 use tempfile::NamedTempFile;
 use vmm::report::{Page, cases::Suite};
 
@@ -99,11 +100,28 @@ impl To {
     }
 }
 
+/// The file that is meant, however it is spelled.
+fn target(path: &Path) -> PathBuf {
+    let in_its_directory = || {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(fs::canonicalize(directory).ok()?.join(path.file_name()?))
+    };
+    fs::canonicalize(path).ok().or_else(in_its_directory).unwrap_or_else(|| path.to_owned())
+}
+
+/// `result` as a line of JSON.
+pub fn json(result: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(result)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
 /// That no two results go to one file, or to standard output.
 pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
     let named = || files.iter().filter_map(|(flag, path)| path.map(|path| (*flag, path)));
     for (index, (flag, path)) in named().enumerate() {
-        if let Some((other, _)) = named().skip(index.saturating_add(1)).find(|(_, other)| *other == path) {
+        let same = |other: &Path| target(other) == target(path);
+        if let Some((other, _)) = named().skip(index.saturating_add(1)).find(|(_, other)| same(other)) {
             return Err(Usage(format!("--{flag} and --{other} both name {}", path.display())).into());
         }
     }

@@ -44,8 +44,8 @@ pub struct Sweep {
     /// The guest's TSC frequency at boot, in kHz.
     #[arg(long, value_name = "KHZ", value_parser = khz, default_value = "2600000")]
     pub tsc_khz: Khz,
-    /// Where the stretch begins: tick:N, where CPU 0 enters the handler of its Nth timer interrupt, or a function, where it
-    /// is first entered after tick:3.
+    /// Where the stretch begins: tick:N, where CPU 0 enters the handler of its Nth timer interrupt, or a function or
+    /// an address, where it is first reached after tick:3.
     #[arg(long, value_name = "EDGE", default_value = "tick:3")]
     pub from: Edge,
     /// Where it ends; by default at the next timer interrupt.
@@ -77,7 +77,7 @@ pub struct Sweep {
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub depth: u8,
     /// With --depth 2: about how many pairs of points to try, chosen by --seed.
-    #[arg(long, value_name = "N", default_value = "2000")]
+    #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u64).range(1..))]
     pub samples: u64,
     /// How much later than usual a tick may be before it is late.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "10us")]

@@ -12,6 +12,9 @@ use super::{
     state::{DebugRegisters, Fpu, Msr},
 };
 
+/// Where XSTATE_BV is in an XSAVE area (SDM vol. 1, "XSAVE Header").
+const XSTATE_BV: usize = 512;
+
 /// General and system registers, and events on their way, in KVM's own form: it never leaves this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
@@ -41,10 +44,13 @@ impl Vcpu {
         let Running { regs, sregs, events } = *running;
         let shared = self.fd.sync_regs_mut();
         (shared.regs, shared.sregs, shared.events) = (regs, sregs, events);
+        // KVM takes CR8 from elsewhere, at every entry.
+        let cr8 = u8::try_from(sregs.cr8 & 0xf).unwrap_or(0);
         shared.events.flags |= KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
         for changed in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
             self.fd.set_sync_dirty_reg(changed);
         }
+        self.set_cr8(cr8);
     }
 
     /// The resting state; `msr_indices` is the host's list of MSRs with state.
@@ -52,8 +58,13 @@ impl Vcpu {
     /// # Errors
     /// If KVM does not tell.
     pub fn resting_state(&self, msr_indices: &[u32]) -> Result<Resting, Error> {
-        let super::state::VcpuState { registers: _, system: _, fpu, debug, events: _, msrs } =
+        let super::state::VcpuState { registers: _, system: _, mut fpu, debug, events: _, msrs } =
             self.state(msr_indices)?;
+        // XSTATE_BV says which components are in use: a host may set a bit whose component has its initial value, and clear
+        // it again. The values are all there either way.
+        fpu.xsave.iter_mut().skip(XSTATE_BV).take(8).for_each(|byte| *byte = 0);
+        let used = fpu.xsave.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        fpu.xsave.truncate(used);
         Ok(Resting { fpu, debug, msrs })
     }
 }

@@ -329,6 +329,12 @@ impl Vcpu {
         self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
     }
 
+    /// The vector that was injected and has not entered yet, as of the last exit.
+    pub fn entering(&mut self) -> Option<u8> {
+        let interrupt = &self.fd.sync_regs_mut().events.interrupt;
+        (interrupt.injected != 0).then_some(interrupt.nr)
+    }
+
     /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
     pub fn long_mode_idt(&mut self) -> Option<u64> {
         const EFER_LMA: u64 = 1 << 10;

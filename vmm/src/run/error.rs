@@ -134,6 +134,12 @@ pub enum RunError {
     /// A vCPU's thread.
     #[error("a vCPU's thread failed: {0}")]
     Thread(String),
+    /// No memory for a copy of guest RAM.
+    #[error(
+        "the host has no memory for a copy of the guest's {0} bytes, of which every worker of a sweep holds three; use a \
+         smaller --memory or fewer --workers"
+    )]
+    Copy(usize),
     /// The frequency is out of the range for a migration.
     #[error("{wanted} is not within 0.1 to 10 times the guest's present {present}")]
     Ratio {
@@ -153,6 +159,7 @@ impl RunError {
             Self::Kvm(_)
                 | Self::HostLacks(_)
                 | Self::HostTsc(_)
+                | Self::Copy(_)
                 | Self::MissingFeatures(_)
                 | Self::Ram(RamError::Mapping { .. })
         )

@@ -91,9 +91,12 @@ impl RamCopies {
     /// Whether RAM is copy number `level`, looking at every byte.
     pub(super) fn is(&self, level: usize) -> bool {
         let Some(copy) = self.copies.get(level) else { return false };
-        copy.regions.iter().zip(&self.regions).all(|(region, (start, bytes))| {
-            let mut now = vec![0; *bytes];
-            self.memory.read_slice(&mut now, *start).is_ok() && now == region.bytes
+        let mut now = [0; PAGE];
+        copy.regions.iter().zip(&self.regions).all(|(region, (start, _))| {
+            region.bytes.chunks(PAGE).enumerate().all(|(page, then)| {
+                let Some(now) = now.get_mut(..then.len()) else { return false };
+                self.memory.read_slice(now, address(*start, page)).is_ok() && now == then
+            })
         })
     }
 
@@ -119,7 +122,9 @@ impl RamCopies {
     fn whole_copy(&self) -> Result<Copy, RunError> {
         let mut regions = Vec::new();
         for (start, size) in &self.regions {
-            let mut bytes = vec![0; *size];
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(*size).map_err(|_| RunError::Copy(*size))?;
+            bytes.resize(*size, 0);
             self.memory.read_slice(&mut bytes, *start).map_err(|_| lost(*start))?;
             regions.push(Region { bytes, differs: vec![0; size.div_ceil(PAGE * 64)] });
         }

@@ -39,7 +39,8 @@ pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), Ru
     };
     let mut access = Access::new(&mut cpu.local, platform);
     let exit = cpu.vcpu.step(&mut access, breakpoint)?;
-    Ok((exit, access.apic_base_changed))
+    let base_changed = access.apic_base_changed;
+    Ok((arrived(cpu, exit, |rip| rip != registers.rip), base_changed))
 }
 
 /// Lets the injected `vector` enter, up to its handler's first instruction; gives what [`one`] gives.
@@ -53,7 +54,13 @@ pub(super) fn into_handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Re
         Some(handler) => cpu.vcpu.run_to(&mut access, handler)?,
         None => cpu.vcpu.run(&mut access)?,
     };
-    Ok((exit, access.apic_base_changed))
+    let base_changed = access.apic_base_changed;
+    Ok((arrived(cpu, exit, |rip| Some(rip) == handler), base_changed))
+}
+
+/// A kick that comes as the step is done must not hide that it is: a boundary would be missing.
+fn arrived(cpu: &mut Cpu, exit: Exit, there: impl Fn(u64) -> bool) -> Exit {
+    if exit == Exit::Interrupted && there(cpu.vcpu.registers().rip) { Exit::Debug } else { exit }
 }
 
 /// Where `vector` goes, by the interrupt descriptor table (SDM vol. 3, "IDT Descriptors"); none outside long mode, or if

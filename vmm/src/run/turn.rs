@@ -111,9 +111,15 @@ pub(super) fn turn(
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
     let (exit, base_changed) = match entry {
         // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
-        Entry::Blocked if mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local) => step::one(cpu, platform)?,
+        Entry::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
+            step::one(cpu, platform)?
+        }
         Entry::Injected { vector, .. } if pace == Pace::Step => step::into_handler(cpu, platform, vector)?,
-        _ if pace == Pace::Step => step::one(cpu, platform)?,
+        _ if pace == Pace::Step => match cpu.vcpu.entering() {
+            // A kick came before it could enter.
+            Some(vector) => step::into_handler(cpu, platform, vector)?,
+            None => step::one(cpu, platform)?,
+        },
         _ => {
             cpu.vcpu.stop_stepping()?;
             if entry == Entry::Masked && mode == TimeMode::Real {

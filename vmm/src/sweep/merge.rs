@@ -50,6 +50,18 @@ pub enum MergeError {
         /// Of how many.
         count: u32,
     },
+    /// Its points are not those of a shard.
+    #[error("{name}: its points are not those of shard {index}/{count}: {why}; run that shard again")]
+    Points {
+        /// The file.
+        name: String,
+        /// Which shard.
+        index: u32,
+        /// Of how many.
+        count: u32,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A shard ended before its time.
     #[error("{0} is incomplete: its sweep was interrupted; run that shard again")]
     Incomplete(String),
@@ -103,5 +115,26 @@ fn shard(name: &str, findings: &Findings) -> Result<(u32, u32), MergeError> {
         return Err(MergeError::Incomplete(name.to_owned()));
     }
     let shard = findings.shard.ok_or_else(|| MergeError::NoShard(name.to_owned()))?;
+    let (index, count) = (shard.index, shard.count);
+    let bad = |why| MergeError::Points { name: name.to_owned(), index, count, why };
+    if !(1..=count).contains(&index) {
+        return Err(bad("there is no such shard"));
+    }
+    let depth = usize::try_from(findings.inputs.depth).unwrap_or(usize::MAX);
+    if findings.points.iter().any(|point| point.at.len() != depth) {
+        return Err(bad("a point has another number of migrations"));
+    }
+    if findings.points.iter().any(|point| point.outcomes.len() != findings.inputs.ratios.len()) {
+        return Err(bad("a point has not been tried at every ratio"));
+    }
+    if !findings.points.is_sorted_by(|a, b| a.at < b.at) {
+        return Err(bad("they are not in order, or one is there twice"));
+    }
+    // Of pairs it is the seed that decides how many there are.
+    let (index, count) = (u64::from(index), u64::from(count));
+    let own = findings.extent.points.saturating_add(count).saturating_sub(index) / count;
+    if depth == 1 && u64::try_from(findings.points.len()) != Ok(own) {
+        return Err(bad("some are missing"));
+    }
     Ok((shard.index, shard.count))
 }

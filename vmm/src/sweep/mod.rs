@@ -45,7 +45,7 @@ pub enum SweepError {
     #[error("the guest image has no function {0:?}; see its symbol table, for example with nm -C")]
     NoSymbol(String),
     /// Several functions have this name.
-    #[error("{name:?} could be any of: {}; write more of the name", .found.join(", "))]
+    #[error("{name:?} could be any of: {}; write more of the name, or an address", .found.join(", "))]
     SeveralSymbols {
         /// The name.
         name: String,

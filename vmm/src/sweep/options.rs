@@ -16,6 +16,8 @@ pub enum Edge {
     Tick(u64),
     /// Where an instruction at the beginning of this function is next, for the first time.
     Symbol(String),
+    /// Where the instruction at this address is next, for the first time.
+    Address(u64),
 }
 
 impl FromStr for Edge {
@@ -27,6 +29,10 @@ impl FromStr for Edge {
                 Ok(number @ 1..) => Ok(Self::Tick(number)),
                 _ => Err("a tick is a whole number from 1, as in tick:3".to_owned()),
             },
+            None if text.starts_with("0x") => {
+                let digits = text.trim_start_matches("0x");
+                u64::from_str_radix(digits, 16).map(Self::Address).map_err(|_| "an address is like 0x100200".to_owned())
+            }
             None if text.is_empty() => Err("name a function, or a tick as in tick:3".to_owned()),
             None => Ok(Self::Symbol(text.to_owned())),
         }
@@ -38,6 +44,7 @@ impl fmt::Display for Edge {
         match self {
             Self::Tick(number) => write!(f, "tick:{number}"),
             Self::Symbol(name) => f.write_str(name),
+            Self::Address(address) => write!(f, "{address:#x}"),
         }
     }
 }
@@ -177,6 +184,8 @@ mod tests {
         assert_eq!("tick:3".parse(), Ok(Edge::Tick(3)));
         assert_eq!("set_next_event".parse(), Ok(Edge::Symbol("set_next_event".to_owned())));
         assert!("tick:0".parse::<Edge>().is_err() && "tick:x".parse::<Edge>().is_err() && "".parse::<Edge>().is_err());
+        assert_eq!("0x100200".parse(), Ok(Edge::Address(0x10_0200)));
+        assert!("0x".parse::<Edge>().is_err() && "0xg".parse::<Edge>().is_err());
         assert_eq!(Edge::Tick(3).to_string(), "tick:3");
     }
 }

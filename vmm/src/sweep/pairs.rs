@@ -28,6 +28,7 @@ impl Job<'_> {
         let Some(last) = chosen.last() else { return Ok(outcomes) };
         walk.stepper.keep(FIRST)?;
         let track = walk.track.clone();
+        let mut reached = 0;
         clock.lap(&mut cost.save);
         for target in self.targets {
             let mut leg = Leg::begin(walk);
@@ -50,23 +51,37 @@ impl Job<'_> {
                     clock.lap(&mut cost.restore);
                     cost.tries = cost.tries.saturating_add(1);
                 }
-                let over = walk.handled_so_far().iter().zip(&targets).all(|(handled, target)| handled >= target);
-                if over || walk.step("the second migration").is_err() {
-                    break;
+                reached = reached.max(second);
+                // Where the guest does not get to the second migration, the pair comes to what the first one does alone.
+                let alone = if walk.handled_so_far().iter().zip(&targets).all(|(handled, target)| handled >= target) {
+                    leg.clone().finish(&self.plan.bench, walk)?
+                } else {
+                    match walk.step("the second migration") {
+                        Ok(()) => continue,
+                        Err(SweepError::GuestEnded { end, .. }) => {
+                            reached = u64::MAX;
+                            leg.clone().ended(&self.plan.bench, walk, &end)
+                        }
+                        Err(error) => return Err(error),
+                    }
+                };
+                for rest in chosen.range(second.saturating_add(1)..) {
+                    outcomes.entry(*rest).or_default().push(alone.clone());
                 }
+                break;
             }
             walk.stepper.go_back(FIRST)?;
             walk.track = track.clone();
         }
-        // A pair that another ratio did not come to, because the guest was done sooner there, is none.
-        outcomes.retain(|_, by_ratio| by_ratio.len() == self.targets.len());
+        // Second points that no ratio came to are none, unless it was the first migration that kept the guest from them.
+        outcomes.retain(|second, _| *second <= reached);
         Ok(outcomes)
     }
 
     /// The second points that go with the first point `number`, by the seed alone.
     fn chosen(&self, number: u64, samples: u64) -> BTreeSet<u64> {
         let side = self.plan.extent.boundaries;
-        let square = u128::from(side) * u128::from(self.plan.points.max(1));
+        let square = u128::from(side) * u128::from(self.plan.extent.points.max(1));
         let share = u128::from(samples) * u128::from(u32::MAX) / square.max(1);
         // Neighbouring seeds of the generator are mixed by its own first steps.
         let mut random = Rand32::new(self.options.boot.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     boot::Image,
-    run::{Came, HostEnvironment, Machine, Outputs, Pace, Policies, judge::Handled, platform::lock},
+    run::{Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, judge::Handled, platform::lock},
     time::{Khz, VmTime},
 };
 
@@ -52,7 +52,8 @@ impl Bench {
     /// Runs on from the beginning of the stretch without a migration, and comes back.
     pub(super) fn measure(walk: &mut Walk, options: &Options, level: usize) -> Result<Self, SweepError> {
         let machine = walk.stepper.machine();
-        let ticking = (0..walk.handled_so_far().len()).map(|cpu| machine.ticks_handled(cpu).is_some_and(|n| n != 0));
+        // A CPU that is up has a ring, even before its first tick.
+        let ticking = (0..walk.handled_so_far().len()).map(|cpu| machine.ring_header(cpu).is_some());
         let mut bench = Self {
             baseline: Baseline { late_ns: 0, early_wakes: 0, period_ns: 0 },
             patience: options.patience.unwrap_or(Duration::MAX),
@@ -78,6 +79,12 @@ impl Bench {
         walk.stepper.go_back(level)?;
         let expiries: Vec<u64> = ticks.iter().filter(|tick| tick.cpu == 0).map(|tick| tick.record.expires_ns).collect();
         let period_ns = expiries.array_windows().map(|[a, b]| b.saturating_sub(*a)).max().unwrap_or(0);
+        if period_ns == 0 {
+            return Err(SweepError::Usage(
+                "CPU 0 of the guest makes no ticks after the beginning of the stretch: there is nothing to judge by"
+                    .to_owned(),
+            ));
+        }
         let account = Account { before: Vec::new(), now: *lock(&walk.stepper.machine().platform().clock).judge() };
         let Outcome { early_wakes, late_ns, .. } =
             bench.measure.judge(&ticks, &account, Counted::default(), Finish::Handled);
@@ -145,16 +152,18 @@ impl Bench {
             Came::Here if storm => Finish::Storm,
             Came::Here => Finish::Handled,
             Came::ToLimit => Finish::Missing,
-            Came::ToEnd(end) if is_waiting(&end) => Finish::Missing,
-            Came::ToEnd(end) => Finish::Ended(reason(&end)),
+            Came::ToEnd(end) => finish_of(&end),
         };
         Ok(Run { finish, ticks: walk.take_handled(), headers: headers(walk) })
     }
 }
 
-/// A guest that halts with nothing to wake it has lost its tick; it did not end.
-fn is_waiting(end: &crate::run::End) -> bool {
-    matches!(end, crate::run::End::NothingWillWake { .. })
+/// A guest that halts with nothing to wake it has lost its tick; others did not go on.
+fn finish_of(end: &End) -> Finish {
+    match end {
+        End::NothingWillWake { .. } => Finish::Missing,
+        end => Finish::Ended(reason(end)),
+    }
 }
 
 fn headers(walk: &Walk) -> Vec<Option<Header>> {
@@ -197,18 +206,32 @@ impl Leg {
     }
 
     /// Runs on, and judges.
-    pub(super) fn finish(mut self, bench: &Bench, walk: &mut Walk) -> Result<Outcome, SweepError> {
-        let Run { finish, ticks, headers } = bench.run_on(walk)?;
+    pub(super) fn finish(self, bench: &Bench, walk: &mut Walk) -> Result<Outcome, SweepError> {
+        let run = bench.run_on(walk)?;
+        Ok(self.judge(bench, run))
+    }
+
+    /// The guest did not get to the second migration: what the first one did.
+    pub(super) fn ended(self, bench: &Bench, walk: &mut Walk, end: &End) -> Outcome {
+        let run = Run { finish: finish_of(end), ticks: walk.take_handled(), headers: headers(walk) };
+        self.judge(bench, run)
+    }
+
+    fn judge(mut self, bench: &Bench, run: Run) -> Outcome {
+        let Run { finish, ticks, headers } = run;
         self.ticks.extend(ticks);
         let mut counted = Counted::default();
         for ((before, after), ticks) in self.before.iter().zip(&headers).zip(&bench.ticking) {
             let (Some(before), Some(after), true) = (before, after, ticks) else { continue };
             let back = after.clock_steps_back.saturating_sub(before.clock_steps_back);
             counted.steps_back = counted.steps_back.saturating_add(back);
-            counted.worst_step_back_ns = counted.worst_step_back_ns.max(after.worst_step_back_ns);
+            // The ring has the worst since boot.
+            if after.worst_step_back_ns > before.worst_step_back_ns {
+                counted.worst_step_back_ns = counted.worst_step_back_ns.max(after.worst_step_back_ns);
+            }
             counted.untold |= after.guest_stopped_seen <= before.guest_stopped_seen;
         }
-        Ok(bench.measure.judge(&self.ticks, &self.account, counted, finish))
+        bench.measure.judge(&self.ticks, &self.account, counted, finish)
     }
 }
 
@@ -265,13 +288,26 @@ pub fn replay(
     let code = program.at(walk.track.place.rip);
     let mut leg = Leg::begin(&mut walk);
     leg.migrate(&bench, &mut walk, target.tsc_khz)?;
+    let mut end = None;
     if let Some(second) = second {
         for _ in 0..second {
-            walk.step("the second migration")?;
+            match walk.step("the second migration") {
+                Ok(()) => {}
+                Err(SweepError::GuestEnded { end: how, .. }) => {
+                    end = Some(how);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        leg.migrate(&bench, &mut walk, options.khz)?;
+        if end.is_none() {
+            leg.migrate(&bench, &mut walk, options.khz)?;
+        }
     }
-    let outcome = leg.finish(&bench, &mut walk)?;
+    let outcome = match end {
+        Some(end) => leg.ended(&bench, &mut walk, &end),
+        None => leg.finish(&bench, &mut walk)?,
+    };
     let machine = walk.stepper.into_machine()?;
     machine.platform().trace.finish()?;
     Ok(Replay { at: at.to_vec(), target: target.clone(), outcome, code })

@@ -111,6 +111,8 @@ pub struct Shard {
 pub struct Extent {
     /// Instruction boundaries in it.
     pub boundaries: u64,
+    /// Those of them that are points.
+    pub points: u64,
     /// Guest operations in it.
     pub operations: u64,
     /// VM time at its first boundary.

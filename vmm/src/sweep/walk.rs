@@ -90,6 +90,7 @@ impl Walk {
         let mark = |edge: &Edge| match edge {
             Edge::Tick(number) => Ok(Mark::Tick(*number)),
             Edge::Symbol(name) => program.address_of(name).map(Mark::Address),
+            Edge::Address(address) => Ok(Mark::Address(*address)),
         };
         let (from, to) = (mark(&options.from)?, options.to.as_ref().map(mark).transpose()?);
         let boot = BootOptions {

@@ -40,8 +40,6 @@ pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 pub(super) struct Plan {
     pub(super) bench: Bench,
     pub(super) extent: Extent,
-    /// Points in the stretch.
-    pub(super) points: u64,
 }
 
 /// Which points are a worker's.
@@ -93,10 +91,16 @@ pub fn sweep(
     let program = Program::read(image.bytes());
     let mut first = begin(env, image, &program, options, cancel)?;
     let plan = plan(env, &mut first, options, cancel)?;
+    if plan.extent.points == 0 {
+        return Err(SweepError::Usage(format!(
+            "the stretch has no point: no boundary of it is one after what --every {} asks for",
+            options.every.as_str()
+        )));
+    }
     let shard = options.shard.unwrap_or(Shard { index: 1, count: 1 });
     let workers = u64::from(options.workers.clamp(1, 64));
     let share = |worker| Share { shard, worker, workers };
-    let total = u64::try_from((0..plan.points).filter(|n| share(0).in_shard(*n).is_some()).count()).unwrap_or(0);
+    let total = u64::try_from((0..plan.extent.points).filter(|n| share(0).in_shard(*n).is_some()).count()).unwrap_or(0);
     let done = std::sync::atomic::AtomicU64::new(0);
     let started = env.clock.tsc();
     let told = |_: &Point| {
@@ -201,14 +205,18 @@ fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &Atom
     let resting = walk.stepper.resting(env)?;
     let beginning = walk.track.clone();
     let bench = Bench::measure(walk, options, BEGINNING)?;
-    let mut extent =
-        Extent { boundaries: 1, operations: 0, from_vm_ns: beginning.place.vm.0, to_vm_ns: beginning.place.vm.0 };
-    let mut points = u64::from(beginning.is_point(options.every));
+    let mut extent = Extent {
+        boundaries: 1,
+        points: u64::from(beginning.is_point(options.every)),
+        operations: 0,
+        from_vm_ns: beginning.place.vm.0,
+        to_vm_ns: beginning.place.vm.0,
+    };
     while walk.next()? {
         extent.boundaries = extent.boundaries.saturating_add(1);
         extent.to_vm_ns = walk.track.place.vm.0;
         extent.operations = walk.track.place.operations.saturating_sub(beginning.place.operations);
-        points = points.saturating_add(u64::from(walk.track.is_point(options.every)));
+        extent.points = extent.points.saturating_add(u64::from(walk.track.is_point(options.every)));
         if cancel.load(Ordering::Relaxed) {
             return Err(SweepError::Interrupted);
         }
@@ -227,7 +235,7 @@ fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &Atom
             "its memory is not what it was (KVM's account of written pages is wrong here)",
         ));
     }
-    Ok(Plan { bench, extent, points })
+    Ok(Plan { bench, extent })
 }
 
 /// What all workers do.
@@ -243,6 +251,7 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     fn work(&self, walk: &mut Walk, share: Share) -> Result<Part, SweepError> {
         let mut part = Part::default();
+        let resting = walk.stepper.resting(self.env)?;
         let mut clock = Lap::begin(self.env);
         let (mut number, mut ordinal) = (0u64, 0u64);
         loop {
@@ -265,6 +274,12 @@ impl Job<'_> {
             number = number.saturating_add(1);
         }
         clock.lap(&mut part.cost.step);
+        walk.stepper.go_back(BEGINNING)?;
+        if walk.stepper.resting(self.env)? != resting || !walk.stepper.ram_is(BEGINNING) {
+            return Err(SweepError::NotBack(
+                "after a migration it changed its FPU, its debug registers, MSRs, or memory unseen",
+            ));
+        }
         Ok(part)
     }
 

@@ -135,7 +135,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
         let json = Json { schema: "vmm-demo/1", time: time.as_str(), booted_at_khz: BASE_KHZ, hz: HZ, rows: &rows, ok };
         println!("{}", serde_json::to_string_pretty(&json)?);
     } else if !results.use_stdout() {
-        table::print(&rows, time);
+        table::text(&rows, time).print()?;
     }
     results.write(|| report::page(&rows, time), || report::suite(&rows))?;
     if ok { Ok(ExitCode::SUCCESS) } else { Err(Failed("the demonstration did not go as it should".to_owned()).into()) }

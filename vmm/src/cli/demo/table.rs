@@ -1,22 +1,23 @@
 //! The table for people.
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use vmm::run::{TimeMode, judge::Lateness};
 
 use super::{BASE_KHZ, COUNT, HZ, Row, judgement::Verdict};
-use crate::cli::units::time;
+use crate::cli::{
+    text::{Text, plain},
+    units::time,
+};
 
-pub(super) fn print(rows: &[Row], time: TimeMode) {
-    println!(
+pub(super) fn text(rows: &[Row], time: TimeMode) -> Text {
+    let mut out = Text::default();
+    out.line(format!(
         "A guest with a {HZ} Hz tick boots on a {:.1} GHz TSC, is saved in mid-tick ({} time, deadline policy rescale, \
          downtime\nfrozen) and restored in another process on the same, a slower and a faster TSC. {COUNT} ticks each; \
          lateness is VM time, after\nthe migration, p99/worst, by the guest's clock and by the host's.\n",
         f64::from(BASE_KHZ) / 1e6,
         time.as_str(),
-    );
-    let mut table = Table::new();
-    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header([
+    ));
+    let mut table = plain([
         "clockevent",
         "TSC, GHz",
         "ticks",
@@ -46,22 +47,13 @@ pub(super) fn print(rows: &[Row], time: TimeMode) {
             verdict(&row.verdict),
         ]);
     }
-    for index in 2..9 {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
-    println!(
+    out.table(table, 2..9);
+    out.line(
         "\nlapic-deadline keeps using the TSC frequency that it read at boot: after a migration every interval it arms lasts\n\
          f1/f2 of what was asked (on a faster TSC it is woken early and arms again, and again). The kvmclock devices take\n\
          the new frequency from the page."
     );
+    out
 }
 
 fn lateness(late: Lateness) -> String {

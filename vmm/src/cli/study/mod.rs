@@ -58,16 +58,15 @@ pub fn run(args: &Study) -> Result<ExitCode> {
         studied.faults = Some(study::faults::sweep(&env, args.workers, &CANCEL, &mut told)?);
     }
     spinner.finish_and_clear();
-    if ![&json, &report].into_iter().flatten().any(OutFile::is_stdout) {
-        tables::print(&studied);
-    }
+    let quiet = [&json, &report].into_iter().flatten().any(OutFile::is_stdout);
     if let Some(file) = json {
-        let mut text = serde_json::to_vec(&studied)?;
-        text.push(b'\n');
-        file.write(&text)?;
+        file.write(&output::json(&studied)?)?;
     }
     if let Some(file) = report {
         file.write(report::study::page(&studied, &sweeps, &output::command_line()).render().as_bytes())?;
+    }
+    if !quiet {
+        tables::text(&studied).print()?;
     }
     Ok(ExitCode::SUCCESS)
 }

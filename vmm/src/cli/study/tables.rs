@@ -1,6 +1,6 @@
 //! The study's tables, as Markdown.
 
-use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use vmm::{
     report::study::{cell_in_a_word, fault_in_a_word},
     study::{
@@ -11,24 +11,29 @@ use vmm::{
     },
 };
 
-use crate::cli::units::time;
+use crate::cli::{text::Text, units::time};
 
-pub(super) fn print(study: &Study) {
+pub(super) fn text(study: &Study) -> Text {
+    let mut out = Text::default();
     if let Some(arithmetic) = &study.arithmetic {
-        precision(arithmetic);
-        cost(arithmetic);
+        precision(&mut out, arithmetic);
+        cost(&mut out, arithmetic);
     }
     if let Some(rows) = &study.matrix {
-        matrix(rows);
+        matrix(&mut out, rows);
     }
     if let Some(rows) = &study.faults {
-        faults(rows);
+        faults(&mut out, rows);
     }
+    out
 }
 
-fn precision(arithmetic: &Arithmetic) {
-    println!("## Precision\n");
-    println!("{} random waits for each TSC frequency; against the exact inverse of the page.\n", arithmetic.samples);
+fn precision(out: &mut Text, arithmetic: &Arithmetic) {
+    out.line("## Precision\n");
+    out.line(format!(
+        "{} random waits for each TSC frequency; against the exact inverse of the page.\n",
+        arithmetic.samples
+    ));
     let mut table = markdown([
         "frequencies",
         "wait",
@@ -55,11 +60,11 @@ fn precision(arithmetic: &Arithmetic) {
             row.late.to_string(),
         ]);
     }
-    show(table, 3..10);
+    out.table(table, 3..10);
 }
 
-fn cost(arithmetic: &Arithmetic) {
-    println!("\n## Cost of a tick, counted by stepping\n");
+fn cost(out: &mut Text, arithmetic: &Arithmetic) {
+    out.line("\n## Cost of a tick, counted by stepping\n");
     let mut table = markdown(["clockevent", "instructions", "divisions", "multiplications", "exits"]);
     for row in &arithmetic.cost {
         table.add_row([
@@ -70,15 +75,13 @@ fn cost(arithmetic: &Arithmetic) {
             row.tick.operations.to_string(),
         ]);
     }
-    show(table, 1..5);
+    out.table(table, 1..5);
 }
 
-fn matrix(rows: &[Row]) {
-    println!("\n## A migration at every instruction of a tick\n");
-    println!(
-        "A cell: the worst verdict, at how many of the tick's instructions (`all` or a number), and by how much at worst. \
-         `ok` = every tick in time.\n"
-    );
+fn matrix(out: &mut Text, rows: &[Row]) {
+    out.line("\n## A migration at every instruction of a tick\n");
+    out.line("A cell: the worst verdict, at how many of the tick's instructions (`all` or a number), and by how much at worst. \
+         `ok` = every tick in time.\n");
     let mut header = vec!["clockevent".to_owned(), "deadline".to_owned(), "points".to_owned()];
     header.extend(RATIOS.map(|ratio| format!("×{ratio}")));
     let mut table = Table::new();
@@ -89,11 +92,11 @@ fn matrix(rows: &[Row]) {
         line.extend(row.cells.iter().map(|cell| cell_in_a_word(cell, row.points)));
         table.add_row(line);
     }
-    show(table, 2..3);
+    out.table(table, 2..3);
 }
 
-fn faults(rows: &[faults::Row]) {
-    println!("\n## A migration to ×0.5 whose restore has a fault\n");
+fn faults(out: &mut Text, rows: &[faults::Row]) {
+    out.line("\n## A migration to ×0.5 whose restore has a fault\n");
     let mut table = markdown(["fault", "clockevent", "points", "verdicts", "worst late"]);
     for row in rows {
         table.add_row([
@@ -104,7 +107,7 @@ fn faults(rows: &[faults::Row]) {
             time(row.totals.worst_late_ns),
         ]);
     }
-    show(table, 2..3);
+    out.table(table, 2..3);
 }
 
 fn markdown<const N: usize>(header: [&str; N]) -> Table {
@@ -112,15 +115,4 @@ fn markdown<const N: usize>(header: [&str; N]) -> Table {
     table.load_style(ASCII_MARKDOWN);
     table.set_header(header);
     table
-}
-
-fn show(mut table: Table, right: std::ops::Range<usize>) {
-    for index in right {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
 }

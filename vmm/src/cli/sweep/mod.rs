@@ -9,12 +9,12 @@ use std::{
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
-use serde::Serialize;
 use vmm::{
     boot::Image,
     guest_image::GUEST_ELF,
@@ -31,6 +31,7 @@ use super::{
     exit::{Failed, Usage},
     output::{self, CaseFiles, OutFile, ReportFile, Results},
     sweep_args::{Output, Sweep, SweepCommand},
+    text::Text,
 };
 
 /// `vmm sweep`.
@@ -91,8 +92,12 @@ pub fn wait_for_signals() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block().context("cannot block signals")?;
     let wait = move || {
+        // Some programs signal the process and its group: that is one wish.
+        const ONE_WISH: Duration = Duration::from_secs(1);
+        let mut first = None;
         while signals.wait().is_ok() {
-            if CANCEL.swap(true, Ordering::SeqCst) {
+            CANCEL.store(true, Ordering::SeqCst);
+            if first.get_or_insert_with(Instant::now).elapsed() > ONE_WISH {
                 std::process::exit(1);
             }
         }
@@ -149,7 +154,9 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     }
     let target = Target { ratio: ratio.text.clone(), tsc_khz: ratio.of(options.khz)? };
     let replay = sweep::replay(&env, &image, &options, &args.point, &target, args.trace.as_deref(), &CANCEL)?;
-    println!("{}", table::replay(&replay));
+    let mut text = Text::default();
+    text.line(table::replay(&replay));
+    text.print()?;
     if replay.outcome.verdict.is_bad() {
         return Err(Failed(format!("point {}: {}", table::numbers(&replay.at), replay.outcome.verdict.as_str())).into());
     }
@@ -176,37 +183,9 @@ fn read(path: &Path) -> Result<(String, Findings)> {
     Ok((name, findings))
 }
 
-/// Where results go, opened.
-pub struct Opened {
-    json: Option<OutFile>,
-}
-
-impl Output {
-    /// Opens the files.
-    pub fn open(&self) -> Result<Opened> {
-        Ok(Opened { json: OutFile::open("json", self.json.as_deref())? })
-    }
-}
-
-impl Opened {
-    /// Writes the result, and prints the table unless the result goes to standard output.
-    pub fn write(self, result: &impl Serialize, table: impl FnOnce()) -> Result<()> {
-        let Some(file) = self.json else {
-            table();
-            return Ok(());
-        };
-        if !file.is_stdout() {
-            table();
-        }
-        let mut text = serde_json::to_vec(result)?;
-        text.push(b'\n');
-        file.write(&text)
-    }
-}
-
 /// All results of a sweep that are asked for.
 struct Files {
-    output: Opened,
+    json: Option<OutFile>,
     results: Results,
 }
 
@@ -214,20 +193,19 @@ impl Files {
     fn open(output: &Output, report: &ReportFile, cases: &CaseFiles) -> Result<Self> {
         let named = [("json", &output.json), ("report", &report.report), ("junit", &cases.junit), ("tap", &cases.tap)];
         output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
-        Ok(Self { output: output.open()?, results: Results::open(report, cases)? })
+        Ok(Self { json: OutFile::open("json", output.json.as_deref())?, results: Results::open(report, cases)? })
     }
 
     /// Writes them; the table goes to standard output if nothing else does.
     fn write(self, findings: &Findings) -> Result<()> {
-        let quiet = self.results.use_stdout();
-        let table = || {
-            if !quiet {
-                table::print(findings);
-            }
-        };
-        self.output.write(findings, table)?;
+        let quiet = self.results.use_stdout() || self.json.as_ref().is_some_and(OutFile::is_stdout);
+        if let Some(file) = self.json {
+            file.write(&output::json(findings)?)?;
+        }
         let page = || report::sweep::page(findings, &output::command_line());
-        self.results.write(page, || Suite::of_sweep(findings))
+        self.results.write(page, || Suite::of_sweep(findings))?;
+        // Last: nobody loses a file because nobody reads the table.
+        if quiet { Ok(()) } else { table::text(findings).print() }
     }
 }
 

@@ -2,21 +2,24 @@
 
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use vmm::sweep::{
     Cost, Replay,
     result::{Code, Findings, Window},
     verdict::Verdict,
 };
 
-use crate::cli::units::time;
+use crate::cli::{
+    text::{Text, plain},
+    units::time,
+};
 
 /// Windows that are printed; the rest are in the JSON.
 const WINDOWS_SHOWN: usize = 40;
 
-pub(super) fn print(findings: &Findings) {
+pub(super) fn text(findings: &Findings) -> Text {
+    let mut out = Text::default();
     let inputs = &findings.inputs;
-    println!(
+    out.line(format!(
         "{} \"{}\": {} boundaries from {} to {}, {} points; TSC {}, deadline {}, downtime {}{}",
         inputs.guest,
         inputs.cmdline,
@@ -27,13 +30,13 @@ pub(super) fn print(findings: &Findings) {
         inputs.tsc_khz,
         inputs.deadline.as_str(),
         inputs.downtime.as_str(),
-        inputs.inject.as_ref().map(|fault| format!(", inject {fault}")).unwrap_or_default(),
-    );
-    println!(
+        inputs.inject.as_ref().map(|fault| format!(", inject {fault}")).unwrap_or_default()
+    ));
+    out.line(format!(
         "without a migration: ticks every {}, at most {} late\n",
         time(findings.baseline.period_ns),
         time(findings.baseline.late_ns)
-    );
+    ));
     let mut table = plain([
         "ratio",
         "on time",
@@ -55,11 +58,11 @@ pub(super) fn print(findings: &Findings) {
         row.push(time(totals.worst_late_ns));
         table.add_row(row);
     }
-    show(table, 1..10);
+    out.table(table, 1..10);
     if findings.windows.is_empty() {
-        return;
+        return out;
     }
-    println!();
+    out.line("");
     let mut table =
         plain(["ratio", "verdict", "points", "number", "worst", "next instruction, at the first and the last point"]);
     for window in findings.windows.iter().take(WINDOWS_SHOWN) {
@@ -79,10 +82,11 @@ pub(super) fn print(findings: &Findings) {
             place,
         ]);
     }
-    show(table, 2..4);
+    out.table(table, 2..4);
     if findings.windows.len() > WINDOWS_SHOWN {
-        println!("… and {} more windows (--json has all)", findings.windows.len() - WINDOWS_SHOWN);
+        out.line(format!("… and {} more windows (--json has all)", findings.windows.len() - WINDOWS_SHOWN));
     }
+    out
 }
 
 fn worst(window: &Window) -> String {
@@ -151,25 +155,4 @@ pub(super) fn cost(findings: &Findings, cost: &Cost) -> String {
         each(run),
         each(restore),
     )
-}
-
-fn plain<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header(header);
-    table
-}
-
-fn show(mut table: Table, right: std::ops::Range<usize>) {
-    for index in right {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
 }
