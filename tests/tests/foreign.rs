@@ -170,6 +170,33 @@ fn the_pc_timer_goes_on_after_a_restore() {
     lab.run("restore saved --timeout 60s").expect(0);
 }
 
+// Catches: an interrupt that enters again when its handler writes IA32_APIC_BASE.
+#[test]
+fn an_apic_base_write_in_a_handler_does_not_repeat_the_interrupt() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let code = [
+        // SVR = 0x1ff; ICR = vector 0x40 to itself; sti.
+        &[0xc7, 0x05, 0xf0, 0, 0xe0, 0xfe, 0xff, 1, 0, 0, 0xc7, 0x05, 0, 3, 0xe0, 0xfe, 0x40, 0, 4, 0, 0xfb][..],
+        // mov ecx, 20000; loop -2: time for a second one.
+        &[0xb9, 0x20, 0x4e, 0, 0, 0xe2, 0xfe],
+        // mov eax, [0x1000b0]; dec eax; out 0xf4, al: success if there was one.
+        &[0xa1, 0xb0, 0, 0x10, 0, 0x48, 0xe6, 0xf4],
+    ]
+    .concat();
+    let handler = [
+        // inc [0x1000b0]; mov ecx, 0x1b; rdmsr; xor ah, 8; wrmsr; xor ah, 8; wrmsr: off and on.
+        &[0xff, 0x05, 0xb0, 0, 0x10, 0, 0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32][..],
+        &[0x80, 0xf4, 8, 0x0f, 0x30, 0x80, 0xf4, 8, 0x0f, 0x30],
+        // pop eax; add esp, 4; popf; jmp eax.
+        &[0x58, 0x83, 0xc4, 4, 0x9d, 0xff, 0xe0],
+    ]
+    .concat();
+    boot(&lab, &raw::with_tables(&code, 0x40, &handler), "--timeout 60s").expect(0);
+}
+
 // Catches: a silent hang of a guest that spins, halts for good or runs away.
 #[test]
 fn guests_that_do_not_end() {

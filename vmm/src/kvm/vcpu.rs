@@ -381,8 +381,24 @@ impl Vcpu {
 
     /// Mirrors IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check it, our LAPIC did.
     pub fn set_apic_base(&mut self, value: u64) {
+        self.settle_interrupt_bitmap();
         self.fd.sync_regs_mut().sregs.apic_base = value;
         self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+    }
+
+    /// Makes the shared interrupt bitmap say what the shared events say. KVM sets the bit of an interrupt that waits to be
+    /// delivered, and clears none there: written back, an interrupt of long ago would enter again.
+    pub(super) fn settle_interrupt_bitmap(&mut self) {
+        let shared = self.fd.sync_regs_mut();
+        let interrupt = &shared.events.interrupt;
+        let mut bitmap = [0u64; 4];
+        if interrupt.injected != 0
+            && interrupt.soft == 0
+            && let Some(word) = bitmap.get_mut(usize::from(interrupt.nr >> 6))
+        {
+            *word = 1 << (interrupt.nr & 63);
+        }
+        shared.sregs.interrupt_bitmap = bitmap;
     }
 
     /// Runs one instruction. With `breakpoint`, stops also before the instruction at that address: IRETQ stops one
