@@ -261,7 +261,7 @@ pub(super) mod samples {
                 "samples": null, "tolerance_ns": 10_000, "patience_ns": 300_000_000},
             "shard": null,
             "complete": true,
-            "extent": {"boundaries": 6, "operations": 4, "from_vm_ns": 1, "to_vm_ns": 2},
+            "extent": {"boundaries": 6, "points": 6, "operations": 4, "from_vm_ns": 1, "to_vm_ns": 2},
             "baseline": {"late_ns": 1_964, "early_wakes": 0, "period_ns": 10_000_000},
             "totals": [
                 {"ratio": "0.5", "verdicts": [["on-time", 4], ["late", 2]], "worst_late_ns": 9_999_963, "most_early_wakes": 0},
