@@ -1,8 +1,65 @@
-//! The host's time stamp counter.
+//! The host's time stamp counter, and a vCPU's.
+
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
+use vmm_sys_util::{ioctl::ioctl_with_mut_ref, ioctl_iow_nr};
+
+use super::{Error, Vcpu};
+use crate::time::{GuestTsc, HostTsc};
+
+// Not wrapped by kvm-ioctls.
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 
 /// The host TSC, now. Not ordered with surrounding loads; callers compare it with deadlines microseconds away.
 #[must_use]
 pub fn read_tsc() -> u64 {
     // SAFETY: RDTSC has no operands and no side effects; x86-64 always has it.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+impl Vcpu {
+    /// The TSC frequency that KVM says this vCPU has. Before any KVM_SET_TSC_KHZ that is the host's.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn tsc_khz(&self) -> Result<u32, Error> {
+        self.fd.get_tsc_khz().map_err(Error::call("KVM_GET_TSC_KHZ"))
+    }
+
+    /// Asks KVM for another TSC frequency. Success proves nothing: probe.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Error> {
+        self.fd.set_tsc_khz(khz).map_err(Error::call("KVM_SET_TSC_KHZ"))
+    }
+
+    /// Asks KVM for `guest TSC = host TSC + offset`. Success proves nothing: probe.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_tsc_offset(&self, offset: u64) -> Result<(), Error> {
+        let mut offset = offset;
+        let attribute = kvm_device_attr {
+            group: KVM_VCPU_TSC_CTRL,
+            attr: u64::from(KVM_VCPU_TSC_OFFSET),
+            addr: &raw mut offset as u64,
+            flags: 0,
+        };
+        let mut attribute = attribute;
+        // SAFETY: the attribute points at a live local of the u64 type that this attribute has.
+        if unsafe { ioctl_with_mut_ref(&self.fd, KVM_SET_DEVICE_ATTR(), &mut attribute) } != 0 {
+            return Err(Error::last("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"));
+        }
+        Ok(())
+    }
+
+    /// The vCPU's TSC as KVM tells it, with the host TSC at about the same instant.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
+        let guest = super::state::read_msr(&self.fd, 0x10)?;
+        // Read afterwards, so that the guest's TSC is never taken to be further than it is.
+        Ok((HostTsc(read_tsc()), GuestTsc(guest)))
+    }
 }

@@ -4,24 +4,16 @@ use std::io;
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_cpuid_entry2, kvm_device_attr, kvm_guest_debug, kvm_interrupt,
-    kvm_regs, kvm_sregs,
+    KVMIO, kvm_cpuid_entry2, kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vmm_sys_util::{
-    ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
-    ioctl_iow_nr,
-};
+use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
-use super::{Error, Vm, kick, read_tsc};
-use crate::{
-    boot::cpuid::Leaf,
-    time::{GuestTsc, HostTsc},
-};
+use super::{Error, Vm, kick};
+use crate::boot::cpuid::Leaf;
 
 // Not wrapped by kvm-ioctls.
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
-ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 
 /// IA32_MCG_CAP: ten banks, as QEMU has, and IA32_MCG_CTL. KVM's default is all the banks that it could have.
@@ -455,51 +447,5 @@ impl Vcpu {
     pub fn translate(&self, linear: u64) -> Result<Option<u64>, Error> {
         let translation = self.fd.translate_gva(linear).map_err(Error::call("KVM_TRANSLATE"))?;
         Ok((translation.valid != 0).then_some(translation.physical_address))
-    }
-
-    /// The TSC frequency that KVM says this vCPU has. Before any KVM_SET_TSC_KHZ that is the host's.
-    ///
-    /// # Errors
-    /// If KVM does not tell.
-    pub fn tsc_khz(&self) -> Result<u32, Error> {
-        self.fd.get_tsc_khz().map_err(Error::call("KVM_GET_TSC_KHZ"))
-    }
-
-    /// Asks KVM for another TSC frequency. Success proves nothing: probe.
-    ///
-    /// # Errors
-    /// If KVM refuses.
-    pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Error> {
-        self.fd.set_tsc_khz(khz).map_err(Error::call("KVM_SET_TSC_KHZ"))
-    }
-
-    /// Asks KVM for `guest TSC = host TSC + offset`. Success proves nothing: probe.
-    ///
-    /// # Errors
-    /// If KVM refuses.
-    pub fn set_tsc_offset(&self, offset: u64) -> Result<(), Error> {
-        let mut offset = offset;
-        let attribute = kvm_device_attr {
-            group: KVM_VCPU_TSC_CTRL,
-            attr: u64::from(KVM_VCPU_TSC_OFFSET),
-            addr: &raw mut offset as u64,
-            flags: 0,
-        };
-        let mut attribute = attribute;
-        // SAFETY: the attribute points at a live local of the u64 type that this attribute has.
-        if unsafe { ioctl_with_mut_ref(&self.fd, KVM_SET_DEVICE_ATTR(), &mut attribute) } != 0 {
-            return Err(Error::last("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"));
-        }
-        Ok(())
-    }
-
-    /// The vCPU's TSC as KVM tells it, with the host TSC at about the same instant.
-    ///
-    /// # Errors
-    /// If KVM does not tell.
-    pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
-        let guest = super::state::read_msr(&self.fd, 0x10)?;
-        // Read afterwards, so that the guest's TSC is never taken to be further than it is.
-        Ok((HostTsc(read_tsc()), GuestTsc(guest)))
     }
 }
