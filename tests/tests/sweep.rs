@@ -301,7 +301,9 @@ fn an_interrupted_sweep_keeps_what_it_found() {
         return;
     }
     let lab = Lab::new();
-    let mut command = lab.vmm("sweep --cpus 4 --json found.json");
+    // Forty migrations a point: on no host is this over when the signal comes.
+    let ratios = ["0.5,2"; 20].join(",");
+    let mut command = lab.vmm(&format!("sweep --cpus 4 --json found.json --ratio {ratios}"));
     let running = start(command.args(["--cmdline", "scenario=smp"]));
     // It walks through the stretch first; a signal before the first point has nothing to keep, which is said.
     std::thread::sleep(std::time::Duration::from_millis(3000));
