@@ -27,5 +27,5 @@ pub use open::Host;
 pub use probe::HostFacts;
 pub use running::{Resting, Running};
 pub use tsc::read_tsc;
-pub use vcpu::{Bus, Exit, GpFault, Operation, Registers, Vcpu};
+pub use vcpu::{Bus, Calls, Exit, GpFault, Operation, Registers, Vcpu};
 pub use vm::{Lapics, Vm};

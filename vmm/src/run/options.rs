@@ -6,6 +6,8 @@ use crate::{
     run::{RunError, source::SourceChoice},
     time::{HostClock, Khz},
 };
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// How time passes for the guest.
@@ -73,6 +75,9 @@ pub enum EmulatedHost {
     SwallowDeadline,
 }
 
+/// As KVM's own `halt_poll_ns`.
+pub const POLL: Duration = Duration::from_micros(200);
+
 /// The host, opened and probed once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
@@ -85,6 +90,8 @@ pub struct HostEnvironment {
     pub facts: HostFacts,
     /// The host's clock.
     pub clock: HostClock,
+    /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
+    pub poll: Duration,
     /// What it pretends to be.
     pub emulated: Option<EmulatedHost>,
 }
@@ -103,7 +110,7 @@ impl HostEnvironment {
             facts.deadline_write = DeadlineWrite::Swallowed;
         }
         let khz = Khz::new(u64::from(facts.host_tsc_khz)).map_err(|_| RunError::HostTsc(facts.host_tsc_khz))?;
-        Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz), emulated })
+        Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz), poll: POLL, emulated })
     }
 
     /// Whether KVM really gives a guest's TSC an offset.

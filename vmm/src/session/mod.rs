@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
-    run::{End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
+    run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
     snapshot::SnapshotError,
     time::{Khz, VmTime},
 };
@@ -83,6 +83,8 @@ pub struct Report {
     pub finish: Finish,
     /// What the ticks came to.
     pub summary: Summary,
+    /// What running cost.
+    pub costs: Costs,
     /// VM time at the end.
     pub vm_ns: VmTime,
     /// Restores in this process.
