@@ -1,18 +1,19 @@
 //! Boot, the idle loop, and what interrupts and exceptions do.
 
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
 
-use guest::clockevent::{Boot, Device, select};
+use guest::clockevent::{Boot, Device, LapicOneshot, select};
 use guest::cmdline::{MAX_BYTES, Options, ScenarioName};
 use guest::platform::{KVM_BUS_KHZ, Platform, TscKhz};
-use guest::pvclock::{BadPage, Clock, Source, tsc_khz, wall_time};
+use guest::pvclock::{BadPage, Begun, Clock, Source, tsc_khz, wall_time};
+use guest::scenarios::Scenario;
 use guest::ticks::{State, Ticks};
 use guest::topology::cpu_count;
 use guest_abi::report::MAX_CPUS;
 
 use crate::apic::Apic;
-use crate::arch::cell::Exclusive;
+use crate::arch::cell::Quiet;
+use crate::arch::cpu::{Alone, Closed};
 use crate::arch::trap::Frame;
 use crate::arch::{boot, cpu, shared};
 use crate::console::{Console, line};
@@ -24,11 +25,16 @@ use crate::machine::{Machine, Only};
 struct Kernel {
     machine: Machine<Only>,
     ticks: Ticks,
+    /// There is nothing more to wait for.
+    done: bool,
 }
 
-static KERNEL: Exclusive<Option<Kernel>> = Exclusive::new(None);
-/// Set by the interrupt handler when there is nothing more to wait for.
-static DONE: AtomicBool = AtomicBool::new(false);
+/// Boot puts the real one there before interrupts are open: the handler need not ask whether there is one.
+static KERNEL: Quiet<Kernel> = Quiet::new(Kernel {
+    machine: Machine { apic: Apic::XApic, seat: Only },
+    ticks: Ticks::new(Clock::new(), Device::LapicOneshot(LapicOneshot::IDLE), Scenario::NONE),
+    done: false,
+});
 
 /// Ends with a message about what the user asked for.
 macro_rules! refuse {
@@ -39,7 +45,7 @@ macro_rules! refuse {
 }
 
 /// From `arch::boot`, interrupts off.
-pub fn main(start_info: u32) -> ! {
+pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
     Console::init();
     // One byte more than is allowed, so that the parser sees that it is too long.
     let Some(line) = boot::command_line(start_info, MAX_BYTES + 1) else { refuse!("no PVH start info") };
@@ -98,52 +104,62 @@ pub fn main(start_info: u32) -> ! {
             refuse!("the machine has {cpus} CPUs, scenario=smp can use {MAX_CPUS}")
         };
         let system_time_msr = kvmclock.system_time_msr;
-        cpus::main(Plan { cpus, apic, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz }, clock)
+        let plan = Plan { cpus, apic, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz };
+        cpus::main(plan, clock, closed.beside())
     }
     shared::ring_start(0, scenario.expected());
     let ticks = Ticks::new(clock, Device::new(chosen.kind, &known), scenario);
-    KERNEL.with(|kernel| {
-        let kernel = kernel.insert(Kernel { machine, ticks });
-        after(kernel.ticks.start(&mut kernel.machine));
-    });
-    while !cpu::halt_unless(|| DONE.load(Ordering::Relaxed)) {}
-    finish()
+    let kernel = KERNEL.get(&mut closed);
+    *kernel = Kernel { machine, ticks, done: false };
+    let started = kernel.ticks.start(&mut kernel.machine);
+    kernel.after(started);
+    while !KERNEL.get(&mut closed).done {
+        cpu::halt(&mut closed);
+    }
+    finish(&KERNEL.get(&mut closed).ticks)
 }
 
-/// What follows from the tick layer's answer.
-fn after(outcome: Result<State, BadPage>) {
-    match outcome {
-        Ok(State::Waiting) => {}
-        Ok(State::Done) => DONE.store(true, Ordering::Relaxed),
-        Err(error) => {
-            line!("guest: error: {error}");
-            exit(exit::FAILED)
+impl Kernel {
+    /// What follows from the tick layer's answer.
+    #[inline(always)]
+    fn after(&mut self, outcome: Result<State, BadPage>) {
+        match outcome {
+            Ok(State::Waiting) => {}
+            Ok(State::Done) => self.done = true,
+            Err(error) => unusable(error),
         }
     }
 }
 
-/// The timer's vector. All work is done here, with interrupts off; the main loop only looks at [`DONE`].
-pub fn timer_interrupt() {
-    KERNEL.with(|kernel| {
-        let Some(kernel) = kernel else { return };
-        kernel.machine.apic.eoi();
-        after(kernel.ticks.interrupt(&mut kernel.machine));
-    });
+#[cold]
+fn unusable(error: BadPage) -> ! {
+    line!("guest: error: {error}");
+    exit(exit::FAILED)
 }
 
-fn finish() -> ! {
-    KERNEL.with(|kernel| {
-        let Some(Kernel { ticks, .. }) = kernel else { return };
-        let totals = ticks.totals();
-        line!(
-            "guest: {} ticks, {} early wakes, worst late {} ns, clock stepped back {} times, stopped {} times",
-            totals.ticks,
-            totals.early_wakes,
-            totals.worst_late_ns,
-            ticks.clock().steps_back(),
-            ticks.clock().stopped_seen()
-        );
-    });
+/// The timer's vector. All work is done here, with interrupts off; the main loop only looks whether there is more.
+///
+/// The clock first: what comes before it makes the tick look late. Then the EOI, so that an expiry in the past, once armed,
+/// finds no interrupt in service.
+#[inline(always)]
+pub fn timer_interrupt(closed: &mut Closed<Alone>, begun: Begun) {
+    let kernel = KERNEL.get(closed);
+    let now = kernel.ticks.finish(&mut kernel.machine, begun);
+    kernel.machine.apic.eoi();
+    let outcome = kernel.ticks.interrupt(&mut kernel.machine, &now);
+    kernel.after(outcome);
+}
+
+fn finish(ticks: &Ticks) -> ! {
+    let totals = ticks.totals();
+    line!(
+        "guest: {} ticks, {} early wakes, worst late {} ns, clock stepped back {} times, stopped {} times",
+        totals.ticks,
+        totals.early_wakes,
+        totals.worst_late_ns,
+        ticks.clock().steps_back(),
+        ticks.clock().stopped_seen()
+    );
     exit(exit::OK)
 }
 

@@ -1,9 +1,11 @@
 //! The tick layer: absolute expiries on a clockevent that may wake early.
 
+use core::hint::cold_path;
+
 use guest_abi::report::Record;
 
 use crate::clockevent::{ClockEvent, Device, Port};
-use crate::pvclock::{BadPage, Clock, Reading, Source};
+use crate::pvclock::{BadPage, Begun, Clock, Reading, Source};
 use crate::report::{Sink, Totals};
 use crate::scenarios::Scenario;
 
@@ -26,16 +28,42 @@ pub struct Ticks {
     clock: Clock,
     device: Device,
     scenario: Scenario,
-    /// The tick in flight; its `fired_*` fields are not set yet. `None` before the start and after the end.
-    current: Option<Record>,
+    /// When the tick in flight is to fire; never, before the start and after the end.
+    expires_ns: u64,
+    armed_ns: u64,
+    deadline: u64,
+    early: Early,
+    /// There is a tick in flight.
+    waiting: bool,
     totals: Totals,
+}
+
+/// Interrupts that came before the tick in flight was due.
+#[derive(Clone, Copy, Debug)]
+struct Early {
+    wakes: u32,
+    first_ns: u64,
+}
+
+impl Early {
+    const NONE: Self = Self { wakes: 0, first_ns: 0 };
 }
 
 impl Ticks {
     /// Ready to [`start`](Self::start). `clock` has the readings that were made before.
     #[must_use]
-    pub fn new(clock: Clock, device: Device, scenario: Scenario) -> Self {
-        Self { clock, device, scenario, current: None, totals: Totals::default() }
+    pub const fn new(clock: Clock, device: Device, scenario: Scenario) -> Self {
+        Self {
+            clock,
+            device,
+            scenario,
+            expires_ns: u64::MAX,
+            armed_ns: 0,
+            deadline: 0,
+            early: Early::NONE,
+            waiting: false,
+            totals: Totals::NONE,
+        }
     }
 
     /// Takes the device into use and arms the first tick.
@@ -58,7 +86,7 @@ impl Ticks {
     fn begin<M: Machine>(&mut self, machine: &mut M, origin_ns: Option<u64>) -> Result<State, BadPage> {
         self.device.set_oneshot(machine);
         let now = self.clock.read(machine);
-        self.next(machine, 0, origin_ns.unwrap_or(now.ns), &now)
+        self.first(machine, origin_ns.unwrap_or(now.ns), &now)
     }
 
     /// Arms the device for `at_ns` after the last tick, for nobody's tick: the interrupt only ends a halt, and may come
@@ -68,50 +96,99 @@ impl Ticks {
     /// [`BadPage`] if the device could not convert the time.
     pub fn wake_at<M: Machine>(&mut self, machine: &mut M, at_ns: u64, now: &Reading) -> Result<(), BadPage> {
         self.device.set_oneshot(machine);
-        self.device.set_next_event(machine, at_ns, now).map(|_| ())
+        self.arm(machine, at_ns, now).map(|_| ())
     }
 
-    /// Reads the clock outside a tick.
+    /// Reads the clock.
     pub fn now<M: Machine>(&mut self, machine: &mut M) -> Reading {
         self.clock.read(machine)
     }
 
-    /// Handles one timer interrupt.
+    /// Ends a reading that an interrupt's entry began; for a CPU that is alone.
+    #[inline(always)]
+    pub fn finish<M: Machine>(&mut self, machine: &mut M, begun: Begun) -> Reading {
+        self.clock.finish(machine, begun)
+    }
+
+    /// Handles one timer interrupt, which came at `now`.
     ///
-    /// The clock is read once: with a trapped TSC each read is an exit to the VMM.
+    /// The clock is not read again: with a trapped TSC each read is an exit to the VMM.
     ///
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
-    pub fn interrupt<M: Machine>(&mut self, machine: &mut M) -> Result<State, BadPage> {
-        let Some(mut tick) = self.current else { return Ok(State::Done) };
-        let now = self.clock.read(machine);
-        if tick.first_wake_ns == 0 {
-            tick.first_wake_ns = now.ns;
+    #[inline(always)]
+    pub fn interrupt<M: Machine>(&mut self, machine: &mut M, now: &Reading) -> Result<State, BadPage> {
+        if now.ns < self.expires_ns {
+            cold_path();
+            return self.woken_early(machine, *now);
         }
-        if now.ns < tick.expires_ns {
-            tick.early_wakes = tick.early_wakes.saturating_add(1);
-            tick.deadline = self.device.set_next_event(machine, tick.expires_ns, &now)?;
-            self.current = Some(tick);
-            return Ok(State::Waiting);
+        let mut tick = Record {
+            seq: self.totals.ticks,
+            expires_ns: self.expires_ns,
+            armed_ns: self.armed_ns,
+            first_wake_ns: now.ns,
+            fired_ns: now.ns,
+            fired_tsc: now.tsc,
+            deadline: self.deadline,
+            page_version: now.version,
+            early_wakes: 0,
+            cpu: 0,
+            reserved: 0,
+        };
+        if self.early.wakes != 0 {
+            cold_path();
+            (tick.early_wakes, tick.first_wake_ns) = (self.early.wakes, self.early.first_ns);
+            self.totals.early_wakes += u64::from(self.early.wakes);
+            self.early = Early::NONE;
         }
-        tick.fired_ns = now.ns;
-        tick.fired_tsc = now.tsc;
-        tick.page_version = now.version;
         machine.push(&tick);
         self.totals.add(&tick);
-        self.next(machine, tick.seq.wrapping_add(1), tick.expires_ns, &now)
+        let Some(expires_ns) = self.scenario.next(tick.expires_ns, now.ns) else {
+            cold_path();
+            return Ok(self.end(machine));
+        };
+        self.deadline = self.device.set_next_event(machine, expires_ns, now)?;
+        self.expires_ns = expires_ns;
+        self.armed_ns = now.ns;
+        Ok(State::Waiting)
     }
 
-    /// Arms tick number `seq`, or ends.
-    fn next<M: Machine>(&mut self, m: &mut M, seq: u64, last_ns: u64, now: &Reading) -> Result<State, BadPage> {
-        let Some(expires_ns) = self.scenario.next(last_ns, now.ns) else {
-            self.current = None;
-            self.device.shutdown(m);
+    /// An interrupt for nobody, or before its tick is due.
+    #[cold]
+    #[inline(never)]
+    fn woken_early<M: Machine>(&mut self, machine: &mut M, now: Reading) -> Result<State, BadPage> {
+        if !self.waiting {
             return Ok(State::Done);
-        };
-        let deadline = self.device.set_next_event(m, expires_ns, now)?;
-        self.current = Some(Record { seq, expires_ns, armed_ns: now.ns, deadline, ..Record::default() });
+        }
+        if self.early.wakes == 0 {
+            self.early.first_ns = now.ns;
+        }
+        self.early.wakes = self.early.wakes.saturating_add(1);
+        self.deadline = self.arm(machine, self.expires_ns, &now)?;
         Ok(State::Waiting)
+    }
+
+    /// Arms the first tick.
+    fn first<M: Machine>(&mut self, machine: &mut M, origin_ns: u64, now: &Reading) -> Result<State, BadPage> {
+        let Some(expires_ns) = self.scenario.next(origin_ns, now.ns) else { return Ok(self.end(machine)) };
+        self.deadline = self.arm(machine, expires_ns, now)?;
+        (self.expires_ns, self.armed_ns, self.waiting) = (expires_ns, now.ns, true);
+        Ok(State::Waiting)
+    }
+
+    /// Arms the device. Only the usual tick has a copy of that code of its own.
+    #[inline(never)]
+    fn arm<M: Machine>(&mut self, machine: &mut M, expires_ns: u64, now: &Reading) -> Result<u64, BadPage> {
+        self.device.set_next_event(machine, expires_ns, now)
+    }
+
+    /// The scenario is over.
+    #[cold]
+    #[inline(never)]
+    fn end<M: Machine>(&mut self, machine: &mut M) -> State {
+        (self.expires_ns, self.waiting) = (u64::MAX, false);
+        self.device.shutdown(machine);
+        State::Done
     }
 
     /// Totals so far.

@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::ptr;
 
+use super::cpu::Closed;
 use crate::cpus;
 
 /// The page that application processors begin in. Conventional memory that no loader uses: this project's and Firecracker's
@@ -41,5 +42,6 @@ pub fn use_smp_idt() {
 /// Called once on each application processor by `boot.s`, on its own stack, interrupts off.
 #[unsafe(no_mangle)]
 extern "C" fn ap_entry(cpu: u32) -> ! {
-    cpus::ap_main(cpu as usize)
+    // SAFETY: this CPU begins here, once.
+    cpus::ap_main(cpu as usize, unsafe { Closed::new() })
 }

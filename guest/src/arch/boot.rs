@@ -6,8 +6,10 @@ use core::slice;
 use guest::clockevent::LVT_VECTOR;
 use guest::smp::{IPI_VECTOR, WAKE_VECTOR};
 use guest_abi::report::MAX_CPUS;
+use guest_abi::sites::Kind;
 
-use super::cpu::{TSS_DESCRIPTOR_BYTES, TSS_SELECTOR};
+use super::cpu::{Closed, TSS_DESCRIPTOR_BYTES, TSS_SELECTOR};
+use super::shared::TIME;
 use crate::apic::SPURIOUS_VECTOR;
 
 // The assembler computes with these, and gives each CPU a descriptor of 16 bytes.
@@ -27,11 +29,15 @@ global_asm!(
     ".set IPI_VECTOR, {ipi}",
     ".set WAKE_VECTOR, {wake}",
     ".set SPURIOUS_VECTOR, {spurious}",
+    ".set TIME_PAGE, {time}",
+    ".set RDTSC_SITE, {rdtsc}",
     include_str!("vectors.s"),
     timer = const LVT_VECTOR,
     ipi = const IPI_VECTOR,
     wake = const WAKE_VECTOR,
     spurious = const SPURIOUS_VECTOR,
+    time = sym TIME,
+    rdtsc = const Kind::Rdtsc as u32,
     options(att_syntax)
 );
 
@@ -45,7 +51,8 @@ const MAPPED_END: u64 = 1 << 32;
 /// Called once by `boot.s`, on the boot stack, interrupts off.
 #[unsafe(no_mangle)]
 extern "C" fn boot_entry(start_info: u32) -> ! {
-    crate::kernel::main(start_info)
+    // SAFETY: called once, by the only CPU that is up.
+    crate::kernel::main(start_info, unsafe { Closed::new() })
 }
 
 /// `N` bytes of physical memory, if they are mapped. Unaligned: a loader may put its structures anywhere.

@@ -2,6 +2,7 @@
 //! that `guest_abi::sites` describes.
 
 use core::arch::{asm, x86_64};
+use core::marker::PhantomData;
 
 use guest::platform::Leaf;
 use guest_abi::sites::{self, Kind};
@@ -12,6 +13,35 @@ const _: () = assert!(sites::SITE_BYTES == 16);
 pub const TSS_SELECTOR: u32 = 0x20;
 /// From one TSS's selector to the next.
 pub const TSS_DESCRIPTOR_BYTES: u32 = 16;
+
+/// For [`Closed`]: no other CPU is up.
+#[derive(Debug)]
+pub struct Alone;
+
+/// For [`Closed`]: other CPUs may be up.
+#[derive(Debug)]
+pub struct Beside;
+
+/// Proof that interrupts are closed on this CPU. Whoever opens them lends it, so that a handler, which has one of its
+/// own, and the code that it interrupts never have one at a time.
+#[derive(Debug)]
+pub struct Closed<S>(PhantomData<S>);
+
+impl<S> Closed<S> {
+    /// # Safety
+    /// Interrupts are closed, and nobody on this CPU has or will use another one before they are open again. With
+    /// [`Alone`]: no other CPU is up.
+    pub(super) unsafe fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl Closed<Alone> {
+    /// Before others come up.
+    pub fn beside(self) -> Closed<Beside> {
+        Closed(PhantomData)
+    }
+}
 
 /// An instruction, and its entry in the table. The label must stand directly before the instruction's two bytes.
 macro_rules! site {
@@ -40,8 +70,8 @@ pub fn rdtsc() -> u64 {
     join(high, low)
 }
 
-/// Writes IA32_TSC_DEADLINE. One copy, so that there is one place where a migration can come between.
-#[inline(never)]
+/// Writes IA32_TSC_DEADLINE.
+#[inline(always)]
 pub fn write_tsc_deadline(tsc: u64) {
     let (high, low) = halves(tsc);
     // SAFETY: arms a timer whose handler is installed; the caller found the MSR in CPUID.
@@ -116,20 +146,15 @@ pub fn cr2() -> u64 {
     value
 }
 
-/// Halts with interrupts open until one was handled, unless `done` says that there is nothing to wait for.
+/// Halts with interrupts open until one was handled.
 ///
-/// `done` runs with interrupts off, and "the effect of STI is delayed until after the next instruction" (Intel SDM vol.
-/// 2, "STI"): so no interrupt can come between the check and the HLT and be slept over.
+/// "The effect of STI is delayed until after the next instruction" (Intel SDM vol. 2, "STI"): no interrupt can come
+/// between what the caller looked at with interrupts closed and the HLT, and be slept over.
 #[inline(always)]
-pub fn halt_unless(done: impl FnOnce() -> bool) -> bool {
-    // SAFETY: closes interrupts; they are opened again below.
-    unsafe { asm!("cli", options(nostack)) };
-    if done() {
-        return true;
-    }
-    // SAFETY: the handlers are installed and run on stacks of their own.
-    unsafe { asm!("sti", "hlt", options(nostack)) };
-    false
+pub fn halt<S>(_: &mut Closed<S>) {
+    // SAFETY: the handlers are installed and run on stacks of their own. They save no register that a called function
+    // need not keep, as `clobber_abi` says, and the caller's proof is lent to us.
+    unsafe { asm!("sti", "hlt", "cli", clobber_abi("sysv64"), options(nostack)) };
 }
 
 /// Stops this CPU, which nobody needs.
@@ -152,6 +177,6 @@ fn halves(value: u64) -> (u32, u32) {
     ((value >> 32) as u32, value as u32)
 }
 
-fn join(high: u32, low: u32) -> u64 {
+pub(super) fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }

@@ -15,7 +15,7 @@ pub const ENABLE: u64 = 1;
 
 /// Memory with a second user outside the compiler's sight: only volatile accesses touch it.
 #[repr(C, align(64))]
-struct Shared<T>(UnsafeCell<T>);
+pub(super) struct Shared<T>(UnsafeCell<T>);
 
 // SAFETY: every access below is a volatile read or write of one field.
 unsafe impl<T> Sync for Shared<T> {}
@@ -37,7 +37,7 @@ impl<T> Shared<T> {
 }
 
 /// One for each CPU.
-struct PerCpu<T>([Shared<T>; MAX_CPUS]);
+pub(super) struct PerCpu<T>([Shared<T>; MAX_CPUS]);
 
 impl<T> PerCpu<T> {
     /// CPU `cpu`'s; of a number that no CPU has, some other's.
@@ -48,7 +48,7 @@ impl<T> PerCpu<T> {
     }
 }
 
-static TIME: PerCpu<TimeInfo> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
+pub(super) static TIME: PerCpu<TimeInfo> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
 
 static WALL: Shared<WallClock> = Shared::zero();
 
@@ -136,18 +136,41 @@ pub fn ring_start(cpu: usize, expected: u64) {
     put!(MAGIC => ring, header.magic);
 }
 
-/// Stores a record in its slot, with the CPU's number, then how many there are.
+/// Stores a record in its slot, with the CPU's number, then how many there are. Field by field: a copy of the whole
+/// would be put together on the stack first.
 #[inline(always)]
 pub fn ring_push(cpu: usize, record: &Record) {
     let ring = RINGS.of(cpu);
     let slot = usize::try_from(record.seq % u64::from(CAPACITY)).unwrap_or(0);
+    // `slot` is below the array's length.
     let place = field!(ring, records).cast::<Record>().wrapping_add(slot);
-    // SAFETY: `slot` is below the array's length; otherwise as `put!`.
-    unsafe { place.write_volatile(*record) };
+    // The memory is zero until the CPU writes there, as are CPU 0's number and what is reserved.
+    let Record {
+        seq,
+        expires_ns,
+        armed_ns,
+        first_wake_ns,
+        fired_ns,
+        fired_tsc,
+        deadline,
+        page_version,
+        early_wakes,
+        cpu: _,
+        reserved: _,
+    } = *record;
+    put!(seq => place, seq);
+    put!(expires_ns => place, expires_ns);
+    put!(armed_ns => place, armed_ns);
+    put!(first_wake_ns => place, first_wake_ns);
+    put!(fired_ns => place, fired_ns);
+    put!(fired_tsc => place, fired_tsc);
+    put!(deadline => place, deadline);
+    put!(page_version => place, page_version);
+    put!(early_wakes => place, early_wakes);
     if cpu != 0 {
         put!(number(cpu) => place, cpu);
     }
-    put!(record.seq.wrapping_add(1) => ring, header.written);
+    put!(seq.wrapping_add(1) => ring, header.written);
 }
 
 /// Stores the clock's steps back.

@@ -1,5 +1,8 @@
 //! What `vectors.s` calls.
 
+use guest::pvclock::Begun;
+
+use super::cpu::{Alone, Closed, join};
 use crate::{cpus, kernel};
 
 /// The registers at an exception, in the order that `vectors.s` and the CPU pushed them.
@@ -24,8 +27,11 @@ pub struct Frame {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn timer_entry() {
-    kernel::timer_interrupt();
+extern "C" fn timer_entry(version: u32, tsc_low: u32, tsc_high: u32) {
+    // SAFETY: the gate closed interrupts, and the IDT with this handler is in use only while one CPU is up. Whoever had
+    // them open has lent its own proof to `open`.
+    let mut closed: Closed<Alone> = unsafe { Closed::new() };
+    kernel::timer_interrupt(&mut closed, Begun { version, tsc: join(tsc_high, tsc_low) });
 }
 
 #[unsafe(no_mangle)]

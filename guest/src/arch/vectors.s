@@ -1,5 +1,9 @@
 # The IDT and its entry points. The stubs stand at 0x100000, 16 bytes apart (link.ld checks the address), so that the
 # IDT's split addresses are constants. The vectors come from boot.rs.
+#
+# Interrupts save no register. They are open in a few assembly blocks only (cpu.rs), which say that they keep nothing
+# where a called function may: so each is entered and left as a function that those blocks call. And the direction flag
+# is clear there.
 
 .section .text.vectors, "ax"
 .global exception_stubs
@@ -16,51 +20,38 @@ exception_stubs:
     .set vector, vector + 1
 .endr
     .balign 16
-timer_stub:                         # 32
-    jmp timer_common
-    .balign 16
-spurious_stub:                      # 33
+spurious_stub:                      # 32
     iretq                           # a spurious interrupt gets no EOI (Intel SDM vol. 3, "Spurious Interrupt")
-    .balign 16
-smp_timer_stub:                     # 34
-    jmp smp_timer_common
-    .balign 16
-ipi_stub:                           # 35
-    jmp ipi_common
-    .balign 16
-wake_stub:                          # 36
-    jmp wake_common
 
-# The CPU aligned the stack and pushed five words; nine more leave it aligned for the call.
+# The CPU aligned the stack and pushed five words; one more leaves it aligned for the call.
 .macro interrupt name, entry
+    .balign 16
 \name:
     pushq %rax
-    pushq %rcx
-    pushq %rdx
-    pushq %rsi
-    pushq %rdi
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    cld
     call \entry
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rdi
-    popq %rsi
-    popq %rdx
-    popq %rcx
     popq %rax
     iretq
 .endm
 
-interrupt timer_common, timer_entry
-interrupt smp_timer_common, smp_timer_entry
-interrupt ipi_common, ipi_entry
-interrupt wake_common, wake_entry
+interrupt smp_timer_stub, smp_timer_entry   # 33
+interrupt ipi_stub, ipi_entry       # 34
+interrupt wake_stub, wake_entry     # 35
+
+    .balign 16
+# The clock is read before all else: the page's version, then the TSC. The handler looks at the version again.
+timer_stub:                         # 36
+    movl TIME_PAGE(%rip), %edi
+2:  rdtsc
+    .pushsection .trap_sites, "a", @progbits
+    .quad 2b
+    .long RDTSC_SITE
+    .long 0
+    .popsection
+    movl %eax, %esi
+    pushq %rax
+    call timer_entry
+    popq %rax
+    iretq
 
 # Never returns. The order is that of `arch::trap::Frame`, last field first.
 exception_common:
@@ -110,9 +101,9 @@ exception_common:
 idt:
     exception_gates
     .fill 16 * (TIMER_VECTOR - 32), 1, 0
-    gate 32, 1
+    gate 36, 1
     .fill 16 * (SPURIOUS_VECTOR - TIMER_VECTOR - 1), 1, 0
-    gate 33, 1
+    gate 32, 1
 idt_end:
 
 # For scenario smp, apart: the tick of the others shall not ask which of the two this is.
@@ -121,11 +112,11 @@ idt_end:
 smp_idt:
     exception_gates
     .fill 16 * (TIMER_VECTOR - 32), 1, 0
-    gate 34, 1
-    .fill 16 * (IPI_VECTOR - TIMER_VECTOR - 1), 1, 0
-    gate 35, 1
-    .fill 16 * (WAKE_VECTOR - IPI_VECTOR - 1), 1, 0
-    gate 36, 1
-    .fill 16 * (SPURIOUS_VECTOR - WAKE_VECTOR - 1), 1, 0
     gate 33, 1
+    .fill 16 * (IPI_VECTOR - TIMER_VECTOR - 1), 1, 0
+    gate 34, 1
+    .fill 16 * (WAKE_VECTOR - IPI_VECTOR - 1), 1, 0
+    gate 35, 1
+    .fill 16 * (SPURIOUS_VECTOR - WAKE_VECTOR - 1), 1, 0
+    gate 32, 1
 smp_idt_end:

@@ -1,8 +1,10 @@
 //! The clockevents that survive a migration: one converts with the page as it is now, one lets the host convert.
 
+use core::hint::cold_path;
+
 use guest_abi::pvclock::TimeInfo;
 
-use super::{ClockEvent, LVT_TSC_DEADLINE, LVT_VECTOR, Port, under_one_version};
+use super::{ClockEvent, LVT_TSC_DEADLINE, LVT_VECTOR, Port};
 use crate::pvclock::{self, BadPage, Conversion, Reading, Source};
 
 /// `kvm-tsc-deadline`: VM time to TSC through the kvmclock page, then IA32_TSC_DEADLINE.
@@ -26,6 +28,7 @@ impl MultCache {
 
     fn get(&mut self, version: u32, page: &TimeInfo) -> u64 {
         if self.version != version {
+            cold_path();
             *self = Self { version, mult: pvclock::cached_mult(page.tsc_to_system_mul).unwrap_or(0) };
         }
         self.mult
@@ -40,11 +43,28 @@ impl KvmTscDeadline {
         Self { conversion, recheck, cache: MultCache::EMPTY }
     }
 
+    #[inline(always)]
     fn convert(&mut self, version: u32, page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
         match self.conversion {
             Conversion::Split => pvclock::split(page, expires_ns),
             Conversion::Mult => pvclock::mult(page, self.cache.get(version, page), expires_ns),
             Conversion::Exact => pvclock::exact(page, expires_ns),
+        }
+    }
+
+    /// The conversion may be made several times, of torn pages too: the version is looked at after it, as posted.
+    #[inline(always)]
+    fn convert_under_one_version<S: Source>(&mut self, source: &mut S, expires_ns: u64) -> (u32, Result<u64, BadPage>) {
+        loop {
+            let version = source.version();
+            if version & 1 == 0 {
+                let result = self.convert(version, &source.fields(), expires_ns);
+                if source.version() == version {
+                    return (version, result);
+                }
+            }
+            cold_path();
+            source.pause();
         }
     }
 }
@@ -54,14 +74,16 @@ impl ClockEvent for KvmTscDeadline {
         machine.write_timer_lvt(LVT_VECTOR | LVT_TSC_DEADLINE);
     }
 
+    #[inline(always)]
     fn set_next_event<M: Port + Source>(&mut self, m: &mut M, expires_ns: u64, _now: &Reading) -> Result<u64, BadPage> {
         loop {
-            let (version, tsc) = under_one_version(m, |version, page| self.convert(version, page, expires_ns));
+            let (version, tsc) = self.convert_under_one_version(m, expires_ns);
             let deadline = armable(tsc?);
             m.write_tsc_deadline(deadline);
             if !self.recheck || m.version() == version {
                 return Ok(deadline);
             }
+            cold_path();
         }
     }
 }
@@ -85,6 +107,7 @@ impl ClockEvent for KvmNsDeadline {
         machine.write_timer_lvt(LVT_VECTOR | LVT_TSC_DEADLINE);
     }
 
+    #[inline(always)]
     fn set_next_event<M: Port + Source>(&mut self, m: &mut M, expires_ns: u64, _now: &Reading) -> Result<u64, BadPage> {
         let deadline = armable(expires_ns);
         m.write_ns_deadline(self.msr, deadline);

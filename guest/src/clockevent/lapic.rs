@@ -1,5 +1,7 @@
 //! The native clockevents. They measure distances from now with a frequency that they learnt at boot.
 
+use core::hint::cold_path;
+
 use super::kvm::armable;
 use super::{ClockEvent, LVT_ONESHOT, LVT_TSC_DEADLINE, LVT_VECTOR, Port};
 use crate::pvclock::{BadPage, Reading, Source, low64};
@@ -33,6 +35,7 @@ impl ClockEvent for LapicDeadline {
         machine.write_timer_lvt(LVT_VECTOR | LVT_TSC_DEADLINE);
     }
 
+    #[inline(always)]
     fn set_next_event<M: Port + Source>(&mut self, m: &mut M, expires_ns: u64, now: &Reading) -> Result<u64, BadPage> {
         let delta = expires_ns.saturating_sub(now.ns);
         let ticks = low64((u128::from(delta) * u128::from(self.mult)) >> 32);
@@ -59,6 +62,9 @@ pub struct LapicOneshot {
 const MAX_DIVIDER: u32 = 7;
 
 impl LapicOneshot {
+    /// One for nobody.
+    pub const IDLE: Self = Self { mult: 0, divider: None };
+
     /// With the frequency of the timer's clock before its divider.
     #[must_use]
     pub fn new(bus_khz: u64) -> Self {
@@ -77,16 +83,20 @@ impl ClockEvent for LapicOneshot {
         machine.write_timer_lvt(LVT_VECTOR | LVT_ONESHOT);
     }
 
+    #[inline(always)]
     fn set_next_event<M: Port + Source>(&mut self, m: &mut M, expires_ns: u64, now: &Reading) -> Result<u64, BadPage> {
         let delta = expires_ns.saturating_sub(now.ns);
         // Up to a whole cycle, and at least one: a count of 0 would stop the timer.
-        let cycles = (u128::from(delta) * u128::from(self.mult)).div_ceil_pow2(32).max(1);
+        let cycles = (u128::from(delta) * u128::from(self.mult) + u128::from(u32::MAX)) >> 32;
+        let cycles = u64::try_from(cycles).unwrap_or(u64::MAX).max(1);
         let mut divider = 0;
-        while divider < MAX_DIVIDER && cycles.div_ceil_pow2(divider) > u128::from(u32::MAX) {
+        while divider < MAX_DIVIDER && div_ceil_pow2(cycles, divider) > u64::from(u32::MAX) {
+            cold_path();
             divider += 1;
         }
-        let count = u32::try_from(cycles.div_ceil_pow2(divider)).unwrap_or(u32::MAX);
+        let count = u32::try_from(div_ceil_pow2(cycles, divider)).unwrap_or(u32::MAX);
         if self.divider != Some(divider) {
+            cold_path();
             self.divider = Some(divider);
             m.write_divide(divide_register(divider));
         }
@@ -95,16 +105,10 @@ impl ClockEvent for LapicOneshot {
     }
 }
 
-/// Rounds up when dividing by 2^n. (`u128::div_ceil` would pull in a 128-bit division.)
-trait DivCeilPow2 {
-    fn div_ceil_pow2(self, n: u32) -> Self;
-}
-
-impl DivCeilPow2 for u128 {
-    fn div_ceil_pow2(self, n: u32) -> Self {
-        let floor = self >> n;
-        floor + Self::from(self & ((1 << n) - 1) != 0)
-    }
+/// Rounds up when dividing by 2^n.
+fn div_ceil_pow2(value: u64, n: u32) -> u64 {
+    let floor = value >> n;
+    floor + u64::from(floor << n != value)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use guest_abi::report::MAX_CPUS;
 
 use crate::apic::{Apic, ICR_FIXED, ICR_FIXED_OTHERS};
 use crate::arch::cell::{Exclusive, Once};
+use crate::arch::cpu::{Beside, Closed};
 use crate::arch::{ap, cpu, shared};
 use crate::console::line;
 use crate::exit::{self, exit};
@@ -87,7 +88,7 @@ pub fn publish_reading(ns: u64) {
 }
 
 /// CPU 0's part, from `kernel::main`, interrupts off. `clock` has the readings that were made before.
-pub fn main(plan: Plan, clock: Clock) -> ! {
+pub fn main(plan: Plan, clock: Clock, mut closed: Closed<Beside>) -> ! {
     ap::use_smp_idt();
     PLAN.set(plan);
     let Some(plan) = PLAN.get() else { exit(exit::CRASHED) };
@@ -103,17 +104,18 @@ pub fn main(plan: Plan, clock: Clock) -> ! {
     }
     start(plan, Ticking { machine, ticks });
     let mut patience = Patience { progress: 0, until_ns: 0 };
-    let mut verdict = None;
-    while !cpu::halt_unless(|| {
+    let complete = loop {
         send_owed(plan, 0);
-        verdict = patience.verdict(plan);
-        verdict.is_some()
-    }) {}
-    finish(plan, verdict == Some(true))
+        if let Some(complete) = patience.verdict(plan) {
+            break complete;
+        }
+        cpu::halt(&mut closed);
+    };
+    finish(plan, complete)
 }
 
 /// An application processor, interrupts off.
-pub fn ap_main(number: usize) -> ! {
+pub fn ap_main(number: usize, mut closed: Closed<Beside>) -> ! {
     let Some(plan) = PLAN.get().filter(|plan| number < plan.cpus) else { cpu::park() };
     cpu::wrmsr(plan.system_time_msr, shared::time_address(number) | shared::ENABLE);
     if Apic::enable(plan.apic == Apic::X2Apic) != Some(plan.apic) {
@@ -126,19 +128,23 @@ pub fn ap_main(number: usize) -> ! {
     }
     let machine = Machine { apic: plan.apic, seat: OneOf(number) };
     come_up(plan, &machine);
-    while !cpu::halt_unless(|| ORIGIN_NS.load(Ordering::SeqCst) != 0) {}
+    while ORIGIN_NS.load(Ordering::SeqCst) == 0 {
+        cpu::halt(&mut closed);
+    }
     start(
         plan,
         Ticking { machine, ticks: Ticks::new(Clock::new(), Device::new(plan.kind, &plan.known), plan.scenario) },
     );
-    while !cpu::halt_unless(|| {
+    loop {
         send_owed(plan, number);
-        own_part_complete(plan, number)
-    }) {}
-    // Interrupts are still off.
+        if own_part_complete(plan, number) {
+            break;
+        }
+        cpu::halt(&mut closed);
+    }
     plan.apic.send(of(0).apic_id.load(Ordering::SeqCst), ICR_FIXED | WAKE_VECTOR);
     loop {
-        cpu::halt_unless(|| false);
+        cpu::halt(&mut closed);
     }
 }
 
@@ -168,16 +174,20 @@ fn check<T>(outcome: Result<T, BadPage>) {
     }
 }
 
-/// The timer's vector.
+/// The timer's vector. First the clock, then the EOI: see [`crate::kernel::timer_interrupt`].
 pub fn timer_interrupt() {
     let Some(plan) = PLAN.get() else { return };
-    plan.apic.eoi();
     let number = cpu::number();
     let me = of(number);
     let ticked = me.ticking.with(|ticking| {
-        let Some(Ticking { machine, ticks }) = ticking else { return false };
+        let Some(Ticking { machine, ticks }) = ticking else {
+            plan.apic.eoi();
+            return false;
+        };
         let before = ticks.totals().ticks;
-        check::<State>(ticks.interrupt(machine));
+        let now = ticks.now(machine);
+        plan.apic.eoi();
+        check::<State>(ticks.interrupt(machine, &now));
         ticks.totals().ticks != before
     });
     // Given back first: when the last one owed has arrived, CPU 0 looks at the totals.

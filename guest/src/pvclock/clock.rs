@@ -1,8 +1,10 @@
 //! The clock as the kernel reads it: every reading compared with the one before, on whichever CPU that was.
 
+use core::hint::cold_path;
+
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, WallClock};
 
-use super::{Reading, Source, read, read_checked_too_early};
+use super::{Begun, Reading, Source, finish, read, read_checked_too_early};
 use crate::report::Sink;
 
 /// Remembers the last reading; counts steps back and stops by the host into the ring's header.
@@ -28,18 +30,40 @@ impl Clock {
         self.check_too_early = planted;
     }
 
-    /// Reads the clock once. The header is written only when a count changes: that is rare, and stores cost time.
+    /// Reads the clock once.
     pub fn read<M: Source + Sink>(&mut self, machine: &mut M) -> Reading {
         let before = machine.published().max(self.last_ns);
         let now = if self.check_too_early { read_checked_too_early(machine) } else { read(machine) };
+        self.note(machine, before, now)
+    }
+
+    /// Ends a reading that an interrupt's entry began. For a CPU that is alone: another's reading may have been published
+    /// between the two. (The planted bug is not in the entry: with it, all of the reading is made here.)
+    #[inline(always)]
+    pub fn finish<M: Source + Sink>(&mut self, machine: &mut M, begun: Begun) -> Reading {
+        let now = if self.check_too_early {
+            cold_path();
+            read_checked_too_early(machine)
+        } else {
+            finish(machine, begun)
+        };
+        self.note(machine, self.last_ns, now)
+    }
+
+    /// Compares a reading with one before it. The header is written only when a count changes: that is rare, and stores
+    /// cost time.
+    #[inline(always)]
+    fn note<M: Source + Sink>(&mut self, machine: &mut M, before: u64, now: Reading) -> Reading {
         machine.publish(now.ns);
         if now.ns < before {
+            cold_path();
             self.steps_back += 1;
             self.worst_step_back_ns = self.worst_step_back_ns.max(before - now.ns);
             machine.set_clock_steps_back(self.steps_back, self.worst_step_back_ns);
         }
         self.last_ns = now.ns;
         if now.flags & FLAG_GUEST_STOPPED != 0 {
+            cold_path();
             machine.clear_guest_stopped();
             self.stopped_seen += 1;
             machine.set_guest_stopped_seen(self.stopped_seen);

@@ -5,6 +5,7 @@
 //! −31..=31 the shifts below would leave their words.
 
 use core::fmt;
+use core::hint::cold_path;
 
 use guest_abi::pvclock::TimeInfo;
 
@@ -20,7 +21,9 @@ pub const CAP_BITS: u32 = 38;
 pub const CAP_NS: u64 = (1 << CAP_BITS) - 1;
 
 /// Which arithmetic turns nanoseconds into a deadline.
+// Its number as it is: to tell them apart takes one comparison each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Conversion {
     /// The patch as posted: see [`split`].
     Split,
@@ -61,6 +64,7 @@ impl fmt::Display for BadPage {
 impl core::error::Error for BadPage {}
 
 /// Nanoseconds from the page's base to `expires_ns`, 0 if that is past, once the page is found sane.
+#[inline(always)]
 fn delta_ns(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
     if page.tsc_to_system_mul < MUL_MIN || !(-SHIFT_MAX..=SHIFT_MAX).contains(&page.tsc_shift) {
         return Err(BadPage { mul: page.tsc_to_system_mul, shift: page.tsc_shift });
@@ -76,14 +80,22 @@ fn delta_ns(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
 ///
 /// # Errors
 /// [`BadPage`] for a page that is not normalised.
+#[inline(always)]
 pub fn split(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
     const FIRST: u32 = 64 - CAP_BITS;
     let delta = delta_ns(page, expires_ns)?.min(CAP_NS);
     let quotient = (delta << FIRST) / u64::from(page.tsc_to_system_mul);
     let rest = 32 - 26 - i32::from(page.tsc_shift);
     let by = rest.unsigned_abs();
-    let ticks = if rest < 0 { quotient >> by } else { quotient << by };
+    let ticks = if rest < 0 { slow_tsc(quotient, by) } else { quotient << by };
     Ok(page.tsc_timestamp.wrapping_add(ticks))
+}
+
+/// Of a TSC of 30 MHz or less. Apart, so that the others do not compute both shifts.
+#[cold]
+#[inline(never)]
+fn slow_tsc(quotient: u64, by: u32) -> u64 {
+    quotient >> by
 }
 
 /// The multiplier of [`mult`] for a page's `mul`: `2^63 / mul`; `None` for a `mul` of 0.
@@ -100,6 +112,7 @@ pub fn cached_mult(mul: u32) -> Option<u64> {
 ///
 /// # Errors
 /// [`BadPage`] for a page that is not normalised.
+#[inline(always)]
 pub fn mult(page: &TimeInfo, mult: u64, expires_ns: u64) -> Result<u64, BadPage> {
     let delta = delta_ns(page, expires_ns)?;
     // 63 - (32 - tsc_shift), which the range check keeps at 0 or more.
@@ -113,18 +126,31 @@ pub fn mult(page: &TimeInfo, mult: u64, expires_ns: u64) -> Result<u64, BadPage>
 /// With `m = ceil((delta_ns << 32) / mul)`, the page shows at least `delta_ns` exactly when the shifted TSC delta is
 /// at least `m`: so `m << -tsc_shift` for a right shift and `ceil(m / 2^tsc_shift)` for a left one. Two 64-bit
 /// divisions give the 96-by-32-bit quotient digit by digit: the first remainder is below `mul`, so its high digit is
-/// zero in the second. A 128-bit division would cost the guest hundreds of emulated instructions.
+/// zero in the second. A 128-bit division would cost the guest hundreds of emulated instructions, and sums of 128 bits
+/// some: they are made only where 64 are too few.
 ///
 /// # Errors
 /// [`BadPage`] for a page that is not normalised.
+#[inline(always)]
 pub fn exact(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
     let delta = delta_ns(page, expires_ns)?;
     let mul = u64::from(page.tsc_to_system_mul);
     let (high, rest) = (delta / mul, delta % mul);
     let (low, rest) = ((rest << 32) / mul, (rest << 32) % mul);
+    let by = u32::from(page.tsc_shift.unsigned_abs());
+    // A TSC above 1 GHz, and a sum and a deadline of 64 bits.
+    if page.tsc_shift < 0 && high >> SHIFT_MAX == 0 {
+        let m = (high << 32 | low) + u64::from(rest != 0);
+        let ticks = m << by;
+        if ticks >> by == m
+            && let Some(deadline) = page.tsc_timestamp.checked_add(ticks)
+        {
+            return Ok(deadline);
+        }
+    }
+    cold_path();
     // At most 2^65: delta < 2^64 and mul >= 2^31.
     let m = (u128::from(high) << 32) + u128::from(low) + u128::from(rest != 0);
-    let by = u32::from(page.tsc_shift.unsigned_abs());
     let ticks = if page.tsc_shift < 0 { m << by } else { (m + ((1u128 << by) - 1)) >> by };
     let deadline = u128::from(page.tsc_timestamp) + ticks;
     Ok(u64::try_from(deadline).unwrap_or(u64::MAX))

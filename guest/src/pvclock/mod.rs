@@ -6,6 +6,8 @@
 mod clock;
 mod convert;
 
+use core::hint::cold_path;
+
 pub use clock::{Clock, WallTime, wall_time};
 pub use convert::{BadPage, CAP_BITS, CAP_NS, Conversion, MUL_MIN, SHIFT_MAX, cached_mult, exact, mult, split};
 use guest_abi::pvclock::TimeInfo;
@@ -44,23 +46,51 @@ pub struct Reading {
     pub flags: u8,
 }
 
+/// The first half of a reading: what an interrupt's entry can do before it has saved a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// The page's version.
+    pub version: u32,
+    /// The TSC, read after it.
+    pub tsc: u64,
+}
+
 /// Reads the clock: again until the version was even and the same before and after.
 pub fn read<S: Source + ?Sized>(source: &mut S) -> Reading {
+    let begun = begin(source);
+    finish(source, begun)
+}
+
+fn begin<S: Source + ?Sized>(source: &mut S) -> Begun {
     loop {
         let version = source.version();
         if version & 1 == 0 {
-            let page = source.fields();
-            let tsc = source.rdtsc();
-            if source.version() == version {
-                return Reading { ns: system_ns(&page, tsc), tsc, version, flags: page.flags };
-            }
+            return Begun { version, tsc: source.rdtsc() };
         }
         source.pause();
     }
 }
 
+/// As [`read`], at the instant of `begun` if the page has not changed since.
+#[inline(always)]
+pub fn finish<S: Source + ?Sized>(source: &mut S, begun: Begun) -> Reading {
+    let Begun { mut version, mut tsc } = begun;
+    loop {
+        if version & 1 == 0 {
+            let page = source.fields();
+            if source.version() == version {
+                return Reading { ns: system_ns(&page, tsc), tsc, version, flags: page.flags };
+            }
+        }
+        cold_path();
+        source.pause();
+        Begun { version, tsc } = begin(source);
+    }
+}
+
 /// Reads the clock as one must not: the version is checked before the TSC is read. A migration in between gives the old
 /// page's numbers a new TSC. For tools that must find such a bug.
+#[inline(always)]
 pub fn read_checked_too_early<S: Source + ?Sized>(source: &mut S) -> Reading {
     loop {
         let version = source.version();
@@ -79,12 +109,20 @@ pub fn read_checked_too_early<S: Source + ?Sized>(source: &mut S) -> Reading {
 ///
 /// Wraps as the C code that every guest runs does: a TSC below `tsc_timestamp` gives nonsense, not a panic.
 #[must_use]
+#[inline(always)]
 pub fn system_ns(page: &TimeInfo, tsc: u64) -> u64 {
     let delta = tsc.wrapping_sub(page.tsc_timestamp);
     let by = u32::from(page.tsc_shift.unsigned_abs());
-    let shifted = if page.tsc_shift < 0 { delta.wrapping_shr(by) } else { delta.wrapping_shl(by) };
+    let shifted = if page.tsc_shift < 0 { delta.wrapping_shr(by) } else { slow_tsc(delta, by) };
     let product = u128::from(shifted) * u128::from(page.tsc_to_system_mul);
     page.system_time.wrapping_add(low64(product >> 32))
+}
+
+/// Of a TSC of 1 GHz or less. Apart, so that the others do not compute both shifts.
+#[cold]
+#[inline(never)]
+fn slow_tsc(delta: u64, by: u32) -> u64 {
+    delta.wrapping_shl(by)
 }
 
 /// The TSC frequency that the page states, in kHz, to the nearest; 0 if the page states none.
@@ -139,6 +177,30 @@ mod tests {
         m.after_rdtsc = Some(page_at(4, 0, 9, 1 << 31, 1));
         assert_eq!(read(&mut m), Reading { ns: 9, tsc: 0, version: 4, flags: 0 });
         assert_eq!(m.tsc_reads, 2);
+    }
+
+    #[test]
+    fn a_begun_reading_is_of_its_own_instant() {
+        let mut m = Mock::new(page_at(2, 0, 7, 1 << 31, 1));
+        m.tsc = 900;
+        assert_eq!(finish(&mut m, Begun { version: 2, tsc: 100 }), Reading { ns: 107, tsc: 100, version: 2, flags: 0 });
+        assert_eq!((m.tsc_reads, m.pauses), (0, 0));
+    }
+
+    #[test]
+    fn a_begun_reading_of_another_page_is_made_again() {
+        let now = Reading { ns: 907, tsc: 900, version: 4, flags: 0 };
+        // The page was older, or was being written.
+        for version in [2, 3] {
+            let mut m = Mock::new(page_at(4, 0, 7, 1 << 31, 1));
+            m.tsc = 900;
+            assert_eq!(finish(&mut m, Begun { version, tsc: 100 }), now);
+            assert_eq!(m.tsc_reads, 1);
+        }
+        let mut m = Mock::new(page_at(3, 0, 0, 1 << 31, 1));
+        m.tsc = 900;
+        m.after_pause = Some(page_at(4, 0, 7, 1 << 31, 1));
+        assert_eq!(finish(&mut m, Begun { version: 3, tsc: 100 }), now);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! The layout is `guest_abi::report`. Storing it is the kernel's business, behind [`Sink`].
 
+use core::hint::cold_path;
+
 use guest_abi::report::Record;
 
 /// Where results go.
@@ -26,12 +28,18 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds one tick.
+    /// Of no tick.
+    pub const NONE: Self = Self { ticks: 0, early_wakes: 0, worst_late_ns: 0 };
+
+    /// Adds one tick, which did not fire before its expiry. Its early wakes are added when there are any.
+    #[inline(always)]
     pub fn add(&mut self, record: &Record) {
         self.ticks += 1;
-        self.early_wakes += u64::from(record.early_wakes);
-        // A tick whose expiry lay in the past when it was armed could not have fired then.
-        let due = record.expires_ns.max(record.armed_ns);
-        self.worst_late_ns = self.worst_late_ns.max(record.fired_ns.saturating_sub(due));
+        if record.fired_ns.wrapping_sub(record.expires_ns) > self.worst_late_ns {
+            cold_path();
+            // A tick whose expiry lay in the past when it was armed could not have fired then.
+            let due = record.expires_ns.max(record.armed_ns);
+            self.worst_late_ns = self.worst_late_ns.max(record.fired_ns.saturating_sub(due));
+        }
     }
 }

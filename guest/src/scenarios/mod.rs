@@ -2,12 +2,17 @@
 
 mod deltas;
 
+use core::hint::cold_path;
+
 pub use deltas::{DEFAULT_MAX_DELTA_MS, Deltas};
 
 /// Lowest tick rate, in Hz.
 pub const HZ_MIN: u32 = 1;
 /// Highest tick rate, in Hz.
 pub const HZ_MAX: u32 = 10_000;
+
+/// More ticks than any machine makes: at the highest rate, for 58 million years.
+const ENDLESS: u64 = u64::MAX;
 
 /// A scenario in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +21,8 @@ pub enum Scenario {
     Periodic {
         /// Nanoseconds between expiries.
         period_ns: u64,
-        /// Ticks still to make; `None` = until the VMM ends the machine.
-        left: Option<u64>,
+        /// Ticks still to make; `u64::MAX` = until the VMM ends the machine.
+        left: u64,
     },
     /// Random waits, each from the moment the tick before it was handled.
     Deltas {
@@ -29,17 +34,21 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// No tick at all.
+    pub const NONE: Self = Self::Periodic { period_ns: 0, left: 0 };
+
     /// `hz` ticks a second, `count` of them or without end.
     #[must_use]
     pub fn periodic(hz: u32, count: Option<u64>) -> Self {
-        Self::Periodic { period_ns: 1_000_000_000 / u64::from(hz.max(HZ_MIN)), left: count }
+        Self::Periodic { period_ns: 1_000_000_000 / u64::from(hz.max(HZ_MIN)), left: count.unwrap_or(ENDLESS) }
     }
 
     /// How many ticks it will make; 0 = without end (as in the ring's header).
     #[must_use]
     pub fn expected(&self) -> u64 {
         match *self {
-            Self::Periodic { left, .. } => left.unwrap_or(0),
+            Self::Periodic { left: ENDLESS, .. } => 0,
+            Self::Periodic { left, .. } => left,
             Self::Deltas { left, .. } => left,
         }
     }
@@ -52,10 +61,11 @@ impl Scenario {
     pub fn next(&mut self, last_expires_ns: u64, now_ns: u64) -> Option<u64> {
         match self {
             Self::Periodic { period_ns, left } => {
-                if let Some(left) = left {
-                    *left = left.checked_sub(1)?;
-                }
-                Some(last_expires_ns.saturating_add(*period_ns))
+                *left = left.checked_sub(1)?;
+                Some(last_expires_ns.checked_add(*period_ns).unwrap_or_else(|| {
+                    cold_path();
+                    u64::MAX
+                }))
             }
             Self::Deltas { deltas, left } => {
                 *left = left.checked_sub(1)?;
