@@ -13,6 +13,9 @@ pub const COUNT_MAX: u64 = 1_000_000_000;
 /// Longest `max_ms=`: an hour.
 pub const MAX_MS_MAX: u64 = 3_600_000;
 
+/// Most pages that `touch=` may ask for.
+pub const TOUCH_MAX: u64 = 4096;
+
 /// Keys that hypervisors append on their own: QEMU and Firecracker announce virtio devices, Firecracker says `pci=off`.
 const IGNORED: [&str; 2] = ["virtio_mmio.device", "pci"];
 
@@ -42,6 +45,17 @@ impl ScenarioName {
     }
 }
 
+/// What the CPU does between ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Halts.
+    None,
+    /// Spins in the kernel.
+    Kernel,
+    /// Spins in user mode.
+    User,
+}
+
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -63,6 +77,10 @@ pub struct Options<'a> {
     pub seed: u64,
     /// `max_ms=`: the longest wait of `deltas`.
     pub max_ms: u64,
+    /// `load=none|kernel|user`.
+    pub load: Load,
+    /// `touch=`: pages that are written to after every tick.
+    pub touch: u64,
 }
 
 impl Default for Options<'_> {
@@ -77,6 +95,8 @@ impl Default for Options<'_> {
             count: 100,
             seed: 0,
             max_ms: DEFAULT_MAX_DELTA_MS,
+            load: Load::None,
+            touch: 0,
         }
     }
 }
@@ -99,6 +119,8 @@ pub enum CmdlineError<'a> {
         /// What it takes.
         want: &'static str,
     },
+    /// `load=` or `touch=` with `scenario=smp`.
+    LoadOfSeveral,
 }
 
 impl fmt::Display for CmdlineError<'_> {
@@ -108,12 +130,13 @@ impl fmt::Display for CmdlineError<'_> {
             Self::NotAscii => f.write_str("command line is not ASCII"),
             Self::UnknownKey(word) => write!(
                 f,
-                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario hz count seed max_ms",
+                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario hz count seed max_ms load touch",
                 word.escape_default()
             ),
             Self::BadValue { key, value, want } => {
                 write!(f, "command line: {key}={} is not {want}", value.escape_default())
             }
+            Self::LoadOfSeveral => f.write_str("command line: load= and touch= are for one CPU, not for scenario=smp"),
         }
     }
 }
@@ -134,6 +157,10 @@ impl<'a> Options<'a> {
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').ok_or(CmdlineError::UnknownKey(word))?;
             options.set(key, value)?;
+        }
+        let loaded = options.load != Load::None || options.touch != 0;
+        if loaded && options.scenario == ScenarioName::Smp {
+            return Err(CmdlineError::LoadOfSeveral);
         }
         Ok(options)
     }
@@ -186,6 +213,18 @@ impl<'a> Options<'a> {
                 let max = value.parse().ok().filter(|ms| *ms <= MAX_MS_MAX);
                 self.max_ms = max.ok_or(bad("max_ms", "a number up to 3600000"))?;
             }
+            "load" => {
+                self.load = match value {
+                    "none" => Load::None,
+                    "kernel" => Load::Kernel,
+                    "user" => Load::User,
+                    _ => return Err(bad("load", "none, kernel or user")),
+                }
+            }
+            "touch" => {
+                let pages = value.parse().ok().filter(|pages| *pages <= TOUCH_MAX);
+                self.touch = pages.ok_or(bad("touch", "a number up to 4096"))?;
+            }
             key if IGNORED.contains(&key) => {}
             key => return Err(CmdlineError::UnknownKey(key)),
         }
@@ -225,7 +264,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas hz=10000 count=1000000000 \
-                     seed=18446744073709551615 max_ms=0 pci=off virtio_mmio.device=4K@0xd0000000:5";
+                     seed=18446744073709551615 max_ms=0 load=user touch=4096 pci=off virtio_mmio.device=4K@0xd0000000:5";
         let want = Options {
             clockevent: Some("lapic-oneshot"),
             conversion: Conversion::Mult,
@@ -236,6 +275,8 @@ mod tests {
             count: COUNT_MAX,
             seed: u64::MAX,
             max_ms: 0,
+            load: Load::User,
+            touch: TOUCH_MAX,
         };
         assert_eq!(Options::parse(line), Ok(want));
     }
@@ -257,6 +298,10 @@ mod tests {
             (b"recheck=1", "command line: recheck=1 is not on or off"),
             (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas, idle or smp"),
             (b"seed=18446744073709551616", "command line: seed=18446744073709551616 is not a number below 2^64"),
+            (b"load=idle", "command line: load=idle is not none, kernel or user"),
+            (b"touch=4097", "command line: touch=4097 is not a number up to 4096"),
+            (b"touch=1 scenario=smp", "command line: load= and touch= are for one CPU, not for scenario=smp"),
+            (b"scenario=smp load=kernel", "command line: load= and touch= are for one CPU, not for scenario=smp"),
             (b"caf\xc3\xa9", "command line is not ASCII"),
         ] {
             assert_eq!(Options::parse(line).unwrap_err().to_string(), want);

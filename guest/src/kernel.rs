@@ -3,7 +3,7 @@
 use core::panic::PanicInfo;
 
 use guest::clockevent::{Boot, Device, LapicOneshot, select};
-use guest::cmdline::{MAX_BYTES, Options, ScenarioName};
+use guest::cmdline::{Load, MAX_BYTES, Options, ScenarioName};
 use guest::platform::{KVM_BUS_KHZ, Platform, TscKhz};
 use guest::pvclock::{BadPage, Begun, Clock, Source, tsc_khz, wall_time};
 use guest::scenarios::Scenario;
@@ -14,6 +14,7 @@ use guest_abi::report::MAX_CPUS;
 use crate::apic::Apic;
 use crate::arch::cell::Quiet;
 use crate::arch::cpu::{Alone, Closed};
+use crate::arch::load::{PAGE_BYTES, Pages, UserMode, spin_in_kernel};
 use crate::arch::trap::Frame;
 use crate::arch::{boot, cpu, shared};
 use crate::console::{Console, line};
@@ -107,16 +108,57 @@ pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
         let plan = Plan { cpus, apic, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz };
         cpus::main(plan, clock, closed.beside())
     }
+    let pages = (options.touch != 0).then(|| boot::pages_after_image(start_info, options.touch));
+    let pages = match pages.transpose() {
+        Ok(pages) => pages,
+        Err(there) => refuse!(
+            "touch={} needs {} KiB of RAM after the kernel; there are {}",
+            options.touch,
+            options.touch * PAGE_BYTES / 1024,
+            there * PAGE_BYTES / 1024
+        ),
+    };
     shared::ring_start(0, scenario.expected());
     let ticks = Ticks::new(clock, Device::new(chosen.kind, &known), scenario);
     let kernel = KERNEL.get(&mut closed);
     *kernel = Kernel { machine, ticks, done: false };
     let started = kernel.ticks.start(&mut kernel.machine);
     kernel.after(started);
-    while !KERNEL.get(&mut closed).done {
-        cpu::halt(&mut closed);
+    if options.load == Load::None && pages.is_none() {
+        while !KERNEL.get(&mut closed).done {
+            cpu::halt(&mut closed);
+        }
+    } else {
+        work(&mut closed, options.load, pages);
     }
     finish(&KERNEL.get(&mut closed).ticks)
+}
+
+/// The main loop with something to do: `pages` are written to after every tick, before it waits.
+fn work(closed: &mut Closed<Alone>, load: Load, pages: Option<Pages>) {
+    let user = (load == Load::User).then(UserMode::new);
+    let mut touched_at = 0;
+    loop {
+        let kernel = KERNEL.get(closed);
+        if kernel.done {
+            return;
+        }
+        let ticks = kernel.ticks.totals().ticks;
+        match pages {
+            Some(pages) if ticks != touched_at => {
+                touched_at = ticks;
+                // Another tick may come meanwhile.
+                pages.touch(closed);
+                continue;
+            }
+            _ => {}
+        }
+        match user {
+            Some(user) => user.spin(closed, ticks),
+            None if load == Load::Kernel => spin_in_kernel(closed, ticks),
+            None => cpu::halt(closed),
+        }
+    }
 }
 
 impl Kernel {

@@ -13,6 +13,36 @@ fn a_thousand_ticks_in_real_time() {
     assert!(run.ended.stdout.contains("guest: 1000 ticks, "), "{run:#?}");
 }
 
+// Catches: a guest that is busy between ticks and loses one, does not come back from user mode, or never ends.
+#[test]
+fn a_busy_guest_ticks() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    for load in ["load=kernel", "load=user", "touch=16", "load=user touch=16"] {
+        for flags in ["", "--tsc trapped --migrate-every 20ms", "--lapic kvm"] {
+            lab.boot(&format!("{load} hz=100 count=20"), flags).in_order(20);
+        }
+    }
+}
+
+// Catches: pages to touch where the machine has no RAM, and touching that costs a tick time.
+#[test]
+fn touched_pages_are_ram_and_cost_no_virtual_time() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let plain = lab.boot("hz=100 count=20", "--time virtual");
+    let touching = lab.boot("hz=100 count=20 touch=64", "--time virtual");
+    for path in ["vm_ns", "ticks/late_by_guest/worst_ns"] {
+        assert_eq!(plain.summary.count(path), touching.summary.count(path), "{path}");
+    }
+    let ended = finish(&mut lab.guest("touch=4096", "--memory 8M")).expect(1);
+    assert!(ended.stdout.contains("touch=4096 needs 16384 KiB of RAM after the kernel"), "{ended:#?}");
+}
+
 fn every_clockevent(flags: &str, count: u64) {
     if !kvm() {
         return;

@@ -9,6 +9,7 @@ use guest_abi::report::MAX_CPUS;
 use guest_abi::sites::Kind;
 
 use super::cpu::{Closed, TSS_DESCRIPTOR_BYTES, TSS_SELECTOR};
+use super::load::{PAGE_BYTES, Pages};
 use super::shared::TIME;
 use crate::apic::SPURIOUS_VECTOR;
 
@@ -45,6 +46,14 @@ global_asm!(
 const START_MAGIC: u32 = 0x336e_c578;
 /// Where `hvm_start_info` has the command line's address (Xen `xen/include/public/arch-x86/hvm/start_info.h`).
 const CMDLINE_OFFSET: u64 = 24;
+/// Where it has the memory map's address, and how many entries that has; from version 1 on.
+const MEMMAP_OFFSET: u64 = 40;
+const MEMMAP_ENTRIES_OFFSET: u64 = 48;
+const VERSION_OFFSET: u64 = 4;
+/// `hvm_memmap_table_entry`: address, size, type; its size, and the type of RAM. More entries no loader writes.
+const MEMMAP_ENTRY_BYTES: u64 = 24;
+const MEMMAP_RAM: u32 = 1;
+const MEMMAP_MAX: u32 = 1024;
 /// What the page tables map.
 const MAPPED_END: u64 = 1 << 32;
 
@@ -86,4 +95,40 @@ pub fn command_line(start_info: u32, max: usize) -> Option<&'static [u8]> {
     // SAFETY: `read` found each of these bytes mapped and not null; the loader's memory is outside the kernel's image
     // and stack, and nobody writes to it.
     Some(unsafe { slice::from_raw_parts(line as *const u8, length) })
+}
+
+/// `count` pages of RAM after the kernel's image; or how many there are, if they are fewer. What a loader put there is
+/// lost.
+///
+/// # Errors
+/// How many there are.
+pub fn pages_after_image(start_info: u32, count: u64) -> Result<Pages, u64> {
+    unsafe extern "C" {
+        static image_end: u8;
+    }
+    let first = ((&raw const image_end).addr() as u64).next_multiple_of(PAGE_BYTES);
+    let end = ram_end(start_info, first).unwrap_or(first).min(MAPPED_END);
+    let there = end.saturating_sub(first) / PAGE_BYTES;
+    if there < count { Err(there) } else { Ok(Pages::new(first, count)) }
+}
+
+/// Where the RAM ends in which `address` is.
+fn ram_end(start_info: u32, address: u64) -> Option<u64> {
+    let start = u64::from(start_info);
+    let at = |offset: u64| start.checked_add(offset);
+    if u32::from_le_bytes(read(at(VERSION_OFFSET)?)?) == 0 {
+        return None;
+    }
+    let map = u64::from_le_bytes(read(at(MEMMAP_OFFSET)?)?);
+    let entries = u32::from_le_bytes(read(at(MEMMAP_ENTRIES_OFFSET)?)?);
+    for n in 0..entries.min(MEMMAP_MAX) {
+        let entry = map.checked_add(u64::from(n) * MEMMAP_ENTRY_BYTES)?;
+        let base = u64::from_le_bytes(read(entry)?);
+        let end = base.checked_add(u64::from_le_bytes(read(entry.checked_add(8)?)?))?;
+        let ram = u32::from_le_bytes(read(entry.checked_add(16)?)?) == MEMMAP_RAM;
+        if ram && (base..end).contains(&address) {
+            return Some(end);
+        }
+    }
+    None
 }

@@ -104,8 +104,9 @@ ap_trampoline_end:
 .section .data.page_tables, "aw"
 .balign 4096
 pml4:
-    .quad pdpt + 0x23
+    .quad pdpt + 0x27               # user mode too: what it may see, the entries below say
     .fill 511, 8, 0
+.global pdpt
 pdpt:
     .quad page_directories + 0x0023, page_directories + 0x1023, page_directories + 0x2023, page_directories + 0x3023
     .fill 508, 8, 0
@@ -134,6 +135,11 @@ gdt:
     .quad 0
     .set cpu, cpu + 1
 .endr
+.set USER_CODE, . - gdt + 3
+    .quad 0x00affb000000ffff        # user mode's 64-bit code
+.set USER_DATA, . - gdt + 3
+    .quad 0x00cff3000000ffff        # and data
+.global USER_CODE, USER_DATA
 gdt_end:
 # So aligned that the TSSs differ only in the lowest 16 bits of their addresses.
 .balign 0x80 * MAX_CPUS

@@ -9,6 +9,7 @@ pub mod ap;
 pub mod boot;
 pub mod cell;
 pub mod cpu;
+pub mod load;
 mod mem;
 pub mod mmio;
 pub mod port;

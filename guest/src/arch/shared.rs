@@ -173,6 +173,11 @@ pub fn ring_push(cpu: usize, record: &Record) {
     put!(seq.wrapping_add(1) => ring, header.written);
 }
 
+/// Physical address of the CPU's count of ticks.
+pub(super) fn written_address(cpu: usize) -> u64 {
+    field!(RINGS.of(cpu), header.written).addr() as u64
+}
+
 /// Stores the clock's steps back.
 pub fn ring_steps_back(cpu: usize, count: u64, worst_ns: u64) {
     let ring = RINGS.of(cpu);

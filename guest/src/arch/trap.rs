@@ -3,6 +3,7 @@
 use guest::pvclock::Begun;
 
 use super::cpu::{Alone, Closed, join};
+use super::load::end_user_code;
 use crate::{cpus, kernel};
 
 /// The registers at an exception, in the order that `vectors.s` and the CPU pushed them.
@@ -52,5 +53,6 @@ extern "C" fn wake_entry() {
 /// `frame` is on the exception's own stack, complete.
 #[unsafe(no_mangle)]
 extern "C" fn exception_entry(frame: &Frame) -> ! {
+    end_user_code(frame.vector, frame.rip);
     kernel::exception(frame)
 }

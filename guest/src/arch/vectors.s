@@ -39,7 +39,7 @@ interrupt wake_stub, wake_entry     # 35
 
     .balign 16
 # The clock is read before all else: the page's version, then the TSC. The handler looks at the version again.
-timer_stub:                         # 36
+timer_stub:                         # 36, and 37
     movl TIME_PAGE(%rip), %edi
 2:  rdtsc
     .pushsection .trap_sites, "a", @progbits
