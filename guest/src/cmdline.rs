@@ -79,6 +79,8 @@ pub struct Options<'a> {
     pub max_ms: u64,
     /// `load=none|kernel|user`.
     pub load: Load,
+    /// `eoi=auto|apic`: whether interrupts may end without a write to the APIC.
+    pub pv_eoi: bool,
     /// `touch=`: pages that are written to after every tick.
     pub touch: u64,
 }
@@ -96,6 +98,7 @@ impl Default for Options<'_> {
             seed: 0,
             max_ms: DEFAULT_MAX_DELTA_MS,
             load: Load::None,
+            pv_eoi: true,
             touch: 0,
         }
     }
@@ -130,7 +133,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::NotAscii => f.write_str("command line is not ASCII"),
             Self::UnknownKey(word) => write!(
                 f,
-                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario hz count seed max_ms load touch",
+                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario hz count seed max_ms load touch eoi",
                 word.escape_default()
             ),
             Self::BadValue { key, value, want } => {
@@ -221,6 +224,13 @@ impl<'a> Options<'a> {
                     _ => return Err(bad("load", "none, kernel or user")),
                 }
             }
+            "eoi" => {
+                self.pv_eoi = match value {
+                    "auto" => true,
+                    "apic" => false,
+                    _ => return Err(bad("eoi", "auto or apic")),
+                }
+            }
             "touch" => {
                 let pages = value.parse().ok().filter(|pages| *pages <= TOUCH_MAX);
                 self.touch = pages.ok_or(bad("touch", "a number up to 4096"))?;
@@ -264,7 +274,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas hz=10000 count=1000000000 \
-                     seed=18446744073709551615 max_ms=0 load=user touch=4096 pci=off virtio_mmio.device=4K@0xd0000000:5";
+                     seed=18446744073709551615 max_ms=0 load=user touch=4096 eoi=apic pci=off virtio_mmio.device=4K@0xd0000000:5";
         let want = Options {
             clockevent: Some("lapic-oneshot"),
             conversion: Conversion::Mult,
@@ -276,6 +286,7 @@ mod tests {
             seed: u64::MAX,
             max_ms: 0,
             load: Load::User,
+            pv_eoi: false,
             touch: TOUCH_MAX,
         };
         assert_eq!(Options::parse(line), Ok(want));
@@ -299,6 +310,7 @@ mod tests {
             (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas, idle or smp"),
             (b"seed=18446744073709551616", "command line: seed=18446744073709551616 is not a number below 2^64"),
             (b"load=idle", "command line: load=idle is not none, kernel or user"),
+            (b"eoi=pv", "command line: eoi=pv is not auto or apic"),
             (b"touch=4097", "command line: touch=4097 is not a number up to 4096"),
             (b"touch=1 scenario=smp", "command line: load= and touch= are for one CPU, not for scenario=smp"),
             (b"scenario=smp load=kernel", "command line: load= and touch= are for one CPU, not for scenario=smp"),

@@ -64,6 +64,10 @@ pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
     };
     let Some(apic) = Apic::enable(platform.x2apic) else { refuse!("the local APIC has been moved") };
     let mut machine = Machine { apic, seat: Only };
+    let pv_eoi = options.pv_eoi && platform.pv_eoi;
+    if pv_eoi {
+        Apic::end_silently(0);
+    }
 
     // KVM ignores an address that it does not like; the clock would stand still and every wait be endless.
     if machine.version() == 0 {
@@ -105,7 +109,7 @@ pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
             refuse!("the machine has {cpus} CPUs, scenario=smp can use {MAX_CPUS}")
         };
         let system_time_msr = kvmclock.system_time_msr;
-        let plan = Plan { cpus, apic, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz };
+        let plan = Plan { cpus, apic, pv_eoi, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz };
         cpus::main(plan, clock, closed.beside())
     }
     let pages = (options.touch != 0).then(|| boot::pages_after_image(start_info, options.touch));
@@ -187,7 +191,7 @@ fn unusable(error: BadPage) -> ! {
 pub fn timer_interrupt(closed: &mut Closed<Alone>, begun: Begun) {
     let kernel = KERNEL.get(closed);
     let now = kernel.ticks.finish(&mut kernel.machine, begun);
-    kernel.machine.apic.eoi();
+    kernel.machine.apic.eoi(0);
     let outcome = kernel.ticks.interrupt(&mut kernel.machine, &now);
     kernel.after(outcome);
 }

@@ -347,7 +347,7 @@ fn bad_input_is_told() {
     }
     if kvm() {
         lab.run("sweep --from no_such_function").refused(2, &["no_such_function"]);
-        lab.run("sweep --from set_next_event").refused(2, &["set_next_event", "could be any of"]);
+        lab.run("sweep --from Clock::read").refused(2, &["Clock::read", "could be any of"]);
         lab.run("sweep --from tick:3 --to tick:2").refused(2, &["--to tick:2 is not after"]);
         vm_tests::finish(lab.vmm("sweep --from tick:99").args(["--cmdline", "count=100"]))
             .refused(2, &["makes only 100 ticks"]);

@@ -8,6 +8,7 @@
 
 pub mod ns_deadline;
 pub mod ports;
+pub mod pv_eoi;
 pub mod pvclock;
 pub mod report;
 pub mod sites;

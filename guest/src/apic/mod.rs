@@ -1,8 +1,9 @@
 //! The local APIC, through whichever door it has: memory (xAPIC) or MSRs (x2APIC).
 
 use guest::clockevent::{LVT_MASKED, LVT_VECTOR};
+use guest_abi::pv_eoi;
 
-use crate::arch::{cpu, mmio};
+use crate::arch::{cpu, mmio, shared};
 
 const MSR_APIC_BASE: u32 = 0x1b;
 const BASE_ENABLE: u64 = 1 << 11;
@@ -82,6 +83,11 @@ impl Apic {
         Some(apic)
     }
 
+    /// From now on the host may allow CPU `cpu`, which is this one, to end interrupts without a write. CPUID offers it.
+    pub fn end_silently(cpu: usize) {
+        cpu::wrmsr(pv_eoi::MSR, shared::eoi_address(cpu) | pv_eoi::ENABLE);
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
@@ -132,9 +138,12 @@ impl Apic {
         }
     }
 
-    /// Ends the interrupt in service.
-    pub fn eoi(self) {
-        self.write(EOI, 0);
+    /// Ends the interrupt in service, on CPU `cpu`: without a write if the host allows it.
+    #[inline(always)]
+    pub fn eoi(self, cpu: usize) {
+        if !shared::ends_silently(cpu) {
+            self.write(EOI, 0);
+        }
     }
 
     /// Writes the LVT timer entry. In xAPIC mode a deadline write may overtake it, so the switch into a mode waits

@@ -7,6 +7,7 @@ use core::cell::UnsafeCell;
 use core::mem::{offset_of, zeroed};
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use guest_abi::pv_eoi::PENDING;
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, TimeInfo, WallClock};
 use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, MAX_CPUS, RING_BYTES, Record};
 
@@ -31,7 +32,7 @@ const _: () = assert!(size_of::<Shared<Ring>>() == RING_BYTES);
 impl<T> Shared<T> {
     /// Nothing but zeros, which takes no room in the file.
     const fn zero() -> Self {
-        // SAFETY: used for `TimeInfo`, `WallClock` and `Ring`: plain integers, for which zeros are a value.
+        // SAFETY: used for `TimeInfo`, `WallClock`, `Ring` and words: plain integers, for which zeros are a value.
         Self(UnsafeCell::new(unsafe { zeroed() }))
     }
 }
@@ -49,6 +50,8 @@ impl<T> PerCpu<T> {
 }
 
 pub(super) static TIME: PerCpu<TimeInfo> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
+
+static EOI: PerCpu<u32> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
 
 static WALL: Shared<WallClock> = Shared::zero();
 
@@ -83,6 +86,29 @@ macro_rules! put {
 /// Physical address of the CPU's time page.
 pub fn time_address(cpu: usize) -> u64 {
     TIME.of(cpu).addr() as u64
+}
+
+/// Physical address of the CPU's PV EOI word.
+pub fn eoi_address(cpu: usize) -> u64 {
+    EOI.of(cpu).addr() as u64
+}
+
+/// Ends the interrupt in service if the host has said that it needs no write to the APIC; gives whether it did. One
+/// instruction looks and clears, so that the host does not change its mind in between.
+#[inline(always)]
+pub fn ends_silently(cpu: usize) -> bool {
+    // SAFETY: a word of a static that only this CPU and, while it is out, the host touch.
+    unsafe {
+        asm!(
+            "btr dword ptr [{}], {}",
+            "jc {}",
+            in(reg) EOI.of(cpu),
+            const PENDING.trailing_zeros(),
+            label { return true },
+            options(nostack)
+        );
+    }
+    false
 }
 
 /// Physical address of the wall clock.

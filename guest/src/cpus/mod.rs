@@ -28,6 +28,8 @@ pub struct Plan {
     pub cpus: usize,
     /// The door to every CPU's local APIC.
     pub apic: Apic,
+    /// Interrupts may end without a write to the APIC.
+    pub pv_eoi: bool,
     /// The MSR that takes the address of a kvmclock page.
     pub system_time_msr: u32,
     /// The clockevent.
@@ -122,6 +124,9 @@ pub fn ap_main(number: usize, mut closed: Closed<Beside>) -> ! {
         line!("guest: error: cpu {number}: its local APIC is not {}, or has been moved", plan.apic.name());
         exit(exit::USAGE)
     }
+    if plan.pv_eoi {
+        Apic::end_silently(number);
+    }
     if shared::time_version(number) == 0 {
         line!("guest: error: cpu {number}: the host has not written the kvmclock page");
         exit(exit::FAILED)
@@ -181,12 +186,12 @@ pub fn timer_interrupt() {
     let me = of(number);
     let ticked = me.ticking.with(|ticking| {
         let Some(Ticking { machine, ticks }) = ticking else {
-            plan.apic.eoi();
+            plan.apic.eoi(number);
             return false;
         };
         let before = ticks.totals().ticks;
         let now = ticks.now(machine);
-        plan.apic.eoi();
+        plan.apic.eoi(number);
         check::<State>(ticks.interrupt(machine, &now));
         ticks.totals().ticks != before
     });
@@ -200,8 +205,8 @@ pub fn timer_interrupt() {
 /// The vector that is counted.
 pub fn ipi() {
     let Some(plan) = PLAN.get() else { return };
-    plan.apic.eoi();
     let number = cpu::number();
+    plan.apic.eoi(number);
     let sender = smp::previous_cpu(number, plan.cpus);
     let link = &of(sender).link;
     let waits = link.arrived();
@@ -215,7 +220,7 @@ pub fn ipi() {
 /// The vector that ends a halt.
 pub fn woken() {
     if let Some(plan) = PLAN.get() {
-        plan.apic.eoi();
+        plan.apic.eoi(cpu::number());
     }
 }
 

@@ -5,6 +5,7 @@
 use super::base::{Base, Mode};
 use super::lvt::Deliver;
 use super::registers::LvtKind;
+use super::vectors::Vectors;
 use super::{DeliveryMode, Ipi, LocalApic, State, Trigger};
 
 /// What a message or a local source asks of the CPU.
@@ -193,6 +194,24 @@ impl LocalApic {
             let _ = self.sample_lint0();
         }
         Some(vector).filter(|_| level)
+    }
+
+    /// The vector in service whose end nothing waits for, so that it changes nothing but ISR: no other is in service, none
+    /// is requested, and it is not level-triggered.
+    #[must_use]
+    pub fn silent_end(&self) -> Option<u8> {
+        let vector = self.isr.highest().filter(|vector| !self.tmr.contains(*vector))?;
+        let mut others = self.isr;
+        others.set(vector, false);
+        (others == Vectors::default() && self.irr == Vectors::default()).then_some(vector)
+    }
+
+    /// The guest has ended the interrupt `vector` without a write, as [`silent_end`](Self::silent_end) allowed when it was
+    /// last asked. Nothing happens if that is not the highest in service.
+    pub fn end_silently(&mut self, vector: u8) {
+        if self.isr.highest() == Some(vector) {
+            let _ = self.end_of_interrupt();
+        }
     }
 
     /// The CPU receives INIT. "The state of the local APIC following an INIT reset is the same as it is after a power-up

@@ -214,10 +214,24 @@ impl LocalApic {
     /// is unmasked with a legal vector, the APIC is enabled, and the vector's class is above the processor priority's.
     #[must_use]
     pub fn next_wake(&self) -> Option<Deadline> {
+        self.next_wake_above(self.ppr())
+    }
+
+    /// As [`next_wake`](Self::next_wake), were the highest interrupt in service over.
+    #[must_use]
+    pub fn next_wake_after_end(&self) -> Option<Deadline> {
+        let mut isr = self.isr;
+        if let Some(vector) = isr.highest() {
+            isr.set(vector, false);
+        }
+        self.next_wake_above(processor_priority(self.tpr, &isr))
+    }
+
+    fn next_wake_above(&self, priority: u8) -> Option<Deadline> {
         let lvtt = self.lvt.timer;
         // Either way of disabling the APIC masks the entry.
         let delivers = !lvtt.masked() && lvtt.has_legal_vector();
-        self.next_deadline().filter(|_| delivers && class(lvtt.vector()) > class(self.ppr()))
+        self.next_deadline().filter(|_| delivers && class(lvtt.vector()) > class(priority))
     }
 
     /// A fixed interrupt arrives from outside (SDM vol. 3, "Interrupt Acceptance for Fixed Interrupts").

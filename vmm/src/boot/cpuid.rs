@@ -7,7 +7,7 @@
 //! Frequencies are those at boot and stay so after a migration: CPUID does not change under a running guest, and that
 //! is exactly why a guest that read its TSC frequency once goes wrong. The pvclock page is what tells of a new one.
 
-use guest_abi::{ns_deadline, pvclock};
+use guest_abi::{ns_deadline, pv_eoi, pvclock};
 use serde::{Deserialize, Serialize};
 
 use crate::time::Khz;
@@ -41,6 +41,8 @@ pub struct Offer {
     pub tsc_deadline: bool,
     /// The nanosecond deadline MSR.
     pub ns_deadline: bool,
+    /// Paravirtual EOI.
+    pub pv_eoi: bool,
     /// IA32_TSC_ADJUST; needs a TSC that can be moved.
     pub tsc_adjust: bool,
     /// The TSC frequency at boot.
@@ -136,6 +138,9 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
         let mut word = || words.next().unwrap_or(0);
         plain(function, last, word(), word(), word())
     };
+    let mut features =
+        pvclock::FEATURE_CLOCKSOURCE | pvclock::FEATURE_CLOCKSOURCE2 | pvclock::FEATURE_CLOCKSOURCE_STABLE;
+    set(&mut features, pv_eoi::FEATURE, offer.pv_eoi);
     let khz = offer.tsc_khz.get();
     let mhz = khz / 1000;
     let mut leaves = vec![
@@ -146,13 +151,7 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
         plain(0x15, 1_000_000, khz, 1_000_000_000, 0),
         plain(0x16, mhz, mhz, 100, 0),
         signed(pvclock::CPUID_LEAF, pvclock::CPUID_TIMING_LEAF, pvclock::CPUID_SIGNATURE),
-        plain(
-            pvclock::CPUID_FEATURES_LEAF,
-            pvclock::FEATURE_CLOCKSOURCE | pvclock::FEATURE_CLOCKSOURCE2 | pvclock::FEATURE_CLOCKSOURCE_STABLE,
-            0,
-            0,
-            0,
-        ),
+        plain(pvclock::CPUID_FEATURES_LEAF, features, 0, 0, 0),
         plain(pvclock::CPUID_TIMING_LEAF, khz, BUS_KHZ, 0, 0),
     ];
     if offer.ns_deadline {
@@ -195,6 +194,7 @@ mod tests {
             x2apic: true,
             tsc_deadline: true,
             ns_deadline: true,
+            pv_eoi: true,
             tsc_adjust: false,
             tsc_khz: Khz::new(2_600_000).unwrap(),
             cpus: 1,
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn offers_no_paravirtual_feature_that_we_do_not_emulate() {
         let leaves = leaves(&[plain(1), plain(0x4000_0000), plain(0x4000_0001)], &offer(), 0);
-        assert_eq!(find(&leaves, 0x4000_0001).eax, 1 << 0 | 1 << 3 | 1 << 24);
+        assert_eq!(find(&leaves, 0x4000_0001).eax, 1 << 0 | 1 << 3 | 1 << 6 | 1 << 24);
         assert_eq!(leaves.iter().filter(|l| l.function == 0x4000_0001).count(), 1);
     }
 
@@ -227,10 +227,11 @@ mod tests {
 
     #[test]
     fn withheld_features_are_off_even_if_the_host_has_them() {
-        let off = Offer { x2apic: false, tsc_deadline: false, ns_deadline: false, ..offer() };
+        let off = Offer { x2apic: false, tsc_deadline: false, ns_deadline: false, pv_eoi: false, ..offer() };
         let leaves = leaves(&[plain(1), plain(7)], &off, 0);
         assert_eq!(find(&leaves, 1).ecx & (1 << 21 | 1 << 24), 0);
         assert_eq!(find(&leaves, 7).ebx & 2, 0);
+        assert_eq!(find(&leaves, 0x4000_0001).eax & 1 << 6, 0);
         assert!(leaves.iter().all(|l| l.function != ns_deadline::CPUID_LEAF));
     }
 

@@ -75,6 +75,9 @@ pub struct Run {
     /// Whether the CPU offers x2APIC where the host can.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
     pub x2apic: OnOff,
+    /// Whether the guest is offered to end interrupts without an exit (KVM's paravirtual EOI); not with KVM's local APICs.
+    #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
+    pub pv_eoi: OnOff,
     /// The guest's TSC frequency in kHz; the host's by default.
     #[arg(long, value_name = "KHZ", value_parser = khz, requires = "guest")]
     pub tsc_khz: Option<Khz>,

@@ -38,6 +38,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
         cpus: args.cpus,
         seed: args.seed,
         x2apic: args.x2apic == OnOff::On,
+        pv_eoi: args.pv_eoi == OnOff::On,
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use guest_abi::pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD};
+use guest_abi::{
+    pv_eoi,
+    pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD},
+};
 
 use super::{
     Platform,
@@ -101,6 +104,22 @@ impl<'a> Access<'a> {
         }
     }
 
+    /// The vCPU is about to enter.
+    pub(super) fn settle_eoi(&mut self) {
+        let Local { apic, pv_eoi, .. } = &mut *self.local;
+        if let Some(pv_eoi) = pv_eoi {
+            pv_eoi.settle(apic, &Ram(&self.platform.memory));
+        }
+    }
+
+    /// An interrupt was acknowledged and enters.
+    pub(super) fn lend_eoi(&mut self) {
+        let Local { apic, pv_eoi, .. } = &mut *self.local;
+        if let Some(pv_eoi) = pv_eoi {
+            pv_eoi.lend(apic, &Ram(&self.platform.memory));
+        }
+    }
+
     /// Publishes this CPU's page, if it has one.
     fn publish(&mut self) -> Result<(), GpFault> {
         let page = lock(&self.platform.clock).page(self.local.tsc_adjust);
@@ -114,6 +133,9 @@ impl<'a> Access<'a> {
     }
 
     fn read(&mut self, index: u32, now: Now) -> Result<u64, GpFault> {
+        if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &self.local.pv_eoi) {
+            return Ok(pv_eoi.read_msr());
+        }
         match index {
             _ if LocalApic::owns_msr(index) => self.local.apic.msr_read(index, now).map_err(|_| GpFault),
             IA32_TSC => Ok(now.tsc.0),
@@ -129,6 +151,12 @@ impl<'a> Access<'a> {
 
     fn write(&mut self, index: u32, value: u64, now: Now) -> Result<(), GpFault> {
         let ram = Ram(&self.platform.memory);
+        if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &mut self.local.pv_eoi) {
+            return pv_eoi.write_msr(value, &ram).map_err(|fault| {
+                log::warn!("the guest's write of MSR_KVM_PV_EOI_EN {value:#x} gets a #GP: {fault}");
+                GpFault
+            });
+        }
         match index {
             _ if LocalApic::owns_msr(index) => {
                 let effects = self.local.apic.msr_write(index, value, now).map_err(|_| GpFault)?;
@@ -162,6 +190,10 @@ impl<'a> Access<'a> {
 
 impl Bus for Access<'_> {
     fn cr8(&mut self, cr8: u8) {
+        let Local { apic, pv_eoi, .. } = &mut *self.local;
+        if let Some(pv_eoi) = pv_eoi {
+            pv_eoi.look(apic, &Ram(&self.platform.memory));
+        }
         if self.local.apic.cr8() != cr8 {
             self.local.apic.set_cr8(cr8);
         }

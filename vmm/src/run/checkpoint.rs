@@ -85,10 +85,11 @@ impl Machine {
 
     /// Where the VMM itself writes guest RAM while the guest runs.
     pub(super) fn own_writes(&self) -> Vec<u64> {
-        /// Size of either structure, so that one which crosses a page is seen in both.
+        /// Size of the largest structure, so that one which crosses a page is seen in both.
         const LAST: u64 = 31;
         let pages = self.cpus.iter().filter_map(|cpu| cpu.local.pvclock.address());
+        let words = self.cpus.iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
         let wall = Some(lock(&self.platform.wall).read_msr()).filter(|address| *address != 0);
-        pages.chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
+        pages.chain(words).chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
     }
 }

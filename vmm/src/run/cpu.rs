@@ -2,9 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{apic::LocalApic, kvm::Vcpu, pvclock::Registration, time::Now};
+use crate::{
+    apic::{Deadline, LocalApic},
+    kvm::Vcpu,
+    pvclock::Registration,
+    time::Now,
+};
 
-use super::{Platform, RunError, access::Access, clock::Clock};
+use super::{Platform, RunError, access::Access, clock::Clock, pv_eoi::PvEoi};
 
 /// One vCPU.
 pub struct Cpu {
@@ -34,6 +39,8 @@ pub struct Local {
     pub apic: LocalApic,
     /// Its kvmclock page.
     pub pvclock: Registration,
+    /// Its PV EOI word, if it was offered one.
+    pub pv_eoi: Option<PvEoi>,
     /// IA32_TSC_ADJUST: what this CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: u64,
     /// Whether it executes instructions at all.
@@ -55,6 +62,14 @@ impl Local {
     #[must_use]
     pub fn now(&self, clock: &Clock) -> Now {
         clock.now(self.tsc_adjust)
+    }
+
+    /// The next instant at which its timer could interrupt it.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Deadline> {
+        // Halted, it ends no interrupt.
+        let word = self.pv_eoi.as_ref().filter(|_| !self.halted);
+        word.map_or_else(|| self.apic.next_wake(), |word| word.next_wake(&self.apic))
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     clock::Clock,
     cpu::{Cpu, Local, Phase},
     platform::Ram,
+    pv_eoi::PvEoi,
     source::{Chosen, TscSource},
     state::CpuState,
 };
@@ -34,6 +35,7 @@ pub(super) fn boot(
         x2apic: options.x2apic && env.facts.x2apic_exits,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: true,
+        pv_eoi: options.pv_eoi,
         tsc_adjust: chosen.source == TscSource::Trapped,
         tsc_khz: khz,
         cpus: options.cpus,
@@ -63,6 +65,7 @@ pub(super) fn boot(
             index,
             apic,
             pvclock: Registration::default(),
+            pv_eoi: offer.pv_eoi.then(PvEoi::default),
             tsc_adjust: 0,
             phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
             halted: false,
@@ -91,6 +94,7 @@ pub(super) fn states(
             index: _,
             apic,
             pvclock,
+            pv_eoi,
             tsc_adjust,
             phase,
             halted,
@@ -108,6 +112,7 @@ pub(super) fn states(
             kvm,
             apic: apic.state(clock.now(*tsc_adjust)),
             pvclock: pvclock.state(),
+            pv_eoi: pv_eoi.as_ref().map(PvEoi::state),
             tsc_adjust: *tsc_adjust,
             phase: *phase,
             halted: *halted,
@@ -120,7 +125,8 @@ pub(super) fn states(
 pub(super) fn restore(vm: &Vm, memory: &GuestMemoryMmap, saved: &[CpuState]) -> Result<Vec<Cpu>, RunError> {
     let mut cpus = Vec::new();
     for (index, cpu) in (0u32..).zip(saved) {
-        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, tsc_adjust, phase, halted } = cpu;
+        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
+            cpu;
         let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
         // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
         let mut vcpu = Vcpu::new(vm, index, seen).map_err(|e| bad(e.to_string()))?;
@@ -131,6 +137,10 @@ pub(super) fn restore(vm: &Vm, memory: &GuestMemoryMmap, saved: &[CpuState]) -> 
                 .map_err(|e| bad(e.to_string()))?
                 .with_physical_bits(cpuid::physical_bits(seen)),
             pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
+            pv_eoi: pv_eoi
+                .map(|state| PvEoi::from_state(state, &Ram(memory)))
+                .transpose()
+                .map_err(|e| bad(e.to_string()))?,
             tsc_adjust: *tsc_adjust,
             phase: *phase,
             halted: *halted,

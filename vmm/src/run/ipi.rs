@@ -7,7 +7,7 @@
 use super::{
     Platform, RunError,
     cpu::{Cpu, Local, Phase},
-    platform::{Post, lock},
+    platform::{Post, Ram, lock},
 };
 use crate::apic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
 
@@ -84,6 +84,9 @@ pub(super) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) 
         Delivery::Init => {
             cpu.drain(platform)?;
             cpu.vcpu.reset_after_init()?;
+            if let Some(pv_eoi) = &mut cpu.local.pv_eoi {
+                pv_eoi.reset(&Ram(&platform.memory));
+            }
             cpu.local.apic.init();
             cpu.local.halted = false;
             cpu.local.nmi = false;

@@ -29,6 +29,7 @@ pub mod mailbox;
 mod migrate;
 pub mod options;
 pub mod platform;
+pub mod pv_eoi;
 mod ram_copies;
 mod schedule;
 pub mod source;

@@ -66,6 +66,8 @@ pub struct BootOptions {
     pub seed: u64,
     /// False hides x2APIC even where it works.
     pub x2apic: bool,
+    /// False hides paravirtual EOI. KVM's LAPIC never has it here.
+    pub pv_eoi: bool,
 }
 
 /// A host to pretend to be, so that the way out of its peculiarity can be tested anywhere.

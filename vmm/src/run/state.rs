@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LapicKind, TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, source::TscSource};
+use super::{
+    LapicKind, TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, pv_eoi::PvEoiState, source::TscSource,
+};
 use crate::{
     apic,
     boot::{cpuid::Leaf, sites::SiteState},
@@ -100,6 +102,8 @@ pub struct CpuState {
     pub apic: apic::State,
     /// Its kvmclock page.
     pub pvclock: RegistrationState,
+    /// Its PV EOI word, if it was offered one.
+    pub pv_eoi: Option<PvEoiState>,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: u64,
     /// Whether it executes instructions at all.

@@ -101,6 +101,7 @@ pub(super) fn turn(
         }
         return Ok(Turn::Idle { deaf });
     }
+    Access::new(&mut cpu.local, platform).settle_eoi();
     alarm.set(&cpu.local, platform, mode, stop);
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
     let (exit, base_changed) = match entry {
@@ -212,6 +213,7 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
     }
     let Some(vector) = pending else { return Ok(Entry::Free) };
     cpu.local.apic.acknowledge(vector);
+    Access::new(&mut cpu.local, platform).lend_eoi();
     cpu.vcpu.inject(vector);
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {

@@ -12,8 +12,8 @@ use crate::run::{HostEnvironment, Machine, state::MachineState};
 
 /// Version of the sections that have not changed yet.
 const VERSION: u32 = 1;
-/// 2: who has the LAPICs.
-const CPUS_VERSION: u32 = 2;
+/// 2: who has the LAPICs. 3: PV EOI.
+const CPUS_VERSION: u32 = 3;
 /// 2: the 8259 pair and the 8254.
 const DEVICES_VERSION: u32 = 2;
 

@@ -86,6 +86,7 @@ pub fn options(
             cpus: 1,
             seed: 0,
             x2apic: true,
+            pv_eoi: true,
             lapic: LapicKind::User,
         },
         khz,

@@ -166,10 +166,10 @@ mod tests {
     #[test]
     fn knows_the_embedded_guest() {
         let program = Program::read(GUEST_ELF);
-        let address = program.address_of("write_tsc_deadline").unwrap();
+        let address = program.address_of("kernel::main").unwrap();
         let code = program.at(address);
-        assert_eq!(code.symbol.as_deref(), Some("guest::arch::cpu::write_tsc_deadline"));
-        assert!(code.source.is_some_and(|source| source.starts_with("guest/src/arch/")), "a source line");
+        assert_eq!(code.symbol.as_deref(), Some("guest::kernel::main"));
+        assert!(code.source.is_some_and(|source| source.starts_with("guest/src/kernel.rs")), "a source line");
         assert!(!code.bytes.is_empty());
         assert!(matches!(program.address_of("fmt"), Err(SweepError::SeveralSymbols { .. })));
         assert!(matches!(program.address_of("no_such_function"), Err(SweepError::NoSymbol(_))));

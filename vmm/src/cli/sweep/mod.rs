@@ -65,6 +65,7 @@ fn options(args: &Sweep) -> Options {
             cpus: args.cpus,
             seed: args.seed,
             x2apic: args.x2apic == OnOff::On,
+            pv_eoi: true,
         },
         khz: args.tsc_khz,
         from: args.from.clone(),

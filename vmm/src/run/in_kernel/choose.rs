@@ -95,6 +95,8 @@ pub fn offer(env: &HostEnvironment, chosen: &Chosen, x2apic: bool, khz: Khz, cpu
         x2apic,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: false,
+        // Nothing of KVM's says whether an EOI is outstanding, so that a snapshot could hold it.
+        pv_eoi: false,
         tsc_adjust: chosen.lapics == Lapics::Kvms { tsc_moves: true } && cpuid::has_tsc_adjust(&env.supported),
         tsc_khz: khz,
         cpus,
