@@ -43,6 +43,29 @@ fn touched_pages_are_ram_and_cost_no_virtual_time() {
     assert!(ended.stdout.contains("touch=4096 needs 16384 KiB of RAM after the kernel"), "{ended:#?}");
 }
 
+// Catches: an interrupt whose end exits although nothing waits for it, and a switch that does nothing.
+#[test]
+fn interrupts_end_without_an_exit() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    // In virtual time the counts are exact: RDTSC, the arming, the halt; and the EOI if it is written.
+    for (more, flags, each) in [("", "", 3), ("eoi=apic", "", 4), ("", "--pv-eoi off", 4)] {
+        for door in DOORS {
+            let flags = format!("--time virtual {flags} {door}");
+            let exits = |count: u64| {
+                let run = lab.boot(&format!("clockevent=kvm-ns-deadline {more} count={count}"), &flags);
+                run.in_order(count);
+                run.summary.count("costs/exits")
+            };
+            let (few, many) = (exits(100), exits(300));
+            // The guest prints how many ticks there were: the two have as many digits.
+            assert_eq!(many - few, 200 * each, "{more} {flags}");
+        }
+    }
+}
+
 fn every_clockevent(flags: &str, count: u64) {
     if !kvm() {
         return;
