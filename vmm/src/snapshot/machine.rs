@@ -36,7 +36,7 @@ pub fn save(machine: &mut Machine, env: &HostEnvironment, dir: &Path) -> Result<
         let path = temporary.join(MEMORY_FILE);
         let file = directory::create_file(temporary, MEMORY_FILE)?;
         // The file holds what the guest was loaded with, not our patches: it can be restored where nothing is patched.
-        let layout = machine.with_original_code(|ram| memory::write(&file, &path, ram))?;
+        let layout = machine.with_original_code(|ram| memory::write(&file, &path, ram, &memory::in_use(ram)?))?;
         let bytes = encode(&state, &layout)?;
         let mut file = directory::create_file(temporary, STATE_FILE)?;
         let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };

@@ -9,6 +9,7 @@ mod error;
 mod layout;
 #[cfg(test)]
 mod tests;
+mod touched;
 
 use std::fs::File;
 use std::io;
@@ -23,6 +24,8 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress, MmapRegion,
 };
+
+use crate::run::PageSet;
 
 pub use error::MemoryError;
 pub use layout::{GUEST_ADDRESS_END, MAX_REGIONS, MemoryLayout, RegionLayout};
@@ -55,36 +58,67 @@ impl Tally {
     }
 }
 
-/// Writes guest RAM into `file`, which is empty and named `path` in errors. No vCPU may run meanwhile.
+/// The pages of guest RAM that may hold a byte that is not zero, by their index in a file of `layout`. See [`touched`]
+/// for how they are found without reading RAM.
+///
+/// # Errors
+/// The layout is impossible.
+pub fn in_use(memory: &GuestMemoryMmap) -> Result<PageSet, MemoryError> {
+    let layout = MemoryLayout::of(memory);
+    touched::pages(memory, &layout, Path::new(touched::PAGEMAP))
+}
+
+/// Writes those pages of guest RAM that are in `pages` and not zero into `file`, which is empty and named `path` in errors.
+/// No vCPU may run meanwhile.
 ///
 /// # Errors
 /// RAM cannot be read, is not whole pages, or the file cannot be written.
-pub fn write(file: &File, path: &Path, memory: &GuestMemoryMmap) -> Result<MemoryLayout, MemoryError> {
+pub fn write(file: &File, path: &Path, memory: &GuestMemoryMmap, pages: &PageSet) -> Result<MemoryLayout, MemoryError> {
     let mut layout = MemoryLayout::of(memory);
     let total = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     file.set_len(total).map_err(io)?;
     let mut tally = Tally::default();
     let mut buffer = vec![0; CHUNK_BYTES];
-    for (region, place) in memory.iter().zip(&layout.regions) {
-        let mut done = 0u64;
-        while done < place.bytes {
-            let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(done), source };
-            let chunk = take(&mut buffer, place.bytes - done);
-            let slice = region.get_slice(MemoryRegionAddress(done), chunk.len()).map_err(guest)?;
-            slice.copy_to(chunk);
-            let offset = place.file_offset.saturating_add(done);
-            for (page, offset) in chunk.chunks(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
-                if tally.page(offset, page) {
-                    file.write_all_at(page, offset).map_err(io)?;
-                }
-            }
-            done = done.saturating_add(length(chunk));
+    for run in pages.runs() {
+        let (mut at, end) = (bytes(run.start), bytes(run.end).min(total));
+        while at < end {
+            // Regions follow one another: the first that ends behind `at` has it.
+            let mut regions = memory.iter().zip(&layout.regions);
+            let found = regions.find(|(_, place)| at < place.file_offset.saturating_add(place.bytes));
+            let Some((region, place)) = found else { break };
+            let inside = at.saturating_sub(place.file_offset);
+            let chunk = take(&mut buffer, (end - at).min(place.bytes.saturating_sub(inside)));
+            let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
+            region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
+            write_chunk(file, chunk, at, &mut tally).map_err(io)?;
+            at = at.saturating_add(length(chunk));
         }
     }
     layout.pages = tally.pages;
     layout.checksum = tally.crc.finalize();
     Ok(layout)
+}
+
+/// Writes the pages of `chunk` that are not zero, neighbours at once.
+fn write_chunk(file: &File, chunk: &[u8], at: u64, tally: &mut Tally) -> io::Result<()> {
+    let mut unwritten = 0..0usize;
+    let flush = |range: std::ops::Range<usize>| match chunk.get(range.clone()) {
+        Some(bytes) if !bytes.is_empty() => {
+            file.write_all_at(bytes, at.saturating_add(u64::try_from(range.start).unwrap_or(u64::MAX)))
+        }
+        _ => Ok(()),
+    };
+    for (page, start) in chunk.chunks(PAGE_BYTES).zip((0..).step_by(PAGE_BYTES)) {
+        let end = start + page.len();
+        if tally.page(at.saturating_add(u64::try_from(start).unwrap_or(u64::MAX)), page) {
+            unwritten.end = end;
+        } else {
+            flush(unwritten)?;
+            unwritten = end..end;
+        }
+    }
+    flush(unwritten)
 }
 
 /// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero.
@@ -170,6 +204,16 @@ pub fn map(file: File, path: &Path, layout: &MemoryLayout) -> Result<GuestMemory
 fn take(buffer: &mut [u8], left: u64) -> &mut [u8] {
     let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
     buffer.split_at_mut(bytes).0
+}
+
+/// Where page number `page` begins in a file.
+fn bytes(page: usize) -> u64 {
+    u64::try_from(page).unwrap_or(u64::MAX).saturating_mul(PAGE)
+}
+
+/// The number of the page that begins at or before `offset`.
+fn page(offset: u64) -> usize {
+    usize::try_from(offset / PAGE).unwrap_or(usize::MAX)
 }
 
 fn length(chunk: &[u8]) -> u64 {
