@@ -150,6 +150,10 @@ pub struct Restore {
     /// How time passes; as saved by default.
     #[arg(long, value_enum, value_name = "MODE")]
     pub time: Option<Time>,
+    /// When the saved memory's checksum is verified: before the guest goes on, or while it runs. Damage ends the VM either
+    /// way.
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "background")]
+    pub verify: Verify,
     #[command(flatten)]
     pub session: Session,
 }
@@ -255,6 +259,14 @@ impl From<Time> for TimeMode {
             Time::Virtual => Self::Virtual,
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// First: the guest starts when all of it has been read.
+    Now,
+    /// Behind the guest's back; the VM's end, and every snapshot of it, waits for the result.
+    Background,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,13 +6,16 @@ use anyhow::{Context, Result};
 use vmm::{
     boot::{self, Image},
     run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
-    session::{self, Cycle, Finish, Report},
-    snapshot,
+    session::{self, Cycle, Finish, Report, SessionError},
+    snapshot::{
+        self,
+        machine::{Loaded, Unverified},
+    },
     time::{Khz, VmTime},
 };
 
 use super::{
-    args::{DebugExitStatus, OnOff, Restore, Run, Session},
+    args::{DebugExitStatus, OnOff, Restore, Run, Session, Verify},
     exit::{self, Failed},
     run_files::Files,
 };
@@ -41,13 +44,16 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
     let machine = Machine::boot(&env, &image, &options, outputs)?;
-    session(&env, machine, &args.session, None, files)
+    session(&env, machine, None, &args.session, None, files)
 }
 
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
-    let (state, memory) = snapshot::machine::load(&args.dir).with_context(name)?;
+    let Loaded { state, memory, unverified } = snapshot::machine::load(&args.dir).with_context(name)?;
+    if args.verify == Verify::Now {
+        unverified.verify(|| ()).with_context(name)?;
+    }
     let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
@@ -58,13 +64,26 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
-    let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
-    session(&env, machine, &args.session, Some(khz), files)
+    let machine = match Machine::from_state(&env, &state, memory, choice, time, khz, outputs) {
+        Ok(machine) => machine,
+        Err(error) => {
+            // What looks impossible may only be damaged.
+            unverified.verify(|| ()).with_context(name)?;
+            return Err(error).with_context(name);
+        }
+    };
+    let unverified = (args.verify == Verify::Background).then_some(&unverified);
+    session(&env, machine, unverified, &args.session, Some(khz), files).map_err(|error| match error.downcast() {
+        Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    })
 }
 
 fn session(
     env: &HostEnvironment,
     machine: Machine,
+    unverified: Option<&Unverified>,
     args: &Session,
     khz: Option<Khz>,
     files: Files,
@@ -88,7 +107,7 @@ fn session(
         timeout: args.timeout,
     };
     session::block_signals().context("cannot block signals")?;
-    let report = session::run(env, machine, &options)?;
+    let report = session::run(env, machine, unverified, &options)?;
     tell(&report);
     files.write(&report)?;
     match &report.finish {

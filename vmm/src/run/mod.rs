@@ -41,11 +41,12 @@ mod wire;
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;
 
+pub use crate::kvm::set_idle_priority;
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};
-pub use pages::PageSet;
 pub use options::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode};
+pub use pages::PageSet;
 pub use platform::Platform;
 pub use stepper::{Came, Place, Stepper};
 pub use turn::Pace;

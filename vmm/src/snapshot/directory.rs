@@ -13,6 +13,9 @@ pub const STATE_FILE: &str = "state";
 /// The file with guest RAM.
 pub const MEMORY_FILE: &str = "memory";
 
+/// How much room is made for a `state` file before it is read, at most: one of a few vCPUs is then read at once.
+const STATE_BYTES_AT_ONCE: u64 = 1 << 20;
+
 /// Why a snapshot's directory was not made or not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
@@ -117,7 +120,8 @@ pub fn create_file(temporary: &Path, name: &str) -> Result<File, DirectoryError>
 pub fn read_state(dir: &Path) -> Result<StateReader, DirectoryError> {
     let path = dir.join(STATE_FILE);
     let file = open_file(&path)?;
-    let mut bytes = Vec::new();
+    let hint = file.metadata().map_or(0, |meta| meta.len()).min(STATE_BYTES_AT_ONCE);
+    let mut bytes = Vec::with_capacity(usize::try_from(hint).unwrap_or(0));
     // One more than allowed, so that the reader sees a file that is too large as such; the size that the file system
     // tells may be old by the time of the read.
     let limit = u64::try_from(MAX_STATE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
@@ -125,7 +129,7 @@ pub fn read_state(dir: &Path) -> Result<StateReader, DirectoryError> {
     StateReader::parse(&bytes).map_err(|source| DirectoryError::State { path, source })
 }
 
-/// Opens the `memory` file of the snapshot `dir`, unchecked; [`memory::map`](super::memory::map) checks it.
+/// Opens the `memory` file of the snapshot `dir`, unchecked; see [`memory::map`](super::memory::map) and [`memory::verify`](super::memory::verify).
 ///
 /// # Errors
 /// It is missing, unreadable or not a regular file; the error names it.

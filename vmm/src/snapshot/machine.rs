@@ -1,6 +1,11 @@
 //! A whole machine to a directory, and back.
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Serialize;
 use vm_memory::GuestMemoryMmap;
@@ -72,15 +77,48 @@ fn decode(mut reader: StateReader) -> Result<(MachineState, MemoryLayout), Snaps
     Ok((state, layout))
 }
 
-/// Reads and checks the snapshot in `dir`. RAM is mapped privately: the files are never written.
+/// What was loaded and is not yet known to be undamaged: the content of RAM. A guest can run meanwhile, but nothing that
+/// it comes to may be passed on before [`Self::verify`] says that it ran on what was saved.
+#[derive(Debug)]
+#[must_use = "nothing else finds damaged memory"]
+pub struct Unverified {
+    file: Arc<File>,
+    path: PathBuf,
+    layout: MemoryLayout,
+}
+
+impl Unverified {
+    /// Reads RAM from the snapshot and checks it. Calls `between` often enough to change priorities there.
+    ///
+    /// # Errors
+    /// It is damaged, or cannot be read.
+    pub fn verify(&self, between: impl FnMut()) -> Result<(), SnapshotError> {
+        let Self { file, path, layout } = self;
+        Ok(memory::verify(file, path, layout, between)?)
+    }
+}
+
+/// A machine that was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Everything but RAM.
+    pub state: MachineState,
+    /// RAM, mapped privately: the files are never written.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// What is to be checked yet.
+    pub unverified: Unverified,
+}
+
+/// Reads and checks the snapshot in `dir`, but the content of RAM.
 ///
 /// # Errors
 /// [`SnapshotError`] naming the file, the section and the reason.
-pub fn load(dir: &Path) -> Result<(MachineState, Arc<GuestMemoryMmap>), SnapshotError> {
+pub fn load(dir: &Path) -> Result<Loaded, SnapshotError> {
     let (state, layout) = decode(directory::read_state(dir)?)?;
     let (file, path) = directory::open_memory(dir)?;
-    let ram = memory::map(file, &path, &layout)?;
-    Ok((state, Arc::new(ram)))
+    let file = Arc::new(file);
+    let memory = Arc::new(memory::map(&file, &path, &layout)?);
+    Ok(Loaded { state, memory, unverified: Unverified { file, path, layout } })
 }
 
 /// The machine's state in `dir`, without looking at its RAM.

@@ -121,11 +121,11 @@ fn write_chunk(file: &File, chunk: &[u8], at: u64, tally: &mut Tally) -> io::Res
     flush(unwritten)
 }
 
-/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero.
+/// Checks that `file` has the size that `layout` says, without reading it.
 ///
 /// # Errors
-/// The layout is impossible, or the file has another size or other content, or cannot be read.
-pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), MemoryError> {
+/// The layout is impossible, or the file has another size.
+pub fn check_size(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), MemoryError> {
     let expected = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
     let found = file.metadata().map_err(io)?.len();
@@ -135,12 +135,25 @@ pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), Mem
     if found > expected {
         return Err(MemoryError::TooLong { path: path.to_owned(), found, expected });
     }
+    Ok(())
+}
+
+/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero. Calls
+/// `between` every [`CHUNK_BYTES`], or more often.
+///
+/// # Errors
+/// As [`check_size`], or the file has other content, or cannot be read.
+pub fn verify(file: &File, path: &Path, layout: &MemoryLayout, mut between: impl FnMut()) -> Result<(), MemoryError> {
+    check_size(file, path, layout)?;
+    let expected = layout.file_bytes()?;
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
     let mut tally = Tally::default();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;
     while let Some((start, end)) = next_data(file, at, expected).map_err(io)? {
         at = start;
         while at < end {
+            between();
             let chunk = take(&mut buffer, end - at);
             file.read_exact_at(chunk, at).map_err(io)?;
             for (page, offset) in chunk.chunks(PAGE_BYTES).zip((at..).step_by(PAGE_BYTES)) {
@@ -177,19 +190,18 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((start - start % PAGE, stop)))
 }
 
-/// Checks `file` and maps it as guest RAM. Writes of the guest stay in this process; pages not yet written to are read
-/// from the file for as long as the VM lives, so nobody may change the file in place. (Publishing another snapshot
-/// under the same name is no change: that is another file.)
+/// Maps `file`, whose size is checked here and whose content is not, as guest RAM. Writes of the guest stay in this
+/// process; pages not yet written to are read from the file for as long as the VM lives, so nobody may change the file in
+/// place. (Publishing another snapshot under the same name is no change: that is another file.)
 ///
 /// # Errors
-/// As [`verify`], or the host cannot map the file.
-pub fn map(file: File, path: &Path, layout: &MemoryLayout) -> Result<GuestMemoryMmap, MemoryError> {
-    verify(&file, path, layout)?;
-    let file = Arc::new(file);
+/// As [`check_size`], or the host cannot map the file.
+pub fn map(file: &Arc<File>, path: &Path, layout: &MemoryLayout) -> Result<GuestMemoryMmap, MemoryError> {
+    check_size(file, path, layout)?;
     let map_region = |region: &RegionLayout| {
         let io = |source| MemoryError::Io { path: path.to_owned(), action: "map", source };
         let bytes = usize::try_from(region.bytes).map_err(|_| io(io::ErrorKind::OutOfMemory.into()))?;
-        let place = FileOffset::from_arc(file.clone(), region.file_offset);
+        let place = FileOffset::from_arc(Arc::clone(file), region.file_offset);
         // NORESERVE as for RAM of a fresh VM: most of it is never written.
         let mapping = MmapRegion::build(Some(place), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE)
             .map_err(|error| io(io::Error::other(error)))?;

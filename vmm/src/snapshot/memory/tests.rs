@@ -41,7 +41,9 @@ impl Saved {
     }
 
     fn map(&self) -> Result<GuestMemoryMmap, MemoryError> {
-        map(File::open(self.path()).unwrap(), &self.path(), &self.layout)
+        let file = Arc::new(File::open(self.path()).unwrap());
+        verify(&file, &self.path(), &self.layout, || ())?;
+        map(&file, &self.path(), &self.layout)
     }
 }
 
@@ -70,7 +72,7 @@ fn writes_of_the_restored_guest_do_not_reach_the_file() {
     let saved = Saved::new();
     let restored = saved.map().unwrap();
     restored.write_slice(&[1, 2, 3], GuestAddress(0x5000)).unwrap();
-    verify(&saved.open(), &saved.path(), &saved.layout).unwrap();
+    verify(&saved.open(), &saved.path(), &saved.layout, || ()).unwrap();
 }
 
 #[test]
@@ -151,12 +153,12 @@ fn hostile_layouts_are_errors() {
     let saved = Saved::new();
     for regions in impossible {
         let layout = MemoryLayout { regions: regions.to_vec(), ..saved.layout.clone() };
-        let result = map(File::open(saved.path()).unwrap(), &saved.path(), &layout);
+        let result = map(&Arc::new(saved.open()), &saved.path(), &layout);
         assert!(matches!(result, Err(MemoryError::Layout { .. })), "{regions:?}: {result:?}");
     }
     // Possible, but far more than the file: found before anything is mapped.
     let layout = MemoryLayout { regions: vec![region(0, GUEST_ADDRESS_END, 0)], ..saved.layout.clone() };
-    let result = map(File::open(saved.path()).unwrap(), &saved.path(), &layout);
+    let result = map(&Arc::new(saved.open()), &saved.path(), &layout);
     assert!(matches!(result, Err(MemoryError::Truncated { .. })), "{result:?}");
 }
 

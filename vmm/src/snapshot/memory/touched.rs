@@ -36,7 +36,8 @@ pub(super) fn pages(memory: &GuestMemoryMmap, layout: &MemoryLayout, pagemap: &P
     let mut entries = vec![0; ENTRIES * ENTRY_BYTES];
     for (region, place) in memory.iter().zip(&layout.regions) {
         let all = page(place.file_offset)..page(place.file_offset.saturating_add(place.bytes));
-        let found = written(region, &all, pagemap, &mut entries, &mut set).and_then(|()| given(region, place, &mut set));
+        let found =
+            written(region, &all, pagemap, &mut entries, &mut set).and_then(|()| given(region, place, &mut set));
         if let Err(error) = found {
             log::debug!("all of guest memory at {:#x} is read: {error}", place.guest_base);
             set.insert(all);
