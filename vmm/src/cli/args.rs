@@ -99,6 +99,10 @@ pub struct Session {
     /// Do not start the vCPUs until `vmm ctl … resume`.
     #[arg(long, requires = "api_sock")]
     pub paused: bool,
+    /// Keep account of the pages that change, for `vmm ctl … snapshot --base`. A page's first change after each snapshot
+    /// costs a little more.
+    #[arg(long)]
+    pub track_dirty: bool,
     /// Write what happens to this file, one JSON object a line.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -179,6 +183,10 @@ pub enum CtlCommand {
     Snapshot {
         /// The directory.
         dir: PathBuf,
+        /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. Needs a VM with
+        /// --track-dirty.
+        #[arg(long, value_name = "DIR")]
+        base: Option<PathBuf>,
         /// Leave the VM paused.
         #[arg(long)]
         stay_paused: bool,
@@ -214,6 +222,13 @@ pub enum SnapshotCommand {
         /// All of it, as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Write a snapshot and all that it is based on as one that is based on none.
+    Merge {
+        /// The snapshot's directory.
+        dir: PathBuf,
+        /// The directory to create.
+        out: PathBuf,
     },
 }
 

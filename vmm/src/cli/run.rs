@@ -43,7 +43,10 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
-    let machine = Machine::boot(&env, &image, &options, outputs)?;
+    let mut machine = Machine::boot(&env, &image, &options, outputs)?;
+    if args.session.track_dirty {
+        machine.track_changes(None)?;
+    }
     session(&env, machine, None, &args.session, None, files)
 }
 
@@ -64,7 +67,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
-    let machine = match Machine::from_state(&env, &state, memory, choice, time, khz, outputs) {
+    let mut machine = match Machine::from_state(&env, &state, memory, choice, time, khz, outputs) {
         Ok(machine) => machine,
         Err(error) => {
             // What looks impossible may only be damaged.
@@ -72,6 +75,9 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
             return Err(error).with_context(name);
         }
     };
+    if args.session.track_dirty {
+        machine.track_changes(Some(unverified.id()))?;
+    }
     let unverified = (args.verify == Verify::Background).then_some(&unverified);
     session(&env, machine, unverified, &args.session, Some(khz), files).map_err(|error| match error.downcast() {
         Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),

@@ -11,6 +11,7 @@
 
 mod access;
 pub mod bell;
+mod changes;
 mod checkpoint;
 pub mod clock;
 pub mod cpu;
@@ -42,6 +43,7 @@ mod wire;
 pub const MAX_CPUS: u32 = 16;
 
 pub use crate::kvm::set_idle_priority;
+pub use changes::SnapshotId;
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};

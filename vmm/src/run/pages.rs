@@ -55,13 +55,32 @@ impl PageSet {
 
     /// Adds the pages of another set.
     pub fn union(&mut self, other: &Self) {
-        self.insert_bits(0, &other.words);
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+        // Of a larger set, the pages that there are here.
+        let used = self.pages % BITS;
+        if let (Some(last), 1..) = (self.words.last_mut(), used) {
+            *last &= u64::MAX >> (BITS - used);
+        }
     }
 
     /// Whether it has this page.
     #[must_use]
     pub fn contains(&self, page: usize) -> bool {
         self.words.get(page / BITS).is_some_and(|word| word >> (page % BITS) & 1 != 0)
+    }
+
+    /// Takes the pages of another set out.
+    pub fn subtract(&mut self, other: &Self) {
+        for (word, gone) in self.words.iter_mut().zip(&other.words) {
+            *word &= !gone;
+        }
+    }
+
+    /// Takes all of them out.
+    pub fn clear(&mut self) {
+        self.words.fill(0);
     }
 
     /// How many pages it has.

@@ -129,7 +129,7 @@ impl Worker<'_> {
                         let machine = self.machine()?;
                         machine.pause()?;
                         self.proof.settle()?;
-                        snapshot::machine::save(self.machine()?, env, dir)?;
+                        snapshot::machine::save(self.machine()?, env, dir, None)?;
                         return Ok(Finish::Saved);
                     }
                 }
@@ -209,13 +209,13 @@ impl Worker<'_> {
                 let resumed = self.machine()?.resume(&policies);
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
-            Command::Snapshot(api::Snapshot { dir, stay_paused }) => {
+            Command::Snapshot(api::Snapshot { dir, base, stay_paused }) => {
                 let ran = !machine.is_paused();
                 machine.pause()?;
                 // It may take its time: the VM stands still meanwhile.
                 self.proof.settle()?;
                 let machine = self.machine()?;
-                let saved = snapshot::machine::save(machine, env, &dir);
+                let saved = snapshot::machine::save(machine, env, &dir, base.as_deref());
                 if ran && !(stay_paused && saved.is_ok()) {
                     machine.resume(&policies)?;
                 }
@@ -225,6 +225,7 @@ impl Worker<'_> {
                         | DirectoryError::NotEmpty { .. }
                         | DirectoryError::NotADirectory { .. },
                     ) => ApiError::BadRequest(error.to_string()),
+                    SnapshotError::Chain(ref reason) if reason.is_usage() => ApiError::BadRequest(error.to_string()),
                     _ => ApiError::Internal(error.to_string()),
                 })
             }

@@ -20,12 +20,12 @@ use std::sync::Arc;
 use libc::{MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, off_t};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, MmapRegion};
 
-use crate::run::PageSet;
+use crate::{
+    boot::{GuestRam, RamRegion},
+    run::PageSet,
+};
 
 pub use error::MemoryError;
 pub use layout::{GUEST_ADDRESS_END, MAX_REGIONS, MemoryLayout, RegionLayout};
@@ -63,7 +63,7 @@ impl Tally {
 ///
 /// # Errors
 /// The layout is impossible.
-pub fn in_use(memory: &GuestMemoryMmap) -> Result<PageSet, MemoryError> {
+pub fn in_use(memory: &GuestRam) -> Result<PageSet, MemoryError> {
     let layout = MemoryLayout::of(memory);
     touched::pages(memory, &layout, Path::new(touched::PAGEMAP))
 }
@@ -73,15 +73,70 @@ pub fn in_use(memory: &GuestMemoryMmap) -> Result<PageSet, MemoryError> {
 ///
 /// # Errors
 /// RAM cannot be read, is not whole pages, or the file cannot be written.
-pub fn write(file: &File, path: &Path, memory: &GuestMemoryMmap, pages: &PageSet) -> Result<MemoryLayout, MemoryError> {
+pub fn write(file: &File, path: &Path, memory: &GuestRam, pages: &PageSet) -> Result<MemoryLayout, MemoryError> {
     let mut layout = MemoryLayout::of(memory);
     let total = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     file.set_len(total).map_err(io)?;
     let mut tally = Tally::default();
+    for_each_piece(memory, &layout, pages, |Piece { region, place, inside, at }, chunk| {
+        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
+        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
+        write_chunk(file, chunk, at, &mut tally).map_err(io)
+    })?;
+    layout.pages = tally.pages;
+    layout.checksum = tally.crc.finalize();
+    Ok(layout)
+}
+
+/// Reads `pages` of `file`, which is named `path` in errors and has this `layout`, into guest RAM, zeros too.
+///
+/// # Errors
+/// The file cannot be read, or RAM has another layout.
+pub fn read_pages(
+    file: &File,
+    path: &Path,
+    memory: &GuestRam,
+    layout: &MemoryLayout,
+    pages: &PageSet,
+) -> Result<(), MemoryError> {
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
+    for_each_piece(memory, layout, pages, |Piece { region, place, inside, at }, chunk| {
+        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
+        file.read_exact_at(chunk, at).map_err(io)?;
+        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_from(chunk);
+        Ok(())
+    })
+}
+
+/// How many pages a file of this layout has.
+///
+/// # Errors
+/// The layout is impossible.
+pub fn pages(layout: &MemoryLayout) -> Result<usize, MemoryError> {
+    Ok(page(layout.file_bytes()?))
+}
+
+/// Pages that follow one another in one region.
+struct Piece<'a> {
+    region: &'a RamRegion,
+    place: &'a RegionLayout,
+    /// Where in the region it begins, in bytes.
+    inside: u64,
+    /// Where in the file.
+    at: u64,
+}
+
+/// Calls `handle` for `pages` in pieces of at most [`CHUNK_BYTES`], in file order, each with a buffer of its size.
+fn for_each_piece(
+    memory: &GuestRam,
+    layout: &MemoryLayout,
+    pages: &PageSet,
+    mut handle: impl FnMut(Piece<'_>, &mut [u8]) -> Result<(), MemoryError>,
+) -> Result<(), MemoryError> {
     let mut buffer = vec![0; CHUNK_BYTES];
     for run in pages.runs() {
-        let (mut at, end) = (bytes(run.start), bytes(run.end).min(total));
+        let (mut at, end) = (bytes(run.start), bytes(run.end));
         while at < end {
             // Regions follow one another: the first that ends behind `at` has it.
             let mut regions = memory.iter().zip(&layout.regions);
@@ -89,15 +144,12 @@ pub fn write(file: &File, path: &Path, memory: &GuestMemoryMmap, pages: &PageSet
             let Some((region, place)) = found else { break };
             let inside = at.saturating_sub(place.file_offset);
             let chunk = take(&mut buffer, (end - at).min(place.bytes.saturating_sub(inside)));
-            let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
-            region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
-            write_chunk(file, chunk, at, &mut tally).map_err(io)?;
-            at = at.saturating_add(length(chunk));
+            let length = length(chunk);
+            handle(Piece { region, place, inside, at }, chunk)?;
+            at = at.saturating_add(length);
         }
     }
-    layout.pages = tally.pages;
-    layout.checksum = tally.crc.finalize();
-    Ok(layout)
+    Ok(())
 }
 
 /// Writes the pages of `chunk` that are not zero, neighbours at once.
@@ -196,7 +248,7 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
 ///
 /// # Errors
 /// As [`check_size`], or the host cannot map the file.
-pub fn map(file: &Arc<File>, path: &Path, layout: &MemoryLayout) -> Result<GuestMemoryMmap, MemoryError> {
+pub fn map(file: &Arc<File>, path: &Path, layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
     check_size(file, path, layout)?;
     let map_region = |region: &RegionLayout| {
         let io = |source| MemoryError::Io { path: path.to_owned(), action: "map", source };
@@ -205,11 +257,11 @@ pub fn map(file: &Arc<File>, path: &Path, layout: &MemoryLayout) -> Result<Guest
         // NORESERVE as for RAM of a fresh VM: most of it is never written.
         let mapping = MmapRegion::build(Some(place), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE)
             .map_err(|error| io(io::Error::other(error)))?;
-        GuestRegionMmap::new(mapping, GuestAddress(region.guest_base))
+        RamRegion::new(mapping, GuestAddress(region.guest_base))
             .ok_or_else(|| MemoryError::Layout { reason: "a region ends beyond the address space".to_owned() })
     };
     let regions = layout.regions.iter().map(map_region).collect::<Result<Vec<_>, _>>()?;
-    Ok(GuestMemoryMmap::from_regions(regions)?)
+    Ok(GuestRam::from_regions(regions)?)
 }
 
 /// The front of `buffer`, at most `left` bytes of it.

@@ -7,15 +7,15 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 /// 2 MiB at 0 and 1 MiB above the hole, with a few pages in use, among them the first and the last.
-fn ram() -> GuestMemoryMmap {
-    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap();
+fn ram() -> GuestRam {
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 2 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap();
     for at in [0, 0x1000, 0x80_0ff, 2 * MIB - 1, 1 << 32, (1 << 32) + MIB - 1] {
         ram.write_slice(&[0xa5], GuestAddress(at)).unwrap();
     }
     ram
 }
 
-fn write_all(file: &File, path: &Path, memory: &GuestMemoryMmap) -> Result<MemoryLayout, MemoryError> {
+fn write_all(file: &File, path: &Path, memory: &GuestRam) -> Result<MemoryLayout, MemoryError> {
     write(file, path, memory, &in_use(memory)?)
 }
 
@@ -40,15 +40,15 @@ impl Saved {
         File::options().read(true).write(true).open(self.path()).unwrap()
     }
 
-    fn map(&self) -> Result<GuestMemoryMmap, MemoryError> {
+    fn map(&self) -> Result<GuestRam, MemoryError> {
         let file = Arc::new(File::open(self.path()).unwrap());
         verify(&file, &self.path(), &self.layout, || ())?;
         map(&file, &self.path(), &self.layout)
     }
 }
 
-fn contents(memory: &GuestMemoryMmap) -> Vec<(u64, Vec<u8>)> {
-    let read = |region: &GuestRegionMmap| {
+fn contents(memory: &GuestRam) -> Vec<(u64, Vec<u8>)> {
+    let read = |region: &RamRegion| {
         let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
         region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
         (region.start_addr().0, bytes)
@@ -164,7 +164,7 @@ fn hostile_layouts_are_errors() {
 
 #[test]
 fn ram_that_is_not_whole_pages_is_not_saved() {
-    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 5000)]).unwrap();
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 5000)]).unwrap();
     let file = tempfile::tempfile().unwrap();
     assert!(matches!(write_all(&file, Path::new("memory"), &ram), Err(MemoryError::Layout { .. })));
 }
@@ -179,7 +179,7 @@ fn an_unwritable_file_is_an_error_with_its_name() {
 }
 
 /// What is written with the pages that `pagemap` tells.
-fn written(ram: &GuestMemoryMmap, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
+fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
     let file = tempfile::tempfile().unwrap();
     let pages = touched::pages(ram, &MemoryLayout::of(ram), Path::new(pagemap)).unwrap();
     let layout = write(&file, Path::new("memory"), ram, &pages).unwrap();

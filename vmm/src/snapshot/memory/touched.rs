@@ -14,10 +14,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use libc::MAP_SHARED;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::GuestMemoryBackend;
 
 use super::{MemoryError, MemoryLayout, PAGE_BYTES, RegionLayout, bytes, next_data, page};
-use crate::run::PageSet;
+use crate::{
+    boot::{GuestRam, RamRegion},
+    run::PageSet,
+};
 
 /// What tells where this process' pages are.
 pub(super) const PAGEMAP: &str = "/proc/self/pagemap";
@@ -31,7 +34,7 @@ const FILE_PAGE: u64 = 1 << 61;
 const ENTRIES: usize = 8192;
 
 /// The touched pages of `memory`, by their index in a file of `layout`, as the file `pagemap` tells them.
-pub(super) fn pages(memory: &GuestMemoryMmap, layout: &MemoryLayout, pagemap: &Path) -> Result<PageSet, MemoryError> {
+pub(super) fn pages(memory: &GuestRam, layout: &MemoryLayout, pagemap: &Path) -> Result<PageSet, MemoryError> {
     let mut set = PageSet::none(page(layout.file_bytes()?));
     let mut entries = vec![0; ENTRIES * ENTRY_BYTES];
     for (region, place) in memory.iter().zip(&layout.regions) {
@@ -48,7 +51,7 @@ pub(super) fn pages(memory: &GuestMemoryMmap, layout: &MemoryLayout, pagemap: &P
 
 /// Adds the pages that are this process' own.
 fn written(
-    region: &GuestRegionMmap,
+    region: &RamRegion,
     all: &Range<usize>,
     pagemap: &Path,
     entries: &mut [u8],
@@ -86,7 +89,7 @@ fn written(
 }
 
 /// Adds the pages that the file behind `region`, if there is one, has data for.
-fn given(region: &GuestRegionMmap, place: &RegionLayout, set: &mut PageSet) -> io::Result<()> {
+fn given(region: &RamRegion, place: &RegionLayout, set: &mut PageSet) -> io::Result<()> {
     let Some(behind) = region.file_offset() else { return Ok(()) };
     let mut at = behind.start();
     let end = at.saturating_add(place.bytes);
