@@ -125,7 +125,7 @@ fn decode(mut reader: StateReader) -> Result<MachineState, SnapshotError> {
 fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
     let bytes = directory::read_state(dir)?;
     let mut reader = directory::parse_state(dir, &bytes)?;
-    let chain = Chain::open(dir, &bytes, &mut reader)?;
+    let chain = Chain::open(dir, bytes, &mut reader)?;
     Ok((reader, chain))
 }
 

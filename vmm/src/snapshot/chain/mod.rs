@@ -4,8 +4,12 @@
 //! base. So an id stands for everything that a restore reads: a base that was exchanged, changed or saved again does not
 //! pass, and no chain can lead back to where it began.
 
+mod error;
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +21,8 @@ use crate::{
     boot::GuestRam,
     run::{PageSet, SnapshotId},
 };
+
+pub use error::ChainError;
 
 /// The most snapshots that a chain may have. Each costs a restore the reading of one more `state`.
 pub const MAX_LAYERS: usize = 64;
@@ -42,86 +48,6 @@ pub struct BaseState {
     /// The pages that this snapshot's own memory file holds, zeros among them: first page and number of pages of each run,
     /// rising.
     pub pages: Vec<(usize, usize)>,
-}
-
-/// Why a chain cannot be followed, or a snapshot of changes cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ChainError {
-    /// The base is missing, damaged, or itself a snapshot whose base is.
-    #[error("snapshot {} holds changes only, and its base cannot be used: {source}", dir.display())]
-    Base {
-        /// The snapshot.
-        dir: PathBuf,
-        /// What is wrong with the base.
-        source: Box<SnapshotError>,
-    },
-    /// There is another snapshot in the base's place.
-    #[error(
-        "snapshot {} holds changes only, and {} is not the snapshot that they were made to: it was changed, or replaced",
-        dir.display(),
-        base.display()
-    )]
-    WrongBase {
-        /// The snapshot.
-        dir: PathBuf,
-        /// What should be its base.
-        base: PathBuf,
-    },
-    /// More than [`MAX_LAYERS`].
-    #[error("snapshot {}: a chain of more than {MAX_LAYERS} snapshots", dir.display())]
-    TooLong {
-        /// Where the walk began.
-        dir: PathBuf,
-    },
-    /// Runs of pages that no writer makes.
-    #[error("snapshot {}: its list of pages is not possible: {reason}", dir.display())]
-    Pages {
-        /// The snapshot.
-        dir: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The VM was not started for it.
-    #[error("no account is kept of the pages that change: start the VM with --track-dirty, or save it without a base")]
-    NotTracked,
-    /// There is no snapshot that changes could be relative to.
-    #[error("the VM has not been saved yet: save it without a base first")]
-    NeverSaved,
-    /// It is a snapshot, but RAM has changed in other pages than those known since it was made.
-    #[error(
-        "{} is not the latest snapshot of this VM, nor the one that it was restored from: name that one, or save without a \
-         base",
-        base.display()
-    )]
-    NotLatest {
-        /// What was named as the base.
-        base: PathBuf,
-    },
-    /// One more would make the chain too long to restore.
-    #[error("{} is the last of a chain of {MAX_LAYERS} snapshots: save without a base, or merge it", base.display())]
-    Full {
-        /// What was named as the base.
-        base: PathBuf,
-    },
-    /// A path that JSON cannot hold, or that is gone.
-    #[error("base {}: {reason}", base.display())]
-    Path {
-        /// What was named as the base.
-        base: PathBuf,
-        /// Why.
-        reason: String,
-    },
-}
-
-impl ChainError {
-    /// Whether it is what was asked for that is wrong.
-    #[must_use]
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::NotTracked | Self::NeverSaved | Self::NotLatest { .. } | Self::Full { .. } | Self::Path { .. }
-        )
-    }
 }
 
 /// The id of the snapshot with this `state` file.
@@ -168,7 +94,6 @@ pub(super) fn new_base(latest: SnapshotId, base: &Path, dir: &Path) -> Result<Ba
 #[derive(Debug)]
 struct Layer {
     dir: PathBuf,
-    id: SnapshotId,
     file: Arc<File>,
     path: PathBuf,
     layout: MemoryLayout,
@@ -179,8 +104,10 @@ struct Layer {
 /// A snapshot and what it is based on, down to a whole one.
 #[derive(Debug)]
 pub(super) struct Chain {
-    /// The newest first.
-    upper: Vec<Layer>,
+    /// The `state` file of the newest.
+    state: Vec<u8>,
+    /// The newest first, each with the id of the one below it.
+    upper: Vec<(Layer, SnapshotId)>,
     whole: Layer,
 }
 
@@ -197,32 +124,32 @@ pub struct Link {
 }
 
 impl Chain {
-    /// Opens the memory files of the snapshot `dir`, whose `state` file is `bytes` and whose sections are in `reader`, and of
+    /// Opens the memory files of the snapshot `dir`, whose `state` file is `state` and whose sections are in `reader`, and of
     /// all that it is based on. Nothing of them is read yet.
-    pub(super) fn open(dir: &Path, bytes: &[u8], reader: &mut StateReader) -> Result<Self, SnapshotError> {
+    pub(super) fn open(dir: &Path, state: Vec<u8>, reader: &mut StateReader) -> Result<Self, SnapshotError> {
         let mut upper = Vec::new();
-        let (mut layer, mut base) = open_layer(dir, id_of(bytes), reader)?;
+        let (mut layer, mut base) = open_layer(dir, reader)?;
         while let Some(BaseState { dir: there, id, .. }) = base {
             if upper.len().saturating_add(1) >= MAX_LAYERS {
                 return Err(ChainError::TooLong { dir: dir.to_owned() }.into());
             }
             let above = layer.dir.clone();
-            let there = above.join(there);
+            let there = resolve(&above, &there);
             let unusable = |source| ChainError::Base { dir: above.clone(), source: Box::new(source) };
             let bytes = directory::read_state(&there).map_err(|error| unusable(error.into()))?;
             if id_of(&bytes) != id {
                 return Err(ChainError::WrongBase { dir: above, base: there }.into());
             }
             let mut reader = directory::parse_state(&there, &bytes).map_err(|error| unusable(error.into()))?;
-            let (below, next) = open_layer(&there, id, &mut reader).map_err(unusable)?;
+            let (below, next) = open_layer(&there, &mut reader).map_err(unusable)?;
             if below.layout.regions != layer.layout.regions {
                 let reason = "it has other regions than its base".to_owned();
                 return Err(MemoryError::Layout { reason }.into());
             }
-            upper.push(std::mem::replace(&mut layer, below));
+            upper.push((std::mem::replace(&mut layer, below), id));
             base = next;
         }
-        Ok(Self { upper, whole: layer })
+        Ok(Self { state, upper, whole: layer })
     }
 
     /// Maps guest RAM: the whole snapshot's file, with the newest of each changed page in place. Those are read now: there
@@ -231,7 +158,7 @@ impl Chain {
         let Layer { file, path, layout, .. } = &self.whole;
         let ram = memory::map(file, path, layout)?;
         let mut covered: Option<PageSet> = None;
-        for layer in &self.upper {
+        for (layer, _) in &self.upper {
             let Some(mut pages) = layer.own.clone() else { continue };
             match &mut covered {
                 Some(covered) => {
@@ -252,32 +179,45 @@ impl Chain {
 
     /// The id of the newest.
     pub(super) fn id(&self) -> SnapshotId {
-        self.upper.first().unwrap_or(&self.whole).id
+        id_of(&self.state)
     }
 
     /// What it consists of, the newest first.
     pub(super) fn links(&self) -> Vec<Link> {
-        let link =
-            |layer: &Layer| Link { dir: layer.dir.display().to_string(), id: layer.id, pages: layer.layout.pages };
-        self.layers().map(link).collect()
+        let link = |(layer, id): (&Layer, SnapshotId)| Link {
+            dir: layer.dir.display().to_string(),
+            id,
+            pages: layer.layout.pages,
+        };
+        let ids = [self.id()].into_iter().chain(self.upper.iter().map(|(_, below)| *below));
+        self.layers().zip(ids).map(link).collect()
     }
 
     fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.upper.iter().chain([&self.whole])
+        self.upper.iter().map(|(layer, _)| layer).chain([&self.whole])
     }
 }
 
-fn open_layer(
-    dir: &Path,
-    id: SnapshotId,
-    reader: &mut StateReader,
-) -> Result<(Layer, Option<BaseState>), SnapshotError> {
+/// The directory that the snapshot `dir` calls `base`. A relative one is followed from where `dir` really is, whatever links
+/// lead there.
+fn resolve(dir: &Path, base: &Path) -> PathBuf {
+    let mut place = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    for part in base.components() {
+        match part {
+            Component::ParentDir => drop(place.pop()),
+            part => place.push(part),
+        }
+    }
+    place
+}
+
+fn open_layer(dir: &Path, reader: &mut StateReader) -> Result<(Layer, Option<BaseState>), SnapshotError> {
     let layout: MemoryLayout = reader.take(MEMORY, MEMORY_VERSION)?;
     let base = reader.take_optional::<BaseState>(BASE, BASE_VERSION)?;
     let (file, path) = directory::open_memory(dir)?;
     memory::check_size(&file, &path, &layout)?;
     let own = base.as_ref().map(|base| own_pages(dir, &base.pages, memory::pages(&layout)?)).transpose()?;
-    Ok((Layer { dir: dir.to_owned(), id, file: Arc::new(file), path, layout, own }, base))
+    Ok((Layer { dir: dir.to_owned(), file: Arc::new(file), path, layout, own }, base))
 }
 
 /// The set of pages that `runs` are, of `pages`.
