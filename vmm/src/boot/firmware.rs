@@ -3,7 +3,9 @@
 //! There is no firmware, so no service: every vector is a handler that returns, those of the 8259 pair after an EOI.
 //! Without them the timer's interrupt, which a PC's firmware leaves on, would send real-mode code to address 0.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::GuestRam;
 
 /// The firmware's segment, in the part of the first megabyte that no memory map offers.
 const SEGMENT: u16 = 0xf000;
@@ -21,7 +23,7 @@ pub const PIC_VECTORS: [u8; 2] = [0x08, 0x70];
 ///
 /// # Errors
 /// If the first megabyte is not RAM.
-pub(super) fn write(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryError> {
+pub(super) fn write(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
     for (offset, code) in [RETURN, FIRST, SECOND] {
         memory.write_slice(code, GuestAddress(u64::from(SEGMENT) * 16 + u64::from(offset)))?;
     }

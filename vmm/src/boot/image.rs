@@ -6,9 +6,8 @@ use object::{
     Endianness,
     elf::{FileHeader32, FileHeader64},
 };
-use vm_memory::GuestMemoryMmap;
 
-use super::{ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites};
+use super::{GuestRam, ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites};
 
 /// An image or initrd larger than this is a mistake.
 const FILE_MAX: u64 = 1 << 30;
@@ -131,7 +130,7 @@ impl Image {
     ///
     /// # Errors
     /// [`ImageError`]; `memory` is then of no use.
-    pub fn load(&self, memory: &GuestMemoryMmap, cmdline: &str, initrd: Option<&[u8]>) -> Result<Entry, ImageError> {
+    pub fn load(&self, memory: &GuestRam, cmdline: &str, initrd: Option<&[u8]>) -> Result<Entry, ImageError> {
         let mut places = Places::new(memory);
         if !matches!(self.kind, Kind::Pvh(_)) {
             // It is written before the image: what that puts there is its own.

@@ -18,4 +18,4 @@ pub mod sites;
 
 pub use error::ImageError;
 pub use image::{Entry, Image, read_file};
-pub use ram::{RamError, allocate};
+pub use ram::{GuestRam, RamError, RamRegion, WriteLog, allocate, write_log};

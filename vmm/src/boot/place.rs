@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::ImageError;
+use super::{GuestRam, ImageError};
 
 /// The first megabyte's RAM ends where the PC's video memory and firmware began.
 pub(super) const LOW_RAM_END: u64 = 0xa_0000;
@@ -23,18 +23,18 @@ const PAGE: u64 = 4096;
 /// Which parts of guest memory are spoken for.
 #[derive(Clone, Debug)]
 pub(super) struct Places<'a> {
-    memory: &'a GuestMemoryMmap,
+    memory: &'a GuestRam,
     taken: Vec<Range<u64>>,
 }
 
 impl<'a> Places<'a> {
     /// Nothing but the hole in the first megabyte is taken.
-    pub(super) fn new(memory: &'a GuestMemoryMmap) -> Self {
+    pub(super) fn new(memory: &'a GuestRam) -> Self {
         Self { memory, taken: std::iter::once(LOW_RAM_END..HIGH_RAM_START).collect() }
     }
 
     /// The memory in question.
-    pub(super) fn memory(&self) -> &'a GuestMemoryMmap {
+    pub(super) fn memory(&self) -> &'a GuestRam {
         self.memory
     }
 
@@ -182,8 +182,8 @@ mod tests {
 
     const RAM: usize = 4 << 20;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
+    fn memory() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
     }
 
     proptest! {

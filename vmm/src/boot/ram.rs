@@ -1,12 +1,23 @@
-//! Guest RAM: anonymous memory below and above the hole that devices live in.
+//! Guest RAM: anonymous memory below and above the hole that devices live in, and account of what the VMM writes there.
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use std::{num::NonZeroUsize, sync::OnceLock};
+
+use vm_memory::{
+    GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    bitmap::{AtomicBitmap, BS, Bitmap, NewBitmap, WithBitmapSlice},
+};
+
+/// Guest RAM.
+pub type GuestRam = GuestMemoryMmap<WriteLog>;
+/// One region of it.
+pub type RamRegion = GuestRegionMmap<WriteLog>;
 
 /// Where the hole for MMIO (the LAPIC's page among it) begins and ends.
 const HOLE_START: u64 = 0xc000_0000;
 const HOLE_END: u64 = 0x1_0000_0000;
 /// RAM is mapped in pages.
 const PAGE: u64 = 4096;
+const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// RAM that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +35,67 @@ pub enum RamError {
     },
 }
 
+/// The account of what the VMM writes into `region`.
+#[must_use]
+pub fn write_log(region: &RamRegion) -> &WriteLog {
+    // Not the trait's method of this name, which gives a slice that can only be marked.
+    let mapping: &MmapRegion<WriteLog> = region;
+    mapping.bitmap()
+}
+
+/// The pages of a region that the VMM wrote, from when somebody asked for that: KVM's own account has only what the guest
+/// wrote. Every write by way of vm-memory is in it, whoever makes it.
+#[derive(Debug, Default)]
+pub struct WriteLog {
+    bytes: usize,
+    /// Set once, and from then on kept.
+    log: OnceLock<AtomicBitmap>,
+}
+
+impl WriteLog {
+    /// Keeps account from now on.
+    pub fn begin(&self) {
+        self.log.get_or_init(|| AtomicBitmap::new(self.bytes, PAGE_BYTES));
+    }
+
+    /// The pages written since the last call, a bit each; none if no account is kept.
+    #[must_use]
+    pub fn take(&self) -> Vec<u64> {
+        self.log.get().map(AtomicBitmap::get_and_reset).unwrap_or_default()
+    }
+}
+
+impl<'a> WithBitmapSlice<'a> for WriteLog {
+    type S = Option<BS<'a, AtomicBitmap>>;
+}
+
+impl Bitmap for WriteLog {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        if let Some(log) = self.log.get() {
+            log.mark_dirty(offset, len);
+        }
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.log.get().is_some_and(|log| log.dirty_at(offset))
+    }
+
+    fn slice_at(&self, offset: usize) -> BS<'_, Self> {
+        self.log.get().map(|log| log.slice_at(offset))
+    }
+}
+
+impl NewBitmap for WriteLog {
+    fn with_len(bytes: usize) -> Self {
+        Self { bytes, log: OnceLock::new() }
+    }
+}
+
 /// `bytes` of zeroed RAM from address 0, continued at 4 GiB where it would reach the MMIO hole.
 ///
 /// # Errors
 /// [`RamError`].
-pub fn allocate(bytes: u64) -> Result<GuestMemoryMmap, RamError> {
+pub fn allocate(bytes: u64) -> Result<GuestRam, RamError> {
     if !(2 << 20..=1 << 40).contains(&bytes) || !bytes.is_multiple_of(PAGE) {
         return Err(RamError::Size(bytes));
     }
@@ -40,5 +107,32 @@ pub fn allocate(bytes: u64) -> Result<GuestMemoryMmap, RamError> {
     let ranges: Result<Vec<_>, _> =
         ranges.into_iter().map(|(base, size)| usize::try_from(size).map(|size| (base, size))).collect();
     let ranges = ranges.map_err(|_| RamError::Size(bytes))?;
-    GuestMemoryMmap::from_ranges(&ranges).map_err(|error| RamError::Mapping { bytes, reason: error.to_string() })
+    GuestRam::from_ranges(&ranges).map_err(|error| RamError::Mapping { bytes, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+
+    // Catches: a way to write guest memory that the account misses, or one that it would tell of twice.
+    #[test]
+    fn every_write_is_in_the_account_from_when_it_is_kept() {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0x1_0000), 0x8_0000)]).unwrap();
+        let log = write_log(ram.find_region(GuestAddress(0x1_0000)).unwrap());
+        ram.write_slice(&[1], GuestAddress(0x1_1000)).unwrap();
+        assert!(log.take().is_empty());
+        log.begin();
+        log.begin();
+        assert_eq!(log.take(), [0; 2]);
+        ram.write_slice(&[1; 2], GuestAddress(0x1_2fff)).unwrap();
+        ram.store(7u32, GuestAddress(0x1_5ffc), Ordering::Release).unwrap();
+        ram.write_obj(9u64, GuestAddress(0x5_0000)).unwrap();
+        ram.read_slice(&mut [0; 9], GuestAddress(0x1_7000)).unwrap();
+        assert_eq!(log.take(), [1 << 2 | 1 << 3 | 1 << 5, 1]);
+        assert_eq!(log.take(), [0; 2]);
+    }
 }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use guest_abi::sites::{Kind, PATCH, SITE_BYTES, Site};
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::GuestRam;
 
 /// More than any guest has; bounds what a hostile image makes us hold.
 const MAX_SITES: usize = 65_536;
@@ -118,7 +120,7 @@ impl Sites {
     ///
     /// # Errors
     /// [`SiteError::OutsideMemory`], [`SiteError::WrongBytes`].
-    pub fn check(&self, memory: &GuestMemoryMmap) -> Result<(), SiteError> {
+    pub fn check(&self, memory: &GuestRam) -> Result<(), SiteError> {
         for (address, kind) in &self.by_address {
             let mut found = [0; 2];
             memory.read_slice(&mut found, GuestAddress(*address)).map_err(|_| SiteError::OutsideMemory(*address))?;
@@ -149,7 +151,7 @@ impl Sites {
 
     /// The sites that hold what the table says, patched or not: a guest may overwrite its own code.
     #[must_use]
-    pub fn alive(&self, memory: &GuestMemoryMmap) -> Self {
+    pub fn alive(&self, memory: &GuestRam) -> Self {
         let holds = |address: u64, kind: Kind| {
             let mut bytes = [0; 2];
             memory.read_slice(&mut bytes, GuestAddress(address)).is_ok() && (bytes == kind.original() || bytes == PATCH)
@@ -158,16 +160,16 @@ impl Sites {
     }
 
     /// Puts `HLT; NOP` at every site that holds its original bytes.
-    pub fn patch(&self, memory: &GuestMemoryMmap) {
+    pub fn patch(&self, memory: &GuestRam) {
         self.replace(memory, |kind| (kind.original(), PATCH));
     }
 
     /// Puts the original bytes back at every site that is patched.
-    pub fn unpatch(&self, memory: &GuestMemoryMmap) {
+    pub fn unpatch(&self, memory: &GuestRam) {
         self.replace(memory, |kind| (PATCH, kind.original()));
     }
 
-    fn replace(&self, memory: &GuestMemoryMmap, change: impl Fn(Kind) -> ([u8; 2], [u8; 2])) {
+    fn replace(&self, memory: &GuestRam, change: impl Fn(Kind) -> ([u8; 2], [u8; 2])) {
         for (address, kind) in &self.by_address {
             let (from, to) = change(*kind);
             let address = GuestAddress(*address);
@@ -191,8 +193,8 @@ mod tests {
             .collect()
     }
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap()
+    fn memory() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap()
     }
 
     #[test]

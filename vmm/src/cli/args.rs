@@ -102,6 +102,10 @@ pub struct Session {
     /// Do not start the vCPUs until `vmm ctl … resume`.
     #[arg(long, requires = "api_sock")]
     pub paused: bool,
+    /// Keep account of the pages that change, for `vmm ctl … snapshot --base`. A page's first change after each snapshot
+    /// costs a little more.
+    #[arg(long)]
+    pub track_dirty: bool,
     /// Write what happens to this file, one JSON object a line.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -158,6 +162,10 @@ pub struct Restore {
     /// How time passes; as saved by default.
     #[arg(long, value_enum, value_name = "MODE")]
     pub time: Option<Time>,
+    /// When the saved memory's checksum is verified: before the guest goes on, or while it runs. Damage ends the VM either
+    /// way.
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "background")]
+    pub verify: Verify,
     #[command(flatten)]
     pub session: Session,
 }
@@ -183,6 +191,10 @@ pub enum CtlCommand {
     Snapshot {
         /// The directory.
         dir: PathBuf,
+        /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. Needs a VM with
+        /// --track-dirty.
+        #[arg(long, value_name = "DIR")]
+        base: Option<PathBuf>,
         /// Leave the VM paused.
         #[arg(long)]
         stay_paused: bool,
@@ -218,6 +230,13 @@ pub enum SnapshotCommand {
         /// All of it, as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Write a snapshot and all that it is based on as one that is based on none.
+    Merge {
+        /// The snapshot's directory.
+        dir: PathBuf,
+        /// The directory to create.
+        out: PathBuf,
     },
 }
 
@@ -263,6 +282,14 @@ impl From<Time> for TimeMode {
             Time::Virtual => Self::Virtual,
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// First: the guest starts when all of it has been read.
+    Now,
+    /// Behind the guest's back; the VM's end, and every snapshot of it, waits for the result.
+    Background,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

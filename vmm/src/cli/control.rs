@@ -1,6 +1,9 @@
 //! `vmm ctl`.
 
-use std::{path, process::ExitCode};
+use std::{
+    path::{self, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use vmm::control::{self, Command, api};
@@ -12,11 +15,16 @@ pub fn ctl(args: &Ctl) -> Result<ExitCode> {
         CtlCommand::Status => Command::Status,
         CtlCommand::Pause => Command::Pause,
         CtlCommand::Resume => Command::Resume,
-        CtlCommand::Snapshot { dir, stay_paused } => Command::Snapshot(api::Snapshot {
+        CtlCommand::Snapshot { dir, base, stay_paused } => {
             // The VMM may stand elsewhere.
-            dir: path::absolute(dir).with_context(|| format!("snapshot directory {}", dir.display()))?,
-            stay_paused: *stay_paused,
-        }),
+            let absolute =
+                |dir: &PathBuf| path::absolute(dir).with_context(|| format!("snapshot directory {}", dir.display()));
+            Command::Snapshot(api::Snapshot {
+                dir: absolute(dir)?,
+                base: base.as_ref().map(absolute).transpose()?,
+                stay_paused: *stay_paused,
+            })
+        }
         CtlCommand::Migrate { tsc_khz, deadline, downtime } => Command::Migrate(api::Migrate {
             tsc_khz: *tsc_khz,
             deadline: (*deadline).into(),

@@ -50,7 +50,12 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
         || matches!(error.downcast_ref(), Some(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }))
         || matches!(
             error.downcast_ref::<SnapshotError>(),
-            Some(SnapshotError::Directory(_) | SnapshotError::Container(_) | SnapshotError::Memory(_))
+            Some(
+                SnapshotError::Directory(_)
+                    | SnapshotError::Container(_)
+                    | SnapshotError::Memory(_)
+                    | SnapshotError::Chain(_)
+            )
         )
         || matches!(error.downcast_ref(), Some(SessionError::Snapshot(SnapshotError::Directory(_))));
     match run_error {

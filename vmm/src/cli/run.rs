@@ -6,13 +6,16 @@ use anyhow::{Context, Result};
 use vmm::{
     boot::{self, Image},
     run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
-    session::{self, Cycle, Finish, Report},
-    snapshot,
+    session::{self, Cycle, Finish, Report, SessionError},
+    snapshot::{
+        self,
+        machine::{Loaded, Unverified},
+    },
     time::{Khz, VmTime},
 };
 
 use super::{
-    args::{DebugExitStatus, OnOff, Restore, Run, Session},
+    args::{DebugExitStatus, OnOff, Restore, Run, Session, Verify},
     exit::{self, Failed},
     run_files::Files,
 };
@@ -42,14 +45,20 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
-    let machine = Machine::boot(&env, &image, &options, outputs)?;
-    session(&env, machine, &args.session, None, files)
+    let mut machine = Machine::boot(&env, &image, &options, outputs)?;
+    if args.session.track_dirty {
+        machine.track_changes(None)?;
+    }
+    session(&env, machine, None, &args.session, None, files)
 }
 
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
-    let (state, memory) = snapshot::machine::load(&args.dir).with_context(name)?;
+    let Loaded { state, memory, unverified } = snapshot::machine::load(&args.dir).with_context(name)?;
+    if args.verify == Verify::Now {
+        unverified.verify(|| ()).with_context(name)?;
+    }
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
     let time = args.time.map_or(state.machine.time, TimeMode::from);
@@ -61,13 +70,29 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
-    let machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
-    session(&env, machine, &args.session, Some(khz), files)
+    let mut machine = match Machine::from_state(&env, &state, memory, choice, time, khz, outputs) {
+        Ok(machine) => machine,
+        Err(error) => {
+            // What looks impossible may only be damaged.
+            unverified.verify(|| ()).with_context(name)?;
+            return Err(error).with_context(name);
+        }
+    };
+    if args.session.track_dirty {
+        machine.track_changes(Some(unverified.id()))?;
+    }
+    let unverified = (args.verify == Verify::Background).then_some(&unverified);
+    session(&env, machine, unverified, &args.session, Some(khz), files).map_err(|error| match error.downcast() {
+        Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    })
 }
 
 fn session(
     env: &HostEnvironment,
     machine: Machine,
+    unverified: Option<&Unverified>,
     args: &Session,
     khz: Option<Khz>,
     files: Files,
@@ -91,7 +116,7 @@ fn session(
         timeout: args.timeout,
     };
     session::block_signals().context("cannot block signals")?;
-    let report = session::run(env, machine, &options)?;
+    let report = session::run(env, machine, unverified, &options)?;
     tell(&report);
     files.write(&report)?;
     match &report.finish {

@@ -1,6 +1,6 @@
 //! `vmm snapshot`.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
 use vmm::{
@@ -13,9 +13,18 @@ use vmm::{
 use super::args::{Snapshot, SnapshotCommand};
 
 pub fn run(args: &Snapshot) -> Result<ExitCode> {
-    let SnapshotCommand::Show { dir, json } = &args.command;
+    match &args.command {
+        SnapshotCommand::Show { dir, json } => show(dir, *json),
+        SnapshotCommand::Merge { dir, out } => {
+            snapshot::machine::merge(dir, out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn show(dir: &Path, json: bool) -> Result<ExitCode> {
     let overview = snapshot::machine::show(dir)?;
-    if *json {
+    if json {
         println!("{}", serde_json::to_string_pretty(&overview)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -23,6 +32,14 @@ pub fn run(args: &Snapshot) -> Result<ExitCode> {
     println!("{}", overview.dir);
     for section in &overview.sections {
         println!("  {:<12} version {}  {:>6} bytes", section.name, section.version, section.bytes);
+    }
+    if let [_, below @ ..] = overview.chain.as_slice()
+        && !below.is_empty()
+    {
+        for link in &overview.chain {
+            let id: String = hex::encode(link.id).chars().take(16).collect();
+            println!("  {:<12} {id}  {:>6} pages  {}", "chain", link.pages, link.dir);
+        }
     }
     let moment = state.clock.moment;
     let lapic = match state.cpus.lapic() {

@@ -44,6 +44,10 @@ pub enum Command {
 pub struct Snapshot {
     /// The directory to create: an absolute path, because the server cannot know where a client stands.
     pub dir: PathBuf,
+    /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. An absolute path
+    /// too. The VM must have been started with --track-dirty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// Leave the VM paused afterwards. Otherwise it goes on as it was before: running or paused.
     #[serde(default)]
     pub stay_paused: bool,

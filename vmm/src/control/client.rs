@@ -78,7 +78,7 @@ pub fn call(path: &Path, command: &Command) -> Result<Value, ClientError> {
 
 fn exchange(path: &Path, command: &Command, timeout: Duration) -> Result<Value, ClientError> {
     let io = |action| move |source: io::Error| failed(path, action, source);
-    let command = with_absolute_dir(command).map_err(io("find the snapshot directory"))?;
+    let command = with_absolute_paths(command).map_err(io("find the snapshot directory"))?;
     let (method, target, body) = command.to_request()?;
     let mut stream = socket::open(path).map_err(io("connect"))?;
     stream.set_nonblocking(false).map_err(io("set it up"))?;
@@ -98,11 +98,13 @@ fn exchange(path: &Path, command: &Command, timeout: Duration) -> Result<Value, 
     parse(&answer).map_err(|reason| ClientError::Answer { path: path.to_owned(), reason })?
 }
 
-fn with_absolute_dir(command: &Command) -> io::Result<Command> {
+fn with_absolute_paths(command: &Command) -> io::Result<Command> {
     Ok(match command {
-        Command::Snapshot(Snapshot { dir, stay_paused }) => {
-            Command::Snapshot(Snapshot { dir: std::path::absolute(dir)?, stay_paused: *stay_paused })
-        }
+        Command::Snapshot(Snapshot { dir, base, stay_paused }) => Command::Snapshot(Snapshot {
+            dir: std::path::absolute(dir)?,
+            base: base.as_ref().map(std::path::absolute).transpose()?,
+            stay_paused: *stay_paused,
+        }),
         other => other.clone(),
     })
 }
@@ -230,7 +232,7 @@ mod tests {
     fn a_directory_that_json_cannot_hold_is_an_error() {
         use std::os::unix::ffi::OsStrExt;
         let dir = PathBuf::from(std::ffi::OsStr::from_bytes(b"/tmp/\xff"));
-        let command = Command::Snapshot(Snapshot { dir, stay_paused: false });
+        let command = Command::Snapshot(Snapshot { dir, base: None, stay_paused: false });
         assert!(matches!(call(Path::new("/nonexistent"), &command), Err(ClientError::Command(_))));
     }
 }

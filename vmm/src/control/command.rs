@@ -35,19 +35,23 @@ impl Command {
             "resume" => nothing(Self::Resume),
             "quit" => nothing(Self::Quit),
             "migrate" => decode(body).map(Self::Migrate),
-            "snapshot" => decode(body).map(Self::Snapshot).and_then(Self::with_absolute_dir),
+            "snapshot" => decode(body).map(Self::Snapshot).and_then(Self::with_absolute_paths),
             _ => Err(unknown()),
         }
     }
 
-    fn with_absolute_dir(self) -> Result<Self, ApiError> {
-        match &self {
-            Self::Snapshot(snapshot) if !snapshot.dir.is_absolute() => Err(ApiError::BadRequest(format!(
-                "`dir` is the relative path {:?}: give an absolute one, the VMM has its own working directory",
-                snapshot.dir
-            ))),
-            _ => Ok(self),
+    fn with_absolute_paths(self) -> Result<Self, ApiError> {
+        if let Self::Snapshot(snapshot) = &self {
+            for (name, path) in [("dir", Some(&snapshot.dir)), ("base", snapshot.base.as_ref())] {
+                if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                    return Err(ApiError::BadRequest(format!(
+                        "`{name}` is the relative path {path:?}: give an absolute one, the VMM has its own working \
+                         directory"
+                    )));
+                }
+            }
         }
+        Ok(self)
     }
 
     /// The request that asks for it: method, path and body.
@@ -94,7 +98,8 @@ mod tests {
             Command::Pause,
             Command::Resume,
             Command::Quit,
-            Command::Snapshot(Snapshot { dir: "/tmp/a b\"ü".into(), stay_paused: true }),
+            Command::Snapshot(Snapshot { dir: "/tmp/a b\"ü".into(), base: None, stay_paused: true }),
+            Command::Snapshot(Snapshot { dir: "/b".into(), base: Some("/a".into()), stay_paused: false }),
             Command::Migrate(migrate),
         ] {
             let (method, path, body) = command.to_request().unwrap();
@@ -155,6 +160,8 @@ mod tests {
         for dir in ["snap", "./snap", ""] {
             let (code, message) = refuse("PUT", "/v1/snapshot", &format!(r#"{{"dir": "{dir}"}}"#));
             assert!(code == 400 && message.contains("give an absolute one"), "{message}");
+            let (code, message) = refuse("PUT", "/v1/snapshot", &format!(r#"{{"dir": "/d", "base": "{dir}"}}"#));
+            assert!(code == 400 && message.contains("`base` is the relative path"), "{message}");
         }
     }
 }

@@ -8,9 +8,10 @@ use kvm_bindings::{
     kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Error, Host};
+use crate::boot::GuestRam;
 
 /// MSRs that must reach us, as (first, count). The x2APIC range cannot be filtered (Linux `api.rst`); without an
 /// in-kernel LAPIC it exits as invalid.
@@ -54,7 +55,7 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 pub struct Vm {
     pub(super) fd: VmFd,
     /// KVM maps this memory; it must live as long as `fd`.
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestRam>,
 }
 
 impl Vm {
@@ -62,7 +63,7 @@ impl Vm {
     ///
     /// # Errors
     /// If KVM refuses any of it.
-    pub fn new(host: &Host, memory: Arc<GuestMemoryMmap>, lapics: Lapics) -> Result<Self, Error> {
+    pub fn new(host: &Host, memory: Arc<GuestRam>, lapics: Lapics) -> Result<Self, Error> {
         let fd = host.kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
@@ -113,13 +114,13 @@ impl Vm {
 
     /// The VM's RAM.
     #[must_use]
-    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+    pub fn memory(&self) -> &Arc<GuestRam> {
         &self.memory
     }
 }
 
 /// Maps `memory`, or changes the flags of what is mapped: one slot a region, in order.
-fn set_slots(fd: &VmFd, memory: &GuestMemoryMmap, flags: u32) -> Result<(), Error> {
+fn set_slots(fd: &VmFd, memory: &GuestRam, flags: u32) -> Result<(), Error> {
     for (slot, region) in (0u32..).zip(memory.iter()) {
         let region = kvm_userspace_memory_region {
             slot,

@@ -1,7 +1,5 @@
 //! The vCPUs whose LAPICs are ours, all together: made, saved, restored. [`super::in_kernel`] has the others.
 
-use vm_memory::GuestMemoryMmap;
-
 use super::{
     BootOptions, HostEnvironment, RunError,
     clock::Clock,
@@ -13,6 +11,7 @@ use super::{
 };
 use crate::{
     apic::{self, LocalApic},
+    boot::GuestRam,
     boot::{
         Entry,
         cpuid::{self, Leaf, Offer},
@@ -122,7 +121,7 @@ pub(super) fn states(
 }
 
 /// The vCPUs as they were saved.
-pub(super) fn restore(vm: &Vm, memory: &GuestMemoryMmap, saved: &[CpuState]) -> Result<Vec<Cpu>, RunError> {
+pub(super) fn restore(vm: &Vm, memory: &GuestRam, saved: &[CpuState]) -> Result<Vec<Cpu>, RunError> {
     let mut cpus = Vec::new();
     for (index, cpu) in (0u32..).zip(saved) {
         let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =

@@ -9,10 +9,13 @@ use std::collections::VecDeque;
 use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, MAX_CPUS, RECORD_BYTES, RING_BYTES, Record};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{Platform, platform::lock, trace::Event};
-use crate::time::{GuestTsc, Now, VmTime};
+use crate::{
+    boot::GuestRam,
+    time::{GuestTsc, Now, VmTime},
+};
 
 /// Injections remembered that no record has claimed yet; a guest that writes no records makes us remember no more.
 const MAX_UNCLAIMED: usize = 4096;
@@ -210,7 +213,7 @@ impl Judge {
 
     /// The header of `cpu`'s ring as it stands in `memory`; none if there is no ring.
     #[must_use]
-    pub fn header(&self, memory: &GuestMemoryMmap, cpu: usize) -> Option<Header> {
+    pub fn header(&self, memory: &GuestRam, cpu: usize) -> Option<Header> {
         read_header(memory, ring_address(self.ring?, cpu)?)
     }
 
@@ -372,14 +375,14 @@ fn ring_address(first: u64, cpu: usize) -> Option<u64> {
     first.checked_add(u64::try_from(RING_BYTES.checked_mul(cpu)?).ok()?)
 }
 
-fn read_header(memory: &GuestMemoryMmap, ring: u64) -> Option<Header> {
+fn read_header(memory: &GuestRam, ring: u64) -> Option<Header> {
     let mut bytes = [0; HEADER_BYTES];
     memory.read_slice(&mut bytes, GuestAddress(ring)).ok()?;
     let header = Header::from_bytes(&bytes);
     (header.magic == MAGIC && header.layout == LAYOUT && header.capacity == CAPACITY).then_some(header)
 }
 
-fn read_record(memory: &GuestMemoryMmap, ring: u64, number: u64) -> Option<Record> {
+fn read_record(memory: &GuestRam, ring: u64, number: u64) -> Option<Record> {
     let slot = number % u64::from(CAPACITY);
     let record_bytes = u64::try_from(RECORD_BYTES).ok()?;
     let offset = u64::try_from(HEADER_BYTES).ok()?.checked_add(slot.checked_mul(record_bytes)?)?;

@@ -10,10 +10,10 @@ use std::{
 };
 
 use guest_abi::report::Header;
-use vm_memory::GuestMemoryMmap;
 
 use super::{
     BootOptions, EmulatedHost, HostEnvironment, LapicKind, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
+    changes::Changes,
     clock::Clock,
     costs::Counters,
     cpu::{Cpu, Phase},
@@ -30,7 +30,7 @@ use super::{
     turns::{Turns, Until},
 };
 use crate::{
-    boot::{self, Image, cpuid::Leaf, sites::Sites},
+    boot::{self, GuestRam, Image, cpuid::Leaf, sites::Sites},
     devices::Devices,
     kvm::Vm,
     pvclock::WallRegistration,
@@ -96,6 +96,8 @@ pub struct Machine {
     pub(super) has_run: bool,
     /// Restores so far.
     pub(super) migrations: u64,
+    /// What has changed since it was saved, if somebody asked for that account.
+    pub(super) changes: Option<Changes>,
     /// Declared last: the vCPUs are closed before the VM whose memory they map.
     pub(super) vm: Vm,
 }
@@ -175,6 +177,7 @@ impl Machine {
             paused: Some(moment),
             has_run: false,
             migrations: 0,
+            changes: None,
             vm,
         })
     }
@@ -188,7 +191,7 @@ impl Machine {
     pub fn from_state(
         env: &HostEnvironment,
         state: &MachineState,
-        memory: Arc<GuestMemoryMmap>,
+        memory: Arc<GuestRam>,
         choice: SourceChoice,
         time: TimeMode,
         khz: Khz,
@@ -259,6 +262,7 @@ impl Machine {
             paused: Some(moment),
             has_run: true,
             migrations: 0,
+            changes: None,
             vm,
         })
     }
@@ -410,7 +414,7 @@ impl Machine {
     }
 
     /// Shows `what` the guest's RAM with its own instructions at trap sites.
-    pub fn with_original_code<R>(&self, what: impl FnOnce(&GuestMemoryMmap) -> R) -> R {
+    pub fn with_original_code<R>(&self, what: impl FnOnce(&GuestRam) -> R) -> R {
         self.platform.sites.unpatch(&self.platform.memory);
         let result = what(&self.platform.memory);
         self.platform.sites.patch(&self.platform.memory);

@@ -249,6 +249,7 @@ impl Machine {
         let khz = policies.khz.unwrap_or(present);
         check_ratio(present, khz)?;
         let choice = self.choice_after(state.machine.source);
+        let changes = self.take_changes()?;
         self.platform.sites.unpatch(&self.platform.memory);
         let Self { cpus, in_kernel, platform, migrations, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
@@ -261,6 +262,7 @@ impl Machine {
         machine.platform.judge = judge;
         machine.platform.costs = costs;
         machine.migrations = migrations.saturating_add(1);
+        machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;
         let migration = migration.ok_or_else(|| RunError::BadState("a migrated machine cannot be new".to_owned()))?;
         Ok((machine, migration))

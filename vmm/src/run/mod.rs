@@ -12,6 +12,7 @@
 mod access;
 mod alarm;
 pub mod bell;
+mod changes;
 mod checkpoint;
 pub mod clock;
 mod costs;
@@ -28,6 +29,7 @@ mod machine;
 pub mod mailbox;
 mod migrate;
 pub mod options;
+mod pages;
 pub mod platform;
 pub mod pv_eoi;
 mod ram_copies;
@@ -44,11 +46,14 @@ mod wire;
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;
 
+pub use crate::kvm::set_idle_priority;
+pub use changes::SnapshotId;
 pub use costs::Costs;
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};
 pub use options::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode};
+pub use pages::PageSet;
 pub use platform::Platform;
 pub use stepper::{Came, Place, Stepper};
 pub use turn::Pace;

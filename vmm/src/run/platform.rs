@@ -13,7 +13,7 @@ use guest_abi::{
     pvclock::FLAG_TSC_STABLE,
     sites::{Kind, PATCH},
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{
     End,
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     apic::{Ipi, Route},
-    boot::sites::Sites,
+    boot::{GuestRam, sites::Sites},
     devices::Devices,
     pvclock::{GuestWrite, OutsideRam, WallRegistration},
     time::Now,
@@ -70,7 +70,7 @@ pub struct Platform {
     /// The wall-clock registration.
     pub wall: Mutex<WallRegistration>,
     /// Guest RAM.
-    pub memory: Arc<GuestMemoryMmap>,
+    pub memory: Arc<GuestRam>,
     /// Sites that are patched.
     pub sites: Sites,
     /// What the guest and the host say of each tick.
@@ -155,7 +155,7 @@ impl Platform {
 }
 
 /// Guest RAM as the kvmclock publisher writes it.
-pub struct Ram<'a>(pub &'a GuestMemoryMmap);
+pub struct Ram<'a>(pub &'a GuestRam);
 
 impl GuestWrite for Ram<'_> {
     fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), OutsideRam> {

@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::RunError;
-use crate::kvm::Vm;
+use crate::{boot::GuestRam, kvm::Vm};
 
 const PAGE: usize = 4096;
 const PAGE_U64: u64 = 4096;
 
 /// RAM at some instants.
 pub(super) struct RamCopies {
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestRam>,
     regions: Vec<(GuestAddress, usize)>,
     copies: Vec<Copy>,
 }

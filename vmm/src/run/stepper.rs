@@ -73,6 +73,9 @@ impl Stepper {
         }
         lock(&machine.platform.judge).keep_log();
         machine.turns.begin();
+        if machine.tracks_changes() {
+            return Err(RunError::BadState("KVM's account of written pages is in use already".to_owned()));
+        }
         let copies = RamCopies::new(&machine.vm)?;
         let alarm = Alarm::new(&machine.platform)?;
         let mut stepper = Self { machine, alarm, copies, checkpoints: Vec::new() };

@@ -5,6 +5,7 @@
 //! one at a time.
 
 mod console;
+mod proof;
 mod signals;
 mod timeout;
 mod worker;
@@ -22,10 +23,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::{
     control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
     run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
-    snapshot::SnapshotError,
+    snapshot::{SnapshotError, machine::Unverified},
     time::{Khz, VmTime},
 };
 
+use proof::Proof;
 pub use signals::block as block_signals;
 pub use worker::Request;
 
@@ -100,6 +102,9 @@ pub enum SessionError {
     /// Saving it.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The memory that it was restored with is not what was saved.
+    #[error(transparent)]
+    Damaged(SnapshotError),
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -143,11 +148,17 @@ impl MutEventSubscriber for Done {
     }
 }
 
-/// Runs `machine` to its end. Call [`block_signals`] before any thread is started.
+/// Runs `machine` to its end, and verifies meanwhile what is `unverified` of it. Call [`block_signals`] before any thread is
+/// started.
 ///
 /// # Errors
-/// [`SessionError`].
-pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result<Report, SessionError> {
+/// [`SessionError`]; [`SessionError::Damaged`] whatever else happened.
+pub fn run(
+    env: &HostEnvironment,
+    machine: Machine,
+    unverified: Option<&Unverified>,
+    options: &Options,
+) -> Result<Report, SessionError> {
     let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(events)?;
@@ -168,16 +179,27 @@ pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result
     thread::scope(|scope| {
         let inbox = &*inbox;
         let finished = &done;
+        let (proof, prover) = match unverified {
+            None => (Proof::needless(), None),
+            Some(unverified) => {
+                let (proof, prover) = Proof::wanted();
+                (proof, Some((prover, unverified)))
+            }
+        };
         let worker = thread::Builder::new()
             .name("vcpu0".to_owned())
             .spawn_scoped(scope, move || {
-                let result = worker::work(env, machine, options, inbox);
+                let result = worker::work(env, machine, proof, options, inbox);
                 inbox.close();
                 // It cannot fail: the counter is far from its limit.
                 let _ = finished.write(1);
                 result
             })
             .map_err(events)?;
+        if let Some((prover, unverified)) = prover {
+            let thread = thread::Builder::new().name("verify".to_owned());
+            thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map_err(events)?;
+        }
         // Reading resets the counter: it says done exactly once.
         while done.read().is_err() {
             manager.run().map_err(events)?;

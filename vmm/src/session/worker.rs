@@ -2,7 +2,7 @@
 
 use std::{sync::mpsc::Sender, time::Duration};
 
-use super::{Cycle, Finish, Options, Report, SessionError};
+use super::{Cycle, Finish, Options, Report, SessionError, proof::Proof};
 use crate::{
     control::{
         ApiError, Command, Reply, Status,
@@ -26,12 +26,15 @@ pub enum Request {
     Stop,
     /// So much wall time is over.
     TimedOut(Duration),
+    /// The restored memory is not what was saved.
+    Damaged,
 }
 
 struct Worker<'a> {
     env: &'a HostEnvironment,
     /// None only after a migration failed half-way.
     machine: Option<Machine>,
+    proof: Proof,
     options: &'a Options,
     next_migration: Option<VmTime>,
     migrations: usize,
@@ -39,19 +42,16 @@ struct Worker<'a> {
 
 pub(super) fn work(
     env: &HostEnvironment,
-    mut machine: Machine,
+    machine: Machine,
+    proof: Proof,
     options: &Options,
     inbox: &Mailbox<Request>,
 ) -> Result<Report, SessionError> {
-    if let Some(cycle) = &options.migrate {
-        check(env, &machine, options, cycle)?;
-    }
-    if !options.paused {
-        machine.resume(&options.policies)?;
-    }
-    let mut worker = Worker { env, machine: Some(machine), options, next_migration: None, migrations: 0 };
-    worker.next_migration = options.migrate.as_ref().map(|cycle| worker.after(cycle)).transpose()?;
-    let finish = worker.run(inbox)?;
+    let mut worker = Worker { env, machine: Some(machine), proof, options, next_migration: None, migrations: 0 };
+    let finish = worker.start().and_then(|()| worker.run(inbox));
+    // Before anything else is said: on damaged memory neither an end nor an error means anything.
+    worker.proof.settle()?;
+    let finish = finish?;
     let machine = worker.machine()?;
     let summary = judge::sum_up(machine.platform());
     machine.platform().trace.finish()?;
@@ -82,6 +82,19 @@ fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cy
 }
 
 impl Worker<'_> {
+    fn start(&mut self) -> Result<(), SessionError> {
+        let (env, options) = (self.env, self.options);
+        let machine = self.machine()?;
+        if let Some(cycle) = &options.migrate {
+            check(env, machine, options, cycle)?;
+        }
+        if !options.paused {
+            machine.resume(&options.policies)?;
+        }
+        self.next_migration = options.migrate.as_ref().map(|cycle| self.after(cycle)).transpose()?;
+        Ok(())
+    }
+
     fn machine(&mut self) -> Result<&mut Machine, SessionError> {
         self.machine.as_mut().ok_or(SessionError::Lost)
     }
@@ -116,7 +129,8 @@ impl Worker<'_> {
                         let env = self.env;
                         let machine = self.machine()?;
                         machine.pause()?;
-                        snapshot::machine::save(machine, env, dir)?;
+                        self.proof.settle()?;
+                        snapshot::machine::save(self.machine()?, env, dir, None)?;
                         return Ok(Finish::Saved);
                     }
                 }
@@ -152,6 +166,7 @@ impl Worker<'_> {
     fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
         match request {
             Request::Stop => Ok(Some(Finish::Stopped)),
+            Request::Damaged => self.proof.settle().map(|()| None),
             Request::TimedOut(after) => {
                 let cpus = self.machine()?.positions()?;
                 Ok(Some(Finish::TimedOut { after, cpus }))
@@ -163,7 +178,13 @@ impl Worker<'_> {
             }
             Request::Command(command, sender) => {
                 let quit = command == Command::Quit;
-                let answer = self.command(command)?;
+                let answer = match self.command(command) {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        let _ = sender.send(Err(ApiError::Internal(error.to_string())));
+                        return Err(error);
+                    }
+                };
                 // A client that went away needs no answer.
                 let _ = sender.send(answer);
                 Ok(quit.then_some(Finish::Stopped))
@@ -189,10 +210,13 @@ impl Worker<'_> {
                 let resumed = self.machine()?.resume(&policies);
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
-            Command::Snapshot(api::Snapshot { dir, stay_paused }) => {
+            Command::Snapshot(api::Snapshot { dir, base, stay_paused }) => {
                 let ran = !machine.is_paused();
                 machine.pause()?;
-                let saved = snapshot::machine::save(machine, env, &dir);
+                // It may take its time: the VM stands still meanwhile.
+                self.proof.settle()?;
+                let machine = self.machine()?;
+                let saved = snapshot::machine::save(machine, env, &dir, base.as_deref());
                 if ran && !(stay_paused && saved.is_ok()) {
                     machine.resume(&policies)?;
                 }
@@ -202,6 +226,7 @@ impl Worker<'_> {
                         | DirectoryError::NotEmpty { .. }
                         | DirectoryError::NotADirectory { .. },
                     ) => ApiError::BadRequest(error.to_string()),
+                    SnapshotError::Chain(ref reason) if reason.is_usage() => ApiError::BadRequest(error.to_string()),
                     _ => ApiError::Internal(error.to_string()),
                 })
             }

@@ -13,6 +13,9 @@ pub const STATE_FILE: &str = "state";
 /// The file with guest RAM.
 pub const MEMORY_FILE: &str = "memory";
 
+/// How much room is made for a `state` file before it is read, at most: one of a few vCPUs is then read at once.
+const STATE_BYTES_AT_ONCE: u64 = 1 << 20;
+
 /// Why a snapshot's directory was not made or not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
@@ -110,22 +113,31 @@ pub fn create_file(temporary: &Path, name: &str) -> Result<File, DirectoryError>
     options.open(&path).map_err(|source| failed("create", &path, source))
 }
 
-/// Reads and checks the `state` file of the snapshot `dir`.
+/// Reads the `state` file of the snapshot `dir`, unchecked; [`parse_state`] checks it.
 ///
 /// # Errors
-/// It is missing, unreadable, too large or damaged; the error names the file.
-pub fn read_state(dir: &Path) -> Result<StateReader, DirectoryError> {
+/// It is missing or unreadable; the error names the file.
+pub fn read_state(dir: &Path) -> Result<Vec<u8>, DirectoryError> {
     let path = dir.join(STATE_FILE);
     let file = open_file(&path)?;
-    let mut bytes = Vec::new();
+    let hint = file.metadata().map_or(0, |meta| meta.len()).min(STATE_BYTES_AT_ONCE);
+    let mut bytes = Vec::with_capacity(usize::try_from(hint).unwrap_or(0));
     // One more than allowed, so that the reader sees a file that is too large as such; the size that the file system
     // tells may be old by the time of the read.
     let limit = u64::try_from(MAX_STATE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut bytes).map_err(|source| failed("read", &path, source))?;
-    StateReader::parse(&bytes).map_err(|source| DirectoryError::State { path, source })
+    Ok(bytes)
 }
 
-/// Opens the `memory` file of the snapshot `dir`, unchecked; [`memory::map`](super::memory::map) checks it.
+/// Checks `bytes`, the `state` file of the snapshot `dir`.
+///
+/// # Errors
+/// It is too large or damaged; the error names the file.
+pub fn parse_state(dir: &Path, bytes: &[u8]) -> Result<StateReader, DirectoryError> {
+    StateReader::parse(bytes).map_err(|source| DirectoryError::State { path: dir.join(STATE_FILE), source })
+}
+
+/// Opens the `memory` file of the snapshot `dir`, unchecked; see [`memory::map`](super::memory::map) and [`memory::verify`](super::memory::verify).
 ///
 /// # Errors
 /// It is missing, unreadable or not a regular file; the error names it.
@@ -205,7 +217,7 @@ mod tests {
         for name in ["new", "empty", "slash/"] {
             let dir = parent.path().join(name);
             save(&dir, write_both).unwrap();
-            let mut state = read_state(&dir).unwrap();
+            let mut state = parse_state(&dir, &read_state(&dir).unwrap()).unwrap();
             assert_eq!(state.take::<u8>("a", 1).unwrap(), 7);
             open_memory(&dir).unwrap();
             assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
@@ -274,11 +286,12 @@ mod tests {
         assert!(error.contains(&format!("cannot open {}: No such file", state.display())), "{error}");
 
         fs::write(&state, b"\x7fELF").unwrap();
-        let error = read_state(dir.path()).unwrap_err().to_string();
+        let parsed = || parse_state(dir.path(), &read_state(dir.path()).unwrap());
+        let error = parsed().unwrap_err().to_string();
         assert!(error.contains("state: not the state of a vmm snapshot"), "{error}");
 
         File::create(&state).unwrap().set_len(1 << 40).unwrap();
-        let error = read_state(dir.path()).unwrap_err();
+        let error = parsed().unwrap_err();
         assert!(matches!(error, DirectoryError::State { source: ContainerError::TooLarge { .. }, .. }), "{error}");
 
         fs::create_dir(dir.path().join(MEMORY_FILE)).unwrap();

@@ -3,12 +3,16 @@
 use std::{io::Write, path::Path, sync::Arc};
 
 use serde::Serialize;
-use vm_memory::GuestMemoryMmap;
 
 use super::{
-    DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter, directory, memory,
+    ChainError, DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter,
+    chain::{self, BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
+    directory, memory,
 };
-use crate::run::{HostEnvironment, Machine, state::MachineState};
+use crate::{
+    boot::GuestRam,
+    run::{HostEnvironment, Machine, SnapshotId, state::MachineState},
+};
 
 /// Version of the sections that have not changed yet.
 const VERSION: u32 = 1;
@@ -24,28 +28,72 @@ const CPUS: &str = "cpus";
 const DEVICES: &str = "devices";
 const SITES: &str = "trap-sites";
 const JUDGE: &str = "judge";
-const MEMORY: &str = "memory";
 
-/// Writes a paused machine to the new (or empty) directory `dir`: all of it or nothing.
+/// Writes a paused machine to the new (or empty) directory `dir`: all of it or nothing. With a `base`, which must be the
+/// machine's latest snapshot or the one that it was restored from, only those pages of RAM that differ from it.
 ///
 /// # Errors
 /// [`SnapshotError`]; the machine is unharmed and `dir` is as it was.
-pub fn save(machine: &mut Machine, env: &HostEnvironment, dir: &Path) -> Result<(), SnapshotError> {
+pub fn save(
+    machine: &mut Machine,
+    env: &HostEnvironment,
+    dir: &Path,
+    base: Option<&Path>,
+) -> Result<(), SnapshotError> {
+    let base = base.map(|base| -> Result<_, SnapshotError> {
+        if !machine.tracks_changes() {
+            return Err(ChainError::NotTracked.into());
+        }
+        chain::new_base(machine.latest_snapshot().ok_or(ChainError::NeverSaved)?, base, dir)
+    });
+    let mut base = base.transpose()?;
     let state = machine.state(env)?;
+    // After the state, whose reading lets KVM finish what it has begun to write.
+    let changed = machine.changed_pages()?;
+    let mut id = None;
     directory::save(dir, |temporary| {
         let path = temporary.join(MEMORY_FILE);
         let file = directory::create_file(temporary, MEMORY_FILE)?;
         // The file holds what the guest was loaded with, not our patches: it can be restored where nothing is patched.
-        let layout = machine.with_original_code(|ram| memory::write(&file, &path, ram))?;
-        let bytes = encode(&state, &layout)?;
-        let mut file = directory::create_file(temporary, STATE_FILE)?;
-        let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };
-        file.write_all(&bytes).map_err(io)?;
-        Ok(())
+        let layout = machine.with_original_code(|ram| match (&mut base, &changed) {
+            (Some(base), Some(pages)) => {
+                base.pages = pages.runs().map(|run| (run.start, run.len())).collect();
+                memory::write(&file, &path, ram, pages)
+            }
+            _ => memory::write(&file, &path, ram, &memory::in_use(ram)?),
+        })?;
+        let bytes = encode(&state, &layout, base.as_ref())?;
+        write_state(temporary, &bytes)?;
+        id = changed.is_some().then(|| chain::id_of(&bytes));
+        Ok::<_, SnapshotError>(())
+    })?;
+    if let Some(id) = id {
+        machine.saved_as(id);
+    }
+    Ok(())
+}
+
+fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
+    let mut file = directory::create_file(temporary, STATE_FILE)?;
+    let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };
+    file.write_all(bytes).map_err(io)
+}
+
+/// Writes the snapshot `from` and all that it is based on as one whole snapshot to the new (or empty) directory `to`.
+///
+/// # Errors
+/// [`SnapshotError`]; `to` is then as it was.
+pub fn merge(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    let Loaded { state, memory: ram, unverified } = load(from)?;
+    unverified.verify(|| ())?;
+    directory::save(to, |temporary| {
+        let file = directory::create_file(temporary, MEMORY_FILE)?;
+        let layout = memory::write(&file, &temporary.join(MEMORY_FILE), &ram, &memory::in_use(&ram)?)?;
+        Ok(write_state(temporary, &encode(&state, &layout, None)?)?)
     })
 }
 
-fn encode(state: &MachineState, layout: &MemoryLayout) -> Result<Vec<u8>, SnapshotError> {
+fn encode(state: &MachineState, layout: &MemoryLayout, base: Option<&BaseState>) -> Result<Vec<u8>, SnapshotError> {
     let MachineState { machine, clock, cpus, devices, sites, judge } = state;
     let mut writer = StateWriter::new();
     writer.section(MACHINE, VERSION, machine)?;
@@ -54,11 +102,14 @@ fn encode(state: &MachineState, layout: &MemoryLayout) -> Result<Vec<u8>, Snapsh
     writer.section(DEVICES, DEVICES_VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
     writer.section(JUDGE, VERSION, judge)?;
-    writer.section(MEMORY, VERSION, layout)?;
+    writer.section(MEMORY, MEMORY_VERSION, layout)?;
+    if let Some(base) = base {
+        writer.section(BASE, BASE_VERSION, base)?;
+    }
     Ok(writer.finish())
 }
 
-fn decode(mut reader: StateReader) -> Result<(MachineState, MemoryLayout), SnapshotError> {
+fn decode(mut reader: StateReader) -> Result<MachineState, SnapshotError> {
     let state = MachineState {
         machine: reader.take(MACHINE, VERSION)?,
         clock: reader.take(CLOCK, VERSION)?,
@@ -67,20 +118,58 @@ fn decode(mut reader: StateReader) -> Result<(MachineState, MemoryLayout), Snaps
         sites: reader.take(SITES, VERSION)?,
         judge: reader.take(JUDGE, VERSION)?,
     };
-    let layout = reader.take(MEMORY, VERSION)?;
     reader.finish()?;
-    Ok((state, layout))
+    Ok(state)
 }
 
-/// Reads and checks the snapshot in `dir`. RAM is mapped privately: the files are never written.
+fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
+    let bytes = directory::read_state(dir)?;
+    let mut reader = directory::parse_state(dir, &bytes)?;
+    let chain = Chain::open(dir, bytes, &mut reader)?;
+    Ok((reader, chain))
+}
+
+/// What was loaded and is not yet known to be undamaged: the content of RAM. A guest can run meanwhile, but nothing that
+/// it comes to may be passed on before [`Self::verify`] says that it ran on what was saved.
+#[derive(Debug)]
+#[must_use = "nothing else finds damaged memory"]
+pub struct Unverified(Chain);
+
+impl Unverified {
+    /// Reads RAM from the snapshot and checks it. Calls `between` often enough to change priorities there.
+    ///
+    /// # Errors
+    /// It is damaged, or cannot be read.
+    pub fn verify(&self, between: impl FnMut()) -> Result<(), SnapshotError> {
+        Ok(self.0.verify(between)?)
+    }
+
+    /// The id of the snapshot.
+    #[must_use]
+    pub fn id(&self) -> SnapshotId {
+        self.0.id()
+    }
+}
+
+/// A machine that was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Everything but RAM.
+    pub state: MachineState,
+    /// RAM, mapped privately: the files are never written.
+    pub memory: Arc<GuestRam>,
+    /// What is to be checked yet.
+    pub unverified: Unverified,
+}
+
+/// Reads and checks the snapshot in `dir`, but the content of RAM.
 ///
 /// # Errors
 /// [`SnapshotError`] naming the file, the section and the reason.
-pub fn load(dir: &Path) -> Result<(MachineState, Arc<GuestMemoryMmap>), SnapshotError> {
-    let (state, layout) = decode(directory::read_state(dir)?)?;
-    let (file, path) = directory::open_memory(dir)?;
-    let ram = memory::map(file, &path, &layout)?;
-    Ok((state, Arc::new(ram)))
+pub fn load(dir: &Path) -> Result<Loaded, SnapshotError> {
+    let (reader, chain) = open(dir)?;
+    let state = decode(reader)?;
+    Ok(Loaded { state, memory: Arc::new(chain.map()?), unverified: Unverified(chain) })
 }
 
 /// The machine's state in `dir`, without looking at its RAM.
@@ -88,7 +177,7 @@ pub fn load(dir: &Path) -> Result<(MachineState, Arc<GuestMemoryMmap>), Snapshot
 /// # Errors
 /// As [`load`].
 pub fn load_state(dir: &Path) -> Result<MachineState, SnapshotError> {
-    Ok(decode(directory::read_state(dir)?)?.0)
+    decode(open(dir)?.0)
 }
 
 /// What `vmm snapshot show` tells.
@@ -98,6 +187,8 @@ pub struct Overview {
     pub dir: String,
     /// Its sections, in the file's order.
     pub sections: Vec<super::SectionInfo>,
+    /// The snapshots that make it up, the newest first: itself, and what it is based on.
+    pub chain: Vec<Link>,
 }
 
 /// Describes the snapshot in `dir` without looking at its RAM.
@@ -105,6 +196,7 @@ pub struct Overview {
 /// # Errors
 /// [`SnapshotError`].
 pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
-    let sections = directory::read_state(dir)?.sections()?;
-    Ok(Overview { dir: dir.display().to_string(), sections })
+    let sections = directory::parse_state(dir, &directory::read_state(dir)?)?.sections()?;
+    let (_, chain) = open(dir)?;
+    Ok(Overview { dir: dir.display().to_string(), sections, chain: chain.links() })
 }

@@ -5,15 +5,19 @@
 //! [`directory`] publishes both with one rename. The split is there because the two want opposite things: the state is
 //! small, structured, read whole and shown to people; the memory is large, flat, and mapped rather than read.
 //!
+//! A snapshot may also hold the pages only that changed since another one ([`chain`]).
+//!
 //! It is not a cure for malice: the checksums find truncation and edited or rotten bytes, and every size and address
 //! is bounded before it is used, but whoever can write the directory can write a snapshot that boots what they like.
 //! Nor does this layer know KVM: state types come from the modules that own the state, as serde types.
 
+pub mod chain;
 pub mod container;
 pub mod directory;
 pub mod machine;
 pub mod memory;
 
+pub use chain::ChainError;
 pub use container::{ContainerError, SectionInfo, StateReader, StateWriter};
 pub use directory::{DirectoryError, MEMORY_FILE, STATE_FILE};
 pub use memory::{MemoryError, MemoryLayout, RegionLayout};
@@ -27,6 +31,9 @@ pub enum SnapshotError {
     /// Guest RAM could not be written, or is not what was written.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A snapshot of changes and its base do not go together, or it cannot be made.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// The directory or one of its files could not be made or opened.
     #[error(transparent)]
     Directory(#[from] DirectoryError),

@@ -134,9 +134,13 @@ fn a_refusal_carries_code_and_reason() {
 #[test]
 fn the_client_makes_a_directory_absolute() {
     let served = Served::new();
-    call(&served.path(), &Command::Snapshot(Snapshot { dir: "snap".into(), stay_paused: true })).unwrap();
+    call(
+        &served.path(),
+        &Command::Snapshot(Snapshot { dir: "snap".into(), base: Some("last".into()), stay_paused: true }),
+    )
+    .unwrap();
     let dir = std::env::current_dir().unwrap().join("snap");
-    let expected = Command::Snapshot(Snapshot { dir, stay_paused: true });
+    let expected = Command::Snapshot(Snapshot { dir, base: std::path::absolute("last").ok(), stay_paused: true });
     assert_eq!(served.seen.lock().unwrap().last(), Some(&expected));
 }
 

@@ -8,13 +8,13 @@ mod measure;
 
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
 
 use super::{Bus, Error, Exit, GpFault, Host, Lapics, Operation, Vcpu, Vm, read_tsc};
-use crate::boot::{Entry, cpuid::Leaf};
+use crate::boot::{Entry, GuestRam, cpuid::Leaf};
 
 /// How WRMSR IA32_TSC_DEADLINE behaves without an in-kernel LAPIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +88,14 @@ impl Bus for Last {
 
 struct Probe {
     vcpu: Vcpu,
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestRam>,
     last: Last,
 }
 
 impl Probe {
     fn new(host: &Host, leaves: &[Leaf], program: &[u8], lapics: Lapics) -> Result<Self, Error> {
         let no_memory = |_| Error::last("mmap");
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PROBE_BYTES)]).map_err(no_memory)?;
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), PROBE_BYTES)]).map_err(no_memory)?;
         memory.write_slice(program, GuestAddress(CODE)).map_err(|_| Error::last("mmap"))?;
         let memory = Arc::new(memory);
         let vm = Vm::new(host, Arc::clone(&memory), lapics)?;

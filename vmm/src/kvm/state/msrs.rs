@@ -16,6 +16,9 @@ pub struct Msr {
     pub value: u64,
 }
 
+/// The most that one call takes (`MAX_IO_MSRS` in Linux arch/x86/kvm/x86.c).
+const MOST_AT_ONCE: usize = 256;
+
 /// MSRs that the VMM owns: TSC, kvmclock, LAPIC. KVM must neither be asked for them nor be given them: writing
 /// 0x4b564d0x would make KVM take over our page, and a TSC written is a TSC "synchronised" by KVM's own ideas.
 #[must_use]
@@ -32,7 +35,11 @@ fn unlisted() -> impl Iterator<Item = u32> {
 }
 
 fn one(index: u32, data: u64) -> Result<Msrs, Error> {
-    Msrs::from_entries(&[kvm_msr_entry { index, data, reserved: 0 }])
+    list(&[kvm_msr_entry { index, data, reserved: 0 }])
+}
+
+fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, Error> {
+    Msrs::from_entries(entries)
         .map_err(|_| Error::Call { call: "KVM_GET_MSRS", source: std::io::Error::from_raw_os_error(libc::ENOMEM) })
 }
 
@@ -55,7 +62,7 @@ pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     let mut rest = wanted.as_slice();
     while !rest.is_empty() {
         let entries: Vec<_> = rest.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
-        let mut msrs = Msrs::from_entries(&entries).map_err(|_| Error::Msr { index: 0, value: 0 })?;
+        let mut msrs = list(&entries)?;
         let read = fd.get_msrs(&mut msrs).map_err(Error::call("KVM_GET_MSRS"))?;
         found.extend(msrs.as_slice().iter().take(read).map(|m| Msr { index: m.index, value: m.data }));
         // KVM stops at the first MSR that this guest's CPUID does not have: that one holds no state.
@@ -65,17 +72,25 @@ pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
 }
 
 pub(super) fn set(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), Error> {
-    for Msr { index, value } in msrs.iter().copied().filter(|msr| !is_ours(msr.index)) {
-        let written = fd.set_msrs(&one(index, value)?).map_err(Error::call("KVM_SET_MSRS"))?;
-        if written == 1 {
+    let ours = msrs.iter().filter(|msr| !is_ours(msr.index));
+    let entries: Vec<_> =
+        ours.map(|Msr { index, value }| kvm_msr_entry { index: *index, data: *value, reserved: 0 }).collect();
+    let mut rest = entries.as_slice();
+    while !rest.is_empty() {
+        // KVM takes them in order and stops at the first that it does not take.
+        let batch = rest.get(..MOST_AT_ONCE).unwrap_or(rest);
+        let written = fd.set_msrs(&list(batch)?).map_err(Error::call("KVM_SET_MSRS"))?;
+        let Some(kvm_msr_entry { index, data, .. }) = batch.get(written).copied() else {
+            rest = rest.get(batch.len()..).unwrap_or(&[]);
             continue;
-        }
+        };
         // Some MSRs of the list are read-only; a fresh vCPU then already has the value.
         let mut present = one(index, 0)?;
         let read = fd.get_msrs(&mut present).map_err(Error::call("KVM_GET_MSRS"))?;
-        if read != 1 || present.as_slice().first().is_none_or(|m| m.data != value) {
-            return Err(Error::Msr { index, value });
+        if read != 1 || present.as_slice().first().is_none_or(|m| m.data != data) {
+            return Err(Error::Msr { index, value: data });
         }
+        rest = rest.get(written.saturating_add(1)..).unwrap_or(&[]);
     }
     Ok(())
 }

@@ -174,6 +174,22 @@ impl StateReader {
         serde_json::from_slice(&section.payload).map_err(|source| ContainerError::Decode { name: section.name, source })
     }
 
+    /// Takes a section out if it is there, and decodes it as [`Self::take`] does.
+    ///
+    /// # Errors
+    /// The section has another version, or is not the JSON of a `T`.
+    pub fn take_optional<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        version: u32,
+    ) -> Result<Option<T>, ContainerError> {
+        if self.sections.iter().any(|section| section.name == name) {
+            self.take(name, version).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Ends the reading: everything that was saved must have been taken.
     ///
     /// # Errors

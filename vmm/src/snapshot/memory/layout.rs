@@ -1,9 +1,10 @@
 //! Which guest addresses the `memory` file holds, and what it must sum up to.
 
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{MemoryError, PAGE};
+use crate::boot::GuestRam;
 
 /// The most regions that a layout may have. A VM has one, or two around the hole below 4 GiB.
 pub const MAX_REGIONS: usize = 16;
@@ -36,7 +37,7 @@ pub struct RegionLayout {
 
 impl MemoryLayout {
     /// The layout of `memory`, with nothing in it yet.
-    pub(super) fn of(memory: &GuestMemoryMmap) -> Self {
+    pub(super) fn of(memory: &GuestRam) -> Self {
         let mut file_offset = 0u64;
         let regions = memory
             .iter()

@@ -9,6 +9,7 @@ mod error;
 mod layout;
 #[cfg(test)]
 mod tests;
+mod touched;
 
 use std::fs::File;
 use std::io;
@@ -19,9 +20,11 @@ use std::sync::Arc;
 use libc::{MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, off_t};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, MmapRegion};
+
+use crate::{
+    boot::{GuestRam, RamRegion},
+    run::PageSet,
 };
 
 pub use error::MemoryError;
@@ -55,43 +58,126 @@ impl Tally {
     }
 }
 
-/// Writes guest RAM into `file`, which is empty and named `path` in errors. No vCPU may run meanwhile.
+/// The pages of guest RAM that may hold a byte that is not zero, by their index in a file of `layout`. See [`touched`]
+/// for how they are found without reading RAM.
+///
+/// # Errors
+/// The layout is impossible.
+pub fn in_use(memory: &GuestRam) -> Result<PageSet, MemoryError> {
+    let layout = MemoryLayout::of(memory);
+    touched::pages(memory, &layout, Path::new(touched::PAGEMAP))
+}
+
+/// Writes those pages of guest RAM that are in `pages` and not zero into `file`, which is empty and named `path` in errors.
+/// No vCPU may run meanwhile.
 ///
 /// # Errors
 /// RAM cannot be read, is not whole pages, or the file cannot be written.
-pub fn write(file: &File, path: &Path, memory: &GuestMemoryMmap) -> Result<MemoryLayout, MemoryError> {
+pub fn write(file: &File, path: &Path, memory: &GuestRam, pages: &PageSet) -> Result<MemoryLayout, MemoryError> {
     let mut layout = MemoryLayout::of(memory);
     let total = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     file.set_len(total).map_err(io)?;
     let mut tally = Tally::default();
-    let mut buffer = vec![0; CHUNK_BYTES];
-    for (region, place) in memory.iter().zip(&layout.regions) {
-        let mut done = 0u64;
-        while done < place.bytes {
-            let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(done), source };
-            let chunk = take(&mut buffer, place.bytes - done);
-            let slice = region.get_slice(MemoryRegionAddress(done), chunk.len()).map_err(guest)?;
-            slice.copy_to(chunk);
-            let offset = place.file_offset.saturating_add(done);
-            for (page, offset) in chunk.chunks(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
-                if tally.page(offset, page) {
-                    file.write_all_at(page, offset).map_err(io)?;
-                }
-            }
-            done = done.saturating_add(length(chunk));
-        }
-    }
+    for_each_piece(memory, &layout, pages, |Piece { region, place, inside, at }, chunk| {
+        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
+        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
+        write_chunk(file, chunk, at, &mut tally).map_err(io)
+    })?;
     layout.pages = tally.pages;
     layout.checksum = tally.crc.finalize();
     Ok(layout)
 }
 
-/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero.
+/// Reads `pages` of `file`, which is named `path` in errors and has this `layout`, into guest RAM, zeros too.
 ///
 /// # Errors
-/// The layout is impossible, or the file has another size or other content, or cannot be read.
-pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), MemoryError> {
+/// The file cannot be read, or RAM has another layout.
+pub fn read_pages(
+    file: &File,
+    path: &Path,
+    memory: &GuestRam,
+    layout: &MemoryLayout,
+    pages: &PageSet,
+) -> Result<(), MemoryError> {
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
+    for_each_piece(memory, layout, pages, |Piece { region, place, inside, at }, chunk| {
+        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
+        file.read_exact_at(chunk, at).map_err(io)?;
+        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_from(chunk);
+        Ok(())
+    })
+}
+
+/// How many pages a file of this layout has.
+///
+/// # Errors
+/// The layout is impossible.
+pub fn pages(layout: &MemoryLayout) -> Result<usize, MemoryError> {
+    Ok(page(layout.file_bytes()?))
+}
+
+/// Pages that follow one another in one region.
+struct Piece<'a> {
+    region: &'a RamRegion,
+    place: &'a RegionLayout,
+    /// Where in the region it begins, in bytes.
+    inside: u64,
+    /// Where in the file.
+    at: u64,
+}
+
+/// Calls `handle` for `pages` in pieces of at most [`CHUNK_BYTES`], in file order, each with a buffer of its size.
+fn for_each_piece(
+    memory: &GuestRam,
+    layout: &MemoryLayout,
+    pages: &PageSet,
+    mut handle: impl FnMut(Piece<'_>, &mut [u8]) -> Result<(), MemoryError>,
+) -> Result<(), MemoryError> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    for run in pages.runs() {
+        let (mut at, end) = (bytes(run.start), bytes(run.end));
+        while at < end {
+            // Regions follow one another: the first that ends behind `at` has it.
+            let mut regions = memory.iter().zip(&layout.regions);
+            let found = regions.find(|(_, place)| at < place.file_offset.saturating_add(place.bytes));
+            let Some((region, place)) = found else { break };
+            let inside = at.saturating_sub(place.file_offset);
+            let chunk = take(&mut buffer, (end - at).min(place.bytes.saturating_sub(inside)));
+            let length = length(chunk);
+            handle(Piece { region, place, inside, at }, chunk)?;
+            at = at.saturating_add(length);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the pages of `chunk` that are not zero, neighbours at once.
+fn write_chunk(file: &File, chunk: &[u8], at: u64, tally: &mut Tally) -> io::Result<()> {
+    let mut unwritten = 0..0usize;
+    let flush = |range: std::ops::Range<usize>| match chunk.get(range.clone()) {
+        Some(bytes) if !bytes.is_empty() => {
+            file.write_all_at(bytes, at.saturating_add(u64::try_from(range.start).unwrap_or(u64::MAX)))
+        }
+        _ => Ok(()),
+    };
+    for (page, start) in chunk.chunks(PAGE_BYTES).zip((0..).step_by(PAGE_BYTES)) {
+        let end = start + page.len();
+        if tally.page(at.saturating_add(u64::try_from(start).unwrap_or(u64::MAX)), page) {
+            unwritten.end = end;
+        } else {
+            flush(unwritten)?;
+            unwritten = end..end;
+        }
+    }
+    flush(unwritten)
+}
+
+/// Checks that `file` has the size that `layout` says, without reading it.
+///
+/// # Errors
+/// The layout is impossible, or the file has another size.
+pub fn check_size(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), MemoryError> {
     let expected = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
     let found = file.metadata().map_err(io)?.len();
@@ -101,12 +187,25 @@ pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), Mem
     if found > expected {
         return Err(MemoryError::TooLong { path: path.to_owned(), found, expected });
     }
+    Ok(())
+}
+
+/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero. Calls
+/// `between` every [`CHUNK_BYTES`], or more often.
+///
+/// # Errors
+/// As [`check_size`], or the file has other content, or cannot be read.
+pub fn verify(file: &File, path: &Path, layout: &MemoryLayout, mut between: impl FnMut()) -> Result<(), MemoryError> {
+    check_size(file, path, layout)?;
+    let expected = layout.file_bytes()?;
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
     let mut tally = Tally::default();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;
     while let Some((start, end)) = next_data(file, at, expected).map_err(io)? {
         at = start;
         while at < end {
+            between();
             let chunk = take(&mut buffer, end - at);
             file.read_exact_at(chunk, at).map_err(io)?;
             for (page, offset) in chunk.chunks(PAGE_BYTES).zip((at..).step_by(PAGE_BYTES)) {
@@ -143,33 +242,42 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((start - start % PAGE, stop)))
 }
 
-/// Checks `file` and maps it as guest RAM. Writes of the guest stay in this process; pages not yet written to are read
-/// from the file for as long as the VM lives, so nobody may change the file in place. (Publishing another snapshot
-/// under the same name is no change: that is another file.)
+/// Maps `file`, whose size is checked here and whose content is not, as guest RAM. Writes of the guest stay in this
+/// process; pages not yet written to are read from the file for as long as the VM lives, so nobody may change the file in
+/// place. (Publishing another snapshot under the same name is no change: that is another file.)
 ///
 /// # Errors
-/// As [`verify`], or the host cannot map the file.
-pub fn map(file: File, path: &Path, layout: &MemoryLayout) -> Result<GuestMemoryMmap, MemoryError> {
-    verify(&file, path, layout)?;
-    let file = Arc::new(file);
+/// As [`check_size`], or the host cannot map the file.
+pub fn map(file: &Arc<File>, path: &Path, layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
+    check_size(file, path, layout)?;
     let map_region = |region: &RegionLayout| {
         let io = |source| MemoryError::Io { path: path.to_owned(), action: "map", source };
         let bytes = usize::try_from(region.bytes).map_err(|_| io(io::ErrorKind::OutOfMemory.into()))?;
-        let place = FileOffset::from_arc(file.clone(), region.file_offset);
+        let place = FileOffset::from_arc(Arc::clone(file), region.file_offset);
         // NORESERVE as for RAM of a fresh VM: most of it is never written.
         let mapping = MmapRegion::build(Some(place), bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE)
             .map_err(|error| io(io::Error::other(error)))?;
-        GuestRegionMmap::new(mapping, GuestAddress(region.guest_base))
+        RamRegion::new(mapping, GuestAddress(region.guest_base))
             .ok_or_else(|| MemoryError::Layout { reason: "a region ends beyond the address space".to_owned() })
     };
     let regions = layout.regions.iter().map(map_region).collect::<Result<Vec<_>, _>>()?;
-    Ok(GuestMemoryMmap::from_regions(regions)?)
+    Ok(GuestRam::from_regions(regions)?)
 }
 
 /// The front of `buffer`, at most `left` bytes of it.
 fn take(buffer: &mut [u8], left: u64) -> &mut [u8] {
     let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
     buffer.split_at_mut(bytes).0
+}
+
+/// Where page number `page` begins in a file.
+fn bytes(page: usize) -> u64 {
+    u64::try_from(page).unwrap_or(u64::MAX).saturating_mul(PAGE)
+}
+
+/// The number of the page that begins at or before `offset`.
+fn page(offset: u64) -> usize {
+    usize::try_from(offset / PAGE).unwrap_or(usize::MAX)
 }
 
 fn length(chunk: &[u8]) -> u64 {

@@ -7,12 +7,16 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 /// 2 MiB at 0 and 1 MiB above the hole, with a few pages in use, among them the first and the last.
-fn ram() -> GuestMemoryMmap {
-    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap();
+fn ram() -> GuestRam {
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 2 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap();
     for at in [0, 0x1000, 0x80_0ff, 2 * MIB - 1, 1 << 32, (1 << 32) + MIB - 1] {
         ram.write_slice(&[0xa5], GuestAddress(at)).unwrap();
     }
     ram
+}
+
+fn write_all(file: &File, path: &Path, memory: &GuestRam) -> Result<MemoryLayout, MemoryError> {
+    write(file, path, memory, &in_use(memory)?)
 }
 
 struct Saved {
@@ -24,7 +28,7 @@ impl Saved {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create_new(dir.path().join("memory")).unwrap();
-        let layout = write(&file, &dir.path().join("memory"), &ram()).unwrap();
+        let layout = write_all(&file, &dir.path().join("memory"), &ram()).unwrap();
         Self { dir, layout }
     }
 
@@ -36,13 +40,15 @@ impl Saved {
         File::options().read(true).write(true).open(self.path()).unwrap()
     }
 
-    fn map(&self) -> Result<GuestMemoryMmap, MemoryError> {
-        map(File::open(self.path()).unwrap(), &self.path(), &self.layout)
+    fn map(&self) -> Result<GuestRam, MemoryError> {
+        let file = Arc::new(File::open(self.path()).unwrap());
+        verify(&file, &self.path(), &self.layout, || ())?;
+        map(&file, &self.path(), &self.layout)
     }
 }
 
-fn contents(memory: &GuestMemoryMmap) -> Vec<(u64, Vec<u8>)> {
-    let read = |region: &GuestRegionMmap| {
+fn contents(memory: &GuestRam) -> Vec<(u64, Vec<u8>)> {
+    let read = |region: &RamRegion| {
         let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
         region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
         (region.start_addr().0, bytes)
@@ -66,7 +72,7 @@ fn writes_of_the_restored_guest_do_not_reach_the_file() {
     let saved = Saved::new();
     let restored = saved.map().unwrap();
     restored.write_slice(&[1, 2, 3], GuestAddress(0x5000)).unwrap();
-    verify(&saved.open(), &saved.path(), &saved.layout).unwrap();
+    verify(&saved.open(), &saved.path(), &saved.layout, || ()).unwrap();
 }
 
 #[test]
@@ -147,20 +153,20 @@ fn hostile_layouts_are_errors() {
     let saved = Saved::new();
     for regions in impossible {
         let layout = MemoryLayout { regions: regions.to_vec(), ..saved.layout.clone() };
-        let result = map(File::open(saved.path()).unwrap(), &saved.path(), &layout);
+        let result = map(&Arc::new(saved.open()), &saved.path(), &layout);
         assert!(matches!(result, Err(MemoryError::Layout { .. })), "{regions:?}: {result:?}");
     }
     // Possible, but far more than the file: found before anything is mapped.
     let layout = MemoryLayout { regions: vec![region(0, GUEST_ADDRESS_END, 0)], ..saved.layout.clone() };
-    let result = map(File::open(saved.path()).unwrap(), &saved.path(), &layout);
+    let result = map(&Arc::new(saved.open()), &saved.path(), &layout);
     assert!(matches!(result, Err(MemoryError::Truncated { .. })), "{result:?}");
 }
 
 #[test]
 fn ram_that_is_not_whole_pages_is_not_saved() {
-    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 5000)]).unwrap();
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 5000)]).unwrap();
     let file = tempfile::tempfile().unwrap();
-    assert!(matches!(write(&file, Path::new("memory"), &ram), Err(MemoryError::Layout { .. })));
+    assert!(matches!(write_all(&file, Path::new("memory"), &ram), Err(MemoryError::Layout { .. })));
 }
 
 #[test]
@@ -168,6 +174,39 @@ fn an_unwritable_file_is_an_error_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory");
     std::fs::write(&path, b"").unwrap();
-    let error = write(&File::open(&path).unwrap(), &path, &ram()).unwrap_err().to_string();
+    let error = write_all(&File::open(&path).unwrap(), &path, &ram()).unwrap_err().to_string();
     assert!(error.contains("memory: cannot write"), "{error}");
+}
+
+/// What is written with the pages that `pagemap` tells.
+fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
+    let file = tempfile::tempfile().unwrap();
+    let pages = touched::pages(ram, &MemoryLayout::of(ram), Path::new(pagemap)).unwrap();
+    let layout = write(&file, Path::new("memory"), ram, &pages).unwrap();
+    let mut bytes = vec![0; usize::try_from(3 * MIB).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    (bytes, layout, pages.count())
+}
+
+// Catches: a page that somebody wrote and the pagemap, or the restored file, does not tell of; and a way of finding pages
+// that finds all of them.
+#[test]
+fn pages_in_use_are_all_that_are_not_zero_also_without_a_pagemap() {
+    let saved = Saved::new();
+    let restored = saved.map().unwrap();
+    // Over a page of the file, over a hole, over a page of the file with zeros; and a read, which writes nothing.
+    restored.write_slice(&[7], GuestAddress(0x1000)).unwrap();
+    restored.write_slice(&[8], GuestAddress((1 << 32) + 0x5000)).unwrap();
+    restored.write_slice(&ZERO_PAGE, GuestAddress(0)).unwrap();
+    let _: u8 = restored.read_obj(GuestAddress(0x4_0000)).unwrap();
+    for (ram, count) in [(ram(), 6), (restored, 6)] {
+        let (bytes, layout, found) = written(&ram, touched::PAGEMAP);
+        let (all_bytes, all_layout, all) = written(&ram, "/nonexistent");
+        assert_eq!(all, 768);
+        // A huge page, or a file system with larger blocks, may be more than was asked for.
+        assert!((6..600).contains(&found), "{found} pages");
+        assert_eq!((layout.pages, &layout), (count, &all_layout));
+        assert!(bytes == all_bytes);
+        assert!(bytes == contents(&ram).into_iter().flat_map(|(_, bytes)| bytes).collect::<Vec<_>>());
+    }
 }

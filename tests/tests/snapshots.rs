@@ -1,0 +1,289 @@
+//! Snapshots' memory: verified behind the guest's back, and saved as changes to what was saved before.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+use vm_tests::{Ended, Lab, kvm, start};
+
+/// Between two looks at something that another process is about to do.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// A snapshot of a guest with half of its ticks to come, whose RAM has a byte that was not saved, where no guest looks.
+fn damaged(lab: &Lab) {
+    let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to snapshot";
+    let run = lab.boot("clockevent=kvm-tsc-deadline count=20", flags);
+    assert_eq!(run.summary.word("finish"), "saved");
+    let memory = File::options().write(true).open(lab.path("snapshot/memory")).unwrap();
+    memory.write_all_at(&[1], memory.metadata().unwrap().len() - 5000).unwrap();
+}
+
+const REASON: [&str; 2] =
+    ["snapshot snapshot: memory file snapshot/memory is not what was saved", "the file was changed or damaged"];
+
+// Catches: a guest that ran, and ended, on memory that is not what was saved, and nobody was told.
+#[test]
+fn damage_is_told_whenever_it_is_looked_for() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    damaged(&lab);
+    let before = lab.run("restore snapshot --verify now");
+    before.refused(2, &REASON);
+    assert!(before.stdout.is_empty(), "the guest ran: {before:#?}");
+    // Virtual time: the guest ends at once.
+    let behind = lab.run("restore snapshot");
+    behind.refused(2, &REASON);
+    let line = |ended: &Ended| ended.stderr.lines().last().map(str::to_owned);
+    assert_eq!(line(&behind), line(&before));
+    // Without end, and paused: the news end it.
+    lab.run("restore snapshot --time real --verify background").refused(2, &REASON);
+    lab.run("restore snapshot --paused --api-sock s").refused(2, &REASON);
+}
+
+// Catches: damage that is saved again, with a checksum that says it is well.
+#[test]
+fn damage_is_not_saved_again() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    damaged(&lab);
+    lab.run("restore snapshot --save-at 60ms --save-to second").refused(2, &REASON);
+    assert!(!lab.path("second").exists());
+}
+
+// Catches: a way to end the VM that does not wait for the proof.
+#[test]
+fn damage_is_told_to_whoever_quits() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    damaged(&lab);
+    let mut process = start(&mut lab.vmm("restore snapshot --paused --api-sock s"));
+    while !lab.path("s").exists() && !process.has_ended() {
+        thread::sleep(LOOK_AGAIN);
+    }
+    // In time or too late: the VM's own end is the same.
+    let _ = lab.run("ctl --api-sock s quit");
+    process.finish().refused(2, &REASON);
+}
+
+// Catches: a verification that changes what a guest does, or that finds damage where there is none.
+#[test]
+fn undamaged_memory_is_the_same_either_way() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    damaged(&lab);
+    // Mended, it is the snapshot that it was.
+    let memory = File::options().write(true).open(lab.path("snapshot/memory")).unwrap();
+    memory.write_all_at(&[0], memory.metadata().unwrap().len() - 5000).unwrap();
+    drop(memory);
+    for when in ["now", "background"] {
+        assert_eq!(lab.restore("snapshot", &format!("--verify {when}")).summary.word("finish"), "ended");
+        let run = lab.restore("snapshot", &format!("--verify {when} --save-at 60ms --save-to {when}"));
+        assert_eq!(run.summary.word("finish"), "saved");
+    }
+    assert_eq!(fs::read(lab.path("now/memory")).unwrap(), fs::read(lab.path("background/memory")).unwrap());
+}
+
+/// A VM with a control socket whose guest ticks without end, and everything that it is asked.
+struct Ticking<'a> {
+    lab: &'a Lab,
+    process: vm_tests::Running,
+}
+
+impl<'a> Ticking<'a> {
+    fn start(lab: &'a Lab, command: &mut Command) -> Self {
+        let mut vm = Self { lab, process: start(command) };
+        while !lab.path("s").exists() {
+            assert!(!vm.process.has_ended(), "the VM ended: {:#?}", vm.process.finish());
+            thread::sleep(LOOK_AGAIN);
+        }
+        vm
+    }
+
+    fn ctl(&self, command: &str) -> Ended {
+        self.lab.run(&format!("ctl --api-sock s {command}"))
+    }
+
+    fn ticks(&self) -> u64 {
+        let status: Value = serde_json::from_str(&self.ctl("status").expect(0).stdout).expect("JSON");
+        status["ticks"].as_u64().expect("a number")
+    }
+
+    /// Waits until the guest has made ticks that it had not made, and pages have changed.
+    fn ticks_on(&mut self) {
+        let before = self.ticks();
+        while self.ticks() < before + 3 {
+            assert!(!self.process.has_ended(), "the VM ended");
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn quit(self) {
+        let _ = self.ctl("quit").expect(0);
+        let ended = self.process.finish().expect(0);
+        assert!(ended.stderr.contains(" 0 lost,"), "{ended:#?}");
+    }
+}
+
+/// That the chain `last` is, merged, the whole snapshot `whole`, byte for byte.
+fn same(lab: &Lab, last: &str, whole: &str) {
+    let merged = format!("{last}-merged");
+    let _ = lab.run(&format!("snapshot merge {last} {merged}")).expect(0);
+    for file in ["memory", "state"] {
+        let [one, other] = [&merged, whole].map(|dir| fs::read(lab.path(dir).join(file)).unwrap());
+        assert!(one == other, "{file} of {last} is not that of {whole}");
+    }
+}
+
+/// Chains of changes of a VM with these flags, in which each snapshot must be what the VM was.
+fn chains_hold(flags: &str) {
+    let lab = Lab::new();
+    let cmdline = "scenario=idle hz=250";
+    let flags = format!("--api-sock s --track-dirty {flags}");
+    let mut vm = Ticking::start(&lab, &mut lab.guest(cmdline, &flags));
+    vm.ctl("snapshot early --base none").refused(1, &["has not been saved yet"]);
+    let _ = vm.ctl("snapshot 0").expect(0);
+    for number in 1..=5 {
+        vm.ticks_on();
+        // Nothing that was changed until now may be forgotten with what fails, or with the virtual machine.
+        vm.ctl(&format!("snapshot 0 --base {}", number - 1)).refused(1, &["exists and is not empty"]);
+        if number == 3 && !flags.contains("--lapic kvm") {
+            let _ = vm.ctl("migrate --tsc-khz 2000000").expect(0);
+        }
+        vm.ticks_on();
+        let _ = vm.ctl(&format!("snapshot {number} --base {} --stay-paused", number - 1)).expect(0);
+        if number != 5 {
+            let _ = vm.ctl("resume").expect(0);
+        }
+    }
+    // The VM has stood still since the last one: whole, it is the same.
+    let _ = vm.ctl("snapshot whole").expect(0);
+    same(&lab, "5", "whole");
+    vm.ctl("snapshot next --base 5").refused(1, &["5 is not the latest snapshot of this VM"]);
+    let mut latest = "whole";
+    if !flags.contains("--lapic kvm") {
+        // A paused VM that migrates has a new kvmclock page, which nobody but the VMM has written.
+        let _ = vm.ctl("migrate --tsc-khz 2100000").expect(0);
+        let _ = vm.ctl("snapshot moved --base whole").expect(0);
+        let _ = vm.ctl("snapshot moved-whole").expect(0);
+        same(&lab, "moved", "moved-whole");
+        latest = "moved-whole";
+    }
+    let _ = vm.ctl("resume").expect(0);
+    vm.ticks_on();
+    let _ = vm.ctl(&format!("snapshot next --base {latest}")).expect(0);
+    vm.quit();
+
+    let mut ticks = 0;
+    for number in ["0", "1", "2", "3", "4", "5", "next"] {
+        let mut restore = lab.vmm(&format!("restore {number} --api-sock s --track-dirty --paused"));
+        let mut vm = Ticking::start(&lab, &mut restore);
+        let saved = vm.ticks();
+        assert!(ticks == 0 || saved > ticks, "snapshot {number} was saved after {saved} ticks, the one before {ticks}");
+        ticks = saved;
+        let _ = vm.ctl("resume").expect(0);
+        vm.ticks_on();
+        // And on from there: a branch of the chain.
+        let _ = vm.ctl(&format!("snapshot {number}-on --base {number} --stay-paused")).expect(0);
+        let _ = vm.ctl(&format!("snapshot {number}-whole")).expect(0);
+        same(&lab, &format!("{number}-on"), &format!("{number}-whole"));
+        vm.quit();
+    }
+    let shown = lab.run("snapshot show 5-on").expect(0).stdout;
+    assert_eq!(shown.lines().filter(|line| line.trim_start().starts_with("chain ")).count(), 7, "{shown}");
+}
+
+// Catches: a page that the guest, the VMM or KVM wrote and no snapshot of changes has.
+#[test]
+fn chains_of_changes() {
+    if kvm() {
+        chains_hold("");
+    }
+}
+
+#[test]
+fn chains_of_changes_with_trapped_reads_and_several_cpus() {
+    if kvm() {
+        chains_hold("--tsc trapped --cpus 2");
+    }
+}
+
+#[test]
+fn chains_of_changes_in_virtual_time() {
+    if kvm() {
+        chains_hold("--time virtual --tsc-khz 2600000");
+    }
+}
+
+#[test]
+fn chains_of_changes_with_kvms_lapic() {
+    if kvm() {
+        chains_hold("--lapic kvm");
+    }
+}
+
+// Catches: a base that is taken although nobody knows what changed since.
+#[test]
+fn changes_that_nobody_kept_account_of() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vm = Ticking::start(&lab, &mut lab.guest("scenario=idle hz=250", "--api-sock s"));
+    vm.ticks_on();
+    let _ = vm.ctl("snapshot whole").expect(0);
+    vm.ctl("snapshot changes --base whole").refused(1, &["start the VM with --track-dirty"]);
+    assert!(!lab.path("changes").exists());
+    vm.quit();
+    let mut vm = Ticking::start(&lab, &mut lab.vmm("restore whole --api-sock s"));
+    vm.ticks_on();
+    vm.ctl("snapshot changes --base whole").refused(1, &["start the VM with --track-dirty"]);
+    vm.quit();
+}
+
+// Catches: a chain that is restored without one of its parts, or with another in its place.
+#[test]
+fn chains_that_are_not_whole() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut vm = Ticking::start(&lab, &mut lab.guest("scenario=idle hz=250", "--api-sock s --track-dirty"));
+    for command in ["snapshot a", "snapshot b --base a", "snapshot c --base b"] {
+        vm.ticks_on();
+        let _ = vm.ctl(command).expect(0);
+    }
+    vm.quit();
+    let refused = |what: &[&str]| {
+        lab.run("restore c").refused(2, what);
+        lab.run("snapshot show c").refused(2, what);
+        lab.run("snapshot merge c merged").refused(2, what);
+        assert!(!lab.path("merged").exists());
+    };
+    fs::rename(lab.path("a"), lab.path("hidden")).unwrap();
+    refused(&["b holds changes only, and its base cannot be used", "a/state: No such file"]);
+    fs::create_dir(lab.path("a")).unwrap();
+    for file in ["state", "memory"] {
+        fs::copy(lab.path("c").join(file), lab.path("a").join(file)).unwrap();
+    }
+    refused(&["b holds changes only, and", "a is not the snapshot that they were made to"]);
+    fs::remove_dir_all(lab.path("a")).unwrap();
+    fs::rename(lab.path("hidden"), lab.path("a")).unwrap();
+    let memory = File::options().write(true).open(lab.path("a/memory")).unwrap();
+    memory.write_all_at(&[1], memory.metadata().unwrap().len() - 5000).unwrap();
+    for when in ["now", "background"] {
+        lab.run(&format!("restore c --timeout 60s --verify {when}")).refused(2, &["a/memory is not what was saved"]);
+    }
+}

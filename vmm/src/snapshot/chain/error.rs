@@ -1,0 +1,86 @@
+//! Why snapshots do not make a chain.
+
+use std::path::PathBuf;
+
+use super::MAX_LAYERS;
+use crate::snapshot::SnapshotError;
+
+/// Why a chain cannot be followed, or a snapshot of changes cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// The base is missing, damaged, or itself a snapshot whose base is.
+    #[error("snapshot {} holds changes only, and its base cannot be used: {source}", dir.display())]
+    Base {
+        /// The snapshot.
+        dir: PathBuf,
+        /// What is wrong with the base.
+        source: Box<SnapshotError>,
+    },
+    /// There is another snapshot in the base's place.
+    #[error(
+        "snapshot {} holds changes only, and {} is not the snapshot that they were made to: it was changed, or replaced",
+        dir.display(),
+        base.display()
+    )]
+    WrongBase {
+        /// The snapshot.
+        dir: PathBuf,
+        /// What should be its base.
+        base: PathBuf,
+    },
+    /// More than [`MAX_LAYERS`].
+    #[error("snapshot {}: a chain of more than {MAX_LAYERS} snapshots", dir.display())]
+    TooLong {
+        /// Where the walk began.
+        dir: PathBuf,
+    },
+    /// Runs of pages that no writer makes.
+    #[error("snapshot {}: its list of pages is not possible: {reason}", dir.display())]
+    Pages {
+        /// The snapshot.
+        dir: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The VM was not started for it.
+    #[error("no account is kept of the pages that change: start the VM with --track-dirty, or save it without a base")]
+    NotTracked,
+    /// There is no snapshot that changes could be relative to.
+    #[error("the VM has not been saved yet: save it without a base first")]
+    NeverSaved,
+    /// It is a snapshot, but RAM has changed in other pages than those known since it was made.
+    #[error(
+        "{} is not the latest snapshot of this VM, nor the one that it was restored from: name that one, or save without a \
+         base",
+        base.display()
+    )]
+    NotLatest {
+        /// What was named as the base.
+        base: PathBuf,
+    },
+    /// One more would make the chain too long to restore.
+    #[error("{} is the last of a chain of {MAX_LAYERS} snapshots: save without a base, or merge it", base.display())]
+    Full {
+        /// What was named as the base.
+        base: PathBuf,
+    },
+    /// A path that JSON cannot hold, or that is gone.
+    #[error("base {}: {reason}", base.display())]
+    Path {
+        /// What was named as the base.
+        base: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl ChainError {
+    /// Whether it is what was asked for that is wrong.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NotTracked | Self::NeverSaved | Self::NotLatest { .. } | Self::Full { .. } | Self::Path { .. }
+        )
+    }
+}
