@@ -63,7 +63,7 @@ impl Vm {
     /// # Errors
     /// If KVM refuses any of it.
     pub fn new(host: &Host, memory: Arc<GuestMemoryMmap>, lapics: Lapics) -> Result<Self, Error> {
-        let fd = host.kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
+        let fd = host.blank_vm()?;
         enable(
             &fd,
             KVM_CAP_X86_USER_SPACE_MSR,

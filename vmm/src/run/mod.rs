@@ -33,6 +33,7 @@ pub mod state;
 mod step;
 mod stepper;
 pub mod trace;
+mod trial;
 mod turn;
 mod turns;
 mod wire;
