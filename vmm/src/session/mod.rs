@@ -1,8 +1,8 @@
 //! A machine that people and programs can reach while it runs: console, control socket, signals.
 //!
-//! Two threads: one owns the machine and runs it ([`worker`]); the other, this one, waits for events and posts requests
-//! into the machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order,
-//! one at a time.
+//! Two threads: this one owns the machine and runs it ([`worker`]); the other waits for events and posts requests into the
+//! machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order, one at a
+//! time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
 
 mod console;
 mod signals;
@@ -104,8 +104,8 @@ pub enum SessionError {
     /// The event loop.
     #[error("the event loop failed: {0}")]
     Events(String),
-    /// The machine's thread is gone without a word.
-    #[error("the machine's thread ended unexpectedly")]
+    /// A thread is gone without a word, or the machine is.
+    #[error("a thread ended unexpectedly")]
     Lost,
 }
 
@@ -128,7 +128,7 @@ impl Handler for Post {
     }
 }
 
-/// Ends the event loop when the machine's thread is done.
+/// Ends the event loop when the machine is done.
 struct Done(EventFd);
 
 impl MutEventSubscriber for Done {
@@ -141,6 +141,22 @@ impl MutEventSubscriber for Done {
     }
 }
 
+/// Says that the machine is done when dropped: also when the machine's thread panics, which waits for the event loop.
+struct Finished<'a> {
+    inbox: &'a Mailbox<Request>,
+    done: &'a EventFd,
+}
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.inbox.close();
+        // It cannot fail: the counter is far from its limit.
+        let _ = self.done.write(1);
+    }
+}
+
+type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
 /// Runs `machine` to its end. Call [`block_signals`] before any thread is started.
 ///
 /// # Errors
@@ -148,38 +164,51 @@ impl MutEventSubscriber for Done {
 pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result<Report, SessionError> {
     let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
-    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(events)?;
+    let mut subscribers: Vec<Subscriber> = Vec::new();
     if let Some(path) = &options.api_sock {
-        manager.add_subscriber(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
+        subscribers.push(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
     }
-    manager.add_subscriber(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
+    subscribers.push(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
     if options.console
         && let Some(console) = console::Input::new(Arc::clone(&inbox))
     {
-        manager.add_subscriber(Box::new(console));
+        subscribers.push(Box::new(console));
     }
     if let Some(after) = options.timeout {
-        manager.add_subscriber(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
+        subscribers.push(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
     }
-    manager.add_subscriber(Box::new(Done(done.try_clone().map_err(events)?)));
+    subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 
     thread::scope(|scope| {
-        let inbox = &*inbox;
-        let finished = &done;
-        let worker = thread::Builder::new()
-            .name("vcpu0".to_owned())
+        let (inbox, done) = (&*inbox, &done);
+        let event_loop = thread::Builder::new()
+            .name("events".to_owned())
             .spawn_scoped(scope, move || {
-                let result = worker::work(env, machine, options, inbox);
-                inbox.close();
-                // It cannot fail: the counter is far from its limit.
-                let _ = finished.write(1);
-                result
+                let waited = wait(subscribers, done);
+                if waited.is_err() {
+                    // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
+                    let _ = inbox.post(Request::Stop);
+                }
+                waited
             })
             .map_err(events)?;
-        // Reading resets the counter: it says done exactly once.
-        while done.read().is_err() {
-            manager.run().map_err(events)?;
-        }
-        worker.join().map_err(|_| SessionError::Lost)?
+        let finished = Finished { inbox, done };
+        let report = worker::work(env, machine, options, inbox);
+        drop(finished);
+        let waited = event_loop.join().map_err(|_| SessionError::Lost)?;
+        report.and_then(|report| waited.map(|()| report))
     })
+}
+
+/// The event loop, until the machine is done.
+fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
+    let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
+    for subscriber in subscribers {
+        manager.add_subscriber(subscriber);
+    }
+    // Reading resets the counter: it says done exactly once.
+    while done.read().is_err() {
+        manager.run().map_err(events)?;
+    }
+    Ok(())
 }
