@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
+    kvm::give_back_code,
     run::{End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
     snapshot::SnapshotError,
     time::{Khz, VmTime},
@@ -200,15 +201,25 @@ pub fn run(env: &HostEnvironment, machine: Machine, options: &Options) -> Result
     })
 }
 
+/// After so much quiet, the guest is taken to be past its start, and so are we.
+const GUEST_IS_UNDER_WAY_MS: i32 = 100;
+/// epoll_wait's word for no timeout.
+const FOREVER: i32 = -1;
+
 /// The event loop, until the machine is done.
 fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
     let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
     for subscriber in subscribers {
         manager.add_subscriber(subscriber);
     }
+    let mut patience = GUEST_IS_UNDER_WAY_MS;
     // Reading resets the counter: it says done exactly once.
     while done.read().is_err() {
-        manager.run().map_err(events)?;
+        let events_seen = manager.run_with_timeout(patience).map_err(events)?;
+        if events_seen == 0 {
+            give_back_code();
+            patience = FOREVER;
+        }
     }
     Ok(())
 }
