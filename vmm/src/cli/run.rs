@@ -29,7 +29,8 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
         Some(path) => Some(boot::read_file("initrd", path).map_err(vmm::run::RunError::from)?),
         None => None,
     };
-    let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
+    let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
+    env.poll = Duration::from_nanos(args.session.poll_ns);
     let options = BootOptions {
         memory: args.memory,
         cmdline: args.cmdline.clone().unwrap_or_default(),
@@ -54,7 +55,8 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
     let (state, memory) = snapshot::machine::load(&args.dir).with_context(name)?;
-    let env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
+    let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
+    env.poll = Duration::from_nanos(args.session.poll_ns);
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
     let choice = match args.session.tsc.into() {
@@ -117,7 +119,7 @@ fn vm_time(length: Duration) -> VmTime {
 }
 
 fn tell(report: &Report) {
-    let Report { finish, summary, vm_ns, migrations } = report;
+    let Report { finish, summary, costs: _, vm_ns, migrations } = report;
     let (late, host) = (&summary.late_by_guest, summary.late_by_host);
     let micros = |ns: u64| humantime::format_duration(Duration::from_nanos(ns / 1000 * 1000)).to_string();
     let by_host = |what: fn(Lateness) -> u64| host.map_or_else(|| "-".to_owned(), |late| micros(what(late)));

@@ -11,7 +11,10 @@ use serde::Serialize;
 use tempfile::TempDir;
 use vmm::{
     report::{Found, Page, Section, Table, Tone, timeline::Timeline, units},
-    run::judge::{Lateness, Summary},
+    run::{
+        Costs,
+        judge::{Lateness, Summary},
+    },
     session::{Finish, Report},
     time::VmTime,
 };
@@ -37,6 +40,7 @@ struct SummaryFile<'a> {
     migrations: u64,
     lost: u64,
     ticks: &'a Summary,
+    costs: &'a Costs,
 }
 
 /// The files, opened.
@@ -82,7 +86,7 @@ impl Files {
             Finish::TimedOut { cpus, .. } => ("timed out", Some(cpus.join("; ")), false),
         };
         let lost = report.summary.lost(ended);
-        let Report { vm_ns, migrations, summary: ticks, finish: _ } = report;
+        let Report { vm_ns, migrations, summary: ticks, costs, finish: _ } = report;
         if let Some(file) = self.summary {
             let content = SummaryFile {
                 schema: SUMMARY_SCHEMA,
@@ -92,6 +96,7 @@ impl Files {
                 migrations: *migrations,
                 lost,
                 ticks,
+                costs,
             };
             let mut text = serde_json::to_vec_pretty(&content)?;
             text.push(b'\n');

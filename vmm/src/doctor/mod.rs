@@ -5,16 +5,17 @@
 
 pub mod text;
 
-use std::{fs, sync::Mutex, time::Duration};
+use std::{fs, time::Duration};
 
 use serde::Serialize;
 
 use crate::{
     kvm::{
         Host,
+        kick::{self, KickTimer},
         probe::{self, DeadlineWrite},
     },
-    run::{EmulatedHost, HostEnvironment, RunError, bell::Bell},
+    run::{EmulatedHost, HostEnvironment, RunError},
 };
 
 /// Version of the report's layout.
@@ -126,7 +127,7 @@ pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let offset = probe::tsc_offset(host, supported, 1 << 44)?;
     let step = probe::single_step(host, supported, khz)?;
     let supervisor_instruction_ns = probe::instruction_ns(host, supported, khz)?;
-    let wakes = wake_lateness(&env);
+    let wakes = wake_lateness(&env)?;
     let kernel_lapic = probe::kernel_lapic(host, supported)?;
     let mut report = Report {
         schema: SCHEMA,
@@ -177,20 +178,23 @@ fn kvm_modules() -> Vec<String> {
     modules
 }
 
-/// How late the wait of a halted vCPU ends, 40 times 1 ms, sorted, in nanoseconds.
-fn wake_lateness(env: &HostEnvironment) -> Vec<u64> {
-    let bell = Bell::default();
-    let late = Mutex::new(Vec::new());
+/// How late the timer's call for a halted vCPU comes, 40 times 1 ms, sorted, in nanoseconds.
+fn wake_lateness(env: &HostEnvironment) -> Result<Vec<u64>, RunError> {
+    let timer = KickTimer::new()?;
+    let mut late = Vec::new();
     for _ in 0..40 {
+        kick::clear();
         let start = env.clock.tsc();
-        bell.sleep(Some(SLEEP));
+        timer.arm(SLEEP);
+        while !kick::pending() {
+            kick::wait();
+        }
         let slept = env.clock.duration(start, env.clock.tsc());
         let over = u64::try_from(slept.saturating_sub(SLEEP).as_nanos()).unwrap_or(u64::MAX);
-        crate::run::platform::lock(&late).push(over);
+        late.push(over);
     }
-    let mut late = late.into_inner().unwrap_or_default();
     late.sort_unstable();
-    late
+    Ok(late)
 }
 
 const SLEEP: Duration = Duration::from_millis(1);

@@ -1,15 +1,16 @@
-//! Getting a vCPU thread out of KVM_RUN without losing the kick.
+//! Getting a vCPU thread out of KVM_RUN, or out of its sleep, without losing the kick.
 //!
 //! A signal that lands just before KVM_RUN would be handled and forgotten. So the handler writes `immediate_exit` of the
 //! vCPU that its thread has bound, and KVM looks at that byte after entering the call (Linux `api.rst`,
-//! `immediate_exit`): wherever the signal lands, the next KVM_RUN returns.
+//! `immediate_exit`): wherever the signal lands, the next KVM_RUN returns. Likewise it writes the word that [`wait`]
+//! sleeps on.
 
 use std::{
     cell::Cell,
     ptr,
     sync::{
         Once,
-        atomic::{Ordering, compiler_fence},
+        atomic::{AtomicU32, Ordering, compiler_fence},
     },
     time::Duration,
 };
@@ -21,8 +22,8 @@ use super::Error;
 thread_local! {
     /// The `kvm_run` page of the vCPU that this thread runs, or null.
     static RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
-    /// Set by the handler; survives our own use of `immediate_exit` for draining.
-    static KICKED: Cell<bool> = const { Cell::new(false) };
+    /// 1 after a kick; survives our own use of `immediate_exit` for draining.
+    static KICKED: AtomicU32 = const { AtomicU32::new(0) };
 }
 
 /// The signal that kicks.
@@ -31,7 +32,7 @@ fn signal() -> i32 {
 }
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    KICKED.set(true);
+    KICKED.with(|kicked| kicked.store(1, Ordering::Relaxed));
     let run = RUN.get();
     if !run.is_null() {
         // SAFETY: a bound pointer is the live kvm_run mapping of the vCPU that this very thread runs; it is unbound
@@ -73,14 +74,44 @@ pub(super) fn forget(run: &mut kvm_run) -> bool {
     run.immediate_exit = 0;
     // A kick between these two leaves `immediate_exit` set: one needless exit, nothing lost.
     compiler_fence(Ordering::SeqCst);
-    KICKED.replace(false)
+    clear()
+}
+
+/// Whether the calling thread was kicked since kicks were last forgotten.
+#[must_use]
+pub fn pending() -> bool {
+    KICKED.with(|kicked| kicked.load(Ordering::Relaxed) != 0)
+}
+
+/// Forgets kicks so far of a thread that runs no vCPU at the moment, and tells whether there were any.
+pub fn clear() -> bool {
+    KICKED.with(|kicked| kicked.swap(0, Ordering::Relaxed) != 0)
+}
+
+/// Sleeps until the calling thread is kicked; returns at once if it was, since kicks were last forgotten. May return
+/// early.
+pub fn wait() {
+    KICKED.with(|kicked| {
+        // The kernel compares the word with 0 and sleeps in one step: a kick before that is seen, one after it is a signal,
+        // which ends the sleep.
+        // SAFETY: the word is this thread's and lives as long as the thread; without a timeout nothing else is read.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                kicked.as_ptr(),
+                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                0,
+                ptr::null::<libc::timespec>(),
+            )
+        };
+    });
 }
 
 /// Ends our own use of `immediate_exit`, keeping a kick that came meanwhile.
 pub(super) fn release(run: &mut kvm_run) {
     run.immediate_exit = 0;
     compiler_fence(Ordering::SeqCst);
-    if KICKED.get() {
+    if pending() {
         run.immediate_exit = 1;
     }
 }

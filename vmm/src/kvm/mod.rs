@@ -29,5 +29,5 @@ pub use probe::HostFacts;
 pub use resident::give_back_code;
 pub use running::{Resting, Running};
 pub use tsc::read_tsc;
-pub use vcpu::{Bus, Exit, GpFault, Operation, Registers, Vcpu};
+pub use vcpu::{Bus, Calls, Exit, GpFault, Operation, Registers, Vcpu};
 pub use vm::{Lapics, Vm};

@@ -1,10 +1,10 @@
 //! One vCPU: run it until it asks for something, answer, inject, step.
 
-use std::io;
+use std::{cell::Cell, io};
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    KVMIO, kvm_cpuid_entry2, kvm_guest_debug, kvm_interrupt, kvm_regs, kvm_sregs,
+    KVMIO, kvm_cpuid_entry2, kvm_guest_debug, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
@@ -13,7 +13,6 @@ use super::{Error, Vm, kick};
 use crate::boot::cpuid::Leaf;
 
 // Not wrapped by kvm-ioctls.
-ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 
 /// IA32_MCG_CAP: ten banks, as QEMU has, and IA32_MCG_CTL. KVM's default is all the banks that it could have.
@@ -102,6 +101,17 @@ pub struct Registers {
     pub cpl: u8,
 }
 
+/// How often KVM was called for one vCPU while it ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// KVM_RUN.
+    pub entries: u64,
+    /// Returns of KVM_RUN because of what the guest did; the others are for a signal, or to complete an access.
+    pub exits: u64,
+    /// All else.
+    pub others: u64,
+}
+
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -112,6 +122,7 @@ pub struct Vcpu {
     pub(super) incomplete: bool,
     /// KVM_SET_GUEST_DEBUG is in force.
     debugging: bool,
+    calls: Cell<Calls>,
     /// Registers as they were when KVM made the vCPU: those of a reset.
     pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
 }
@@ -149,7 +160,7 @@ impl Vcpu {
         let regs = fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
         // Nothing is in the shared page before the first entry: the first drain brings it.
-        Ok(Self { fd, incomplete: true, debugging: false, fresh: Box::new((regs, sregs)) })
+        Ok(Self { fd, incomplete: true, debugging: false, calls: Cell::default(), fresh: Box::new((regs, sregs)) })
     }
 
     /// Makes kicks of the calling thread reach this vCPU while the returned value lives.
@@ -171,6 +182,11 @@ impl Vcpu {
         self.incomplete = false;
         let cr8 = &raw const self.fd.get_kvm_run().cr8;
         let result = self.fd.run();
+        self.calls.update(|calls| Calls {
+            entries: calls.entries.wrapping_add(1),
+            exits: calls.exits.wrapping_add(u64::from(!matches!(result, Err(_) | Ok(VcpuExit::Intr)))),
+            ..calls
+        });
         // SAFETY: the field is in the kvm_run mapping, which lives as long as `self.fd`; KVM writes it only in KVM_RUN.
         bus.cr8(unsafe { cr8.read_volatile() }.to_le_bytes()[0] & 0xf);
         let (data, read) = match result {
@@ -270,18 +286,26 @@ impl Vcpu {
         self.fd.get_kvm_run().cr8 = u64::from(cr8);
     }
 
-    /// Queues external interrupt `vector`. Nothing checks it: only after [`Self::drain`], when
-    /// [`Self::ready_for_injection`].
-    ///
-    /// # Errors
-    /// If KVM refuses.
-    pub fn inject(&mut self, vector: u8) -> Result<(), Error> {
-        let interrupt = kvm_interrupt { irq: u32::from(vector) };
-        // SAFETY: KVM_INTERRUPT reads one kvm_interrupt from a live local.
-        if unsafe { ioctl_with_ref(&self.fd, KVM_INTERRUPT(), &interrupt) } != 0 {
-            return Err(Error::last("KVM_INTERRUPT"));
-        }
-        Ok(())
+    /// Queues external interrupt `vector`, which enters at the next entry. Nothing checks it: only after [`Self::drain`],
+    /// when [`Self::ready_for_injection`].
+    pub fn inject(&mut self, vector: u8) {
+        // As KVM_INTERRUPT does, without a call.
+        let interrupt = &mut self.fd.sync_regs_mut().events.interrupt;
+        interrupt.injected = 1;
+        interrupt.nr = vector;
+        interrupt.soft = 0;
+        self.events_dirty();
+    }
+
+    /// What was counted since the last call.
+    pub fn take_calls(&mut self) -> Calls {
+        self.calls.take()
+    }
+
+    /// The vCPU for a call other than KVM_RUN, counted.
+    pub(super) fn call(&self) -> &VcpuFd {
+        self.calls.update(|calls| Calls { others: calls.others.wrapping_add(1), ..calls });
+        &self.fd
     }
 
     /// NMIs that KVM holds because they cannot enter yet, and whether that is for want of the IRET of the last one. Valid
@@ -298,7 +322,7 @@ impl Vcpu {
     pub fn nmi(&mut self) -> Result<(), Error> {
         // The shared registers do not know of it: written back, they would take it away.
         self.incomplete = true;
-        self.fd.nmi().map_err(Error::call("KVM_NMI"))
+        self.call().nmi().map_err(Error::call("KVM_NMI"))
     }
 
     /// Registers as of the last exit.
@@ -423,7 +447,7 @@ impl Vcpu {
         self.drain(bus)?;
         // An open window would end the entry before the step.
         self.request_window(false);
-        self.fd.set_guest_debug(&debug).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
+        self.call().set_guest_debug(&debug).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
         self.debugging = true;
         self.run(bus)
     }
@@ -434,7 +458,7 @@ impl Vcpu {
     /// If KVM refuses.
     pub fn stop_stepping(&mut self) -> Result<(), Error> {
         if self.debugging {
-            self.fd.set_guest_debug(&kvm_guest_debug::default()).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
+            self.call().set_guest_debug(&kvm_guest_debug::default()).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
             self.debugging = false;
         }
         Ok(())
@@ -445,7 +469,7 @@ impl Vcpu {
     /// # Errors
     /// If KVM does not tell.
     pub fn translate(&self, linear: u64) -> Result<Option<u64>, Error> {
-        let translation = self.fd.translate_gva(linear).map_err(Error::call("KVM_TRANSLATE"))?;
+        let translation = self.call().translate_gva(linear).map_err(Error::call("KVM_TRANSLATE"))?;
         Ok((translation.valid != 0).then_some(translation.physical_address))
     }
 }

@@ -223,6 +223,18 @@ impl Clock {
         self.page = PageClock { tsc_timestamp: tsc, system_time: self.page.vm_time(tsc), scale: self.page.scale };
     }
 
+    /// The host's clock.
+    #[must_use]
+    pub fn host(&self) -> HostClock {
+        self.host
+    }
+
+    /// Real time: the host TSC at which the base TSC is `target`, if it ever is.
+    #[must_use]
+    pub fn host_at(&self, target: GuestTsc) -> Option<HostTsc> {
+        self.timeline.host_at(target)
+    }
+
     /// Real time: how long until the base TSC is `target`; zero if it is.
     #[must_use]
     pub fn until(&self, target: GuestTsc) -> Option<Duration> {

@@ -15,6 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use super::{
     BootOptions, EmulatedHost, HostEnvironment, LapicKind, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
     clock::Clock,
+    costs::Counters,
     cpu::{Cpu, Phase},
     cpus,
     in_kernel::{self, KvmCpu},
@@ -158,6 +159,8 @@ impl Machine {
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(true),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
+            poll: env.poll,
+            costs: Counters::default(),
             told: Mutex::default(),
         };
         Ok(Self {
@@ -242,6 +245,8 @@ impl Machine {
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(*tsc_stable),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
+            poll: env.poll,
+            costs: Counters::default(),
             told: Mutex::default(),
         };
         Ok(Self {

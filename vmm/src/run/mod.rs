@@ -10,11 +10,14 @@
 //! guest sees a torn migration. [`clock::Clock`] is that object.
 
 mod access;
+mod alarm;
 pub mod bell;
 mod checkpoint;
 pub mod clock;
+mod costs;
 pub mod cpu;
 mod cpus;
+mod early;
 mod error;
 pub mod fault;
 mod idle;
@@ -41,6 +44,8 @@ mod wire;
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;
 
+pub use crate::kvm::give_back_code;
+pub use costs::Costs;
 pub use error::{End, Outcome, RunError};
 pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};

@@ -1,6 +1,6 @@
 //! What a machine is to be.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use crate::{
     boot::cpuid::Leaf,
@@ -8,6 +8,7 @@ use crate::{
     run::{RunError, source::SourceChoice},
     time::{HostClock, Khz},
 };
+
 use serde::{Deserialize, Serialize};
 
 /// How time passes for the guest.
@@ -75,6 +76,9 @@ pub enum EmulatedHost {
     SwallowDeadline,
 }
 
+/// As KVM's own `halt_poll_ns`.
+pub const POLL: Duration = Duration::from_micros(200);
+
 /// The host, opened, and probed once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
@@ -85,6 +89,8 @@ pub struct HostEnvironment {
     pub msrs: Vec<u32>,
     /// The host's clock.
     pub clock: HostClock,
+    /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
+    pub poll: Duration,
     /// What it pretends to be.
     pub emulated: Option<EmulatedHost>,
     /// What the probes saw; nothing before somebody asks.
@@ -103,7 +109,7 @@ impl HostEnvironment {
         let khz = host.tsc_khz()?;
         let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
         let clock = HostClock::new(read_tsc, khz);
-        Ok(Self { host, supported, msrs, clock, emulated, facts: OnceLock::new() })
+        Ok(Self { host, supported, msrs, clock, poll: POLL, emulated, facts: OnceLock::new() })
     }
 
     /// What this host does: measured in VMs of their own, if no machine has told yet.

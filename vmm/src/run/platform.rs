@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use guest_abi::{
@@ -18,6 +19,7 @@ use super::{
     End,
     bell::Bell,
     clock::Clock,
+    costs::Counters,
     judge::Judge,
     trace::{Event, Trace},
 };
@@ -83,6 +85,10 @@ pub struct Platform {
     pub(super) tsc_stable: AtomicBool,
     /// WRMSR IA32_TSC_DEADLINE outside a trap site has no effect: see [`super::EmulatedHost`].
     pub(super) swallow_deadline: bool,
+    /// Real time: what a vCPU's thread may poll at once.
+    pub(super) poll: Duration,
+    /// What running costs.
+    pub costs: Counters,
     /// Unknown MSRs that were told of once.
     pub(super) told: Mutex<BTreeSet<u32>>,
 }

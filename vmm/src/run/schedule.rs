@@ -4,14 +4,14 @@ use std::{sync::atomic::Ordering, thread};
 
 use super::{
     End, Platform, RunError,
+    alarm::Alarm,
     cpu::Cpu,
-    idle,
     mailbox::Interruptions,
     platform::lock,
-    turn::{self, Alarm, Pace, SPIN_BUDGET, Stop, Turn},
+    turn::{self, Pace, Stop, Turn},
     turns::{Given, Turns, Until},
 };
-use crate::time::GuestTsc;
+use crate::{kvm::kick, time::GuestTsc};
 
 /// The loop of one vCPU: runs it on the calling thread until it stops, `stop` is reached, or it is wanted back, by the
 /// third argument's word or [`Platform::stop_all`].
@@ -97,27 +97,17 @@ pub(super) fn turns(
     // A vCPU whose state was just set has nothing in the shared page yet.
     cpu.drain(platform)?;
     let _binding = cpu.vcpu.bind();
-    let mut alarm = Alarm::new(SPIN_BUDGET)?;
+    let mut alarm = Alarm::new(platform)?;
     bell.attach();
     let result = loop {
-        if cpu.vcpu.forget_kicks() {
-            // In real time the alarm only has to be set again.
-            alarm.rang(cpu, platform);
-        }
+        alarm.wait(cpu.vcpu.forget_kicks(), platform);
         bell.hush();
         if wanted() || platform.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
         }
         match turn::turn(cpu, platform, &mut alarm, stop, Pace::Free) {
             Ok(Turn::Ran | Turn::Kicked) => {}
-            Ok(Turn::Idle { deaf }) => {
-                let limit = {
-                    let clock = lock(&platform.clock);
-                    let target = [idle::due(cpu, platform, &clock, deaf), stop].into_iter().flatten().min();
-                    idle::sleep_for(&clock, target)
-                };
-                bell.sleep(limit);
-            }
+            Ok(Turn::Idle { .. }) => alarm.sleep(bell, platform),
             Ok(Turn::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }
@@ -136,7 +126,7 @@ pub(super) fn virtually(
     turns: &mut Turns,
 ) -> Result<Stop, RunError> {
     let Some(post) = platform.posts.first() else { return Err(RunError::Cpus(0)) };
-    let mut alarm = Alarm::new(SPIN_BUDGET)?;
+    let mut alarm = Alarm::new(platform)?;
     for cpu in cpus.iter_mut() {
         cpu.drain(platform)?;
     }
@@ -150,7 +140,8 @@ pub(super) fn virtually(
         match turns.give(cpus, platform, until, &mut alarm, Pace::Free) {
             Ok(Given::Turn { .. } | Given::Nothing | Given::Waited) => {}
             Ok(Given::NobodyWakes) if mailbox.can_come() => {
-                post.bell.sleep(None);
+                post.bell.sleep();
+                kick::clear();
                 lock(&platform.clock).slept();
             }
             Ok(Given::NobodyWakes | Given::EndOfTime) => {

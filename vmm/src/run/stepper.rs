@@ -7,12 +7,13 @@
 
 use super::{
     End, HostEnvironment, Machine, Policies, RunError, TimeMode,
+    alarm::Alarm,
     checkpoint::Checkpoint,
     cpu::Cpu,
     judge::Handled,
     platform::lock,
     ram_copies::RamCopies,
-    turn::{self, Alarm, Pace, SPIN_BUDGET, Stop},
+    turn::{self, Pace, Stop},
     turns::{Given, Until},
 };
 use crate::{
@@ -73,7 +74,8 @@ impl Stepper {
         lock(&machine.platform.judge).keep_log();
         machine.turns.begin();
         let copies = RamCopies::new(&machine.vm)?;
-        let mut stepper = Self { machine, alarm: Alarm::new(SPIN_BUDGET)?, copies, checkpoints: Vec::new() };
+        let alarm = Alarm::new(&machine.platform)?;
+        let mut stepper = Self { machine, alarm, copies, checkpoints: Vec::new() };
         stepper.drain()?;
         Ok(stepper)
     }

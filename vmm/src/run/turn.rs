@@ -1,13 +1,12 @@
 //! One turn of one vCPU: messages, time, injection, entry, exit. [`super::schedule`] says whose turn it is.
 
-use std::time::Duration;
-
 use guest_abi::sites::Kind;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
     End, Platform, RunError, TimeMode,
     access::Access,
+    alarm::Alarm,
     cpu::{Cpu, Local, Phase},
     ipi,
     platform::{Deaf, lock},
@@ -16,16 +15,9 @@ use super::{
     wire,
 };
 use crate::{
-    kvm::{Exit, Vcpu, kick::KickTimer},
+    kvm::{Exit, Vcpu},
     time::{GuestTsc, Now},
 };
-
-/// Virtual time: how long a guest may run without an operation before it counts as spinning. Host time, because guest
-/// time stands still meanwhile.
-pub(super) const SPIN_BUDGET: Duration = Duration::from_secs(10);
-
-/// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
-const SHORTEST_RUN: Duration = Duration::from_micros(30);
 
 /// The vector of an NMI.
 const NMI_VECTOR: u8 = 2;
@@ -104,6 +96,8 @@ pub(super) fn turn(
             if let Some(end) = platform.deafened(cpu.local.index, Deaf::Halted { rip }) {
                 return Ok(Turn::Stop(Stop::Ended(end)));
             }
+        } else if mode == TimeMode::Real {
+            alarm.set(&cpu.local, platform, mode, stop);
         }
         return Ok(Turn::Idle { deaf });
     }
@@ -123,7 +117,7 @@ pub(super) fn turn(
         _ => {
             cpu.vcpu.stop_stepping()?;
             if entry == Entry::Masked && mode == TimeMode::Real {
-                alarm.set_soon();
+                alarm.set_soon(platform);
             }
             // In virtual time what else waits enters at the next operation: windows open when the host looks.
             let more = mode == TimeMode::Real && matches!(entry, Entry::Injected { more: true, .. });
@@ -153,7 +147,9 @@ pub(super) fn turn(
 pub(super) fn settle(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
     cpu.vcpu.stop_stepping()?;
     cpu.vcpu.request_window(false);
-    cpu.drain(platform)
+    let drained = cpu.drain(platform);
+    platform.costs.add(cpu.vcpu.take_calls());
+    drained
 }
 
 /// How the vCPU is to be entered.
@@ -209,14 +205,14 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
     }
     if external {
         let vector = wire::acknowledge(&mut cpu.local, platform);
-        cpu.vcpu.inject(vector)?;
+        cpu.vcpu.inject(vector);
         cpu.local.halted = false;
         platform.event(cpu.local.index, now, &Event::Inject { vector });
         return Ok(Entry::Injected { vector, more: pending.is_some() });
     }
     let Some(vector) = pending else { return Ok(Entry::Free) };
     cpu.local.apic.acknowledge(vector);
-    cpu.vcpu.inject(vector)?;
+    cpu.vcpu.inject(vector);
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
         cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
@@ -311,70 +307,5 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
             access.operation();
             cpu.vcpu.continue_at(next);
         }
-    }
-}
-
-/// The timer that kicks this thread out of KVM_RUN: at the next deadline in real time, after the spin budget in virtual.
-pub(super) struct Alarm {
-    timer: KickTimer,
-    armed: Option<Armed>,
-    /// Virtual time: how long a guest may spin.
-    budget: Duration,
-}
-
-/// What the alarm is set for, so that it is not set again on every exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Armed {
-    /// Real time: this base TSC.
-    At(GuestTsc),
-    /// Virtual time: the spin budget.
-    Budget,
-}
-
-impl Alarm {
-    /// An alarm for the calling thread; in virtual time a guest may spin for so long.
-    pub(super) fn new(budget: Duration) -> Result<Self, RunError> {
-        Ok(Self { timer: KickTimer::new()?, armed: None, budget })
-    }
-
-    fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
-        let clock = lock(&platform.clock);
-        match mode {
-            TimeMode::Virtual if self.armed.is_none() => {
-                self.armed = Some(Armed::Budget);
-                // What is left of it: each run has an alarm of its own, the budget is the guest's.
-                self.timer.arm(self.budget.saturating_sub(clock.since_operation()));
-            }
-            TimeMode::Virtual => {}
-            TimeMode::Real => {
-                // An expiry whose interrupt waits already changes nothing: a guest with a short period and interrupts off
-                // would be kicked before each instruction.
-                let waits = local.apic.pending().is_some() || local.apic.blocked_by_priority();
-                let wake = local.apic.next_wake().filter(|_| !waits);
-                let due = wake.and_then(|deadline| clock.due(deadline, local.tsc_adjust));
-                let target = [due, wire::due(local, platform, &clock), stop].into_iter().flatten().min();
-                if let Some(target) = target.filter(|target| self.armed != Some(Armed::At(*target))) {
-                    if let Some(left) = clock.until(target) {
-                        // Sooner than a guest gets to its next instruction would keep it from it.
-                        self.timer.arm(left.max(SHORTEST_RUN));
-                    }
-                    self.armed = Some(Armed::At(target));
-                }
-            }
-        }
-    }
-
-    /// Kicks the thread as soon as the guest got anywhere.
-    fn set_soon(&mut self) {
-        self.timer.arm(SHORTEST_RUN);
-        self.armed = None;
-    }
-
-    /// The thread was kicked, perhaps by this timer, perhaps sooner than the TSC says (NTP slews the timer's clock): it is
-    /// set again.
-    pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
-        let budget = self.armed.take() == Some(Armed::Budget);
-        let stuck = budget && lock(&platform.clock).since_operation() >= self.budget;
-        stuck.then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: self.budget.as_secs() })
     }
 }

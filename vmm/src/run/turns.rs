@@ -7,10 +7,11 @@ use oorandom::Rand32;
 
 use super::{
     Platform, RunError,
+    alarm::Alarm,
     cpu::Cpu,
     idle,
     platform::lock,
-    turn::{self, Alarm, Pace, Stop, Turn},
+    turn::{self, Pace, Stop, Turn},
 };
 use crate::time::GuestTsc;
 
@@ -133,7 +134,8 @@ impl Turns {
         let dues = cpus
             .iter()
             .zip(&self.idle)
-            .filter_map(|(cpu, deaf)| idle::due(cpu, platform, &clock, deaf.unwrap_or(false)));
+            .filter(|(_, deaf)| **deaf != Some(true))
+            .filter_map(|(cpu, _)| idle::due(&cpu.local, platform, &clock));
         let Some(target) = dues.chain(until.stop).min() else { return Given::NobodyWakes };
         if target.0 == u64::MAX && clock.tsc() == target {
             return Given::EndOfTime;
@@ -165,7 +167,7 @@ fn wake(cpus: &[Cpu], platform: &Platform, idle: &mut [Option<bool>]) {
     for ((cpu, post), slot) in cpus.iter().zip(&platform.posts).zip(idle) {
         if let Some(deaf) = *slot {
             let message = !lock(&post.inbox).is_empty();
-            if message || idle::due(cpu, platform, &clock, deaf).is_some_and(|due| due <= now) {
+            if message || !deaf && idle::due(&cpu.local, platform, &clock).is_some_and(|due| due <= now) {
                 *slot = None;
             }
         }

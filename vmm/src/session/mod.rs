@@ -21,8 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
-    kvm::give_back_code,
-    run::{End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
+    run::{self, Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
     snapshot::SnapshotError,
     time::{Khz, VmTime},
 };
@@ -84,6 +83,8 @@ pub struct Report {
     pub finish: Finish,
     /// What the ticks came to.
     pub summary: Summary,
+    /// What running cost.
+    pub costs: Costs,
     /// VM time at the end.
     pub vm_ns: VmTime,
     /// Restores in this process.
@@ -217,7 +218,7 @@ fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError
     while done.read().is_err() {
         let events_seen = manager.run_with_timeout(patience).map_err(events)?;
         if events_seen == 0 {
-            give_back_code();
+            run::give_back_code();
             patience = FOREVER;
         }
     }

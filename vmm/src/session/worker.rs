@@ -56,7 +56,8 @@ pub(super) fn work(
     let summary = judge::sum_up(machine.platform());
     machine.platform().trace.finish()?;
     let vm_ns = lock(&machine.platform().clock).now(0).vm;
-    Ok(Report { finish, summary, vm_ns, migrations: machine.migrations() })
+    let costs = machine.platform().costs.read();
+    Ok(Report { finish, summary, costs, vm_ns, migrations: machine.migrations() })
 }
 
 /// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.

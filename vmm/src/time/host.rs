@@ -45,6 +45,13 @@ impl HostClock {
         let sec = u64::try_from(ns / NS_PER_SEC).unwrap_or(u64::MAX);
         Duration::new(sec, u32::try_from(ns % NS_PER_SEC).unwrap_or(0))
     }
+
+    /// The host's TSC `length` after `from`, rounded down; the greatest there is if that is beyond it.
+    #[must_use]
+    pub fn after(&self, from: HostTsc, length: Duration) -> HostTsc {
+        let ticks = length.as_nanos().saturating_mul(u128::from(self.khz.get())) / NS_KHZ_PER_TICK;
+        HostTsc(from.0.saturating_add(super::saturate(ticks)))
+    }
 }
 
 /// Wall-clock time now, in nanoseconds since the Unix epoch; 0 before it, [`u64::MAX`] after the year 2554.
@@ -66,6 +73,8 @@ mod tests {
         assert_eq!((clock.tsc(), clock.khz().get()), (HostTsc(1234), 3_000_000));
         let ns = |from, to| clock.duration(HostTsc(from), HostTsc(to)).as_nanos();
         assert_eq!([ns(0, 1), ns(0, 3), ns(0, 4), ns(5, 5), ns(6, 5)], [1, 1, 2, 0, 0]);
+        let after = |from, ns| clock.after(HostTsc(from), Duration::from_nanos(ns)).0;
+        assert_eq!([after(7, 0), after(7, 1), after(7, 1_000_000), after(7, u64::MAX)], [7, 10, 3_000_007, u64::MAX]);
         let slow = HostClock::new(|| 0, Khz::MIN);
         assert_eq!(slow.duration(HostTsc(0), HostTsc(u64::MAX)).as_nanos(), u128::from(u64::MAX) * 100);
     }

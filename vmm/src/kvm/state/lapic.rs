@@ -117,7 +117,7 @@ impl Vcpu {
     /// # Errors
     /// If KVM does not tell, or tells what nothing here knows.
     pub fn mp_state(&self) -> Result<MpState, Error> {
-        MpState::from_kvm(self.fd.get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?)
+        MpState::from_kvm(self.call().get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?)
     }
 
     /// Sets the vCPU's MP state: after everything else, since KVM_SET_SREGS may make a vCPU runnable.

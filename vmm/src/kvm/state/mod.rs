@@ -177,13 +177,13 @@ impl Vcpu {
     pub fn reset_after_init(&mut self) -> Result<(), Error> {
         const CR0_CD_NW: u64 = 3 << 29;
         let (regs, fresh) = *self.fresh;
-        let now = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        let now = self.call().get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
         let mut system = fresh;
         system.cr0 = fresh.cr0 & !CR0_CD_NW | now.cr0 & CR0_CD_NW;
         system.apic_base = now.apic_base;
-        self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
-        self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
-        self.fd.set_vcpu_events(&Events::default().to_kvm()).map_err(Error::call("KVM_SET_VCPU_EVENTS"))?;
+        self.call().set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
+        self.call().set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
+        self.call().set_vcpu_events(&Events::default().to_kvm()).map_err(Error::call("KVM_SET_VCPU_EVENTS"))?;
         self.incomplete = true;
         Ok(())
     }
@@ -193,13 +193,13 @@ impl Vcpu {
     /// # Errors
     /// If KVM refuses.
     pub fn set_real_mode_entry(&mut self, cs: u16) -> Result<(), Error> {
-        let mut system = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        let mut system = self.call().get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
         system.cs.selector = cs;
         system.cs.base = u64::from(cs) << 4;
-        self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
-        let mut regs = self.fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
+        self.call().set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
+        let mut regs = self.call().get_regs().map_err(Error::call("KVM_GET_REGS"))?;
         regs.rip = 0;
-        self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
+        self.call().set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
         self.incomplete = true;
         Ok(())
     }

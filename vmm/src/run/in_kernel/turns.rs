@@ -49,6 +49,7 @@ pub fn turns(
     };
     post.bell.detach();
     cpu.drain(platform)?;
+    platform.costs.add(cpu.vcpu.take_calls());
     lock(&platform.judge).read_rings(platform);
     result
 }
