@@ -32,7 +32,8 @@ impl Idle {
         let lab = Lab::new();
         let process = start(&mut lab.guest(&format!("scenario=idle {cmdline}"), &format!("--api-sock s {flags}")));
         let mut idle = Self { lab, process };
-        idle.until(|idle| idle.lab.path("s").exists());
+        // The file is there a moment before anybody listens.
+        idle.until(|idle| UnixStream::connect(idle.lab.path("s")).is_ok());
         idle
     }
 

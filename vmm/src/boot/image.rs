@@ -57,11 +57,12 @@ pub fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError>
     let read = |source| ImageError::Read { what, name: name(), source };
     let file = fs::File::open(path).map_err(read)?;
     let too_large = || ImageError::TooLarge { what, name: name(), limit: FILE_MAX };
-    if file.metadata().map_err(read)?.len() > FILE_MAX {
+    // A pipe or a device has no length; of a file's, one read takes all.
+    let expected = file.metadata().map_err(read)?.len();
+    if expected > FILE_MAX {
         return Err(too_large());
     }
-    // A pipe or a device has no length.
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     let length = file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(read)?;
     if u64::try_from(length).is_ok_and(|length| length > FILE_MAX) { Err(too_large()) } else { Ok(bytes) }
 }

@@ -1,6 +1,10 @@
 //! Running a guest: from an image or from a snapshot.
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use vmm::{
@@ -46,6 +50,8 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;
+    // They are in guest memory now.
+    drop((image, options));
     if args.session.track_dirty {
         machine.track_changes(None)?;
     }
@@ -98,7 +104,8 @@ fn session(
     files: Files,
 ) -> Result<ExitCode> {
     let (source, why) = machine.source_and_why();
-    eprintln!("vmm: TSC source {}: {why}", source.as_str());
+    // In one write: standard error has no buffer.
+    let _ = io::stderr().write_all(format!("vmm: TSC source {}: {why}\n", source.as_str()).as_bytes());
     let policies = Policies {
         khz,
         deadline: args.deadline.into(),

@@ -116,8 +116,8 @@ pub struct Verdict {
 /// [`RunError`] if KVM cannot be used at all: then that is the diagnosis.
 pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let env = HostEnvironment::open(emulated)?;
-    let (host, supported, facts) = (&env.host, env.supported.as_slice(), &env.facts);
-    let khz = facts.host_tsc_khz;
+    let (host, supported, facts) = (&env.host, env.supported.as_slice(), env.facts()?);
+    let khz = env.clock.khz().get();
     let mut tsc_scaling = Vec::new();
     for asked_khz in [khz.saturating_mul(2), khz / 2] {
         let rate = probe::tsc_rate(host, supported, khz, asked_khz)?;

@@ -1,12 +1,21 @@
 //! `/dev/kvm` and the capabilities without which nothing works.
 
-use std::{fs::OpenOptions, io, os::fd::IntoRawFd};
+use std::{
+    fs::OpenOptions,
+    io,
+    os::fd::IntoRawFd,
+    sync::{Mutex, PoisonError},
+};
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVMIO};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vmm_sys_util::{ioctl::ioctl, ioctl_io_nr};
 
 use super::{Error, HostError};
 use crate::boot::cpuid::Leaf;
+
+// Wrapped by kvm-ioctls for vCPUs only.
+ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
 
 /// What nothing works without.
 const NEEDED: [(Cap, &str, &str); 7] = [
@@ -42,7 +51,9 @@ const KERNEL_LAPIC: [(Cap, &str, &str); 5] = [
 
 /// KVM of this host, opened and checked for what we cannot do without.
 pub struct Host {
-    pub(super) kvm: Kvm,
+    kvm: Kvm,
+    /// A VM in which nothing is set yet, for whoever needs the next one.
+    blank: Mutex<Option<VmFd>>,
 }
 
 impl Host {
@@ -58,7 +69,7 @@ impl Host {
         })?;
         // SAFETY: the descriptor was just opened and is owned by nobody else.
         let kvm = unsafe { std::os::fd::FromRawFd::from_raw_fd(file.into_raw_fd()) };
-        let host = Self { kvm };
+        let host = Self { kvm, blank: Mutex::new(None) };
         let version = host.kvm.get_api_version();
         if version != 12 {
             return Err(HostError::ApiVersion(version));
@@ -82,6 +93,33 @@ impl Host {
     #[must_use]
     pub fn has_kernel_lapic(&self) -> bool {
         KERNEL_LAPIC.iter().all(|(cap, ..)| self.kvm.check_extension(*cap))
+    }
+
+    /// A VM in which nothing is set yet.
+    pub(super) fn blank_vm(&self) -> Result<VmFd, Error> {
+        let kept = self.blank.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kept.map_or_else(|| self.kvm.create_vm(), Ok).map_err(Error::call("KVM_CREATE_VM"))
+    }
+
+    /// The host's TSC frequency as KVM states it, in kHz: the one that a VM begins with. Kernels that only tell it of vCPUs
+    /// are given one for that.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn tsc_khz(&self) -> Result<u32, Error> {
+        let vm = self.blank_vm()?;
+        // SAFETY: KVM_GET_TSC_KHZ takes no argument and touches no memory of ours.
+        let khz = unsafe { ioctl(&vm, KVM_GET_TSC_KHZ()) };
+        match u32::try_from(khz) {
+            Ok(khz) if khz > 0 => {
+                *self.blank.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm);
+                Ok(khz)
+            }
+            _ => {
+                let vcpu = vm.create_vcpu(0).map_err(Error::call("KVM_CREATE_VCPU"))?;
+                vcpu.get_tsc_khz().map_err(Error::call("KVM_GET_TSC_KHZ"))
+            }
+        }
     }
 
     /// The CPUID leaves this host's KVM can offer a guest.

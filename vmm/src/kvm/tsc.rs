@@ -17,14 +17,6 @@ pub fn read_tsc() -> u64 {
 }
 
 impl Vcpu {
-    /// The TSC frequency that KVM says this vCPU has. Before any KVM_SET_TSC_KHZ that is the host's.
-    ///
-    /// # Errors
-    /// If KVM does not tell.
-    pub fn tsc_khz(&self) -> Result<u32, Error> {
-        self.fd.get_tsc_khz().map_err(Error::call("KVM_GET_TSC_KHZ"))
-    }
-
     /// Asks KVM for another TSC frequency. Success proves nothing: probe.
     ///
     /// # Errors

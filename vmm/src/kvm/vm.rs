@@ -64,10 +64,7 @@ impl Vm {
     /// # Errors
     /// If KVM refuses any of it.
     pub fn new(host: &Host, memory: Arc<GuestRam>, lapics: Lapics) -> Result<Self, Error> {
-        let fd = host.kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
-        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
-        set_slots(&fd, &memory, 0)?;
+        let fd = host.blank_vm()?;
         enable(
             &fd,
             KVM_CAP_X86_USER_SPACE_MSR,
@@ -91,7 +88,12 @@ impl Vm {
                 ranges
             }
         };
+        // Before any memory slot: both wait for a grace period (SRCU), the slot hurries its own, and one that begins right after
+        // another's end is not hurried. 0.1 ms instead of 12 were seen.
         fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges).map_err(Error::call("KVM_X86_SET_MSR_FILTER"))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
+        set_slots(&fd, &memory, 0)?;
         Ok(Self { fd, memory })
     }
 

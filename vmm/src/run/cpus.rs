@@ -8,6 +8,7 @@ use super::{
     pv_eoi::PvEoi,
     source::{Chosen, TscSource},
     state::CpuState,
+    trial::Trial,
 };
 use crate::{
     apic::{self, LocalApic},
@@ -16,7 +17,7 @@ use crate::{
         Entry,
         cpuid::{self, Leaf, Offer},
     },
-    kvm::{Vcpu, Vm},
+    kvm::Vm,
     pvclock::Registration,
     time::Khz,
 };
@@ -24,14 +25,14 @@ use crate::{
 /// The vCPUs of a machine about to boot, number 0 at `entry`, and the CPUID that each sees.
 pub(super) fn boot(
     vm: &Vm,
-    env: &HostEnvironment,
+    trial: &mut Trial<'_>,
     chosen: &Chosen,
     options: &BootOptions,
     khz: Khz,
     entry: &Entry,
 ) -> Result<(Vec<Cpu>, Vec<Vec<Leaf>>), RunError> {
     let offer = Offer {
-        x2apic: options.x2apic && env.facts.x2apic_exits,
+        x2apic: options.x2apic && trial.facts.x2apic_exits,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: true,
         pv_eoi: options.pv_eoi,
@@ -49,16 +50,16 @@ pub(super) fn boot(
             tsc_deadline: offer.tsc_deadline,
             ns_deadline: offer.ns_deadline,
         };
-        let seen = cpuid::leaves(&env.supported, &offer, index);
-        let mut vcpu = Vcpu::new(vm, index, &seen)?;
-        if index == 0 {
-            vcpu.set_flat_32bit_entry(entry)?;
-        }
+        let seen = cpuid::leaves(&trial.env.supported, &offer, index);
+        let mut vcpu = trial.vcpu(vm, index, &seen, entry.rip)?;
         let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
         if entry.pc && index == 0 {
             apic = apic.in_virtual_wire_mode();
         }
         vcpu.set_apic_base_at_reset(apic.apic_base())?;
+        if index == 0 {
+            vcpu.set_flat_32bit_entry(entry)?;
+        }
         leaves.push(seen);
         let local = Local {
             index,
@@ -120,15 +121,23 @@ pub(super) fn states(
     Ok(states)
 }
 
+/// RAM that every machine has.
+const ANY_RAM: u64 = 0x1000;
+
 /// The vCPUs as they were saved.
-pub(super) fn restore(vm: &Vm, memory: &GuestRam, saved: &[CpuState]) -> Result<Vec<Cpu>, RunError> {
+pub(super) fn restore(
+    vm: &Vm,
+    trial: &mut Trial<'_>,
+    memory: &GuestRam,
+    saved: &[CpuState],
+) -> Result<Vec<Cpu>, RunError> {
     let mut cpus = Vec::new();
     for (index, cpu) in (0u32..).zip(saved) {
         let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
             cpu;
         let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
         // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-        let mut vcpu = Vcpu::new(vm, index, seen).map_err(|e| bad(e.to_string()))?;
+        let mut vcpu = trial.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
         vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
         let local = Local {
             index,
@@ -154,9 +163,9 @@ pub(super) fn restore(vm: &Vm, memory: &GuestRam, saved: &[CpuState]) -> Result<
 }
 
 /// Every feature that the guest saw must be here, whether KVM or we provide it.
-pub(super) fn check_features(env: &HostEnvironment, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, &env.supported);
-    if cpu.apic_config.x2apic && !env.facts.x2apic_exits {
+pub(super) fn check_features(trial: &Trial<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
+    let mut missing = cpuid::missing(&cpu.cpuid, &trial.env.supported);
+    if cpu.apic_config.x2apic && !trial.facts.x2apic_exits {
         missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
     }
     if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {

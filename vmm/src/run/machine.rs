@@ -23,9 +23,10 @@ use super::{
     mailbox::Interruptions,
     platform::{Post, Ram, lock},
     schedule,
-    source::{self, SourceChoice, TscSource},
+    source::{self, Chosen, SourceChoice, TscSource},
     state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
     trace::{Event, Trace},
+    trial,
     turn::Stop,
     turns::{Turns, Until},
 };
@@ -118,31 +119,31 @@ impl Machine {
         }
         let host_khz = env.clock.khz();
         let wanted = options.khz.unwrap_or(host_khz);
-        let chosen = match options.lapic {
-            LapicKind::User => {
-                source::choose(env, image.sites(), options.source, options.time, wanted, options.cpus, image.name())
-            }
-            LapicKind::Kvm => in_kernel::choose(env, options.source, options.time, wanted, image.name()),
-        }?;
         let memory = Arc::new(boot::allocate(options.memory)?);
         let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
-        chosen.patched.patch(&memory);
-
-        let mut clock = Clock::new(chosen.source, options.time, env.clock, wanted);
-        let khz = clock.possible(wanted);
-        clock = Clock::new(chosen.source, options.time, env.clock, khz);
-        let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-        let (cpus, in_kernel, leaves) = match options.lapic {
-            LapicKind::User => {
-                let (cpus, leaves) = cpus::boot(&vm, env, &chosen, options, khz, &entry)?;
-                (cpus, None, leaves)
-            }
-            LapicKind::Kvm => {
-                let offer = in_kernel::offer(env, &chosen, options.x2apic, khz, options.cpus);
-                let (cpus, leaves) = in_kernel::boot(&vm, env, &offer, &entry)?;
-                (Vec::new(), Some(cpus), leaves)
-            }
+        let clock_for = |chosen: &Chosen| {
+            let khz = Clock::new(chosen.source, options.time, env.clock, wanted).possible(wanted);
+            Clock::new(chosen.source, options.time, env.clock, khz)
         };
+        let (chosen, clock, vm, cpus, in_kernel, leaves) = match options.lapic {
+            LapicKind::User => trial::settle(env, |trial| {
+                let BootOptions { source, time, cpus, .. } = *options;
+                let chosen = source::choose(trial, image.sites(), source, time, wanted, cpus, image.name())?;
+                let clock = clock_for(&chosen);
+                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
+                let (cpus, leaves) = cpus::boot(&vm, trial, &chosen, options, clock.khz(), &entry)?;
+                Ok((chosen, clock, vm, cpus, None, leaves))
+            }),
+            LapicKind::Kvm => {
+                let chosen = in_kernel::choose(env, options.source, options.time, wanted, image.name())?;
+                let clock = clock_for(&chosen);
+                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
+                let offer = in_kernel::offer(env, &chosen, options.x2apic, clock.khz(), options.cpus);
+                let (cpus, leaves) = in_kernel::boot(&vm, env, &offer, &entry)?;
+                Ok((chosen, clock, vm, Vec::new(), Some(cpus), leaves))
+            }
+        }?;
+        chosen.patched.patch(&memory);
         let moment = clock.moment();
         let mut devices = Devices::new(outputs.console);
         if entry.pc {
@@ -205,24 +206,26 @@ impl Machine {
         }
         let all_sites = Sites::from_state(sites)?;
         all_sites.check(&memory)?;
-        let chosen = match saved_cpus {
-            CpuStates::User(_) => source::choose(env, &all_sites, choice, time, khz, count, image),
-            CpuStates::Kvm(_) => in_kernel::choose(env, choice, time, khz, image),
-        }?;
-        match saved_cpus {
-            CpuStates::User(cpus) => cpus.iter().try_for_each(|cpu| cpus::check_features(env, cpu, &chosen)),
-            CpuStates::Kvm(cpus) => cpus.iter().try_for_each(|cpu| in_kernel::check_features(env, cpu, &chosen)),
-        }?;
-        chosen.patched.patch(&memory);
-
         // The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with
         // our LAPICs only the first three are KVM's: TSC, deadline and page follow in `resume`, together. With KVM's, the
         // LAPIC follows there too.
-        let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-        let (cpus, in_kernel) = match saved_cpus {
-            CpuStates::User(saved) => (cpus::restore(&vm, &memory, saved)?, None),
-            CpuStates::Kvm(saved) => (Vec::new(), Some(in_kernel::restore(&vm, saved)?)),
-        };
+        let (chosen, vm, cpus, in_kernel) = match saved_cpus {
+            CpuStates::User(saved) => trial::settle(env, |trial| {
+                let chosen = source::choose(trial, &all_sites, choice, time, khz, count, image)?;
+                saved.iter().try_for_each(|cpu| cpus::check_features(trial, cpu, &chosen))?;
+                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
+                let cpus = cpus::restore(&vm, trial, &memory, saved)?;
+                Ok((chosen, vm, cpus, None))
+            }),
+            CpuStates::Kvm(saved) => {
+                let chosen = in_kernel::choose(env, choice, time, khz, image)?;
+                saved.iter().try_for_each(|cpu| in_kernel::check_features(env, cpu, &chosen))?;
+                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
+                let cpus = in_kernel::restore(&vm, saved)?;
+                Ok((chosen, vm, Vec::new(), Some(cpus)))
+            }
+        }?;
+        chosen.patched.patch(&memory);
         let clock = Clock::from_state(chosen.source, time, env.clock, saved_clock);
         let mut moment = saved_clock.moment;
         if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {

@@ -20,6 +20,7 @@ use super::{
     platform::{Ram, lock},
     source::{self, SourceChoice, TscSource},
     trace::Event,
+    trial::Trial,
 };
 use crate::{
     apic::{self, Armed, LocalApic},
@@ -235,7 +236,7 @@ impl Machine {
             return in_kernel::choose(env, choice, time, khz, &self.image).map(drop);
         }
         let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
-        source::choose(env, &self.all_sites, choice, time, khz, cpus, &self.image).map(drop)
+        source::choose(&Trial::certain(env)?, &self.all_sites, choice, time, khz, cpus, &self.image).map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.

@@ -1,12 +1,13 @@
 //! What a machine is to be.
 
+use std::{sync::OnceLock, time::Duration};
+
 use crate::{
     boot::cpuid::Leaf,
     kvm::{self, Host, HostFacts, probe::DeadlineWrite, read_tsc},
     run::{RunError, source::SourceChoice},
     time::{HostClock, Khz},
 };
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +81,7 @@ pub enum EmulatedHost {
 /// As KVM's own `halt_poll_ns`.
 pub const POLL: Duration = Duration::from_micros(200);
 
-/// The host, opened and probed once.
+/// The host, opened, and probed once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
     pub host: Host,
@@ -88,18 +89,18 @@ pub struct HostEnvironment {
     pub supported: Vec<Leaf>,
     /// MSRs with state.
     pub msrs: Vec<u32>,
-    /// What the probes saw.
-    pub facts: HostFacts,
     /// The host's clock.
     pub clock: HostClock,
     /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
     pub poll: Duration,
     /// What it pretends to be.
     pub emulated: Option<EmulatedHost>,
+    /// What the probes saw; nothing before somebody asks.
+    facts: OnceLock<HostFacts>,
 }
 
 impl HostEnvironment {
-    /// Opens and probes this host.
+    /// Opens this host.
     ///
     /// # Errors
     /// [`RunError`] with [`RunError::is_host`].
@@ -107,12 +108,42 @@ impl HostEnvironment {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
         let msrs = host.msr_index_list()?;
-        let mut facts = HostFacts::probe(&host, &supported)?;
-        if emulated == Some(EmulatedHost::SwallowDeadline) {
-            facts.deadline_write = DeadlineWrite::Swallowed;
+        let khz = host.tsc_khz()?;
+        let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
+        let clock = HostClock::new(read_tsc, khz);
+        Ok(Self { host, supported, msrs, clock, poll: POLL, emulated, facts: OnceLock::new() })
+    }
+
+    /// What this host does: measured in VMs of their own, if no machine has told yet.
+    ///
+    /// # Errors
+    /// If KVM fails in a way that is no answer.
+    pub fn facts(&self) -> Result<HostFacts, RunError> {
+        if let Some(facts) = self.facts.get() {
+            return Ok(*facts);
         }
-        let khz = Khz::new(u64::from(facts.host_tsc_khz)).map_err(|_| RunError::HostTsc(facts.host_tsc_khz))?;
-        Ok(Self { host, supported, msrs, facts, clock: HostClock::new(read_tsc, khz), poll: POLL, emulated })
+        let facts = self.as_emulated(HostFacts::probe(&self.host, &self.supported)?);
+        self.learn(facts);
+        Ok(facts)
+    }
+
+    /// Nothing has been measured yet: a machine may tell ([`super::trial`]).
+    pub(super) fn hopes(&self) -> bool {
+        self.facts.get().is_none()
+    }
+
+    /// What was measured.
+    pub(super) fn learn(&self, facts: HostFacts) {
+        // Somebody else measured the same meanwhile, then.
+        let _ = self.facts.set(facts);
+    }
+
+    /// `facts`, but for what this host pretends.
+    pub(super) fn as_emulated(&self, facts: HostFacts) -> HostFacts {
+        match self.emulated {
+            Some(EmulatedHost::SwallowDeadline) => HostFacts { deadline_write: DeadlineWrite::Swallowed, ..facts },
+            None => facts,
+        }
     }
 
     /// Whether KVM really gives a guest's TSC an offset.
@@ -122,6 +153,6 @@ impl HostEnvironment {
 
     /// Whether KVM really scales a guest's TSC to `khz`.
     pub(super) fn scales_to(&self, khz: Khz) -> Result<bool, RunError> {
-        Ok(kvm::probe::tsc_scales(&self.host, &self.supported, self.facts.host_tsc_khz, khz.get())?)
+        Ok(kvm::probe::tsc_scales(&self.host, &self.supported, self.clock.khz().get(), khz.get())?)
     }
 }

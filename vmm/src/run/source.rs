@@ -3,7 +3,7 @@
 use guest_abi::sites::Kind;
 use serde::{Deserialize, Serialize};
 
-use super::{HostEnvironment, RunError, TimeMode};
+use super::{RunError, TimeMode, trial::Trial};
 use crate::{
     boot::sites::Sites,
     kvm::{Lapics, probe::DeadlineWrite},
@@ -77,12 +77,12 @@ pub(super) fn same(a: Khz, b: Khz) -> bool {
     u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
 }
 
-/// Picks the source for a guest with these trap `sites` that is to see `khz`.
+/// Picks the source for a guest with these trap `sites` that is to see `khz`, on a host that does what `trial` counts on.
 ///
 /// # Errors
 /// [`RunError::Usage`] if the guest cannot do it, [`RunError::HostLacks`] if the host cannot.
-pub fn choose(
-    env: &HostEnvironment,
+pub(super) fn choose(
+    trial: &Trial<'_>,
     sites: &Sites,
     choice: SourceChoice,
     time: TimeMode,
@@ -90,7 +90,7 @@ pub fn choose(
     cpus: u32,
     guest: &str,
 ) -> Result<Chosen, RunError> {
-    let host_khz = env.clock.khz();
+    let host_khz = trial.env.clock.khz();
     let trappable = sites.has(Kind::Rdtsc);
     let need_sites = |what: &str| {
         RunError::Usage(format!(
@@ -111,20 +111,20 @@ pub fn choose(
         (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
         (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
-            host_works(env, khz)?;
+            host_works(trial, khz)?;
             (TscSource::Host, "asked for".to_owned())
         }
         (SourceChoice::Fixed(TscSource::Scaled), _) => {
-            if !env.scales_to(khz)? {
+            if !trial.env.scales_to(khz)? {
                 return Err(RunError::HostLacks(format!(
                     "--tsc scaled: a probe guest's TSC did not run at {khz} on this host; use --tsc trapped"
                 )));
             }
             (TscSource::Scaled, "asked for, and a probe saw it work".to_owned())
         }
-        (SourceChoice::Auto, TimeMode::Real) => auto(env, trappable, khz, guest)?,
+        (SourceChoice::Auto, TimeMode::Real) => auto(trial, trappable, khz, guest)?,
     };
-    let swallowed = env.facts.deadline_write == DeadlineWrite::Swallowed;
+    let swallowed = trial.facts.deadline_write == DeadlineWrite::Swallowed;
     if time == TimeMode::Virtual && cpus > 1 && !sites.has(Kind::Pause) {
         return Err(RunError::Usage(format!(
             "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {guest} lists none: one vCPU's \
@@ -150,23 +150,23 @@ pub fn choose(
         source,
         why: format!("{why} (host {host_khz}, guest {khz}){deadline}"),
         tsc_deadline,
-        lapics: Lapics::Ours { mwait_in_guest: env.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
+        lapics: Lapics::Ours { mwait_in_guest: trial.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
         patched,
     })
 }
 
-fn auto(env: &HostEnvironment, trappable: bool, khz: Khz, guest: &str) -> Result<(TscSource, String), RunError> {
-    let host_khz = env.clock.khz();
-    if khz == host_khz && env.facts.tsc_equals_host {
+fn auto(trial: &Trial<'_>, trappable: bool, khz: Khz, guest: &str) -> Result<(TscSource, String), RunError> {
+    let host_khz = trial.env.clock.khz();
+    if khz == host_khz && trial.facts.tsc_equals_host {
         return Ok((TscSource::Host, "the guest's frequency is the host's".to_owned()));
     }
     if trappable {
         return Ok((TscSource::Trapped, "another frequency than the host's, and the guest has trap sites".to_owned()));
     }
-    if same(khz, host_khz) && env.facts.tsc_equals_host {
+    if same(khz, host_khz) && trial.facts.tsc_equals_host {
         return Ok((TscSource::Host, format!("the guest's frequency is the host's to {SAME_PPM} ppm")));
     }
-    if env.scales_to(khz)? {
+    if trial.env.scales_to(khz)? {
         return Ok((TscSource::Scaled, "another frequency than the host's, and a probe saw KVM scale".to_owned()));
     }
     Err(RunError::HostLacks(format!(
@@ -175,14 +175,14 @@ fn auto(env: &HostEnvironment, trappable: bool, khz: Khz, guest: &str) -> Result
     )))
 }
 
-fn host_works(env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
-    let host_khz = env.clock.khz();
+fn host_works(trial: &Trial<'_>, khz: Khz) -> Result<(), RunError> {
+    let host_khz = trial.env.clock.khz();
     if !same(khz, host_khz) {
         return Err(RunError::HostLacks(format!(
             "--tsc host: the host's TSC has {host_khz}, not {khz}; use --tsc trapped or auto"
         )));
     }
-    if !env.facts.tsc_equals_host {
+    if !trial.facts.tsc_equals_host {
         return Err(RunError::HostLacks(
             "--tsc host: a probe guest's TSC was not the host's, although an offset of 0 was set; use --tsc trapped"
                 .to_owned(),

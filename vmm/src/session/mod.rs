@@ -1,8 +1,8 @@
 //! A machine that people and programs can reach while it runs: console, control socket, signals.
 //!
-//! Two threads: one owns the machine and runs it ([`worker`]); the other, this one, waits for events and posts requests
-//! into the machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order,
-//! one at a time.
+//! Two threads: this one owns the machine and runs it ([`worker`]); the other waits for events and posts requests into the
+//! machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order, one at a
+//! time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
 
 mod console;
 mod proof;
@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
-    run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
+    run::{self, Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
     snapshot::{SnapshotError, machine::Unverified},
     time::{Khz, VmTime},
 };
@@ -111,8 +111,8 @@ pub enum SessionError {
     /// The event loop.
     #[error("the event loop failed: {0}")]
     Events(String),
-    /// The machine's thread is gone without a word.
-    #[error("the machine's thread ended unexpectedly")]
+    /// A thread is gone without a word, or the machine is.
+    #[error("a thread ended unexpectedly")]
     Lost,
 }
 
@@ -135,7 +135,7 @@ impl Handler for Post {
     }
 }
 
-/// Ends the event loop when the machine's thread is done.
+/// Ends the event loop when the machine is done.
 struct Done(EventFd);
 
 impl MutEventSubscriber for Done {
@@ -147,6 +147,22 @@ impl MutEventSubscriber for Done {
         }
     }
 }
+
+/// Says that the machine is done when dropped: also when the machine's thread panics, which waits for the event loop.
+struct Finished<'a> {
+    inbox: &'a Mailbox<Request>,
+    done: &'a EventFd,
+}
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.inbox.close();
+        // It cannot fail: the counter is far from its limit.
+        let _ = self.done.write(1);
+    }
+}
+
+type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
 /// Runs `machine` to its end, and verifies meanwhile what is `unverified` of it. Call [`block_signals`] before any thread is
 /// started.
@@ -161,49 +177,70 @@ pub fn run(
 ) -> Result<Report, SessionError> {
     let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
-    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(events)?;
+    let mut subscribers: Vec<Subscriber> = Vec::new();
     if let Some(path) = &options.api_sock {
-        manager.add_subscriber(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
+        subscribers.push(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
     }
-    manager.add_subscriber(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
+    subscribers.push(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
     if options.console
         && let Some(console) = console::Input::new(Arc::clone(&inbox))
     {
-        manager.add_subscriber(Box::new(console));
+        subscribers.push(Box::new(console));
     }
     if let Some(after) = options.timeout {
-        manager.add_subscriber(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
+        subscribers.push(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
     }
-    manager.add_subscriber(Box::new(Done(done.try_clone().map_err(events)?)));
+    subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 
     thread::scope(|scope| {
-        let inbox = &*inbox;
-        let finished = &done;
-        let (proof, prover) = match unverified {
-            None => (Proof::needless(), None),
-            Some(unverified) => {
-                let (proof, prover) = Proof::wanted();
-                (proof, Some((prover, unverified)))
-            }
-        };
-        let worker = thread::Builder::new()
-            .name("vcpu0".to_owned())
+        let (inbox, done) = (&*inbox, &done);
+        let event_loop = thread::Builder::new()
+            .name("events".to_owned())
             .spawn_scoped(scope, move || {
-                let result = worker::work(env, machine, proof, options, inbox);
-                inbox.close();
-                // It cannot fail: the counter is far from its limit.
-                let _ = finished.write(1);
-                result
+                let waited = wait(subscribers, done);
+                if waited.is_err() {
+                    // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
+                    let _ = inbox.post(Request::Stop);
+                }
+                waited
             })
             .map_err(events)?;
-        if let Some((prover, unverified)) = prover {
-            let thread = thread::Builder::new().name("verify".to_owned());
-            thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map_err(events)?;
-        }
-        // Reading resets the counter: it says done exactly once.
-        while done.read().is_err() {
-            manager.run().map_err(events)?;
-        }
-        worker.join().map_err(|_| SessionError::Lost)?
+        let finished = Finished { inbox, done };
+        let proof = match unverified {
+            None => Proof::needless(),
+            Some(unverified) => {
+                let (proof, prover) = Proof::wanted();
+                let thread = thread::Builder::new().name("verify".to_owned());
+                thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map_err(events)?;
+                proof
+            }
+        };
+        let report = worker::work(env, machine, proof, options, inbox);
+        drop(finished);
+        let waited = event_loop.join().map_err(|_| SessionError::Lost)?;
+        report.and_then(|report| waited.map(|()| report))
     })
+}
+
+/// After so much quiet, the guest is taken to be past its start, and so are we.
+const GUEST_IS_UNDER_WAY_MS: i32 = 100;
+/// epoll_wait's word for no timeout.
+const FOREVER: i32 = -1;
+
+/// The event loop, until the machine is done.
+fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
+    let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
+    for subscriber in subscribers {
+        manager.add_subscriber(subscriber);
+    }
+    let mut patience = GUEST_IS_UNDER_WAY_MS;
+    // Reading resets the counter: it says done exactly once.
+    while done.read().is_err() {
+        let events_seen = manager.run_with_timeout(patience).map_err(events)?;
+        if events_seen == 0 {
+            run::give_back_code();
+            patience = FOREVER;
+        }
+    }
+    Ok(())
 }

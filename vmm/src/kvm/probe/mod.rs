@@ -1,8 +1,10 @@
 //! What this host does, measured in tiny guests.
 //!
 //! Return codes are not evidence: hosts accept a TSC frequency or offset and ignore it. So a few instructions run in a
-//! throw-away VM, and what came out is compared with the host's own counter.
+//! throw-away VM, and what came out is compared with the host's own counter. A throw-away VM costs as much as the guest's:
+//! [`as_hoped`] asks a vCPU that is to run a guest, before it does.
 
+mod in_place;
 mod kernel_lapic;
 mod measure;
 
@@ -10,6 +12,7 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
+pub use in_place::{as_hoped, can_tell};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
 
@@ -30,8 +33,6 @@ pub enum DeadlineWrite {
 /// What this host does.
 #[derive(Clone, Copy, Debug)]
 pub struct HostFacts {
-    /// The host's TSC frequency as KVM states it, in kHz.
-    pub host_tsc_khz: u32,
     /// With an offset of 0 set, a guest's RDTSC gave the host's TSC.
     pub tsc_equals_host: bool,
     /// See [`DeadlineWrite`].
@@ -56,6 +57,9 @@ const PROGRAM: [u8; 42] = [
     0xb9, 0x02, 0x08, 0x00, 0x00, 0x0f, 0x32, 0xe6, 0x82, 0xf4, // RDMSR 0x802
     0x90,
 ];
+
+/// CPUID.1:ECX: TSC-deadline and x2APIC.
+const APIC_FEATURES: u32 = 1 << 24 | 1 << 21;
 
 /// Remembers the last access.
 #[derive(Default)]
@@ -124,6 +128,9 @@ impl Probe {
 }
 
 impl HostFacts {
+    /// What could be hoped for: of every question the answer that needs no way around.
+    pub const HOPED: Self = Self { tsc_equals_host: true, deadline_write: DeadlineWrite::Exits, x2apic_exits: true };
+
     /// Measures; takes a few milliseconds.
     ///
     /// # Errors
@@ -131,7 +138,6 @@ impl HostFacts {
     pub fn probe(host: &Host, supported: &[Leaf]) -> Result<Self, Error> {
         let leaves = with_apic_features(supported);
         let mut probe = Probe::new(host, &leaves, &PROGRAM, OURS)?;
-        let host_tsc_khz = probe.vcpu.tsc_khz()?;
         // The answer is in what RDTSC gives.
         let _ = probe.vcpu.set_tsc_offset(0);
         let tsc_equals_host =
@@ -149,7 +155,7 @@ impl HostFacts {
             }
         };
         let x2apic_exits = probe.next()? == Exit::Operation(Operation::Msr) && probe.last.msr == Some(0x802);
-        Ok(Self { host_tsc_khz, tsc_equals_host, deadline_write, x2apic_exits })
+        Ok(Self { tsc_equals_host, deadline_write, x2apic_exits })
     }
 }
 
@@ -166,7 +172,7 @@ fn deadline_exits(probe: &mut Probe) -> Result<bool, Error> {
 fn with_apic_features(supported: &[Leaf]) -> Vec<Leaf> {
     let mut leaves = supported.to_vec();
     for leaf in leaves.iter_mut().filter(|leaf| leaf.function == 1) {
-        leaf.ecx |= 1 << 24 | 1 << 21;
+        leaf.ecx |= APIC_FEATURES;
     }
     leaves
 }

@@ -153,17 +153,20 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Flat 32-bit protected mode without paging: how PVH, Multiboot and Linux' 32-bit boot protocol enter a kernel.
+    /// Flat 32-bit protected mode without paging: how PVH, Multiboot and Linux' 32-bit boot protocol enter a kernel. The
+    /// rest is as after reset.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn set_flat_32bit_entry(&mut self, entry: &Entry) -> Result<(), Error> {
         let Entry { rip, rax, rbx, rsi, gdt, pc: _ } = *entry;
-        let mut system = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        let (_, mut system) = *self.fresh;
         registers::make_flat_32bit(&mut system, gdt);
         self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
         let regs = kvm_bindings::kvm_regs { rip, rax, rbx, rsi, rflags: 2, ..Default::default() };
-        self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))
+        self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
+        self.incomplete = true;
+        Ok(())
     }
 
     /// Registers after INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT"):
@@ -201,13 +204,13 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Mirrors IA32_APIC_BASE into a vCPU that has not run yet: see [`Vcpu::set_apic_base`].
+    /// Mirrors IA32_APIC_BASE into a vCPU in its reset state: see [`Vcpu::set_apic_base`].
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn set_apic_base_at_reset(&mut self, value: u64) -> Result<(), Error> {
-        let mut system = self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        let (_, system) = &mut *self.fresh;
         system.apic_base = value;
-        self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))
+        self.fd.set_sregs(system).map_err(Error::call("KVM_SET_SREGS"))
     }
 }

@@ -54,7 +54,7 @@ pub fn choose(
         ));
     }
     let host_khz = env.clock.khz();
-    let host = same(khz, host_khz) && env.facts.tsc_equals_host;
+    let host = same(khz, host_khz) && env.facts()?.tsc_equals_host;
     let (source, why) = match choice {
         SourceChoice::Auto | SourceChoice::Fixed(TscSource::Host) if host => {
             (TscSource::Host, "the guest's frequency is the host's")

@@ -1,0 +1,67 @@
+//! What a start costs, counted in system calls: time is too noisy to assert.
+
+use std::{fs, process::Command};
+
+use vm_tests::{Lab, finish, kvm};
+
+/// The system calls of `vmm` up to the guest's first byte, a line each; none where there is no strace, or it may not trace.
+fn calls_to_first_byte(lab: &Lab, flags: &str) -> Option<Vec<String>> {
+    let (log, vmm) = (lab.path("calls"), lab.guest("count=1", flags));
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=ioctl,write,clone,clone3", "-o"]).arg(&log);
+    strace.arg(vmm.get_program()).args(vmm.get_args());
+    match Command::new("strace").arg("-V").output() {
+        Ok(output) if output.status.success() => {}
+        _ => {
+            eprintln!("skipped: no strace on this host");
+            return None;
+        }
+    }
+    finish(&mut strace).expect(0);
+    let calls = fs::read_to_string(log).unwrap();
+    let calls: Vec<String> = calls.lines().map(str::to_owned).collect();
+    let first = calls.iter().position(|call| call.contains("write(1, ")).unwrap_or_else(|| panic!("{calls:#?}"));
+    Some(calls[..first].to_vec())
+}
+
+fn count(calls: &[String], name: &str) -> usize {
+    calls.iter().filter(|call| call.contains(name)).count()
+}
+
+// Catches: a probe in a VM of its own, the guest waiting for a second thread, set-up that asks KVM twice, the MSR filter
+// after the memory slots (which made a start ten times as long).
+#[test]
+fn one_vm_and_few_calls_until_the_guest_runs() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.run("doctor --json").expect(0).stdout;
+    let host: serde_json::Value = serde_json::from_str(&host).unwrap();
+    if (&host["tsc_equals_host"], &host["deadline_wrmsr"], &host["x2apic_exits"])
+        != (&true.into(), &"exits".into(), &true.into())
+    {
+        eprintln!("skipped: this host needs more than one VM to be known");
+        return;
+    }
+    let Some(calls) = calls_to_first_byte(&lab, "") else { return };
+    assert_eq!(count(&calls, "KVM_CREATE_VM,"), 1, "{calls:#?}");
+    assert_eq!(count(&calls, "KVM_CREATE_VCPU"), 1, "{calls:#?}");
+    assert_eq!(count(&calls, "clone"), 1, "{calls:#?}");
+    let set_up = calls.iter().filter(|call| call.contains("KVM_") && !call.contains("KVM_RUN")).count();
+    assert!(set_up <= 32, "{set_up} KVM calls: {calls:#?}");
+    let at = |name: &str| calls.iter().position(|call| call.contains(name));
+    assert!(at("KVM_X86_SET_MSR_FILTER").unwrap() < at("KVM_SET_USER_MEMORY_REGION").unwrap(), "{calls:#?}");
+}
+
+// Catches: facts that were only hoped for. A vCPU without x2APIC cannot tell whether its MSRs exit.
+#[test]
+fn a_vcpu_that_cannot_tell_is_not_asked() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let Some(calls) = calls_to_first_byte(&lab, "--x2apic off") else { return };
+    let vms = count(&calls, "KVM_CREATE_VM,");
+    assert!(vms >= 2, "{vms} VMs, and none of them for the probe: {calls:#?}");
+}
