@@ -21,11 +21,7 @@ impl<'a> Contender<'a> {
 ///
 /// # Errors
 /// The first that fails, with its name.
-pub fn alternate(
-    contenders: &mut [Contender<'_>],
-    warm_up: usize,
-    rounds: usize,
-) -> Result<Vec<(String, Vec<f64>)>> {
+pub fn alternate(contenders: &mut [Contender<'_>], warm_up: usize, rounds: usize) -> Result<Vec<(String, Vec<f64>)>> {
     let mut taken: Vec<(String, Vec<f64>)> = contenders.iter().map(|one| (one.who.clone(), Vec::new())).collect();
     for round in 0..warm_up.saturating_add(rounds) {
         let mut turn: Vec<_> = contenders.iter_mut().zip(&mut taken).collect();

@@ -55,7 +55,10 @@ impl Machine {
             kernel: doctor.pointer("/kernel").and_then(Value::as_str).unwrap_or("unknown").to_owned(),
             kvm_modules: modules.filter_map(Value::as_str).map(str::to_owned).collect(),
             tsc_khz: whole("/host_tsc_khz")?,
-            supervisor: format!("{} ({instruction:.0} ns an instruction)", if emulated { "emulated" } else { "native" }),
+            supervisor: format!(
+                "{} ({instruction:.0} ns an instruction)",
+                if emulated { "emulated" } else { "native" }
+            ),
             exit_ns: whole("/exit_ns")?,
             governor: first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             file_system: file_system(lab.dir()).unwrap_or_else(|| "unknown".to_owned()),

@@ -6,6 +6,7 @@
 
 pub mod alternate;
 pub mod api;
+pub mod growth;
 pub mod host;
 pub mod lab;
 pub mod process;

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bench::{
+    growth,
     lab::Lab,
     programs::Programs,
     row::Row,
@@ -16,6 +17,7 @@ use bench::{
     table,
 };
 use clap::Parser;
+use serde::Serialize;
 
 /// Measures vmm beside a bare-KVM floor, KVM's own LAPIC and the VMMs that are installed, and says which targets it
 /// meets. Exit code: 0 all of them, 1 one is missed, 2 usage, 3 this host lacks something.
@@ -37,6 +39,9 @@ struct Args {
     /// Write every sample, and what the machine is, to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measure how costs grow instead, and write plots (SVG) and their numbers (growth.json) into this directory.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "runs", "json"])]
+    growth: Option<PathBuf>,
 }
 
 fn row(name: &str) -> Result<String, String> {
@@ -53,7 +58,11 @@ fn main() -> ExitCode {
         eprintln!("bench: /dev/kvm: {error}: a benchmark needs a readable and writable one");
         return ExitCode::from(3);
     }
-    match measure(&args) {
+    let done = match &args.growth {
+        Some(dir) => grow(&args, dir).map(|()| true),
+        None => measure(&args),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -71,7 +80,7 @@ fn measure(args: &Args) -> Result<bool> {
     println!("{}", table::text(&results));
     print_host(&results);
     if let Some(file) = &args.json {
-        write_json(file, &results)?;
+        write_json(file, &results).with_context(|| format!("--json {}", file.display()))?;
     }
     Ok(results.met())
 }
@@ -83,8 +92,39 @@ fn print_host(results: &Results) {
     println!("load averages before {before}, after {after}");
 }
 
-fn write_json(file: &Path, results: &Results) -> Result<()> {
+/// Measures growth; what could not be measured is told, and is no failure.
+fn grow(args: &Args, dir: &Path) -> Result<()> {
+    let lab = Lab::new(Programs::find()?, args.quick)?;
+    let name = || format!("--growth {}", dir.display());
+    fs::create_dir_all(dir).with_context(name)?;
+    let growth = growth::run(&lab, |line| eprintln!("{line}"))?;
+    for plot in &growth.plots {
+        fs::write(dir.join(format!("{}.svg", plot.id)), growth::draw(plot)?).with_context(name)?;
+        let last = plot.growth().into_iter().map(|(who, times)| format!("{who} ×{times:.2}"));
+        println!(
+            "{}, from {} to {}: {}",
+            plot.title,
+            first(&plot.steps),
+            end(&plot.steps),
+            last.collect::<Vec<_>>().join(", ")
+        );
+    }
+    for (what, why) in &growth.missing {
+        println!("{what}: not measured: {why}");
+    }
+    write_json(&dir.join("growth.json"), &growth).with_context(name)
+}
+
+fn first(steps: &[String]) -> &str {
+    steps.first().map_or("", String::as_str)
+}
+
+fn end(steps: &[String]) -> &str {
+    steps.last().map_or("", String::as_str)
+}
+
+fn write_json(file: &Path, results: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(results)?;
     text.push(b'\n');
-    fs::write(file, text).with_context(|| format!("--json {}", file.display()))
+    Ok(fs::write(file, text)?)
 }

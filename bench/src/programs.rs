@@ -149,7 +149,7 @@ impl Peer {
 #[must_use]
 pub fn version(program: &Path) -> String {
     let said = process::finish(Command::new(program).arg("--version"));
-    said.ok().and_then(|ended| ended.stdout.lines().next().map(str::to_owned)).unwrap_or_else(|| {
-        program.file_name().map(OsString::from).unwrap_or_default().to_string_lossy().into_owned()
-    })
+    said.ok()
+        .and_then(|ended| ended.stdout.lines().next().map(str::to_owned))
+        .unwrap_or_else(|| program.file_name().map(OsString::from).unwrap_or_default().to_string_lossy().into_owned())
 }

@@ -43,7 +43,11 @@ fn series(series: &Series) -> String {
         return format!("{}: –", series.who);
     };
     let [median, low, high] = [median, low, high].map(|value| series.unit.show(value));
-    if low == high { format!("{}: {median}", series.who) } else { format!("{}: {median} ({low} … {high})", series.who) }
+    if low == high {
+        format!("{}: {median}", series.who)
+    } else {
+        format!("{}: {median} ({low} … {high})", series.who)
+    }
 }
 
 /// The lines of a row. The series stand one below the other beside the checks.
@@ -69,7 +73,8 @@ fn lines(row: &RowResult) -> Vec<Line> {
     lines
 }
 
-const HEADINGS: [&str; 5] = ["what", "measured: median (quartiles)", "number: median of runs (least … most)", "target", ""];
+const HEADINGS: [&str; 5] =
+    ["what", "measured: median (quartiles)", "number: median of runs (least … most)", "target", ""];
 
 fn cells(line: Line) -> [String; 5] {
     let Line { what, measured, number, target, verdict } = line;
@@ -126,8 +131,13 @@ mod tests {
     use crate::{row::Bound, unit::Unit};
 
     fn row(values: &[f64], required: bool) -> RowResult {
-        let check =
-            Check { name: "a by b".into(), unit: Unit::Ratio, bound: Bound::AtMost(1.0), required, values: values.into() };
+        let check = Check {
+            name: "a by b".into(),
+            unit: Unit::Ratio,
+            bound: Bound::AtMost(1.0),
+            required,
+            values: values.into(),
+        };
         let series = Series { who: "a".into(), unit: Unit::Ns, samples: vec![1000.0, 1000.0] };
         let (series, checks) = (vec![series], vec![check]);
         RowResult { id: "r".into(), what: "thing".into(), skipped: None, series, checks, notes: Vec::new() }

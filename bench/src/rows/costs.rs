@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Ticks of the short run, and of the long one.
-pub const TICKS: (u32, u32) = (1000, 3000);
+const TICKS: (u32, u32) = (1000, 3000);
 /// A run in real time has a few more of everything now and then: a tick that came while the guest was still at work, a
 /// signal, a wait that went on. One in fifty is far below the one more in every tick that the bound is there for.
 const RARE: f64 = 0.02;
@@ -22,48 +22,56 @@ const RARE: f64 = 0.02;
 const EXITS: f64 = 2.0;
 
 /// The counters of a run, "costs" in its summary.
-pub struct Costs(Value);
+pub(crate) struct Costs(Value);
 
 /// Those of `run`.
-///
-/// # Errors
-/// If this `vmm` does not write them.
-pub fn of(run: &Run) -> Result<Costs> {
+pub(crate) fn of(run: &Run) -> Result<Costs> {
     run.summary.get("costs").cloned().map(Costs).context("this vmm writes no costs into --summary")
 }
 
 impl Costs {
     /// A counter.
-    ///
-    /// # Errors
-    /// If there is none of that name.
-    pub fn count(&self, name: &str) -> Result<f64> {
+    pub(crate) fn count(&self, name: &str) -> Result<f64> {
         number(&self.0, &format!("/{name}"))
     }
 
     /// The part of VM time that was polled away.
-    ///
-    /// # Errors
-    /// As [`Self::count`].
-    pub fn polled_share(&self, run: &Run) -> Result<f64> {
+    pub(crate) fn polled_share(&self, run: &Run) -> Result<f64> {
         Ok(self.count("polled_ns")? / number(&run.summary, "/vm_ns")?)
     }
 }
 
+/// A run whose counts are compared with a longer one of the same kind.
+struct Short<'a> {
+    hz: u32,
+    ticks: (u32, u32),
+    flags: &'a str,
+}
+
 /// What a tick has more of `name`, `rounds` times; `None` if this `vmm` does not count.
-fn per_tick(lab: &Lab, name: &str, cmdline: &str, flags: &str) -> Result<Option<Vec<f64>>> {
+fn per_tick(lab: &Lab, name: &str, short: &Short<'_>) -> Result<Option<Vec<f64>>> {
+    let &Short { hz, ticks: (few, many), flags } = short;
     let mut samples = Vec::new();
     for _ in 0..lab.rounds(3) {
         let mut counts = [0.0; 2];
-        for (count, ticks) in counts.iter_mut().zip([TICKS.0, TICKS.1]) {
-            let run = lab.run(&format!("clockevent=kvm-tsc-deadline hz=1000 count={ticks} {cmdline}"), flags)?;
+        for (count, ticks) in counts.iter_mut().zip([few, many]) {
+            let run = lab.run(&format!("clockevent=kvm-tsc-deadline hz={hz} count={ticks}"), flags)?;
             let Ok(costs) = of(&run) else { return Ok(None) };
             *count = costs.count(name)?;
         }
         let [short, long] = counts;
-        samples.push((long - short) / f64::from(TICKS.1 - TICKS.0));
+        samples.push((long - short) / f64::from(many - few));
     }
     Ok(Some(samples))
+}
+
+/// Exits a tick at `hz`, from runs of `count` ticks and of twice as many; `None` if this `vmm` does not count.
+pub(crate) fn exits_per_tick(lab: &Lab, hz: u32, count: u32) -> Result<Option<Vec<f64>>> {
+    per_tick(lab, "exits", &Short { hz, ticks: (count, count * 2), flags: "--tsc host" })
+}
+
+fn at_1khz(flags: &str) -> Short<'_> {
+    Short { hz: 1000, ticks: TICKS, flags }
 }
 
 fn not_there() -> Outcome {
@@ -71,9 +79,10 @@ fn not_there() -> Outcome {
 }
 
 pub(super) fn exits(lab: &Lab) -> Result<Outcome> {
-    let Some(host) = per_tick(lab, "exits", "", "--tsc host")? else { return Ok(not_there()) };
-    let trapped = per_tick(lab, "exits", "", "--tsc trapped")?.unwrap_or_default();
-    let measured = Measured::default().with("--tsc host", Unit::PerTick, host).with("--tsc trapped", Unit::PerTick, trapped);
+    let Some(host) = per_tick(lab, "exits", &at_1khz("--tsc host"))? else { return Ok(not_there()) };
+    let trapped = per_tick(lab, "exits", &at_1khz("--tsc trapped"))?.unwrap_or_default();
+    let measured =
+        Measured::default().with("--tsc host", Unit::PerTick, host).with("--tsc trapped", Unit::PerTick, trapped);
     let host = measured.median_of("--tsc host");
     Ok(Outcome::Measured(
         measured
@@ -83,7 +92,7 @@ pub(super) fn exits(lab: &Lab) -> Result<Outcome> {
 }
 
 pub(super) fn ioctls(lab: &Lab) -> Result<Outcome> {
-    let Some(samples) = per_tick(lab, "vcpu_ioctls", "", "--tsc host")? else { return Ok(not_there()) };
+    let Some(samples) = per_tick(lab, "vcpu_ioctls", &at_1khz("--tsc host"))? else { return Ok(not_there()) };
     let measured = Measured::default().with("--tsc host", Unit::PerTick, samples);
     let median = measured.median_of("--tsc host");
     Ok(Outcome::Measured(measured.check("--tsc host, x2APIC", Unit::PerTick, median, Bound::AtMost(RARE))))

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Who is compared: as a flag, and in the table.
-pub const LAPICS: [(&str, &str); 2] = [("--lapic user", USER), ("--lapic kvm", KVM)];
+pub(crate) const LAPICS: [(&str, &str); 2] = [("--lapic user", USER), ("--lapic kvm", KVM)];
 const USER: &str = "vmm";
 const KVM: &str = "--lapic kvm";
 
@@ -19,18 +19,15 @@ const P50: (&str, &str) = ("p50", "/ticks/late_by_guest/p50_ns");
 const P99: (&str, &str) = ("p99", "/ticks/late_by_guest/p99_ns");
 
 /// p50 and p99 of the lateness of `count` ticks, `rounds` times each with vmm's LAPIC and with KVM's.
-///
-/// # Errors
-/// If a run fails.
-pub fn late(lab: &Lab, cmdline: &str, hz: u32, count: u32, rounds: usize) -> Result<Measured> {
+pub(crate) fn late(lab: &Lab, cmdline: &str, flags: &str, hz: u32, count: u32, rounds: usize) -> Result<Measured> {
     let cmdline = format!("clockevent=kvm-tsc-deadline hz={hz} count={count} {cmdline}");
     // p99 of the run that gave p50: one sample is one run, and the other number is set aside for it.
     let mut p99 = [(); 2].map(|()| Vec::new());
     let [user, kvm] = &mut p99;
     let mut contenders = [(LAPICS[0], user), (LAPICS[1], kvm)].map(|((flag, who), p99)| {
-        let cmdline = &cmdline;
+        let (cmdline, flags) = (&cmdline, format!("{flag} {flags}"));
         Contender::new(who, move || {
-            let run = lab.run(cmdline, flag)?;
+            let run = lab.run(cmdline, &flags)?;
             p99.push(number(&run.summary, P99.1)?);
             number(&run.summary, P50.1)
         })
@@ -41,7 +38,8 @@ pub fn late(lab: &Lab, cmdline: &str, hz: u32, count: u32, rounds: usize) -> Res
     for ((who, p50), p99) in taken.into_iter().zip(p99) {
         // The warm-up's is in front.
         let p99 = p99.into_iter().skip(1).collect();
-        measured = measured.with(format!("{who} {}", P50.0), Unit::Ns, p50).with(format!("{who} {}", P99.0), Unit::Ns, p99);
+        measured =
+            measured.with(format!("{who} {}", P50.0), Unit::Ns, p50).with(format!("{who} {}", P99.0), Unit::Ns, p99);
     }
     Ok(measured)
 }
@@ -52,7 +50,7 @@ fn ratio(measured: &Measured, (name, _): (&str, &str)) -> Option<f64> {
 }
 
 fn at_1khz(lab: &Lab, cmdline: &str) -> Result<Measured> {
-    late(lab, cmdline, 1000, lab.effort(2000), lab.rounds(5))
+    late(lab, cmdline, "", 1000, lab.effort(2000), lab.rounds(5))
 }
 
 pub(super) fn halted(lab: &Lab) -> Result<Outcome> {

@@ -10,10 +10,11 @@ mod start;
 mod sweep;
 mod virtual_time;
 
-pub use costs::TICKS as COSTS_TICKS;
-pub use lateness::{late, LAPICS};
-pub use restore::{Saved, save_in_mid_banner};
-pub use snapshot::{Guest as SnapshotGuest, on_disk};
+pub(crate) use costs::exits_per_tick;
+pub(crate) use lateness::{LAPICS, late};
+pub(crate) use restore::save_in_mid_banner;
+pub(crate) use snapshot::{Guest as SnapshotGuest, lacks_incremental};
+pub(crate) use sweep::CMDLINE as SWEEP_CMDLINE;
 
 use crate::row::Row;
 

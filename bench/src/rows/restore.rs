@@ -25,7 +25,7 @@ const FLOOR_BYTES: &str = "60";
 
 /// A VM, saved while it printed.
 #[derive(Debug)]
-pub struct Saved {
+pub(crate) struct Saved {
     /// By `vmm`.
     pub vmm: PathBuf,
     /// By the floor.
@@ -34,10 +34,7 @@ pub struct Saved {
 }
 
 /// Saves a VM with `mib` MiB by `vmm` and by the floor, both while the guest prints its first lines.
-///
-/// # Errors
-/// If no instant is found at which it does.
-pub fn save_in_mid_banner(lab: &Lab, mib: u32) -> Result<Saved> {
+pub(crate) fn save_in_mid_banner(lab: &Lab, mib: u32) -> Result<Saved> {
     let saved = Saved { vmm: lab.path(&format!("saved-{mib}")), floor: lab.path(&format!("floor-{mib}")), mib };
     let mut floor = Command::new(&lab.programs.floor);
     floor.arg("save").arg(&lab.programs.guest).args([&mib.to_string(), FLOOR_BYTES]).arg(&saved.floor);
@@ -63,14 +60,14 @@ pub fn save_in_mid_banner(lab: &Lab, mib: u32) -> Result<Saved> {
 
 impl Saved {
     /// Restores by `vmm`.
-    pub fn by_vmm(&self, lab: &Lab) -> Command {
+    pub(crate) fn by_vmm(&self, lab: &Lab) -> Command {
         let mut vmm = lab.vmm("restore");
         vmm.arg(&self.vmm);
         vmm
     }
 
     /// Restores by the floor.
-    pub fn by_floor(&self, lab: &Lab) -> Command {
+    pub(crate) fn by_floor(&self, lab: &Lab) -> Command {
         let mut floor = Command::new(&lab.programs.floor);
         floor.arg("restore").arg(&self.floor).args([self.mib.to_string(), "1".to_owned()]);
         floor
@@ -87,7 +84,8 @@ impl Drop for Saved {
 pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     let small = save_in_mid_banner(lab, 128)?;
     let large = save_in_mid_banner(lab, 4096)?;
-    let [vmm_small, vmm_large, floor_small] = [format!("{VMM} 128 MiB"), format!("{VMM} 4 GiB"), format!("{FLOOR} 128 MiB")];
+    let [vmm_small, vmm_large, floor_small] =
+        [format!("{VMM} 128 MiB"), format!("{VMM} 4 GiB"), format!("{FLOOR} 128 MiB")];
     let mut contenders = [
         timed(&vmm_small, || Ok(small.by_vmm(lab))),
         timed(&floor_small, || Ok(small.by_floor(lab))),
@@ -100,9 +98,10 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     }
     let by_floor = measured.ratio(&vmm_small, &floor_small);
     let by_small = measured.ratio(&vmm_large, &vmm_small);
-    Ok(Outcome::Measured(
-        measured
-            .check("128 MiB, by the floor's", Unit::Ratio, by_floor, Bound::AtMost(1.5))
-            .check("4 GiB, by 128 MiB's", Unit::Ratio, by_small, Bound::AtMost(1.2)),
-    ))
+    Ok(Outcome::Measured(measured.check("128 MiB, by the floor's", Unit::Ratio, by_floor, Bound::AtMost(1.5)).check(
+        "4 GiB, by 128 MiB's",
+        Unit::Ratio,
+        by_small,
+        Bound::AtMost(1.2),
+    )))
 }

@@ -25,12 +25,13 @@ const TOUCHED: usize = 4 << 20;
 /// The state file and what a file system adds.
 const MORE: f64 = 65_536.0;
 const MS: f64 = 1e6;
+/// The guest's word for 64 pages a tick.
+const DIRTY: &str = "touch=64";
 
 /// A guest that runs, and its control socket.
-pub struct Guest {
+pub(crate) struct Guest {
     process: Running,
-    /// The socket.
-    pub api: Api,
+    api: Api,
     memory: u64,
     dirs: PathBuf,
     number: u32,
@@ -38,10 +39,7 @@ pub struct Guest {
 
 impl Guest {
     /// Starts one with `mib` MiB of which 4 are touched, and waits until it makes ticks.
-    ///
-    /// # Errors
-    /// If it does not.
-    pub fn start(lab: &Lab, mib: u32, cmdline: &str, flags: &str) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, mib: u32, cmdline: &str, flags: &str) -> Result<Self> {
         let (disk, socket) = (lab.path("random"), lab.path("api.sock"));
         let mut random = oorandom::Rand64::new(1);
         let bytes: Vec<u8> = (0..TOUCHED / 8).flat_map(|_| random.rand_u64().to_le_bytes()).collect();
@@ -56,19 +54,18 @@ impl Guest {
         Ok(Self { process, api, memory: u64::from(mib) << 20, dirs: lab.path("snapshots"), number: 0 })
     }
 
+    /// Starts one that writes 64 pages at every tick, and keeps account of them.
+    pub(crate) fn start_dirty(lab: &Lab) -> Result<Self> {
+        Self::start(lab, 128, &format!("hz=100 {DIRTY}"), "--track-dirty")
+    }
+
     /// What of its RAM is in memory, and what the process has beside it, in bytes.
-    ///
-    /// # Errors
-    /// If the guest's RAM is not among the process's mappings.
-    pub fn resident(&self) -> Result<(u64, u64)> {
+    pub(super) fn resident(&self) -> Result<(u64, u64)> {
         resident(self.process.id(), self.memory)
     }
 
     /// A snapshot into a new directory, with more fields of the request if given: the time it took, and where it is.
-    ///
-    /// # Errors
-    /// If it is refused.
-    pub fn snapshot(&mut self, base: Option<&Path>) -> Result<(f64, PathBuf)> {
+    pub(crate) fn snapshot(&mut self, base: Option<&Path>) -> Result<(f64, PathBuf)> {
         fs::create_dir_all(&self.dirs)?;
         self.number += 1;
         let dir = self.dirs.join(self.number.to_string());
@@ -96,10 +93,7 @@ pub(super) fn resident(pid: u32, memory: u64) -> Result<(u64, u64)> {
 }
 
 /// What the files in `dir` take on the disk, in bytes.
-///
-/// # Errors
-/// If it cannot be listed.
-pub fn on_disk(dir: &Path) -> Result<f64> {
+fn on_disk(dir: &Path) -> Result<f64> {
     let mut blocks = 0_u32;
     for entry in fs::read_dir(dir)? {
         blocks = blocks.saturating_add(u32::try_from(entry?.metadata()?.blocks())?);
@@ -132,14 +126,19 @@ pub(super) fn full(lab: &Lab) -> Result<Outcome> {
     ))
 }
 
-pub(super) fn incremental(lab: &Lab) -> Result<Outcome> {
+/// Why there are no incremental snapshots of so many pages, if so.
+pub(crate) fn lacks_incremental(lab: &Lab) -> Result<Option<String>> {
     if !lab.vmm_takes("ctl --api-sock x snapshot", "--base")? {
-        return Ok(Outcome::NotThere("this vmm has no snapshot --base".to_owned()));
+        return Ok(Some("this vmm has no snapshot --base".to_owned()));
     }
-    if !lab.guest_takes("touch=64")? {
-        return Ok(Outcome::NotThere("this guest has no touch=".to_owned()));
+    Ok((!lab.guest_takes(DIRTY)?).then(|| format!("this guest has no {DIRTY}")))
+}
+
+pub(super) fn incremental(lab: &Lab) -> Result<Outcome> {
+    if let Some(why) = lacks_incremental(lab)? {
+        return Ok(Outcome::NotThere(why));
     }
-    let mut guest = Guest::start(lab, 128, "hz=100 touch=64", "--track-dirty")?;
+    let mut guest = Guest::start_dirty(lab)?;
     let (_, mut base) = guest.snapshot(None)?;
     let (mut times, mut sizes) = (Vec::new(), Vec::new());
     for round in 0..=lab.rounds(12) {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A clockevent whose sweep is clean, so that the exit code says that the sweep worked.
-pub const CMDLINE: &str = "clockevent=kvm-tsc-deadline conversion=split recheck=on";
+pub(crate) const CMDLINE: &str = "clockevent=kvm-tsc-deadline conversion=split recheck=on";
 
 pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     let mut samples = Vec::new();
