@@ -1,0 +1,67 @@
+//! The least that a program can do to run the guest under KVM until it prints: the floor that `vmm`'s start and restore
+//! are measured against.
+//!
+//! It emulates nothing. Ports and the local APIC's page answer with a constant that lets the guest go on to its console,
+//! KVM's own kvmclock is left to KVM, and nothing is probed, checked or kept. A VMM can be as fast as this and still do
+//! its work; it cannot well be faster.
+
+mod image;
+mod machine;
+mod saved;
+
+use std::{io, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use machine::Machine;
+
+const USAGE: &str = "usage: floor run GUEST MIB BYTES         boot, print the guest's first BYTES bytes, end
+       floor save GUEST MIB BYTES DIR   the same, then save registers and RAM into DIR
+       floor restore DIR MIB BYTES      go on from there, print BYTES bytes, end";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["run", guest, mib, bytes] => boot(Path::new(guest), mib, bytes).map(drop),
+        ["save", guest, mib, bytes, dir] => {
+            boot(Path::new(guest), mib, bytes).and_then(|mut machine| saved::save(&mut machine, Path::new(dir)))
+        }
+        ["restore", dir, mib, bytes] => restore(Path::new(dir), mib, bytes),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("floor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn boot(guest: &Path, mib: &str, bytes: &str) -> Result<Machine> {
+    let mut machine = Machine::new(None, size(mib)?)?;
+    let entry = image::load(guest, machine.ram())?;
+    machine.enter(entry)?;
+    machine.print(number(bytes)?, &mut io::stdout())?;
+    Ok(machine)
+}
+
+fn restore(dir: &Path, mib: &str, bytes: &str) -> Result<()> {
+    let mut machine = saved::restore(dir, size(mib)?)?;
+    machine.print(number(bytes)?, &mut io::stdout())
+}
+
+fn size(mib: &str) -> Result<usize> {
+    match number(mib)?.checked_mul(1 << 20) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => bail!("{mib} MiB is no size of a memory"),
+    }
+}
+
+fn number(word: &str) -> Result<usize> {
+    word.parse().with_context(|| format!("{word} is not a whole number"))
+}

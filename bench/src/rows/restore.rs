@@ -1,0 +1,107 @@
+//! From the start of a process that restores to the next byte of a guest that was saved while it printed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, bail};
+
+use super::start::{FLOOR, VMM, timed};
+use crate::{
+    alternate::alternate,
+    lab::Lab,
+    process,
+    row::{Bound, Measured, Outcome},
+    unit::Unit,
+};
+
+/// Where the guest's first two lines are being printed, for certain.
+const LEAST_BYTES: usize = 10;
+const MOST_BYTES: usize = 120;
+/// Bytes that the floor prints before it saves.
+const FLOOR_BYTES: &str = "60";
+
+/// A VM, saved while it printed.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// By `vmm`.
+    pub vmm: PathBuf,
+    /// By the floor.
+    pub floor: PathBuf,
+    mib: u32,
+}
+
+/// Saves a VM with `mib` MiB by `vmm` and by the floor, both while the guest prints its first lines.
+pub(crate) fn save_in_mid_banner(lab: &Lab, mib: u32) -> Result<Saved> {
+    let saved = Saved { vmm: lab.path(&format!("saved-{mib}")), floor: lab.path(&format!("floor-{mib}")), mib };
+    let mut floor = Command::new(&lab.programs.floor);
+    floor.arg("save").arg(&lab.programs.guest).args([&mib.to_string(), FLOOR_BYTES]).arg(&saved.floor);
+    process::succeed(&mut floor)?;
+    let (mut earliest, mut latest) = (0_u32, 20_000_u32);
+    // The guest prints for a millisecond or more; halving 20 ms finds that, and noise of the host is tried again.
+    for _ in 0..60 {
+        let micros = earliest.midpoint(latest).max(1);
+        let _ = fs::remove_dir_all(&saved.vmm);
+        let mut vmm = lab.guest("", &format!("--memory {mib}M --save-at {micros}us"));
+        let ended = process::succeed(vmm.arg("--save-to").arg(&saved.vmm))?;
+        match ended.stdout.len() {
+            bytes if bytes < LEAST_BYTES => earliest = micros,
+            bytes if bytes > MOST_BYTES => latest = micros,
+            _ => return Ok(saved),
+        }
+        if latest - earliest < 50 {
+            (earliest, latest) = (earliest.saturating_sub(1000), latest + 1000);
+        }
+    }
+    bail!("no instant was found at which the guest prints")
+}
+
+impl Saved {
+    /// Restores by `vmm`.
+    pub(crate) fn by_vmm(&self, lab: &Lab) -> Command {
+        let mut vmm = lab.vmm("restore");
+        vmm.arg(&self.vmm);
+        vmm
+    }
+
+    /// Restores by the floor.
+    pub(crate) fn by_floor(&self, lab: &Lab) -> Command {
+        let mut floor = Command::new(&lab.programs.floor);
+        floor.arg("restore").arg(&self.floor).args([self.mib.to_string(), "1".to_owned()]);
+        floor
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        let remove = |dir: &Path| fs::remove_dir_all(dir);
+        let _ = (remove(&self.vmm), remove(&self.floor));
+    }
+}
+
+pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
+    let small = save_in_mid_banner(lab, 128)?;
+    let large = save_in_mid_banner(lab, 4096)?;
+    let [vmm_small, vmm_large, floor_small] =
+        [format!("{VMM} 128 MiB"), format!("{VMM} 4 GiB"), format!("{FLOOR} 128 MiB")];
+    let mut contenders = [
+        timed(&vmm_small, || Ok(small.by_vmm(lab))),
+        timed(&floor_small, || Ok(small.by_floor(lab))),
+        timed(&vmm_large, || Ok(large.by_vmm(lab))),
+        timed(&format!("{FLOOR} 4 GiB"), || Ok(large.by_floor(lab))),
+    ];
+    let mut measured = Measured::default();
+    for (who, samples) in alternate(&mut contenders, 3, lab.rounds(40))? {
+        measured = measured.with(who, Unit::Ns, samples);
+    }
+    let by_floor = measured.ratio(&vmm_small, &floor_small);
+    let by_small = measured.ratio(&vmm_large, &vmm_small);
+    Ok(Outcome::Measured(measured.check("128 MiB, by the floor's", Unit::Ratio, by_floor, Bound::AtMost(1.5)).check(
+        "4 GiB, by 128 MiB's",
+        Unit::Ratio,
+        by_small,
+        Bound::AtMost(1.2),
+    )))
+}
