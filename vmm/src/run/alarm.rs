@@ -52,6 +52,8 @@ pub(super) struct Alarm {
 enum Armed {
     /// Real time.
     At(Call),
+    /// Real time: the call came, and this host TSC is to be waited for.
+    Come(HostTsc),
     /// Virtual time: the spin budget.
     Budget,
 }
@@ -173,6 +175,7 @@ impl Alarm {
                 let host = lock(&platform.clock).host();
                 call.came(host, host.tsc())
             }
+            Some(Armed::Come(_)) => true,
             Some(Armed::Budget) | None => false,
         };
         if !came {
@@ -181,9 +184,9 @@ impl Alarm {
         }
     }
 
-    /// Real time: if the call has come, waits for what it was for. `kicked`: the thread was kicked, perhaps by this timer,
-    /// perhaps sooner than the TSC says (NTP slews the timer's clock): then it is set again.
-    pub(super) fn wait(&mut self, kicked: bool, platform: &Platform) {
+    /// Real time: looks whether the call has come. `kicked`: the thread was kicked, perhaps by this timer, perhaps sooner
+    /// than the TSC says (NTP slews the timer's clock): then it is set again.
+    pub(super) fn look(&mut self, kicked: bool, platform: &Platform) {
         let host = lock(&platform.clock).host();
         let now = host.tsc();
         // If it came for the stop and the stop is not reached, it is set once more.
@@ -200,9 +203,16 @@ impl Alarm {
         if kicked {
             self.early.woke(ns(host, call.at, now));
         }
+        self.armed = Some(Armed::Come(call.due));
+    }
+
+    /// Real time: if the call has come, waits for what it was for.
+    pub(super) fn poll(&mut self, host: HostClock, platform: &Platform) {
+        let Some(Armed::Come(due)) = self.armed else { return };
         self.armed = None;
+        let now = host.tsc();
         let mut end = now;
-        while end < call.due && !kick::pending() {
+        while end < due && !kick::pending() {
             std::hint::spin_loop();
             end = host.tsc();
         }

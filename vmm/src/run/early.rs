@@ -9,10 +9,10 @@ use std::time::Duration;
 
 /// What is polled at most, as a share of all time, in percent.
 const SHARE_PERCENT: u64 = 8;
-/// The window shrinks by this part of what it was too wide, and grows by a quarter of what it was too narrow: it settles
-/// where some wakes in a hundred come late.
-const SHRINK: u64 = 256;
-const GROW: u64 = 4;
+/// The window shrinks by this part of what it was too wide, and grows by half of what it was too narrow: it settles where
+/// one wake in a hundred or fewer comes late.
+const SHRINK: u64 = 1024;
+const GROW: u64 = 2;
 /// Where it begins: what hosts take.
 const FIRST_NS: u64 = 60_000;
 
@@ -64,7 +64,7 @@ mod tests {
 
     fn late(ns: &[u64]) -> Early {
         let mut early = Early::new(Duration::from_micros(200));
-        for _ in 0..2_000 {
+        for _ in 0..4_000 {
             for ns in ns {
                 early.woke(*ns);
                 early.earn(1_000_000);

@@ -306,6 +306,10 @@ impl Judge {
             intervals.lasted_ns += u128::from(record.first_wake_ns.saturating_sub(record.armed_ns));
         }
 
+        // Interrupts from before it was armed are nobody's: those of timers that the guest only wakes itself with.
+        while ring.injections.front().is_some_and(|at| at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.armed_ns) {
+            ring.injections.pop_front();
+        }
         let mut host = None;
         for _ in 0..=record.early_wakes {
             match ring.injections.pop_front() {
@@ -396,4 +400,29 @@ pub fn sum_up(platform: &Platform) -> Summary {
     let mut judge = lock(&platform.judge);
     judge.read_rings(platform);
     judge.summary()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_from_before_it_was_armed_is_no_ticks() {
+        let mut judge = Judge::new(None, 1);
+        for at in [5_000, 30_000, 50_000] {
+            judge.injected(0, VmTime(at));
+        }
+        let tick = |seq, armed_ns, expires_ns| Record { seq, armed_ns, expires_ns, ..Record::default() };
+        assert_eq!(judge.record(0, &tick(0, 10_000, 29_000)), Some(VmTime(30_000)));
+        assert_eq!(judge.record(0, &tick(1, 31_000, 49_000)), Some(VmTime(50_000)));
+        assert_eq!(judge.summary().early_by_host, 0);
+    }
+
+    #[test]
+    fn an_interrupt_between_arming_and_expiry_is_early() {
+        let mut judge = Judge::new(None, 1);
+        judge.injected(0, VmTime(20_000));
+        judge.record(0, &Record { armed_ns: 10_000, expires_ns: 29_000, ..Record::default() });
+        assert_eq!(judge.summary().early_by_host, 1);
+    }
 }

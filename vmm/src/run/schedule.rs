@@ -100,7 +100,7 @@ pub(super) fn turns(
     let mut alarm = Alarm::new(platform)?;
     bell.attach();
     let result = loop {
-        alarm.wait(cpu.vcpu.forget_kicks(), platform);
+        alarm.look(cpu.vcpu.forget_kicks(), platform);
         bell.hush();
         if wanted() || platform.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
