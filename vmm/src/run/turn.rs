@@ -71,9 +71,11 @@ pub(super) fn turn(
     platform.hears(cpu.local.index);
     ipi::receive(cpu, platform)?;
     Access::new(&mut cpu.local, platform).refresh_page();
-    // As late as can be: what is done before the wait is not done after it.
-    let host = lock(&platform.clock).host();
-    alarm.poll(host, platform);
+    // As late as can be: what is done before the wait is not done after it. A halted guest has less to lose: see
+    // `Alarm::sleep`.
+    if !cpu.local.halted {
+        alarm.poll(platform);
+    }
     let (now, base, mode) = {
         let clock = lock(&platform.clock);
         (cpu.local.now(&clock), clock.tsc(), clock.mode())
