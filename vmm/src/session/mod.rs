@@ -194,10 +194,22 @@ pub fn run(
 
     thread::scope(|scope| {
         let (inbox, done) = (&*inbox, &done);
+        let (proof, proving) = match unverified {
+            None => (Proof::needless(), None),
+            Some(unverified) => {
+                let (proof, prover) = Proof::wanted();
+                (proof, Some((prover, unverified)))
+            }
+        };
         let event_loop = thread::Builder::new()
             .name("events".to_owned())
             .spawn_scoped(scope, move || {
-                let waited = wait(subscribers, done);
+                // From here, so that the guest does not wait for this thread to be made.
+                let begun = proving.map_or(Ok(()), |(prover, unverified)| {
+                    let thread = thread::Builder::new().name("verify".to_owned());
+                    thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map(drop).map_err(events)
+                });
+                let waited = begun.and_then(|()| wait(subscribers, done));
                 if waited.is_err() {
                     // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
                     let _ = inbox.post(Request::Stop);
@@ -206,15 +218,6 @@ pub fn run(
             })
             .map_err(events)?;
         let finished = Finished { inbox, done };
-        let proof = match unverified {
-            None => Proof::needless(),
-            Some(unverified) => {
-                let (proof, prover) = Proof::wanted();
-                let thread = thread::Builder::new().name("verify".to_owned());
-                thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map_err(events)?;
-                proof
-            }
-        };
         let report = worker::work(env, machine, proof, options, inbox);
         drop(finished);
         let waited = event_loop.join().map_err(|_| SessionError::Lost)?;
