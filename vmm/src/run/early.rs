@@ -13,8 +13,8 @@ const SHARE_PERCENT: u64 = 8;
 /// one wake in a hundred or fewer comes late.
 const SHRINK: u64 = 1024;
 const GROW: u64 = 2;
-/// Where it begins: what hosts take.
-const FIRST_NS: u64 = 60_000;
+/// Where it begins: what hosts take at worst, so that the first ticks are not late either.
+const FIRST_NS: u64 = 100_000;
 
 /// The window of one vCPU, learned from its wakes. Times are host nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn the_window_covers_what_the_host_takes() {
         let steady = late(&[50_000]).window();
-        assert!((50_000..50_500).contains(&steady), "{steady}");
+        assert!((50_000..52_000).contains(&steady), "{steady}");
         // Nineteen in twenty at 40 µs, one at 120: the window is for that one too, or for most of it.
         let mut usual = [40_000; 20];
         usual[0] = 120_000;

@@ -123,8 +123,7 @@ impl Turns {
     /// Who is next, and the operations so far; nobody if all are idle.
     fn choose(&mut self, cpus: &[Cpu], platform: &Platform) -> Option<(usize, u64)> {
         wake(cpus, platform, &mut self.idle);
-        let awake: Vec<usize> = (0..cpus.len()).filter(|index| self.idle.get(*index) == Some(&None)).collect();
-        let chosen = draw(&awake, &mut self.order)?;
+        let chosen = draw(&self.idle, &mut self.order)?;
         Some((chosen, lock(&platform.clock).operations()))
     }
 
@@ -147,17 +146,12 @@ impl Turns {
     }
 }
 
-/// One CPU draws nothing, so that its runs do not depend on the seed.
-fn draw(awake: &[usize], order: &mut Rand32) -> Option<usize> {
-    match awake {
-        [] => None,
-        [only] => Some(*only),
-        several => {
-            let count = u32::try_from(several.len()).unwrap_or(u32::MAX);
-            let drawn = usize::try_from(order.rand_range(0..count)).unwrap_or(0);
-            several.get(drawn).copied()
-        }
-    }
+/// One of those that are not idle. One CPU draws nothing, so that its runs do not depend on the seed.
+fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
+    let mut awake = idle.iter().enumerate().filter(|(_, idle)| idle.is_none()).map(|(index, _)| index);
+    let count = u32::try_from(awake.clone().count()).unwrap_or(u32::MAX);
+    let drawn = if count > 1 { order.rand_range(0..count) } else { 0 };
+    awake.nth(usize::try_from(drawn).unwrap_or(0))
 }
 
 /// Whoever has a message, or a timer that is due, is no longer idle.

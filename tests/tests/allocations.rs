@@ -1,0 +1,62 @@
+//! A tick allocates nothing. In a process of its own, because it counts what its process allocates.
+
+use std::{alloc::System, io};
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use vm_tests::kvm;
+use vmm::{
+    boot::Image,
+    guest_image::GUEST_ELF,
+    run::{
+        BootOptions, HostEnvironment, LapicKind, Machine, Outcome, Outputs, TimeMode, mailbox::Undisturbed,
+        options::POLL,
+    },
+    time::VmTime,
+};
+
+#[global_allocator]
+static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// What `ticks` ticks allocate, after the first 300, in calls.
+fn allocations(time: TimeMode, ticks: u64) -> usize {
+    let mut env = HostEnvironment::open(None).expect("a host");
+    env.poll = POLL;
+    let image = Image::parse("the guest".to_owned(), GUEST_ELF.to_vec()).expect("the guest's image");
+    let options = BootOptions {
+        memory: 128 << 20,
+        cmdline: "clockevent=kvm-tsc-deadline hz=1000 count=100000".to_owned(),
+        initrd: None,
+        lapic: LapicKind::User,
+        time,
+        source: vmm::run::source::SourceChoice::Auto,
+        khz: None,
+        cpus: 1,
+        seed: 0,
+        x2apic: true,
+        pv_eoi: true,
+    };
+    let outputs = Outputs::new(Box::new(io::sink()), None);
+    let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");
+    let mut run = |ms: u64| {
+        let outcome = machine.run(&Undisturbed, Some(VmTime(ms * 1_000_000))).expect("a run");
+        assert_eq!(outcome, Outcome::Reached);
+    };
+    run(300);
+    let region = Region::new(GLOBAL);
+    run(300 + ticks);
+    let change = region.change();
+    change.allocations + change.reallocations
+}
+
+// Catches: a Vec, a Box or a String made in each turn. A run itself makes some things: hence the difference of two.
+#[test]
+fn a_tick_allocates_nothing() {
+    if !kvm() {
+        return;
+    }
+    for time in [TimeMode::Real, TimeMode::Virtual] {
+        let (few, many) = (allocations(time, 100), allocations(time, 600));
+        // What grows by doubling may grow once more.
+        assert!(many <= few + 4, "{time:?}: 500 ticks more took {few} allocations to {many}");
+    }
+}

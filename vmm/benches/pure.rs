@@ -1,0 +1,106 @@
+//! The code of a tick that knows no KVM: `cargo bench -p vmm`. What a tick costs as a whole, `scripts/bench` measures.
+
+use std::{cell::RefCell, hint::black_box};
+
+use criterion::Criterion;
+use vmm::{
+    apic::{Config, LocalApic},
+    pvclock::{GuestWrite, OutsideRam, Registration},
+    time::{DeadlinePolicy, GuestTsc, Khz, Now, PageClock, Scale, VmTime, adjust},
+};
+
+const APIC_BASE: u32 = 0x1b;
+const TSC_DEADLINE: u32 = 0x6e0;
+const SVR: u32 = 0x80f;
+const EOI: u32 = 0x80b;
+const LVT_TIMER: u32 = 0x832;
+const VECTOR: u8 = 32;
+
+/// An x2APIC whose timer is in deadline mode.
+fn apic() -> LocalApic {
+    let config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
+    let mut apic = LocalApic::new(config);
+    let base = 0xfee0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
+    for (msr, value) in [(APIC_BASE, base), (SVR, 0x1ff), (LVT_TIMER, 1 << 18 | u64::from(VECTOR))] {
+        assert!(apic.msr_write(msr, value, Now::default()).is_ok(), "MSR {msr:#x}");
+    }
+    apic
+}
+
+fn khz(khz: u64) -> Khz {
+    Khz::new(khz).unwrap_or(Khz::MIN)
+}
+
+fn page() -> PageClock {
+    PageClock { tsc_timestamp: GuestTsc(1 << 40), system_time: VmTime(1 << 30), scale: Scale::from_khz(khz(2_596_156)) }
+}
+
+fn lapic(c: &mut Criterion) {
+    let mut apic = apic();
+    let mut tsc = 1_000_000;
+    c.bench_function("lapic: arm, expire, acknowledge, EOI", |b| {
+        b.iter(|| {
+            tsc += 1000;
+            let at = |tsc| Now { tsc: GuestTsc(tsc), vm: VmTime(tsc) };
+            let armed = apic.msr_write(TSC_DEADLINE, tsc + 500, at(tsc));
+            black_box(apic.next_wake());
+            apic.advance(at(tsc + 500));
+            assert_eq!(apic.pending(), Some(VECTOR));
+            apic.acknowledge(VECTOR);
+            black_box((armed.is_ok(), apic.msr_write(EOI, 0, at(tsc + 501)).is_ok()))
+        });
+    });
+}
+
+fn time(c: &mut Criterion) {
+    let (old, new) = (page(), PageClock { scale: Scale::from_khz(khz(1_300_000)), ..page() });
+    c.bench_function("page: guest TSC to VM time", |b| {
+        b.iter(|| black_box(&old).vm_time(black_box(GuestTsc(1 << 41))));
+    });
+    c.bench_function("page: VM time to the least guest TSC", |b| {
+        b.iter(|| black_box(&old).least_tsc(black_box(VmTime(1 << 38))));
+    });
+    c.bench_function("restore: a deadline rescaled", |b| {
+        let (armed, now) = (GuestTsc(1 << 41), GuestTsc(1 << 40));
+        b.iter(|| adjust::deadline(DeadlinePolicy::Rescale, black_box(armed), &old, &new, black_box(now)));
+    });
+}
+
+/// One page of RAM.
+struct Ram(RefCell<[u8; 4096]>);
+
+impl GuestWrite for Ram {
+    fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), OutsideRam> {
+        let outside = OutsideRam { addr, bytes: bytes.len() };
+        let start = usize::try_from(addr).unwrap_or(usize::MAX);
+        let mut ram = self.0.borrow_mut();
+        let place = ram.get_mut(start..start.saturating_add(bytes.len())).ok_or(outside)?;
+        place.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), OutsideRam> {
+        let outside = OutsideRam { addr, bytes: bytes.len() };
+        let start = usize::try_from(addr).unwrap_or(usize::MAX);
+        let ram = self.0.borrow();
+        let place = ram.get(start..start.saturating_add(bytes.len())).ok_or(outside)?;
+        bytes.copy_from_slice(place);
+        Ok(())
+    }
+}
+
+fn pvclock(c: &mut Criterion) {
+    let ram = Ram(RefCell::new([0; 4096]));
+    let mut registration = Registration::default();
+    assert!(registration.write_msr(0x41, &ram).is_ok(), "the page is in RAM");
+    let page = page();
+    c.bench_function("kvmclock: publish", |b| b.iter(|| registration.publish(&ram, black_box(&page), 1, false)));
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for group in [lapic, time, pvclock] {
+        group(&mut criterion);
+    }
+    criterion.final_summary();
+}
