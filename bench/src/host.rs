@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{lab::Lab, process, programs::version};
 
 /// What a reader needs to know of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The CPU, as it calls itself.
     pub cpu: String,

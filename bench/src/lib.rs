@@ -9,6 +9,7 @@ pub mod api;
 pub mod growth;
 pub mod host;
 pub mod lab;
+pub mod page;
 pub mod process;
 pub mod programs;
 pub mod row;

@@ -7,15 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bench::{
-    growth,
-    lab::Lab,
-    programs::Programs,
-    row::Row,
-    rows,
-    suite::{self, Results},
-    table,
-};
+use bench::{growth, lab::Lab, page, programs::Programs, row::Row, rows, suite, table};
 use clap::Parser;
 use serde::Serialize;
 
@@ -39,8 +31,11 @@ struct Args {
     /// Write every sample, and what the machine is, to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the table into this page, between its marks: docs/performance.md.
+    #[arg(long, value_name = "FILE")]
+    docs: Option<PathBuf>,
     /// Measure how costs grow instead, and write plots (SVG) and their numbers (growth.json) into this directory.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "runs", "json"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["only", "runs", "json", "docs"])]
     growth: Option<PathBuf>,
 }
 
@@ -78,18 +73,16 @@ fn measure(args: &Args) -> Result<bool> {
         rows::ALL.into_iter().filter(|row| args.only.is_empty() || args.only.iter().any(|id| id == row.id)).collect();
     let results = suite::run(&lab, &rows, args.runs, |line| eprintln!("{line}"))?;
     println!("{}", table::text(&results));
-    print_host(&results);
+    print!("{}", page::host(&results));
+    if let Some(file) = &args.docs {
+        let name = || format!("--docs {}", file.display());
+        let text = fs::read_to_string(file).with_context(name)?;
+        fs::write(file, page::rewrite(&text, &results).with_context(name)?).with_context(name)?;
+    }
     if let Some(file) = &args.json {
         write_json(file, &results).with_context(|| format!("--json {}", file.display()))?;
     }
     Ok(results.met())
-}
-
-fn print_host(results: &Results) {
-    let machine = &results.machine;
-    println!("on {}, {} CPUs, Linux {}, {}", machine.cpu, machine.cpus, machine.kernel, machine.kvm_modules.join(" "));
-    let [before, after] = &results.load;
-    println!("load averages before {before}, after {after}");
 }
 
 /// Measures growth; what could not be measured is told, and is no failure.

@@ -64,11 +64,22 @@ impl Drop for Running {
 /// # Errors
 /// If it ends without a byte.
 pub fn first_byte(command: &mut Command) -> Result<Duration> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    first_byte_of(command.stdout(Stdio::piped()).stderr(Stdio::null()), |child| child.stdout.take())
+}
+
+/// As [`first_byte`], on standard error: where vmm says what TSC source a machine got, once it is whole.
+///
+/// # Errors
+/// If it ends without a byte.
+pub fn first_remark(command: &mut Command) -> Result<Duration> {
+    first_byte_of(command.stdout(Stdio::null()).stderr(Stdio::piped()), |child| child.stderr.take())
+}
+
+fn first_byte_of<R: Read>(command: &mut Command, stream: fn(&mut Child) -> Option<R>) -> Result<Duration> {
     let begin = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
+    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("{command:?}"))?;
     let mut byte = [0];
-    let read = child.stdout.take().context("no pipe")?.read_exact(&mut byte);
+    let read = stream(&mut child).context("no pipe")?.read_exact(&mut byte);
     let took = begin.elapsed();
     let _ = child.kill();
     let status = child.wait()?;

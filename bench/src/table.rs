@@ -74,11 +74,11 @@ fn lines(row: &RowResult) -> Vec<Line> {
 }
 
 const HEADINGS: [&str; 5] =
-    ["what", "measured: median (quartiles)", "number: median of runs (least … most)", "target", ""];
+    ["what", "number: median of runs (least … most)", "target", "", "measured: median (quartiles)"];
 
 fn cells(line: Line) -> [String; 5] {
     let Line { what, measured, number, target, verdict } = line;
-    [what, measured, number, target, verdict]
+    [what, number, target, verdict, measured]
 }
 
 /// For a terminal, columns aligned, with notes below.
@@ -109,13 +109,24 @@ pub fn text(results: &Results) -> String {
 /// For a page, as Markdown: a row for each row, what belongs together on lines of its own.
 #[must_use]
 pub fn markdown(results: &Results) -> String {
-    let mut out = String::from("| what | measured: median (quartiles) | number | target | |\n|---|---|---|---|---|\n");
+    let mut out = String::from(
+        "| what | number: median of runs (least … most) | target | | measured: median (quartiles) |\n|---|---|---|---|---|\n",
+    );
     for row in &results.rows {
         let columns = lines(row).into_iter().map(cells).fold([const { Vec::new() }; 5], |mut columns, line| {
-            for (column, cell) in columns.iter_mut().zip(line) {
-                if !cell.is_empty() {
+            // What belongs together stays beside each other; measurements stand by themselves.
+            let [what, number, target, verdict, measured] = &mut columns;
+            let [cell, checked @ .., measured_now] = line;
+            if !cell.is_empty() {
+                what.push(cell);
+            }
+            if checked.iter().any(|cell| !cell.is_empty()) {
+                for (column, cell) in [number, target, verdict].into_iter().zip(checked) {
                     column.push(cell);
                 }
+            }
+            if !measured_now.is_empty() {
+                measured.push(measured_now);
             }
             columns
         });

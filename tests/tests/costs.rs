@@ -37,8 +37,10 @@ fn a_tick_in_real_time_takes_two_exits_one_timer_and_no_other_vcpu_ioctl() {
         let names = ["exits", "entries", "vcpu_ioctls", "timers_set", "sleeps"];
         let counts = a_thousand_ticks(&lab, flags, &names);
         // Five in a hundred for kicks that bring a vCPU back in vain, and for ticks that are late.
-        let bounds = [exits * 1000, exits * 1000 + 50, 0, 1050, 1050];
+        let bounds = [exits * 1000 + 50, exits * 1000 + 50, 0, 1050, 1050];
         for ((name, count), bound) in names.iter().zip(&counts).zip(bounds) {
+            // Less than the guest's own is a counter that does not count.
+            assert!(*count >= if *name == "exits" { bound - 100 } else { 0 }, "{flags}: {counts:?}");
             assert!(*count <= bound, "{flags}: {name} of 1000 ticks: {count}, wanted {bound} at most: {counts:?}");
         }
     }
@@ -50,8 +52,10 @@ fn a_tick_in_real_time_takes_five_system_calls() {
     if !kvm() {
         return;
     }
-    if Command::new("strace").arg("-V").output().is_err() {
-        eprintln!("skipped: strace is not installed");
+    let trial =
+        Command::new("strace").args(["-f", "-qq", "-c", "-U", "calls,name", "-o", "/dev/null", "true"]).output();
+    if !trial.is_ok_and(|trial| trial.status.success()) {
+        eprintln!("skipped: strace is not installed, is too old for -U, or may not trace");
         return;
     }
     let lab = Lab::new();

@@ -8,7 +8,7 @@ use super::{Grown, Plot};
 use crate::{
     alternate::{Contender, alternate},
     lab::Lab,
-    process::finish,
+    process::first_remark,
     rows::{SnapshotGuest, lacks_incremental},
     unit::Unit,
 };
@@ -21,8 +21,8 @@ pub(super) fn measure(lab: &Lab) -> Result<Grown> {
         return Ok(Grown::NotThere(why));
     }
     let title = "Restore by number of incremental snapshots on top of a full one, 64 pages each";
-    let mut plot = Plot::new("chain", title, "incremental snapshots", "process start to end", Unit::Ns);
-    // It ends soon after its restore: a hundred ticks a second, of which nearly all were made.
+    let mut plot =
+        Plot::new("chain", title, "incremental snapshots", "process start to a machine about to run", Unit::Ns);
     let mut guest = SnapshotGuest::start_dirty(lab)?;
     let (_, mut last) = guest.snapshot(None)?;
     let mut length = 0;
@@ -32,8 +32,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Grown> {
             (_, last) = guest.snapshot(Some(&last))?;
             length += 1;
         }
-        // A VM that is restored paused says nothing: it is told to stop at once instead.
-        let sample = || Ok(finish(lab.vmm("restore --save-at 0ns").arg(&last))?.wall.as_secs_f64() * 1e9);
+        let sample = || Ok(first_remark(lab.vmm("restore").arg(&last))?.as_secs_f64() * 1e9);
         plot.step(wanted.to_string(), alternate(&mut [Contender::new("vmm", sample)], 2, lab.rounds(12))?);
     }
     Ok(Grown::Plots(vec![plot]))

@@ -15,7 +15,10 @@ use super::{
     wire,
 };
 use crate::{
-    kvm::kick::{self, KickTimer},
+    kvm::{
+        give_back_code,
+        kick::{self, KickTimer},
+    },
     time::{GuestTsc, HostClock, HostTsc},
 };
 
@@ -29,6 +32,9 @@ const SHORTEST_RUN: Duration = Duration::from_micros(30);
 /// Real time: what is too short to set a timer for: the timer's clock and the TSC go apart by up to 500 ppm, as NTP slews
 /// the one, and a timer that came so much sooner than the TSC says would be set once more.
 const SLEW_NS: u64 = 2_000;
+
+/// Real time: a halt that is long enough to give pages back in.
+const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// By what part of its time a long timer may come too soon, for the same reason and with room to spare.
 const SLEW_PART: u32 = 1024;
@@ -174,6 +180,22 @@ impl Alarm {
         platform.costs.timers_set.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Real time: gives back, once, the pages that only the start needed. That stops every thread for some hundred
+    /// microseconds, so it waits for a guest that halts for longer than that.
+    fn settle_down(&self, platform: &Platform) {
+        let long = match self.armed {
+            Some(Armed::At(call)) => {
+                let host = lock(&platform.clock).host();
+                host.duration(host.tsc(), call.at) >= LONG_PAUSE
+            }
+            Some(Armed::Come(_)) => false,
+            Some(Armed::Budget) | None => true,
+        };
+        if long && !platform.settled_down.swap(true, Ordering::Relaxed) {
+            give_back_code();
+        }
+    }
+
     /// Real time: sleeps until `bell` rings or the call comes; if it has come, polls. (What there was to do before that
     /// has then just been done once, in vain: it is done again in a third of the time, with warm caches.)
     pub(super) fn sleep(&mut self, bell: &Bell, platform: &Platform) {
@@ -189,6 +211,9 @@ impl Alarm {
             Some(Armed::Budget) | None => false,
         };
         if !came {
+            if !platform.settled_down.load(Ordering::Relaxed) {
+                self.settle_down(platform);
+            }
             platform.costs.sleeps.fetch_add(1, Ordering::Relaxed);
             bell.sleep();
         }

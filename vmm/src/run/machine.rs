@@ -162,6 +162,7 @@ impl Machine {
             tsc_stable: AtomicBool::new(true),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             poll: env.poll,
+            settled_down: AtomicBool::new(false),
             costs: Counters::default(),
             told: Mutex::default(),
         };
@@ -249,6 +250,7 @@ impl Machine {
             tsc_stable: AtomicBool::new(*tsc_stable),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             poll: env.poll,
+            settled_down: AtomicBool::new(false),
             costs: Counters::default(),
             told: Mutex::default(),
         };

@@ -255,13 +255,14 @@ impl Machine {
         let Self { cpus, in_kernel, platform, migrations, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((cpus, in_kernel, vm));
-        let Platform { devices, memory, judge, trace, costs, .. } = platform;
+        let Platform { devices, memory, judge, trace, costs, settled_down, .. } = platform;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
         let outputs = Outputs { console, trace: super::TraceTo::On(trace) };
         let mut machine = Self::from_state(env, &state, memory, choice, state.machine.time, khz, outputs)?;
         // The judge's counts go on: it is still this process that counts.
         machine.platform.judge = judge;
         machine.platform.costs = costs;
+        machine.platform.settled_down = settled_down;
         machine.migrations = migrations.saturating_add(1);
         machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;

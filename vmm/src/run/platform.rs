@@ -87,6 +87,8 @@ pub struct Platform {
     pub(super) swallow_deadline: bool,
     /// Real time: what a vCPU's thread may poll at once.
     pub(super) poll: Duration,
+    /// The pages that only the start needed were given back.
+    pub(super) settled_down: AtomicBool,
     /// What running costs.
     pub costs: Counters,
     /// Unknown MSRs that were told of once.

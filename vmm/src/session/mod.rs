@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
-    run::{self, Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
+    run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
     snapshot::{SnapshotError, machine::Unverified},
     time::{Khz, VmTime},
 };
@@ -225,25 +225,15 @@ pub fn run(
     })
 }
 
-/// After so much quiet, the guest is taken to be past its start, and so are we.
-const GUEST_IS_UNDER_WAY_MS: i32 = 100;
-/// epoll_wait's word for no timeout.
-const FOREVER: i32 = -1;
-
 /// The event loop, until the machine is done.
 fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
     let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
     for subscriber in subscribers {
         manager.add_subscriber(subscriber);
     }
-    let mut patience = GUEST_IS_UNDER_WAY_MS;
     // Reading resets the counter: it says done exactly once.
     while done.read().is_err() {
-        let events_seen = manager.run_with_timeout(patience).map_err(events)?;
-        if events_seen == 0 {
-            run::give_back_code();
-            patience = FOREVER;
-        }
+        manager.run().map_err(events)?;
     }
     Ok(())
 }
