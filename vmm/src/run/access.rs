@@ -122,6 +122,9 @@ impl<'a> Access<'a> {
 
     /// Publishes this CPU's page, if it has one.
     fn publish(&mut self) -> Result<(), GpFault> {
+        if let Some(post) = usize::try_from(self.local.index).ok().and_then(|index| self.platform.posts.get(index)) {
+            post.page.store(self.local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+        }
         let page = lock(&self.platform.clock).page(self.local.tsc_adjust);
         let flags = self.platform.page_flags();
         self.local.published_flags = flags;

@@ -198,7 +198,7 @@ impl Alarm {
 
     /// Real time: sleeps until `bell` rings or the call comes; if it has come, polls. (What there was to do before that
     /// has then just been done once, in vain: it is done again in a third of the time, with warm caches.)
-    pub(super) fn sleep(&mut self, bell: &Bell, platform: &Platform) {
+    pub(super) fn sleep(&mut self, bell: &Bell, platform: &Platform, deaf: bool) {
         let came = match self.armed {
             Some(Armed::At(call)) => {
                 let host = lock(&platform.clock).host();
@@ -211,7 +211,8 @@ impl Alarm {
             Some(Armed::Budget) | None => false,
         };
         if !came {
-            if !platform.settled_down.load(Ordering::Relaxed) {
+            // A CPU that was not started yet is no sign that the guest's start is over.
+            if !deaf && !platform.settled_down.load(Ordering::Relaxed) {
                 self.settle_down(platform);
             }
             platform.costs.sleeps.fetch_add(1, Ordering::Relaxed);

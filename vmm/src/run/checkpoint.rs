@@ -27,7 +27,7 @@ use crate::{
 /// A machine at one instant, its RAM aside.
 pub(super) struct Checkpoint {
     cpus: Vec<(Running, Local)>,
-    posts: Vec<(VecDeque<Ipi>, Option<Route>, Option<Deaf>)>,
+    posts: Vec<(VecDeque<Ipi>, Option<Route>, Option<Deaf>, u64)>,
     turns: Turns,
     clock: Clock,
     devices: (SerialState, PicState, PitState),
@@ -42,7 +42,9 @@ impl Machine {
     pub(super) fn checkpoint(&mut self) -> Checkpoint {
         // Before the clock is locked: a traced tick asks it for the time.
         lock(&self.platform.judge).read_rings(&self.platform);
-        let post = |Post { bell: _, inbox, route, deaf }: &Post| (lock(inbox).clone(), *lock(route), *lock(deaf));
+        let post = |Post { bell: _, inbox, route, deaf, page }: &Post| {
+            (lock(inbox).clone(), *lock(route), *lock(deaf), page.load(Ordering::Relaxed))
+        };
         Checkpoint {
             cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
             posts: self.platform.posts.iter().map(post).collect(),
@@ -63,8 +65,9 @@ impl Machine {
             cpu.vcpu.set_running_state(running);
             cpu.local.clone_from(local);
         }
-        for (post, (inbox, route, deaf)) in self.platform.posts.iter().zip(posts) {
+        for (post, (inbox, route, deaf, page)) in self.platform.posts.iter().zip(posts) {
             *lock(&post.deaf) = *deaf;
+            post.page.store(*page, Ordering::Relaxed);
             lock(&post.inbox).clone_from(inbox);
             *lock(&post.route) = *route;
         }

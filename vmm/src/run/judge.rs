@@ -236,7 +236,7 @@ impl Judge {
         self.tally.intervals = Intervals::default();
     }
 
-    /// The host injected `cpu`'s timer interrupt at this VM time, by its own account.
+    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` ([`Platform::ring_of`]) at this VM time, by its own account.
     pub fn injected(&mut self, cpu: u32, at: VmTime) {
         let Some(ring) = usize::try_from(cpu).ok().and_then(|cpu| self.rings.get_mut(cpu)) else { return };
         if ring.injections.len() == MAX_UNCLAIMED {

@@ -5,7 +5,7 @@
 //! page is published once with all of it. A real host does this in an order (LAPIC, TSC, deadline, page, GUEST_STOPPED);
 //! see the comments in `resume` for what depends on what.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use serde::Serialize;
 
@@ -179,6 +179,9 @@ impl Machine {
             .map_err(|error: apic::StateError| RunError::BadState(error.to_string()))?
             .with_physical_bits(local.apic.physical_bits());
         ipi::publish_route(&self.platform, local);
+        if let Some(post) = self.platform.posts.get(index) {
+            post.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+        }
         // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
         // not at save, so that a snapshot taken twice is the same snapshot.
         let (page, khz) = {

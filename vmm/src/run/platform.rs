@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -47,6 +47,8 @@ pub struct Post {
     pub(super) route: Mutex<Option<Route>>,
     /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
     pub(super) deaf: Mutex<Option<Deaf>>,
+    /// Where its kvmclock page is; 0 if it has none.
+    pub(super) page: AtomicU64,
 }
 
 /// Why a vCPU hears nothing but messages.
@@ -133,6 +135,12 @@ impl Platform {
         Some(halted.unwrap_or(End::AllParked))
     }
 
+    /// The tick ring of vCPU `index`: guests number their CPUs as they come, and keep both rings and kvmclock pages in that
+    /// order.
+    pub(super) fn ring_of(&self, index: u32) -> u32 {
+        rank(&self.posts, index)
+    }
+
     /// Makes every vCPU come back at its next boundary.
     pub(super) fn stop_all(&self) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -178,5 +186,31 @@ impl GuestWrite for Ram<'_> {
     fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), OutsideRam> {
         let length = bytes.len();
         self.0.read_slice(bytes, GuestAddress(addr)).map_err(|_| OutsideRam { addr, bytes: length })
+    }
+}
+
+/// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
+fn rank(posts: &[Post], index: u32) -> u32 {
+    let page = |post: &Post| post.page.load(Ordering::Relaxed);
+    let own = usize::try_from(index).ok().and_then(|index| posts.get(index)).map_or(0, page);
+    if own == 0 {
+        return index;
+    }
+    let before = posts.iter().map(page).filter(|page| (1..own).contains(page)).count();
+    u32::try_from(before).unwrap_or(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_are_in_the_order_of_the_pages() {
+        let posts: Vec<Post> = (0..4).map(|_| Post::default()).collect();
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&posts, index)), [0, 1, 2, 3]);
+        for (post, page) in posts.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
+            post.page.store(page, Ordering::Relaxed);
+        }
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&posts, index)), [0, 2, 1, 3]);
     }
 }

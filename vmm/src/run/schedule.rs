@@ -107,7 +107,7 @@ pub(super) fn turns(
         }
         match turn::turn(cpu, platform, &mut alarm, stop, Pace::Free) {
             Ok(Turn::Ran | Turn::Kicked) => {}
-            Ok(Turn::Idle { .. }) => alarm.sleep(bell, platform),
+            Ok(Turn::Idle { deaf }) => alarm.sleep(bell, platform, deaf),
             Ok(Turn::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }

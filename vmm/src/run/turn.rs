@@ -224,7 +224,7 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
     if vector == cpu.local.apic.timer_vector() {
         cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
         let judged = lock(&platform.clock).judged(base);
-        lock(&platform.judge).injected(cpu.local.index, judged);
+        lock(&platform.judge).injected(platform.ring_of(cpu.local.index), judged);
     }
     platform.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Entry::Injected { vector, more: false })
