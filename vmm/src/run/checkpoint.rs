@@ -24,10 +24,13 @@ use crate::{
     time::Moment,
 };
 
+/// What a [`Post`] holds.
+type Posted = (VecDeque<Ipi>, Option<Route>, Option<Deaf>, u64);
+
 /// A machine at one instant, its RAM aside.
 pub(super) struct Checkpoint {
     cpus: Vec<(Running, Local)>,
-    posts: Vec<(VecDeque<Ipi>, Option<Route>, Option<Deaf>, u64)>,
+    posts: Vec<Posted>,
     turns: Turns,
     clock: Clock,
     devices: (SerialState, PicState, PitState),

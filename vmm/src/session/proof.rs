@@ -5,10 +5,14 @@
 //! there: whoever ends the session or writes a snapshot waits for it, so that damage is neither passed over nor saved again
 //! with a checksum of its own.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-    mpsc::{Receiver, Sender, channel},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::Duration,
 };
 
 use super::{Request, SessionError};
@@ -16,6 +20,9 @@ use crate::{
     run::{mailbox::Mailbox, set_idle_priority},
     snapshot::{SnapshotError, machine::Unverified},
 };
+
+/// How long the guest runs before its memory is read, unless somebody waits for that.
+const HEAD_START_MS: u32 = 20;
 
 /// What the machine's thread has of it.
 pub(super) struct Proof {
@@ -63,6 +70,13 @@ impl Prover {
             log::debug!("memory is verified at ordinary priority: {error}");
         }
         let mut idle = idle.is_ok();
+        // The first exits of a restored guest are what people wait for; this touches the same page tables.
+        for _ in 0..HEAD_START_MS {
+            if self.urgent.load(Ordering::Relaxed) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
         let verdict = unverified.verify(|| {
             if idle && self.urgent.load(Ordering::Relaxed) {
                 idle = set_idle_priority(false).is_err();
