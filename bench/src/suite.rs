@@ -70,7 +70,7 @@ pub fn run(lab: &Lab, rows: &[Row], runs: u32, mut tell: impl FnMut(&str)) -> Re
             match (row.measure)(lab) {
                 Ok(outcome) => result.add(outcome),
                 // The others are still worth knowing; this one is missed.
-                Err(error) => result.skipped = Some(Skipped { why: format!("failed: {error:#}"), missed: true }),
+                Err(error) => result.skip(format!("run {run} failed: {error:#}"), true),
             }
         }
     }
@@ -92,12 +92,19 @@ impl RowResult {
         Self { id, what, skipped: None, series: Vec::new(), checks: Vec::new(), notes: Vec::new() }
     }
 
+    /// Notes why a run measured nothing. A miss stays one, whatever later runs say.
+    fn skip(&mut self, why: String, missed: bool) {
+        if !self.skipped.as_ref().is_some_and(|skipped| skipped.missed) {
+            self.skipped = Some(Skipped { why, missed });
+        }
+    }
+
     /// Takes in the outcome of one run.
     fn add(&mut self, outcome: Outcome) {
         let Measured { series, checks, notes } = match outcome {
             Outcome::Measured(measured) => measured,
-            Outcome::NotThere(why) => return self.skipped = Some(Skipped { why, missed: true }),
-            Outcome::NoMeans(why) => return self.skipped = Some(Skipped { why, missed: false }),
+            Outcome::NotThere(why) => return self.skip(why, true),
+            Outcome::NoMeans(why) => return self.skip(why, false),
         };
         for new in series {
             match self.series.iter_mut().find(|old| old.who == new.who) {
@@ -106,6 +113,10 @@ impl RowResult {
             }
         }
         for new in checks {
+            // In one run of several, the others' numbers would hide it.
+            if new.required && new.values.is_empty() {
+                self.skip(format!("no number for {}", new.name), true);
+            }
             match self.checks.iter_mut().find(|old| old.name == new.name) {
                 Some(old) => old.values.extend(new.values),
                 None => self.checks.push(new),
@@ -160,11 +171,14 @@ mod tests {
         assert!(row.met());
         row.add(Outcome::NotThere("no such flag".to_owned()));
         assert!(!row.met());
+        row.add(Outcome::NoMeans("no strace".to_owned()));
+        assert!(!row.met(), "a later run made a miss good");
     }
 
     #[test]
     fn a_number_that_is_missing_keeps_no_bound() {
         let mut row = result();
+        row.add(outcome(1.0));
         row.add(Outcome::Measured(Measured::default().check("c", Unit::Ns, None, Bound::AtMost(2.0))));
         assert!(!row.met());
     }
