@@ -59,31 +59,42 @@ impl Drop for Running {
     }
 }
 
-/// From before `command` is started to its first byte on standard output. Then it is killed.
+/// What the guest prints first.
+pub const BANNER: &str = "guest: ";
+
+/// From before `command` is started to its first byte on standard output, which must begin with `text`. Then it is killed.
 ///
 /// # Errors
-/// If it ends without a byte.
-pub fn first_byte(command: &mut Command) -> Result<Duration> {
-    first_byte_of(command.stdout(Stdio::piped()).stderr(Stdio::null()), |child| child.stdout.take())
+/// If it ends without a byte, or says something else.
+pub fn first_byte(command: &mut Command, text: &str) -> Result<Duration> {
+    first_byte_of(command.stdout(Stdio::piped()).stderr(Stdio::null()), |child| child.stdout.take(), text)
 }
 
 /// As [`first_byte`], on standard error: where vmm says what TSC source a machine got, once it is whole.
 ///
 /// # Errors
-/// If it ends without a byte.
+/// If it ends without a byte, or says something else.
 pub fn first_remark(command: &mut Command) -> Result<Duration> {
-    first_byte_of(command.stdout(Stdio::null()).stderr(Stdio::piped()), |child| child.stderr.take())
+    first_byte_of(command.stdout(Stdio::null()).stderr(Stdio::piped()), |child| child.stderr.take(), "vmm: TSC source")
 }
 
-fn first_byte_of<R: Read>(command: &mut Command, stream: fn(&mut Child) -> Option<R>) -> Result<Duration> {
+fn first_byte_of<R: Read>(command: &mut Command, stream: fn(&mut Child) -> Option<R>, text: &str) -> Result<Duration> {
     let begin = Instant::now();
     let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("{command:?}"))?;
+    let mut stream = stream(&mut child).context("no pipe")?;
     let mut byte = [0];
-    let read = stream(&mut child).context("no pipe")?.read_exact(&mut byte);
+    let read = stream.read_exact(&mut byte);
     let took = begin.elapsed();
+    // Whatever else it is that speaks first would make the time meaningless.
+    let mut said = byte.to_vec();
+    let rest = u64::try_from(text.len().saturating_sub(1))?;
+    let more = stream.take(rest).read_to_end(&mut said);
     let _ = child.kill();
     let status = child.wait()?;
-    read.with_context(|| format!("{command:?} ended without a byte of output: {status}"))?;
+    read.and(more).with_context(|| format!("{command:?} ended without a byte of output: {status}"))?;
+    if !said.starts_with(text.as_bytes()) {
+        bail!("{command:?} said {:?} first, and not {text:?}", String::from_utf8_lossy(&said));
+    }
     Ok(took)
 }
 
@@ -182,6 +193,15 @@ mod tests {
     fn a_program_that_fails_is_told_with_its_words() {
         let error = succeed(Command::new("sh").args(["-c", "echo no >&2; exit 3"])).unwrap_err();
         assert!(format!("{error:#}").contains("exit status: 3: no"), "{error:#}");
-        assert!(first_byte(&mut Command::new("true")).is_err());
+        assert!(first_byte(&mut Command::new("true"), "").is_err());
+    }
+
+    // Catches: the time to an error message taken for that to the guest's first byte.
+    #[test]
+    fn only_the_guest_is_waited_for() {
+        let says = |what: &str| first_byte(Command::new("echo").arg(what), BANNER);
+        assert!(says("guest: x2apic").is_ok());
+        let error = says("gone: no such file").unwrap_err().to_string();
+        assert!(error.contains(r#"said "gone: n" first"#), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use super::{Grown, Plot};
 use crate::{
     alternate::{Contender, alternate},
     lab::Lab,
-    process::first_byte,
+    process::{BANNER, first_byte},
     rows::{SnapshotGuest, save_in_mid_banner},
     unit::Unit,
 };
@@ -23,8 +23,8 @@ pub(super) fn measure(lab: &Lab) -> Result<Grown> {
         let flags = format!("--memory {mib}M");
         let mut taken = alternate(
             &mut [
-                Contender::new("start", || Ok(first_byte(&mut lab.guest("", &flags))?.as_secs_f64() * 1e9)),
-                Contender::new("restore", || Ok(first_byte(&mut saved.by_vmm(lab))?.as_secs_f64() * 1e9)),
+                Contender::new("start", || Ok(first_byte(&mut lab.guest("", &flags), BANNER)?.as_secs_f64() * 1e9)),
+                Contender::new("restore", || Ok(first_byte(&mut saved.by_vmm(lab), "")?.as_secs_f64() * 1e9)),
             ],
             2,
             lab.rounds(12),

@@ -6,7 +6,7 @@ use super::{Grown, Plot};
 use crate::{
     alternate::{Contender, alternate},
     lab::Lab,
-    process::first_byte,
+    process::{BANNER, first_byte},
     rows::late,
     unit::Unit,
 };
@@ -17,7 +17,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Grown> {
     let mut lateness = Plot::new("vcpus-lateness", title, "vCPUs", "lateness, by the guest", Unit::Ns);
     for cpus in 1..=4 {
         let flags = format!("--cpus {cpus}");
-        let sample = || Ok(first_byte(&mut lab.guest("scenario=smp", &flags))?.as_secs_f64() * 1e9);
+        let sample = || Ok(first_byte(&mut lab.guest("scenario=smp", &flags), BANNER)?.as_secs_f64() * 1e9);
         let taken = alternate(&mut [Contender::new("vmm", sample)], 2, lab.rounds(20))?;
         start.step(cpus.to_string(), taken);
         let measured = late(lab, "scenario=smp", &flags, 100, lab.effort(200), lab.rounds(3))?;

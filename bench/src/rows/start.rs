@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     alternate::{Contender, alternate},
     lab::Lab,
-    process::first_byte,
+    process::{BANNER, first_byte},
     row::{Bound, Measured, Outcome},
     unit::Unit,
 };
@@ -19,16 +19,17 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     let mib = 128;
     let config = lab.path("firecracker.json");
     let mut contenders = vec![
-        timed(VMM, move || Ok(lab.guest("", "--memory 128M"))),
-        timed(FLOOR, move || {
+        timed(VMM, BANNER, move || Ok(lab.guest("", "--memory 128M"))),
+        timed(FLOOR, BANNER, move || {
             let mut floor = Command::new(&lab.programs.floor);
-            floor.arg("run").arg(&lab.programs.guest).args([mib.to_string(), "1".to_owned()]);
+            let bytes = BANNER.len().to_string();
+            floor.arg("run").arg(&lab.programs.guest).args([mib.to_string(), bytes]);
             Ok(floor)
         }),
     ];
     for peer in &lab.programs.peers {
         let config = &config;
-        contenders.push(timed(peer.kind.name(), move || peer.boot(&lab.programs.guest, mib, config)));
+        contenders.push(timed(peer.kind.name(), BANNER, move || peer.boot(&lab.programs.guest, mib, config)));
     }
     let mut measured = Measured::default();
     for (who, samples) in alternate(&mut contenders, 3, lab.rounds(40))? {
@@ -44,7 +45,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     }))
 }
 
-/// A sample is the time to the first byte of the program that `command` gives.
-pub(super) fn timed<'a>(who: &str, command: impl Fn() -> Result<Command> + 'a) -> Contender<'a> {
-    Contender::new(who, move || Ok(first_byte(&mut command()?)?.as_secs_f64() * 1e9))
+/// A sample is the time to the first byte of the program that `command` gives, whose output must begin with `text`.
+pub(super) fn timed<'a>(who: &str, text: &'a str, command: impl Fn() -> Result<Command> + 'a) -> Contender<'a> {
+    Contender::new(who, move || Ok(first_byte(&mut command()?, text)?.as_secs_f64() * 1e9))
 }
