@@ -4,8 +4,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
-
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
         .format(|out, record| {
@@ -13,7 +11,8 @@ fn main() -> ExitCode {
             writeln!(out, "vmm: {}: {}", record.level().as_str().to_lowercase(), record.args())
         })
         .init();
-    match cli::dispatch(&cli::args::Cli::command().get_matches()) {
+    let first = std::env::args_os().nth(1);
+    match cli::dispatch(&cli::commands::grammar(first.as_deref()).get_matches()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("vmm: {}", cli::exit::one_line(&error));

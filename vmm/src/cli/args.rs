@@ -3,8 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
+    commands::HELP_WIDTH,
     output::{CaseFiles, ReportFile},
-    sweep_args::{Study, Sweep},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
@@ -20,28 +20,10 @@ use vmm::{
 /// Without --guest it runs the demonstration: the embedded guest migrates to slower and faster TSCs with every kind of
 /// timer, and a table says what happened to every tick.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, max_term_width = 110)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = HELP_WIDTH)]
 pub struct Cli {
-    #[command(subcommand)]
-    pub command: Option<Command>,
     #[command(flatten)]
     pub run: Run,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Go on with a saved VM, at another TSC frequency if wanted.
-    Restore(Restore),
-    /// Talk to a running VM over its control socket.
-    Ctl(Ctl),
-    /// Look at a saved VM.
-    Snapshot(Snapshot),
-    /// Find out what this host does, and what vmm will do about it.
-    Doctor(Doctor),
-    /// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
-    Sweep(Box<Sweep>),
-    /// Study every clockevent of the embedded guest: precision and cost of its arithmetic, every policy, every fault.
-    Study(Study),
 }
 
 #[derive(Debug, Args)]
@@ -152,6 +134,7 @@ pub struct Session {
     pub debug_exit_status: DebugExitStatus,
 }
 
+/// Go on with a saved VM, at another TSC frequency if wanted.
 #[derive(Debug, Args)]
 pub struct Restore {
     /// The snapshot's directory.
@@ -170,6 +153,7 @@ pub struct Restore {
     pub session: Session,
 }
 
+/// Talk to a running VM over its control socket.
 #[derive(Debug, Args)]
 pub struct Ctl {
     /// The VM's control socket.
@@ -215,6 +199,7 @@ pub enum CtlCommand {
     Quit,
 }
 
+/// Look at a saved VM.
 #[derive(Debug, Args)]
 pub struct Snapshot {
     #[command(subcommand)]
@@ -240,6 +225,7 @@ pub enum SnapshotCommand {
     },
 }
 
+/// Find out what this host does, and what vmm will do about it.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// As JSON.

@@ -61,12 +61,15 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
-    let Loaded { state, memory, unverified } = snapshot::machine::load(&args.dir).with_context(name)?;
+    let Loaded { state, host, memory, unverified } = snapshot::machine::load(&args.dir).with_context(name)?;
     if args.verify == Verify::Now {
         unverified.verify(|| ()).with_context(name)?;
     }
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
+    if let Some(note) = host {
+        env.recall(note);
+    }
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
     let choice = match args.session.tsc.into() {

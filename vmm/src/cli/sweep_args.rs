@@ -163,7 +163,7 @@ fn shard(text: &str) -> Result<Shard, String> {
     }
 }
 
-/// Study every clockevent of the embedded guest.
+/// Study every clockevent of the embedded guest: precision and cost of its arithmetic, every policy, every fault.
 #[derive(Debug, Args)]
 pub struct Study {
     /// What to study; all by default.

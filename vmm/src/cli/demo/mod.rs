@@ -9,13 +9,11 @@ mod report;
 mod table;
 
 use std::{
-    io::IsTerminal,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use vmm::{
     guest_image::GUEST_ELF,
@@ -27,6 +25,7 @@ use super::{
     args::Run,
     exit::{Failed, HostCannot, Usage},
     output::{self, Results},
+    progress::Progress,
     run_files::read as read_traces,
 };
 use judgement::Verdict;
@@ -99,17 +98,27 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     let guest = work.path().join("guest.bin");
     std::fs::write(&guest, GUEST_ELF).with_context(|| format!("cannot write {}", guest.display()))?;
 
-    let progress = Progress::new();
+    let mut progress = Progress::new(" VMs");
+    let steps = u64::try_from(CLOCKEVENTS.len() * (1 + TARGETS.len())).unwrap_or(0);
+    let mut done = 0;
+    let mut step = || {
+        done += 1;
+        progress.at(done, steps);
+    };
     let mut rows = Vec::new();
     for clockevent in CLOCKEVENTS {
-        progress.say(clockevent);
+        if progress.is_shown() {
+            progress.say(clockevent);
+        } else {
+            eprintln!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC");
+        }
         let dir = work.path().join("snapshot");
         // Only the report wants to know all that happened.
         let traces = results.has_report().then(|| ["booted", "restored"].map(|name| work.path().join(name)));
         let [booted, restored] =
             [0, 1].map(|which| traces.as_ref().and_then(|traces| traces.get(which)).map(PathBuf::as_path));
         let before = boot_and_save(&guest, &dir, clockevent, time, booted, args)?;
-        progress.step();
+        step();
         for (tsc, khz) in TARGETS {
             let after = restore(&dir, khz, work.path(), restored, args)?;
             let timeline =
@@ -124,7 +133,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
                 after: after.ticks,
                 timeline,
             });
-            progress.step();
+            step();
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
@@ -183,39 +192,4 @@ fn child(mut command: Command, summary: &Path, trace: Option<&Path>, args: &Run)
     }
     let text = std::fs::read_to_string(summary).with_context(|| format!("cannot read {}", summary.display()))?;
     serde_json::from_str(&text).with_context(|| format!("cannot understand {}", summary.display()))
-}
-
-/// A bar on a terminal, plain lines elsewhere; both on standard error.
-struct Progress {
-    bar: Option<ProgressBar>,
-}
-
-impl Progress {
-    fn new() -> Self {
-        let steps = u64::try_from(CLOCKEVENTS.len() * (1 + TARGETS.len())).unwrap_or(0);
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
-            ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        Self { bar }
-    }
-
-    fn say(&self, clockevent: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(clockevent.to_owned()),
-            None => eprintln!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC"),
-        }
-    }
-
-    fn step(&self) {
-        if let Some(bar) = &self.bar {
-            bar.inc(1);
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

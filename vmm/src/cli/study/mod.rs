@@ -2,13 +2,9 @@
 
 mod tables;
 
-use std::{
-    io::{self, IsTerminal},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
 use vmm::{
     report,
     run::HostEnvironment,
@@ -30,17 +26,7 @@ pub fn run(args: &Study) -> Result<ExitCode> {
     let report = OutFile::open("report", args.report.report.as_deref())?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
-    let spinner = if io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-    spinner.set_style(
-        ProgressStyle::with_template("{spinner} {msg}, {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner()),
-    );
-    let mut told = |what: &str| {
-        if spinner.is_hidden() {
-            eprintln!("vmm: {what}");
-        }
-        spinner.set_message(what.to_owned());
-        spinner.tick();
-    };
+    let mut told = |what: &str| eprintln!("vmm: {what}");
     let mut sweeps = Vec::new();
     let mut studied = Studied { schema: SCHEMA.to_owned(), arithmetic: None, matrix: None, faults: None };
     if wanted(StudyPart::Arithmetic) {
@@ -57,7 +43,6 @@ pub fn run(args: &Study) -> Result<ExitCode> {
     if wanted(StudyPart::Faults) {
         studied.faults = Some(study::faults::sweep(&env, args.workers, &CANCEL, &mut told)?);
     }
-    spinner.finish_and_clear();
     let quiet = [&json, &report].into_iter().flatten().any(OutFile::is_stdout);
     if let Some(file) = json {
         file.write(&output::json(&studied)?)?;

@@ -3,8 +3,7 @@
 mod table;
 
 use std::{
-    fs,
-    io::{self, IsTerminal},
+    fs, io,
     path::Path,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -13,7 +12,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::{
     boot::Image,
@@ -30,6 +28,7 @@ use super::{
     args::OnOff,
     exit::{Failed, Usage},
     output::{self, CaseFiles, OutFile, ReportFile, Results},
+    progress::Progress,
     sweep_args::{Output, Sweep, SweepCommand},
     text::Text,
 };
@@ -112,25 +111,16 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     let files = Files::open(&args.output, &args.report, &args.cases)?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
-    let bar = bar();
-    let progress = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
+    let mut bar = Progress::new(" points");
+    let progress = |done, total| bar.at(done, total);
     let (findings, cost) = sweep::sweep(&env, &image, &options, &CANCEL, &progress)?;
-    bar.finish_and_clear();
+    bar.finish();
     eprintln!("vmm: {}", table::cost(&findings, &cost));
     if !findings.complete {
         eprintln!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
     }
     files.write(&findings)?;
     verdict(&findings)
-}
-
-fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} points, {per_sec}, {eta} left");
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn verdict(findings: &Findings) -> Result<ExitCode> {
