@@ -10,6 +10,7 @@ mod lab;
 mod page;
 mod process;
 pub mod raw;
+pub mod state_file;
 mod trace;
 
 pub use binary::{guest, vmm};

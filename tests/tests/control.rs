@@ -5,11 +5,13 @@ use std::{
     io::{Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
+    process::Stdio,
     thread,
     time::Duration,
 };
 
 use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -268,6 +270,76 @@ fn signals_end_it_in_good_order() {
             let _ = vm.ends();
         }
     }
+}
+
+/// Waits until process `pid` blocks SIGTERM, as a session does from the first: then it is about to enter the guest.
+fn until_it_blocks_signals(pid: i32) {
+    const SIGTERM: u64 = 1 << 14;
+    for _ in 0..LOOKS {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("a mask").trim();
+        if u64::from_str_radix(blocked, 16).expect("hexadecimal") & SIGTERM != 0 {
+            return;
+        }
+        thread::yield_now();
+    }
+    panic!("it does not block signals");
+}
+
+// Catches: a signal that is lost because the thread that hears signals starts after the guest.
+#[test]
+fn a_signal_that_comes_at_once_is_heard() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    for _ in 0..5 {
+        let process = start(&mut lab.guest("scenario=idle hz=200", ""));
+        until_it_blocks_signals(process.id());
+        kill(Pid::from_raw(process.id()), Signal::SIGTERM).unwrap();
+        let ended = process.finish().expect(0);
+        assert!(ended.stderr.ends_with("vmm: stopped\n"), "{ended:#?}");
+    }
+}
+
+// Catches: a console that nobody reads, which stops the machine's thread before another one hears signals.
+#[test]
+fn a_console_that_takes_nothing_does_not_keep_signals_out() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let (_unread, mut full) = std::io::pipe().unwrap();
+    let flags = OFlag::from_bits_retain(fcntl(&full, FcntlArg::F_GETFL).unwrap());
+    fcntl(&full, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
+    while full.write(&[0; 4096]).is_ok() {}
+    fcntl(&full, FcntlArg::F_SETFL(flags)).unwrap();
+
+    let mut vmm = lab.guest("scenario=idle hz=200", "");
+    let mut vmm = vmm.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = i32::try_from(vmm.id()).unwrap();
+    // proc(5): the number of the system call that it waits in, write(2), and its first argument.
+    let writes = || fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|call| call.starts_with("1 0x1 "));
+    assert!(
+        (0..LOOKS).any(|_| writes() || {
+            thread::sleep(LOOK_AGAIN);
+            false
+        }),
+        "it does not print"
+    );
+    for _ in 0..500 {
+        if vmm.try_wait().unwrap().is_some() {
+            break;
+        }
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        thread::sleep(20 * LOOK_AGAIN);
+    }
+    // If nothing else ends it.
+    let _ = vmm.kill();
+    let ended = vmm.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.ends_with("vmm: stopped at once, on a second signal\n"), "{said}");
 }
 
 // Catches: a VM that runs before it was told to.

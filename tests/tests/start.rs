@@ -2,11 +2,11 @@
 
 use std::{fs, process::Command};
 
-use vm_tests::{Lab, finish, kvm};
+use vm_tests::{Lab, finish, kvm, state_file::change_sections};
 
 /// The system calls of `vmm` up to the guest's first byte, a line each; none where there is no strace, or it may not trace.
-fn calls_to_first_byte(lab: &Lab, flags: &str) -> Option<Vec<String>> {
-    let (log, vmm) = (lab.path("calls"), lab.guest("count=1", flags));
+fn calls_to_first_byte(lab: &Lab, vmm: &Command) -> Option<Vec<String>> {
+    let log = lab.path("calls");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=ioctl,write,clone,clone3", "-o"]).arg(&log);
     strace.arg(vmm.get_program()).args(vmm.get_args());
@@ -28,7 +28,7 @@ fn count(calls: &[String], name: &str) -> usize {
     calls.iter().filter(|call| call.contains(name)).count()
 }
 
-// Catches: a probe in a VM of its own, the guest waiting for a second thread, set-up that asks KVM twice, the MSR filter
+// Catches: a probe in a VM of its own, KVM asked twice for its CPUID, set-up that asks KVM twice, the MSR filter
 // after the memory slots (which made a start ten times as long).
 #[test]
 fn one_vm_and_few_calls_until_the_guest_runs() {
@@ -44,10 +44,10 @@ fn one_vm_and_few_calls_until_the_guest_runs() {
         eprintln!("skipped: this host needs more than one VM to be known");
         return;
     }
-    let Some(calls) = calls_to_first_byte(&lab, "") else { return };
+    let Some(calls) = calls_to_first_byte(&lab, &lab.guest("count=1", "")) else { return };
     assert_eq!(count(&calls, "KVM_CREATE_VM,"), 1, "{calls:#?}");
     assert_eq!(count(&calls, "KVM_CREATE_VCPU"), 1, "{calls:#?}");
-    assert_eq!(count(&calls, "clone"), 1, "{calls:#?}");
+    assert_eq!(count(&calls, "KVM_GET_SUPPORTED_CPUID"), 1, "{calls:#?}");
     let set_up = calls.iter().filter(|call| call.contains("KVM_") && !call.contains("KVM_RUN")).count();
     assert!(set_up <= 32, "{set_up} KVM calls: {calls:#?}");
     let at = |name: &str| calls.iter().position(|call| call.contains(name));
@@ -61,7 +61,29 @@ fn a_vcpu_that_cannot_tell_is_not_asked() {
         return;
     }
     let lab = Lab::new();
-    let Some(calls) = calls_to_first_byte(&lab, "--x2apic off") else { return };
+    let Some(calls) = calls_to_first_byte(&lab, &lab.guest("count=1", "--x2apic off")) else { return };
     let vms = count(&calls, "KVM_CREATE_VM,");
     assert!(vms >= 2, "{vms} VMs, and none of them for the probe: {calls:#?}");
+}
+
+// Catches: a restore that asks again what the snapshot says of this very boot, or that runs code of its own in the guest's
+// vCPU to find it out.
+#[test]
+fn a_restore_on_the_same_boot_asks_nothing_twice() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let flags = "--tsc-khz 2600000 --time virtual --save-at 25ms --save-to snapshot";
+    let _ = lab.boot("count=4", flags);
+    let mut restore = lab.vmm("restore");
+    restore.arg(lab.path("snapshot"));
+    let Some(known) = calls_to_first_byte(&lab, &restore) else { return };
+    assert_eq!(count(&known, "KVM_GET_SUPPORTED_CPUID"), 0, "{known:#?}");
+    change_sections(&lab.path("snapshot/state"), |name, payload| (name != "host").then_some(payload));
+    let Some(unknown) = calls_to_first_byte(&lab, &restore) else { return };
+    assert_eq!(count(&unknown, "KVM_GET_SUPPORTED_CPUID"), 1, "{unknown:#?}");
+    let asked = count(&unknown, "KVM_RUN") - count(&known, "KVM_RUN");
+    assert_eq!(count(&known, "KVM_CREATE_VM,"), 1, "{known:#?}");
+    assert!(count(&unknown, "KVM_CREATE_VM,") > 1 || asked > 1, "{unknown:#?}");
 }

@@ -161,6 +161,17 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     leaves
 }
 
+/// Of what a host `has`, that which [`missing`] compares.
+#[must_use]
+pub fn compared(has: &[Leaf]) -> Vec<Leaf> {
+    let only = |leaf: &Leaf| {
+        let mask = |register| super::cpuid_names::host_feature_mask(leaf.function, leaf.index, register);
+        let (eax, ebx) = (leaf.eax & mask("EAX"), leaf.ebx & mask("EBX"));
+        Leaf { eax, ebx, ecx: leaf.ecx & mask("ECX"), edx: leaf.edx & mask("EDX"), ..*leaf }
+    };
+    has.iter().map(only).filter(|leaf| leaf.eax | leaf.ebx | leaf.ecx | leaf.edx != 0).collect()
+}
+
 /// Features that the guest saw (`saw`) and this host (`has`) lacks, by name.
 ///
 /// Only leaves made of feature bits are compared, and only bits that come from the host.

@@ -116,7 +116,7 @@ pub struct Verdict {
 /// [`RunError`] if KVM cannot be used at all: then that is the diagnosis.
 pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let env = HostEnvironment::open(emulated)?;
-    let (host, supported, facts) = (&env.host, env.supported.as_slice(), env.facts()?);
+    let (host, supported, facts) = (&env.host, env.supported()?, env.facts()?);
     let khz = env.clock.khz().get();
     let mut tsc_scaling = Vec::new();
     for asked_khz in [khz.saturating_mul(2), khz / 2] {

@@ -12,6 +12,7 @@
 
 mod clock;
 mod error;
+mod identity;
 pub mod kick;
 mod open;
 mod priority;
@@ -22,9 +23,11 @@ pub mod state;
 mod tsc;
 mod vcpu;
 mod vm;
+mod writeback;
 
 pub use clock::KvmClock;
 pub use error::{Error, HostError};
+pub use identity::HostId;
 pub use open::Host;
 pub use priority::set_idle_priority;
 pub use probe::HostFacts;
@@ -33,3 +36,4 @@ pub use running::{Resting, Running};
 pub use tsc::read_tsc;
 pub use vcpu::{Bus, Calls, Exit, GpFault, Operation, Registers, Vcpu};
 pub use vm::{Lapics, Vm};
+pub use writeback::begin_writeback;

@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVMIO};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::{ioctl::ioctl, ioctl_io_nr};
 
-use super::{Error, HostError};
+use super::{Error, HostError, HostId};
 use crate::boot::cpuid::Leaf;
 
 // Wrapped by kvm-ioctls for vCPUs only.
@@ -142,6 +142,12 @@ impl Host {
                 edx: e.edx,
             })
             .collect())
+    }
+
+    /// Which boot of which host this is; none if it does not tell.
+    #[must_use]
+    pub fn id(&self) -> Option<HostId> {
+        HostId::read()
     }
 
     /// The MSRs that hold guest state on this host, as KVM lists them.

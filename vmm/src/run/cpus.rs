@@ -50,7 +50,7 @@ pub(super) fn boot(
             tsc_deadline: offer.tsc_deadline,
             ns_deadline: offer.ns_deadline,
         };
-        let seen = cpuid::leaves(&trial.env.supported, &offer, index);
+        let seen = cpuid::leaves(trial.env.supported()?, &offer, index);
         let mut vcpu = trial.vcpu(vm, index, &seen, entry.rip)?;
         let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
         if entry.pc && index == 0 {
@@ -86,6 +86,7 @@ pub(super) fn states(
     env: &HostEnvironment,
     clock: &Clock,
 ) -> Result<Vec<CpuState>, RunError> {
+    let msrs = env.msrs()?;
     let mut states = Vec::new();
     for (Cpu { vcpu, local }, cpuid) in cpus.iter_mut().zip(cpuids) {
         // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
@@ -103,7 +104,7 @@ pub(super) fn states(
             published_flags: _,
             sti_shadow: _,
         } = local;
-        let mut kvm = vcpu.state(&env.msrs)?;
+        let mut kvm = vcpu.state(msrs)?;
         // KVM's copy of CR8 is only as fresh as the last entry.
         kvm.system.cr8 = u64::from(apic.cr8());
         states.push(CpuState {
@@ -164,7 +165,7 @@ pub(super) fn restore(
 
 /// Every feature that the guest saw must be here, whether KVM or we provide it.
 pub(super) fn check_features(trial: &Trial<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, &trial.env.supported);
+    let mut missing = cpuid::missing(&cpu.cpuid, trial.env.features()?);
     if cpu.apic_config.x2apic && !trial.facts.x2apic_exits {
         missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
     }

@@ -138,8 +138,8 @@ impl Machine {
                 let chosen = in_kernel::choose(env, options.source, options.time, wanted, image.name())?;
                 let clock = clock_for(&chosen);
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let offer = in_kernel::offer(env, &chosen, options.x2apic, clock.khz(), options.cpus);
-                let (cpus, leaves) = in_kernel::boot(&vm, env, &offer, &entry)?;
+                let offer = in_kernel::offer(env.supported()?, &chosen, options.x2apic, clock.khz(), options.cpus);
+                let (cpus, leaves) = in_kernel::boot(&vm, env.supported()?, &offer, &entry)?;
                 Ok((chosen, clock, vm, Vec::new(), Some(cpus), leaves))
             }
         }?;
@@ -367,10 +367,11 @@ impl Machine {
         let cpus = match &self.in_kernel {
             None => CpuStates::User(cpus::states(&mut self.cpus, &self.cpuid, env, &clock)?),
             Some(cpus) => {
+                let msrs = env.msrs()?;
                 let states = cpus.iter().zip(&self.cpuid).map(|(cpu, cpuid)| {
                     // The MP state first, which `frozen` has read: it may change the rest.
                     let lapic = cpu.frozen()?;
-                    Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(&env.msrs)?, lapic })
+                    Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(msrs)?, lapic })
                 });
                 CpuStates::Kvm(states.collect::<Result<_, RunError>>()?)
             }

@@ -21,6 +21,7 @@ mod cpus;
 mod early;
 mod error;
 pub mod fault;
+mod host_note;
 mod idle;
 mod in_kernel;
 mod ipi;
@@ -47,10 +48,11 @@ mod wire;
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;
 
-pub use crate::kvm::set_idle_priority;
+pub use crate::kvm::{begin_writeback, set_idle_priority};
 pub use changes::SnapshotId;
 pub use costs::Costs;
 pub use error::{End, Outcome, RunError};
+pub use host_note::HostNote;
 pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};
 pub use options::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode};

@@ -3,9 +3,9 @@
 use std::{sync::OnceLock, time::Duration};
 
 use crate::{
-    boot::cpuid::Leaf,
+    boot::cpuid::{self, Leaf},
     kvm::{self, Host, HostFacts, probe::DeadlineWrite, read_tsc},
-    run::{RunError, source::SourceChoice},
+    run::{HostNote, RunError, host_note::FactsState, source::SourceChoice},
     time::{HostClock, Khz},
 };
 
@@ -85,10 +85,6 @@ pub const POLL: Duration = Duration::from_micros(200);
 pub struct HostEnvironment {
     /// `/dev/kvm`.
     pub host: Host,
-    /// CPUID leaves it supports.
-    pub supported: Vec<Leaf>,
-    /// MSRs with state.
-    pub msrs: Vec<u32>,
     /// The host's clock.
     pub clock: HostClock,
     /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
@@ -97,6 +93,12 @@ pub struct HostEnvironment {
     pub emulated: Option<EmulatedHost>,
     /// What the probes saw; nothing before somebody asks.
     facts: OnceLock<HostFacts>,
+    /// CPUID leaves that KVM supports; nothing before somebody asks.
+    supported: OnceLock<Vec<Leaf>>,
+    /// MSRs with state; nothing before somebody asks.
+    msrs: OnceLock<Vec<u32>>,
+    /// The features among those leaves, as a snapshot of this same boot has them.
+    recalled: OnceLock<Vec<Leaf>>,
 }
 
 impl HostEnvironment {
@@ -106,12 +108,68 @@ impl HostEnvironment {
     /// [`RunError`] with [`RunError::is_host`].
     pub fn open(emulated: Option<EmulatedHost>) -> Result<Self, RunError> {
         let host = Host::open()?;
-        let supported = host.supported_cpuid()?;
-        let msrs = host.msr_index_list()?;
         let khz = host.tsc_khz()?;
         let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
         let clock = HostClock::new(read_tsc, khz);
-        Ok(Self { host, supported, msrs, clock, poll: POLL, emulated, facts: OnceLock::new() })
+        Ok(Self {
+            host,
+            clock,
+            poll: POLL,
+            emulated,
+            facts: OnceLock::new(),
+            supported: OnceLock::new(),
+            msrs: OnceLock::new(),
+            recalled: OnceLock::new(),
+        })
+    }
+
+    /// The CPUID leaves that KVM supports.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn supported(&self) -> Result<&[Leaf], kvm::Error> {
+        if let Some(supported) = self.supported.get() {
+            return Ok(supported);
+        }
+        let asked = self.host.supported_cpuid()?;
+        Ok(self.supported.get_or_init(|| asked))
+    }
+
+    /// The MSRs that hold guest state.
+    ///
+    /// # Errors
+    /// If KVM does not tell.
+    pub fn msrs(&self) -> Result<&[u32], kvm::Error> {
+        if let Some(msrs) = self.msrs.get() {
+            return Ok(msrs);
+        }
+        let asked = self.host.msr_index_list()?;
+        Ok(self.msrs.get_or_init(|| asked))
+    }
+
+    /// Those of [`Self::supported`] that [`cpuid::missing`] compares, and perhaps more: recalled, or asked for.
+    pub(super) fn features(&self) -> Result<&[Leaf], kvm::Error> {
+        self.recalled.get().map_or_else(|| self.supported(), |recalled| Ok(recalled))
+    }
+
+    /// What a snapshot is to remember of this host; nothing if the host has no identity.
+    ///
+    /// # Errors
+    /// If KVM does not tell what it supports.
+    pub fn note(&self) -> Result<Option<HostNote>, kvm::Error> {
+        let Some(host) = self.host.id() else { return Ok(None) };
+        let facts = self.facts.get().copied().filter(|_| self.emulated.is_none()).map(Into::into);
+        Ok(Some(HostNote { host, facts, features: cpuid::compared(self.features()?) }))
+    }
+
+    /// Takes `note` for true if it is of this host and boot.
+    pub fn recall(&self, note: HostNote) {
+        if self.host.id().is_some_and(|here| here == note.host) {
+            let _ = self.recalled.set(note.features);
+            if let Some(facts) = note.facts.and_then(FactsState::facts) {
+                self.learn(self.as_emulated(facts));
+            }
+        }
     }
 
     /// What this host does: measured in VMs of their own, if no machine has told yet.
@@ -122,7 +180,7 @@ impl HostEnvironment {
         if let Some(facts) = self.facts.get() {
             return Ok(*facts);
         }
-        let facts = self.as_emulated(HostFacts::probe(&self.host, &self.supported)?);
+        let facts = self.as_emulated(HostFacts::probe(&self.host, self.supported()?)?);
         self.learn(facts);
         Ok(facts)
     }
@@ -148,11 +206,11 @@ impl HostEnvironment {
 
     /// Whether KVM really gives a guest's TSC an offset.
     pub(super) fn offset_works(&self) -> Result<bool, RunError> {
-        Ok(kvm::probe::tsc_offset(&self.host, &self.supported, 1 << 44)?.took_effect)
+        Ok(kvm::probe::tsc_offset(&self.host, self.supported()?, 1 << 44)?.took_effect)
     }
 
     /// Whether KVM really scales a guest's TSC to `khz`.
     pub(super) fn scales_to(&self, khz: Khz) -> Result<bool, RunError> {
-        Ok(kvm::probe::tsc_scales(&self.host, &self.supported, self.clock.khz().get(), khz.get())?)
+        Ok(kvm::probe::tsc_scales(&self.host, self.supported()?, self.clock.khz().get(), khz.get())?)
     }
 }

@@ -231,7 +231,8 @@ impl Stepper {
     /// [`RunError`].
     pub fn resting(&mut self, env: &HostEnvironment) -> Result<Vec<Resting>, RunError> {
         self.settle()?;
-        self.machine.cpus.iter().map(|cpu| cpu.vcpu.resting_state(&env.msrs).map_err(RunError::from)).collect()
+        let msrs = env.msrs()?;
+        self.machine.cpus.iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()
     }
 
     /// The machine, with nothing incomplete.

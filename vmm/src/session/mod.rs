@@ -1,9 +1,10 @@
 //! A machine that people and programs can reach while it runs: console, control socket, signals.
 //!
-//! Two threads: this one owns the machine and runs it ([`worker`]); the other waits for events and posts requests into the
+//! This thread owns the machine and runs it ([`worker`]); another ([`company`]) waits for events and posts requests into the
 //! machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order, one at a
 //! time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
 
+mod company;
 mod console;
 mod proof;
 mod signals;
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     time::{Khz, VmTime},
 };
 
+use company::{Company, Duties};
 use proof::Proof;
 pub use signals::block as block_signals;
 pub use worker::Request;
@@ -201,39 +203,15 @@ pub fn run(
                 (proof, Some((prover, unverified)))
             }
         };
-        let event_loop = thread::Builder::new()
-            .name("events".to_owned())
-            .spawn_scoped(scope, move || {
-                // From here, so that the guest does not wait for this thread to be made.
-                let begun = proving.map_or(Ok(()), |(prover, unverified)| {
-                    let thread = thread::Builder::new().name("verify".to_owned());
-                    thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map(drop).map_err(events)
-                });
-                let waited = begun.and_then(|()| wait(subscribers, done));
-                if waited.is_err() {
-                    // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
-                    let _ = inbox.post(Request::Stop);
-                }
-                waited
-            })
-            .map_err(events)?;
+        let mut company = Company::new(scope, Duties { subscribers, done, inbox, proving });
         let finished = Finished { inbox, done };
-        let report = worker::work(env, machine, proof, options, inbox);
+        let report = worker::work(env, machine, proof, &mut company, options, inbox);
         drop(finished);
-        let waited = event_loop.join().map_err(|_| SessionError::Lost)?;
-        report.and_then(|report| waited.map(|()| report))
+        let parted = company.part();
+        match (report, parted) {
+            // What the other threads died of is why the machine lost them.
+            (Err(SessionError::Lost), Err(reason)) => Err(reason),
+            (report, parted) => report.and_then(|report| parted.map(|()| report)),
+        }
     })
-}
-
-/// The event loop, until the machine is done.
-fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
-    let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
-    for subscriber in subscribers {
-        manager.add_subscriber(subscriber);
-    }
-    // Reading resets the counter: it says done exactly once.
-    while done.read().is_err() {
-        manager.run().map_err(events)?;
-    }
-    Ok(())
 }

@@ -21,8 +21,8 @@ use crate::{
     snapshot::{SnapshotError, machine::Unverified},
 };
 
-/// How long the guest runs before its memory is read, unless somebody waits for that.
-const HEAD_START_MS: u32 = 20;
+/// How long this thread waits before it reads the guest's memory, unless somebody waits for that.
+const GRACE_MS: u32 = 20;
 
 /// What the machine's thread has of it.
 pub(super) struct Proof {
@@ -50,6 +50,11 @@ impl Proof {
         (Self { verdict: Some(receiver), urgent: Arc::clone(&urgent) }, Prover { verdict: sender, urgent })
     }
 
+    /// Whether the verdict is still to come.
+    pub(super) fn is_open(&self) -> bool {
+        self.verdict.is_some()
+    }
+
     /// Waits for the verdict. Good news stays good: asking again costs nothing.
     ///
     /// # Errors
@@ -71,7 +76,7 @@ impl Prover {
         }
         let mut idle = idle.is_ok();
         // The first exits of a restored guest are what people wait for; this touches the same page tables.
-        for _ in 0..HEAD_START_MS {
+        for _ in 0..GRACE_MS {
             if self.urgent.load(Ordering::Relaxed) {
                 break;
             }

@@ -2,7 +2,11 @@
 
 use std::{sync::mpsc::Sender, time::Duration};
 
-use super::{Cycle, Finish, Options, Report, SessionError, proof::Proof};
+use super::{
+    Cycle, Finish, Options, Report, SessionError,
+    company::{self, Company},
+    proof::Proof,
+};
 use crate::{
     control::{
         ApiError, Command, Reply, Status,
@@ -30,11 +34,12 @@ pub enum Request {
     Damaged,
 }
 
-struct Worker<'a> {
+struct Worker<'a, 'scope, 'env> {
     env: &'a HostEnvironment,
     /// None only after a migration failed half-way.
     machine: Option<Machine>,
     proof: Proof,
+    company: &'a mut Company<'scope, 'env>,
     options: &'a Options,
     next_migration: Option<VmTime>,
     migrations: usize,
@@ -44,13 +49,15 @@ pub(super) fn work(
     env: &HostEnvironment,
     machine: Machine,
     proof: Proof,
+    company: &mut Company<'_, '_>,
     options: &Options,
     inbox: &Mailbox<Request>,
 ) -> Result<Report, SessionError> {
-    let mut worker = Worker { env, machine: Some(machine), proof, options, next_migration: None, migrations: 0 };
+    let mut worker =
+        Worker { env, machine: Some(machine), proof, company, options, next_migration: None, migrations: 0 };
     let finish = worker.start().and_then(|()| worker.run(inbox));
     // Before anything else is said: on damaged memory neither an end nor an error means anything.
-    worker.proof.settle()?;
+    worker.settle()?;
     let finish = finish?;
     let machine = worker.machine()?;
     let summary = judge::sum_up(machine.platform());
@@ -81,7 +88,7 @@ fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cy
     Ok(())
 }
 
-impl Worker<'_> {
+impl Worker<'_, '_, '_> {
     fn start(&mut self) -> Result<(), SessionError> {
         let (env, options) = (self.env, self.options);
         let machine = self.machine()?;
@@ -102,11 +109,36 @@ impl Worker<'_> {
     /// VM time one period from now.
     fn after(&mut self, cycle: &Cycle) -> Result<VmTime, SessionError> {
         let now = lock(&self.machine()?.platform().clock).now(0).vm;
-        let period = u64::try_from(cycle.every.as_nanos()).unwrap_or(u64::MAX);
-        Ok(VmTime(now.0.saturating_add(period)))
+        Ok(after(now, cycle.every))
+    }
+
+    /// Waits for the proof, if there is one to wait for.
+    fn settle(&mut self) -> Result<(), SessionError> {
+        if self.proof.is_open() {
+            self.company.start()?;
+        }
+        self.proof.settle()
+    }
+
+    /// Until when the guest runs without company; none if it needs it from the first.
+    fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
+        let Options { api_sock, paused, .. } = self.options;
+        let expects_nobody = api_sock.is_none() && !paused && company::console_takes_output();
+        let platform = self.machine()?.platform();
+        let clock = lock(&platform.clock);
+        // A trace, too, may go where nobody reads.
+        let alone = platform.posts.len() == 1 && clock.mode() == TimeMode::Real && !platform.trace.is_on();
+        let end = after(clock.now(0).vm, company::HEAD_START);
+        // A TSC about to overflow never comes to it: nothing would end the head start.
+        let comes = clock.least_tsc(end).and_then(|tsc| clock.host_at(tsc)).is_some();
+        Ok((expects_nobody && alone && comes).then_some(end))
     }
 
     fn run(&mut self, inbox: &Mailbox<Request>) -> Result<Finish, SessionError> {
+        let mut head_start = self.head_start()?;
+        if head_start.is_none() {
+            self.company.start()?;
+        }
         loop {
             while let Some(request) = inbox.take() {
                 if let Some(finish) = self.carry_out(request)? {
@@ -120,16 +152,19 @@ impl Worker<'_> {
                 continue;
             }
             let save_at = self.options.save.as_ref().map(|(at, _)| *at);
-            let stop = [save_at, self.next_migration].into_iter().flatten().min();
+            let stop = [save_at, self.next_migration, head_start].into_iter().flatten().min();
             match self.machine()?.run(inbox, stop)? {
                 Outcome::Ended(end) => return Ok(Finish::Ended(end)),
                 Outcome::Requested => {}
+                Outcome::Reached if stop == head_start => {
+                    head_start = None;
+                    self.company.start()?;
+                }
                 Outcome::Reached if stop == save_at => {
                     if let Some((_, dir)) = &self.options.save {
+                        self.machine()?.pause()?;
+                        self.settle()?;
                         let env = self.env;
-                        let machine = self.machine()?;
-                        machine.pause()?;
-                        self.proof.settle()?;
                         snapshot::machine::save(self.machine()?, env, dir, None)?;
                         return Ok(Finish::Saved);
                     }
@@ -166,7 +201,7 @@ impl Worker<'_> {
     fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
         match request {
             Request::Stop => Ok(Some(Finish::Stopped)),
-            Request::Damaged => self.proof.settle().map(|()| None),
+            Request::Damaged => self.settle().map(|()| None),
             Request::TimedOut(after) => {
                 let cpus = self.machine()?.positions()?;
                 Ok(Some(Finish::TimedOut { after, cpus }))
@@ -214,7 +249,7 @@ impl Worker<'_> {
                 let ran = !machine.is_paused();
                 machine.pause()?;
                 // It may take its time: the VM stands still meanwhile.
-                self.proof.settle()?;
+                self.settle()?;
                 let machine = self.machine()?;
                 let saved = snapshot::machine::save(machine, env, &dir, base.as_deref());
                 if ran && !(stay_paused && saved.is_ok()) {
@@ -248,6 +283,10 @@ impl Worker<'_> {
             Command::Quit => Ok(Reply::Done),
         })
     }
+}
+
+fn after(now: VmTime, length: Duration) -> VmTime {
+    VmTime(now.0.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)))
 }
 
 fn refusal(error: &RunError) -> ApiError {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     boot::GuestRam,
-    run::{HostEnvironment, Machine, SnapshotId, state::MachineState},
+    run::{HostEnvironment, HostNote, Machine, SnapshotId, begin_writeback, state::MachineState},
 };
 
 /// Version of the sections that have not changed yet.
@@ -28,6 +28,7 @@ const CPUS: &str = "cpus";
 const DEVICES: &str = "devices";
 const SITES: &str = "trap-sites";
 const JUDGE: &str = "judge";
+const HOST: &str = "host";
 
 /// Writes a paused machine to the new (or empty) directory `dir`: all of it or nothing. With a `base`, which must be the
 /// machine's latest snapshot or the one that it was restored from, only those pages of RAM that differ from it.
@@ -48,6 +49,7 @@ pub fn save(
     });
     let mut base = base.transpose()?;
     let state = machine.state(env)?;
+    let note = env.note().map_err(crate::run::RunError::from)?;
     // After the state, whose reading lets KVM finish what it has begun to write.
     let changed = machine.changed_pages()?;
     let mut id = None;
@@ -62,7 +64,7 @@ pub fn save(
             }
             _ => memory::write(&file, &path, ram, &memory::in_use(ram)?),
         })?;
-        let bytes = encode(&state, &layout, base.as_ref())?;
+        let bytes = encode(&state, note.as_ref(), &layout, base.as_ref())?;
         write_state(temporary, &bytes)?;
         id = changed.is_some().then(|| chain::id_of(&bytes));
         Ok::<_, SnapshotError>(())
@@ -76,7 +78,9 @@ pub fn save(
 fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
     let mut file = directory::create_file(temporary, STATE_FILE)?;
     let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };
-    file.write_all(bytes).map_err(io)
+    file.write_all(bytes).map_err(io)?;
+    begin_writeback(&file);
+    Ok(())
 }
 
 /// Writes the snapshot `from` and all that it is based on as one whole snapshot to the new (or empty) directory `to`.
@@ -84,16 +88,21 @@ fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
 /// # Errors
 /// [`SnapshotError`]; `to` is then as it was.
 pub fn merge(from: &Path, to: &Path) -> Result<(), SnapshotError> {
-    let Loaded { state, memory: ram, unverified } = load(from)?;
+    let Loaded { state, host, memory: ram, unverified } = load(from)?;
     unverified.verify(|| ())?;
     directory::save(to, |temporary| {
         let file = directory::create_file(temporary, MEMORY_FILE)?;
         let layout = memory::write(&file, &temporary.join(MEMORY_FILE), &ram, &memory::in_use(&ram)?)?;
-        Ok(write_state(temporary, &encode(&state, &layout, None)?)?)
+        Ok(write_state(temporary, &encode(&state, host.as_ref(), &layout, None)?)?)
     })
 }
 
-fn encode(state: &MachineState, layout: &MemoryLayout, base: Option<&BaseState>) -> Result<Vec<u8>, SnapshotError> {
+fn encode(
+    state: &MachineState,
+    host: Option<&HostNote>,
+    layout: &MemoryLayout,
+    base: Option<&BaseState>,
+) -> Result<Vec<u8>, SnapshotError> {
     let MachineState { machine, clock, cpus, devices, sites, judge } = state;
     let mut writer = StateWriter::new();
     writer.section(MACHINE, VERSION, machine)?;
@@ -102,6 +111,9 @@ fn encode(state: &MachineState, layout: &MemoryLayout, base: Option<&BaseState>)
     writer.section(DEVICES, DEVICES_VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
     writer.section(JUDGE, VERSION, judge)?;
+    if let Some(host) = host {
+        writer.section(HOST, VERSION, host)?;
+    }
     writer.section(MEMORY, MEMORY_VERSION, layout)?;
     if let Some(base) = base {
         writer.section(BASE, BASE_VERSION, base)?;
@@ -109,7 +121,7 @@ fn encode(state: &MachineState, layout: &MemoryLayout, base: Option<&BaseState>)
     Ok(writer.finish())
 }
 
-fn decode(mut reader: StateReader) -> Result<MachineState, SnapshotError> {
+fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostNote>), SnapshotError> {
     let state = MachineState {
         machine: reader.take(MACHINE, VERSION)?,
         clock: reader.take(CLOCK, VERSION)?,
@@ -118,8 +130,9 @@ fn decode(mut reader: StateReader) -> Result<MachineState, SnapshotError> {
         sites: reader.take(SITES, VERSION)?,
         judge: reader.take(JUDGE, VERSION)?,
     };
+    let host = reader.take_optional(HOST, VERSION)?;
     reader.finish()?;
-    Ok(state)
+    Ok((state, host))
 }
 
 fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
@@ -156,6 +169,8 @@ impl Unverified {
 pub struct Loaded {
     /// Everything but RAM.
     pub state: MachineState,
+    /// The host that it was saved on, if that told who it is.
+    pub host: Option<HostNote>,
     /// RAM, mapped privately: the files are never written.
     pub memory: Arc<GuestRam>,
     /// What is to be checked yet.
@@ -168,8 +183,8 @@ pub struct Loaded {
 /// [`SnapshotError`] naming the file, the section and the reason.
 pub fn load(dir: &Path) -> Result<Loaded, SnapshotError> {
     let (reader, chain) = open(dir)?;
-    let state = decode(reader)?;
-    Ok(Loaded { state, memory: Arc::new(chain.map()?), unverified: Unverified(chain) })
+    let (state, host) = decode(reader)?;
+    Ok(Loaded { state, host, memory: Arc::new(chain.map()?), unverified: Unverified(chain) })
 }
 
 /// The machine's state in `dir`, without looking at its RAM.
@@ -177,7 +192,7 @@ pub fn load(dir: &Path) -> Result<Loaded, SnapshotError> {
 /// # Errors
 /// As [`load`].
 pub fn load_state(dir: &Path) -> Result<MachineState, SnapshotError> {
-    decode(open(dir)?.0)
+    Ok(decode(open(dir)?.0)?.0)
 }
 
 /// What `vmm snapshot show` tells.

@@ -31,7 +31,7 @@ pub enum DeadlineWrite {
 }
 
 /// What this host does.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// With an offset of 0 set, a guest's RDTSC gave the host's TSC.
     pub tsc_equals_host: bool,

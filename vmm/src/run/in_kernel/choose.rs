@@ -47,7 +47,7 @@ pub fn choose(
             "--emulate-host is about exits that do not come with KVM's LAPIC; boot with --lapic user".to_owned(),
         ));
     }
-    if !env.host.has_kernel_lapic() || features(&env.supported) & KVMCLOCK == 0 {
+    if !env.host.has_kernel_lapic() || features(env.supported()?) & KVMCLOCK == 0 {
         return Err(RunError::HostLacks(
             "--lapic kvm: this host's KVM lacks a capability for it, or kvmclock (see vmm doctor); use --lapic user"
                 .to_owned(),
@@ -90,35 +90,35 @@ fn features(supported: &[Leaf]) -> u32 {
 }
 
 /// What the CPU offers: what KVM emulates. There is no nanosecond deadline.
-pub fn offer(env: &HostEnvironment, chosen: &Chosen, x2apic: bool, khz: Khz, cpus: u32) -> Offer {
+pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: u32) -> Offer {
     Offer {
         x2apic,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: false,
         // Nothing of KVM's says whether an EOI is outstanding, so that a snapshot could hold it.
         pv_eoi: false,
-        tsc_adjust: chosen.lapics == Lapics::Kvms { tsc_moves: true } && cpuid::has_tsc_adjust(&env.supported),
+        tsc_adjust: chosen.lapics == Lapics::Kvms { tsc_moves: true } && cpuid::has_tsc_adjust(supported),
         tsc_khz: khz,
         cpus,
     }
 }
 
 /// The leaves that vCPU number `apic_id` sees: of kvmclock only what KVM has.
-pub(super) fn leaves(env: &HostEnvironment, offer: &Offer, apic_id: u32) -> Vec<Leaf> {
-    let mut leaves = cpuid::leaves(&env.supported, offer, apic_id);
+pub(super) fn leaves(supported: &[Leaf], offer: &Offer, apic_id: u32) -> Vec<Leaf> {
+    let mut leaves = cpuid::leaves(supported, offer, apic_id);
     for leaf in leaves.iter_mut().filter(|leaf| leaf.function == pvclock::CPUID_FEATURES_LEAF) {
-        leaf.eax &= features(&env.supported);
+        leaf.eax &= features(supported);
     }
     leaves
 }
 
 /// Every feature that the guest saw must be here.
 pub fn check_features(env: &HostEnvironment, cpu: &KvmCpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, &env.supported);
+    let mut missing = cpuid::missing(&cpu.cpuid, env.supported()?);
     if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.lapics != (Lapics::Kvms { tsc_moves: true }) {
         missing.push("tsc_adjust (this host does not move a guest's TSC)".to_owned());
     }
-    if features(&cpu.cpuid) & !features(&env.supported) != 0 {
+    if features(&cpu.cpuid) & !features(env.supported()?) != 0 {
         missing.push("kvmclock as the guest saw it".to_owned());
     }
     if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }

@@ -4,7 +4,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{
     super::{
-        HostEnvironment, Platform, RunError,
+        Platform, RunError,
         platform::lock,
         state::{KvmCpuState, KvmLapicState},
         trace::Event,
@@ -36,14 +36,14 @@ pub struct KvmCpu {
 /// the CPUID that each sees.
 pub fn boot(
     vm: &Vm,
-    env: &HostEnvironment,
+    supported: &[Leaf],
     offer: &Offer,
     entry: &Entry,
 ) -> Result<(Vec<KvmCpu>, Vec<Vec<Leaf>>), RunError> {
     let mut cpus = Vec::new();
     let mut cpuids = Vec::new();
     for index in 0..offer.cpus {
-        let seen = choose::leaves(env, offer, index);
+        let seen = choose::leaves(supported, offer, index);
         let mut vcpu = Vcpu::new(vm, index, &seen)?;
         if index == 0 {
             vcpu.set_flat_32bit_entry(entry)?;

@@ -24,7 +24,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
 
 use crate::{
     boot::{GuestRam, RamRegion},
-    run::PageSet,
+    run::{PageSet, begin_writeback},
 };
 
 pub use error::MemoryError;
@@ -84,6 +84,7 @@ pub fn write(file: &File, path: &Path, memory: &GuestRam, pages: &PageSet) -> Re
         region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
         write_chunk(file, chunk, at, &mut tally).map_err(io)
     })?;
+    begin_writeback(file);
     layout.pages = tally.pages;
     layout.checksum = tally.crc.finalize();
     Ok(layout)

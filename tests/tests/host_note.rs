@@ -1,0 +1,147 @@
+//! What a snapshot remembers of its host: believed on the same boot, and only there.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+use vm_tests::{Lab, kvm, state_file::change_sections};
+
+/// CPUID.1:ECX bit 16, which is reserved: no host has it.
+const NOBODYS: u64 = 1 << 16;
+
+/// A snapshot of a guest with most of its ticks to come.
+fn saved(lab: &Lab) {
+    let run = lab.boot("count=20", "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to snapshot");
+    assert_eq!(run.summary.word("finish"), "saved");
+}
+
+/// Adds that bit to leaf 1 of `leaves`.
+fn add_nobodys(leaves: &mut Value) {
+    let leaves = leaves.as_array_mut().expect("leaves");
+    let leaf = leaves.iter_mut().find(|leaf| leaf["function"] == 1).expect("leaf 1");
+    leaf["ecx"] = json!(leaf["ecx"].as_u64().unwrap() | NOBODYS);
+}
+
+/// The guest in `state` saw that bit.
+fn guest_saw_nobodys(state: &Path) {
+    change_sections(state, |name, mut payload| {
+        if name == "cpus" {
+            add_nobodys(&mut payload["user"][0]["cpuid"]);
+        }
+        Some(payload)
+    });
+}
+
+const REASON: [&str; 2] = ["this host lacks CPU features that the guest saw", "CPUID.1:ECX[16]"];
+
+// Catches: a feature check that is left out when the host is known, or asked for nothing when it is not.
+#[test]
+fn features_are_compared_on_every_host() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    saved(&lab);
+    let state = lab.path("snapshot/state");
+    guest_saw_nobodys(&state);
+    // On the boot that it was saved on.
+    lab.run("restore snapshot").refused(3, &REASON);
+    // A snapshot without a note, as it comes from a host that does not tell who it is.
+    change_sections(&state, |name, payload| (name != "host").then_some(payload));
+    lab.run("restore snapshot").refused(3, &REASON);
+}
+
+// Catches: a note that is never believed.
+#[test]
+fn on_the_same_boot_the_note_counts() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    saved(&lab);
+    let state = lab.path("snapshot/state");
+    guest_saw_nobodys(&state);
+    change_sections(&state, |name, mut payload| {
+        if name == "host" {
+            add_nobodys(&mut payload["features"]);
+        }
+        Some(payload)
+    });
+    lab.restore("snapshot", "").in_order(16);
+}
+
+// Catches: what was only pretended, noted as what the host does.
+#[test]
+fn a_pretended_host_is_not_noted() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to snapshot --emulate-host swallow-deadline";
+    let _ = lab.boot("count=20", flags);
+    let mut noted = 0;
+    change_sections(&lab.path("snapshot/state"), |name, payload| {
+        if name == "host" {
+            noted += 1;
+            assert_eq!(payload["facts"], Value::Null, "{payload:#}");
+        }
+        Some(payload)
+    });
+    assert_eq!(noted, 1);
+}
+
+// Catches: another boot's features, or another KVM's, taken for this one's.
+#[test]
+fn a_note_of_another_host_is_not_believed() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    saved(&lab);
+    let state = lab.path("snapshot/state");
+    let original = fs::read(&state).unwrap();
+    type Change = fn(&mut Value);
+    let others: [Change; 3] = [
+        |host| host["boot"] = json!("00000000-0000-4000-8000-000000000000"),
+        |host| host["kvm"][0] = json!(host["kvm"][0].as_u64().unwrap() + 1),
+        |host| host["kvm"][2] = json!(host["kvm"][2].as_i64().unwrap() ^ 1),
+    ];
+    for other in others {
+        fs::write(&state, &original).unwrap();
+        guest_saw_nobodys(&state);
+        change_sections(&state, |name, mut payload| {
+            if name == "host" {
+                add_nobodys(&mut payload["features"]);
+                other(&mut payload["host"]);
+            }
+            Some(payload)
+        });
+        lab.run("restore snapshot").refused(3, &REASON);
+    }
+}
+
+// Catches: what is remembered changing what a guest does; a note that is lost when the VM is saved again, or a merged one.
+#[test]
+fn the_note_changes_nothing_but_the_way_there() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    saved(&lab);
+    let note = |dir: &str| -> Value {
+        let shown = lab.run(&format!("snapshot show --json {dir}")).expect(0).stdout;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let sections = shown["sections"].as_array().unwrap();
+        sections.iter().find(|section| section["name"] == "host").expect("a note")["payload"].clone()
+    };
+    lab.run("restore snapshot --save-at 60ms --save-to again").expect(0);
+    lab.run("snapshot merge again merged").expect(0);
+    assert_eq!([note("again"), note("merged")], [note("snapshot"), note("snapshot")]);
+
+    let known = lab.restore("snapshot", "");
+    let trace = fs::read(lab.path("trace")).unwrap();
+    change_sections(&lab.path("snapshot/state"), |name, payload| (name != "host").then_some(payload));
+    let unknown = lab.restore("snapshot", "");
+    known.in_order(16);
+    unknown.in_order(16);
+    assert!(fs::read(lab.path("trace")).unwrap() == trace, "the traces differ");
+}

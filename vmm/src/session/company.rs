@@ -1,0 +1,135 @@
+//! The threads beside the machine's own, and when they start.
+//!
+//! A thread takes a tenth of the time that a restored guest needs to its first exit: to be made, and by what it does to the
+//! address space that two CPUs then share. So the machine has the process to itself for [`HEAD_START`].
+
+use std::{
+    fs::File,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    thread::{self, Scope, ScopedJoinHandle},
+    time::Duration,
+};
+
+use event_manager::{EventManager, SubscriberOps};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Request, SessionError, Subscriber, events, proof::Prover};
+use crate::{run::mailbox::Mailbox, snapshot::machine::Unverified};
+
+/// VM time that the guest may run before anybody hears a signal, reads its console's input, or verifies its memory.
+pub(super) const HEAD_START: Duration = Duration::from_millis(2);
+
+/// What the threads are to do.
+pub(super) struct Duties<'env> {
+    /// Whom the event loop tells of events.
+    pub subscribers: Vec<Subscriber>,
+    /// Readable when the machine is done.
+    pub done: &'env EventFd,
+    /// Where requests go.
+    pub inbox: &'env Mailbox<Request>,
+    /// What is to be verified, and by whom.
+    pub proving: Option<(Prover, &'env Unverified)>,
+}
+
+/// The threads.
+pub(super) struct Company<'scope, 'env: 'scope> {
+    scope: &'scope Scope<'scope, 'env>,
+    threads: Threads<'scope, 'env>,
+}
+
+enum Threads<'scope, 'env> {
+    NotYet(Duties<'env>),
+    Running(ScopedJoinHandle<'scope, Result<(), SessionError>>),
+    /// Why they could not be started.
+    None(String),
+}
+
+impl<'scope, 'env> Company<'scope, 'env> {
+    pub(super) fn new(scope: &'scope Scope<'scope, 'env>, duties: Duties<'env>) -> Self {
+        Self { scope, threads: Threads::NotYet(duties) }
+    }
+
+    /// Starts the threads if they do not run yet.
+    ///
+    /// # Errors
+    /// If they cannot be started: now, and whenever it is asked for again.
+    pub(super) fn start(&mut self) -> Result<(), SessionError> {
+        let unknown = Threads::None("it was interrupted".to_owned());
+        self.threads = match std::mem::replace(&mut self.threads, unknown) {
+            Threads::NotYet(duties) => {
+                let scope = self.scope;
+                let thread = thread::Builder::new().name("events".to_owned());
+                match thread.spawn_scoped(scope, move || attend(scope, duties)) {
+                    Ok(thread) => Threads::Running(thread),
+                    Err(error) => Threads::None(error.to_string()),
+                }
+            }
+            started => started,
+        };
+        match &self.threads {
+            Threads::None(why) => Err(events(why)),
+            Threads::NotYet(_) | Threads::Running(_) => Ok(()),
+        }
+    }
+
+    /// Waits for the event loop, which the machine has told that it is done.
+    ///
+    /// # Errors
+    /// Those of the event loop.
+    pub(super) fn part(self) -> Result<(), SessionError> {
+        match self.threads {
+            Threads::Running(thread) => thread.join().map_err(|_| SessionError::Lost)?,
+            Threads::NotYet(_) | Threads::None(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether the machine's thread can be left alone: what it prints goes somewhere. On a console that takes nothing it would
+/// stop, with nobody there to hear a signal.
+///
+/// So it is for a file; for a pipe that can be written to, which has room for a page (pipe(7), "PIPE_BUF"), more than a
+/// guest prints in the head start, where each byte is a system call; and for `/dev/null`. What a terminal or a socket has
+/// room for, nothing tells.
+pub(super) fn console_takes_output() -> bool {
+    let out = std::io::stdout();
+    let Ok(file) = out.as_fd().try_clone_to_owned().map(File::from) else { return false };
+    let Ok(metadata) = file.metadata() else { return false };
+    if metadata.file_type().is_fifo() {
+        let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+        return poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+    }
+    // Linux, devices.txt: 1:3 is /dev/null.
+    let null = metadata.file_type().is_char_device() && metadata.rdev() == nix::sys::stat::makedev(1, 3);
+    metadata.is_file() || null
+}
+
+fn attend<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, duties: Duties<'env>) -> Result<(), SessionError> {
+    let Duties { subscribers, done, inbox, proving } = duties;
+    let begun = proving.map_or(Ok(()), |(prover, unverified)| {
+        let thread = thread::Builder::new().name("verify".to_owned());
+        thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map(drop).map_err(events)
+    });
+    let waited = begun.and_then(|()| wait(subscribers, done));
+    if waited.is_err() {
+        // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
+        let _ = inbox.post(Request::Stop);
+    }
+    waited
+}
+
+/// The event loop, until the machine is done.
+fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
+    let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
+    for subscriber in subscribers {
+        manager.add_subscriber(subscriber);
+    }
+    // Reading resets the counter: it says done exactly once.
+    while done.read().is_err() {
+        manager.run().map_err(events)?;
+    }
+    Ok(())
+}
