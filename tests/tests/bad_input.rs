@@ -7,7 +7,7 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
@@ -277,4 +277,22 @@ fn forbidden_dev_kvm() {
     let mut command = Command::new(program);
     command.arg("--guest").arg(image).current_dir("/").uid(NOBODY).gid(NOBODY);
     finish(&mut command).refused(3, &["/dev/kvm", "Permission denied"]);
+}
+
+// Catches: a panic of a command whose output nobody wants any more (`vmm snapshot show … | head -1`).
+#[test]
+fn output_that_nobody_reads() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    saved(&lab);
+    for command in ["snapshot show snapshot", "snapshot show --json snapshot", "doctor --json"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = lab.vmm(command).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{command}: {said}");
+        assert_eq!(said, "vmm: cannot write to standard output: Broken pipe (os error 32)\n", "{command}");
+    }
 }

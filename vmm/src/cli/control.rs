@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context, Result};
 use vmm::control::{self, Command, api};
 
-use super::args::{Ctl, CtlCommand};
+use super::{
+    args::{Ctl, CtlCommand},
+    text::Text,
+};
 
 pub fn ctl(args: &Ctl) -> Result<ExitCode> {
     let command = match &args.command {
@@ -34,7 +37,7 @@ pub fn ctl(args: &Ctl) -> Result<ExitCode> {
     };
     let answer = control::call(&args.api_sock, &command)?;
     if !answer.is_null() {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        Text::json(&answer)?.print()?;
     }
     Ok(ExitCode::SUCCESS)
 }

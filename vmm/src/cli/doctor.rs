@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use vmm::doctor;
 
-use super::args::Doctor;
+use super::{args::Doctor, text::Text};
 
 pub fn run(args: &Doctor) -> Result<ExitCode> {
     let report = doctor::examine(args.emulate_host.map(Into::into))?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        Text::json(&report)?.print()?;
     } else {
-        print!("{}", doctor::text::render(&report));
+        Text::from(doctor::text::render(&report)).print()?;
     }
     Ok(ExitCode::SUCCESS)
 }

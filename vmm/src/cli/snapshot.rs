@@ -10,7 +10,10 @@ use vmm::{
     snapshot,
 };
 
-use super::args::{Snapshot, SnapshotCommand};
+use super::{
+    args::{Snapshot, SnapshotCommand},
+    text::Text,
+};
 
 pub fn run(args: &Snapshot) -> Result<ExitCode> {
     match &args.command {
@@ -25,20 +28,21 @@ pub fn run(args: &Snapshot) -> Result<ExitCode> {
 fn show(dir: &Path, json: bool) -> Result<ExitCode> {
     let overview = snapshot::machine::show(dir)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&overview)?);
+        Text::json(&overview)?.print()?;
         return Ok(ExitCode::SUCCESS);
     }
     let state = snapshot::machine::load_state(dir)?;
-    println!("{}", overview.dir);
+    let mut text = Text::default();
+    text.line(&overview.dir);
     for section in &overview.sections {
-        println!("  {:<12} version {}  {:>6} bytes", section.name, section.version, section.bytes);
+        text.line(format_args!("  {:<12} version {}  {:>6} bytes", section.name, section.version, section.bytes));
     }
     if let [_, below @ ..] = overview.chain.as_slice()
         && !below.is_empty()
     {
         for link in &overview.chain {
             let id: String = hex::encode(link.id).chars().take(16).collect();
-            println!("  {:<12} {id}  {:>6} pages  {}", "chain", link.pages, link.dir);
+            text.line(format_args!("  {:<12} {id}  {:>6} pages  {}", "chain", link.pages, link.dir));
         }
     }
     let moment = state.clock.moment;
@@ -46,18 +50,18 @@ fn show(dir: &Path, json: bool) -> Result<ExitCode> {
         LapicKind::User => "vmm's",
         LapicKind::Kvm => "KVM's",
     };
-    println!("  image {}, {} vCPU, {lapic} LAPIC", state.machine.image, state.cpus.count());
-    println!(
+    text.line(format_args!("  image {}, {} vCPU, {lapic} LAPIC", state.machine.image, state.cpus.count()));
+    text.line(format_args!(
         "  saved at TSC {} ({}), VM time {} ns, {} time, TSC source {}",
         moment.tsc.0,
         moment.khz,
         moment.vm.0,
         state.machine.time.as_str(),
         state.machine.source.as_str()
-    );
-    let tell = |index, rip, halted, armed: Armed| {
+    ));
+    let mut tell = |index, rip, halted, armed: Armed| {
         let halted = if halted { " (halted)" } else { "" };
-        println!("  cpu {index}: RIP {rip:#x}{halted}, timer {armed:?}");
+        text.line(format_args!("  cpu {index}: RIP {rip:#x}{halted}, timer {armed:?}"));
     };
     match &state.cpus {
         CpuStates::User(cpus) => {
@@ -71,5 +75,6 @@ fn show(dir: &Path, json: bool) -> Result<ExitCode> {
             }
         }
     }
+    text.print()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,13 +1,20 @@
-//! Text for people, made whole and then written: a closed pipe is an error, not a panic.
+//! What commands print, made whole and then written: a closed pipe is an error, not a panic.
 
 use std::{fmt::Display, io::Write, ops::Range};
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use serde::Serialize;
 
 /// Lines and tables.
 #[derive(Default)]
 pub struct Text(String);
+
+impl From<String> for Text {
+    fn from(lines: String) -> Self {
+        Self(lines)
+    }
+}
 
 impl Text {
     /// One more line.
@@ -26,6 +33,11 @@ impl Text {
         for line in table.to_string().lines() {
             self.line(line.trim_end());
         }
+    }
+
+    /// `value` as JSON, indented.
+    pub fn json(value: &impl Serialize) -> Result<Self> {
+        Ok(Self(serde_json::to_string_pretty(value)? + "\n"))
     }
 
     /// Writes it to standard output.

@@ -27,6 +27,7 @@ use super::{
     output::{self, Results},
     progress::Progress,
     run_files::read as read_traces,
+    text::Text,
 };
 use judgement::Verdict;
 
@@ -142,7 +143,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     let ok = rows.iter().all(|row| row.verdict.as_expected());
     if args.json {
         let json = Json { schema: "vmm-demo/1", time: time.as_str(), booted_at_khz: BASE_KHZ, hz: HZ, rows: &rows, ok };
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        Text::json(&json)?.print()?;
     } else if !results.use_stdout() {
         table::text(&rows, time).print()?;
     }
