@@ -308,6 +308,10 @@ fn a_console_that_takes_nothing_does_not_keep_signals_out() {
     if !kvm() {
         return;
     }
+    if fs::read_to_string("/proc/self/syscall").is_err() {
+        eprintln!("skipped: this host does not tell what a process waits in");
+        return;
+    }
     let lab = Lab::new();
     let (_unread, mut full) = std::io::pipe().unwrap();
     let flags = OFlag::from_bits_retain(fcntl(&full, FcntlArg::F_GETFL).unwrap());
@@ -320,13 +324,13 @@ fn a_console_that_takes_nothing_does_not_keep_signals_out() {
     let pid = i32::try_from(vmm.id()).unwrap();
     // proc(5): the number of the system call that it waits in, write(2), and its first argument.
     let writes = || fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|call| call.starts_with("1 0x1 "));
-    assert!(
-        (0..LOOKS).any(|_| writes() || {
-            thread::sleep(LOOK_AGAIN);
-            false
-        }),
-        "it does not print"
-    );
+    for _ in 0..LOOKS {
+        if writes() {
+            break;
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+    assert!(writes(), "it does not print");
     for _ in 0..500 {
         if vmm.try_wait().unwrap().is_some() {
             break;

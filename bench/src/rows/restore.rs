@@ -95,8 +95,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     ];
     let mut measured = Measured::default();
     // By twos and threes: the end of a process with 4 GiB leaves the kernel work, and memory that it just had in its caches,
-    // to whoever comes next.
-    // What comes next is somewhere in the middle of what the guest prints.
+    // to whoever comes next. No text is asked for: the guest goes on in the middle of one.
     let mut pair =
         [timed(&vmm_small, "", || Ok(small.by_vmm(lab))), timed(&floor_small, "", || Ok(small.by_floor(lab)))];
     let mut three = [
