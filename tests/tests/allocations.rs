@@ -38,8 +38,14 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
     let outputs = Outputs::new(Box::new(io::sink()), None);
     let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");
     let mut run = |ms: u64| {
-        let outcome = machine.run(&Undisturbed, Some(VmTime(ms * 1_000_000))).expect("a run");
-        assert_eq!(outcome, Outcome::Reached);
+        loop {
+            match machine.run(&Undisturbed, Some(VmTime(ms * 1_000_000))).expect("a run") {
+                Outcome::Reached => break,
+                // A busy machine may stop anybody for a while.
+                Outcome::HostStopped { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
     };
     run(300);
     let region = Region::new(GLOBAL);
@@ -55,8 +61,10 @@ fn a_tick_allocates_nothing() {
         return;
     }
     for time in [TimeMode::Real, TimeMode::Virtual] {
-        let (few, many) = (allocations(time, 100), allocations(time, 600));
-        // What grows by doubling may grow once more.
-        assert!(many <= few + 4, "{time:?}: 500 ticks more took {few} allocations to {many}");
+        // What grows by doubling may grow once more. A histogram grows also with the lateness that a busy machine makes: one
+        // try in which it does not is enough, since what each turn allocates shows in every try.
+        let tries: Vec<_> = (0..3).map(|_| (allocations(time, 100), allocations(time, 600))).collect();
+        let grown = |(few, many): &(usize, usize)| many > &(few + 4);
+        assert!(!tries.iter().all(grown), "{time:?}: allocations for 100 and for 600 ticks: {tries:?}");
     }
 }

@@ -148,7 +148,7 @@ fn vm_time(length: Duration) -> VmTime {
 }
 
 fn tell(report: &Report) {
-    let Report { finish, summary, costs: _, vm_ns, migrations } = report;
+    let Report { finish, summary, costs: _, vm_ns, migrations, host_stops: _ } = report;
     let (late, host) = (&summary.late_by_guest, summary.late_by_host);
     let micros = |ns: u64| humantime::format_duration(Duration::from_nanos(ns / 1000 * 1000)).to_string();
     let by_host = |what: fn(Lateness) -> u64| host.map_or_else(|| "-".to_owned(), |late| micros(what(late)));

@@ -38,6 +38,8 @@ struct SummaryFile<'a> {
     detail: Option<String>,
     vm_ns: VmTime,
     migrations: u64,
+    /// How often no vCPU ran for a while, although nobody had asked for that.
+    host_stops: u64,
     lost: u64,
     ticks: &'a Summary,
     costs: &'a Costs,
@@ -86,7 +88,7 @@ impl Files {
             Finish::TimedOut { cpus, .. } => ("timed out", Some(cpus.join("; ")), false),
         };
         let lost = report.summary.lost(ended);
-        let Report { vm_ns, migrations, summary: ticks, costs, finish: _ } = report;
+        let Report { vm_ns, migrations, host_stops, summary: ticks, costs, finish: _ } = report;
         if let Some(file) = self.summary {
             let content = SummaryFile {
                 schema: SUMMARY_SCHEMA,
@@ -94,6 +96,7 @@ impl Files {
                 detail: detail.clone(),
                 vm_ns: *vm_ns,
                 migrations: *migrations,
+                host_stops: *host_stops,
                 lost,
                 ticks,
                 costs,
@@ -110,6 +113,7 @@ impl Files {
                 .fact("VM time", format!("{} ms", units::exact_ms(vm_ns.0)))
                 .fact("the run", finish)
                 .fact("migrations", units::grouped(*migrations))
+                .fact("stopped by the host", units::grouped(*host_stops))
                 .fact("intervals last, since the last", intervals);
         let counts = [
             ("ticks", ticks.ticks),

@@ -1,9 +1,9 @@
 //! The grammar of `vmm sweep`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 use clap::{
-    Args, Subcommand, ValueEnum,
+    Arg, Args, Command, Subcommand, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use vmm::{
@@ -54,8 +54,8 @@ pub struct Sweep {
     /// Which instruction boundaries are points: all, those after an exit to the VMM, or those after an RDTSC.
     #[arg(long, value_enum, value_name = "WHAT", default_value = "instruction")]
     pub every: Every,
-    /// Frequencies to migrate to, as multiples of the present one.
-    #[arg(long, value_name = "RATIO,…", value_delimiter = ',', default_value = "0.5,2")]
+    /// Frequencies to migrate to, as multiples of the present one; by default 0.5,2, and 1 for --inject host-stop.
+    #[arg(long, value_name = "RATIO,…", value_delimiter = ',')]
     pub ratio: Vec<Ratio>,
     /// What becomes of a deadline in flight.
     #[arg(long, value_enum, value_name = "POLICY", default_value = "rescale")]
@@ -67,7 +67,7 @@ pub struct Sweep {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s")]
     pub downtime_length: Duration,
     /// Let every restore go wrong in this way.
-    #[arg(long, value_name = "FAULT", value_parser = fault())]
+    #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
     pub inject: Option<Fault>,
     /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in what
     /// it arms after the migration.
@@ -149,10 +149,37 @@ impl From<Every> for sweep::Every {
     }
 }
 
-/// A fault by its name: the list is [`Fault::ALL`].
-fn fault() -> impl TypedValueParser<Value = Fault> {
-    let names = Fault::ALL.map(|fault| PossibleValue::new(fault.as_str()).help(fault.story()));
-    PossibleValuesParser::new(names).try_map(|name| Fault::from_name(&name).ok_or("no such fault"))
+/// A fault by its name.
+#[derive(Clone)]
+struct FaultParser;
+
+impl TypedValueParser for FaultParser {
+    type Value = Fault;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Fault, clap::Error> {
+        if let Some(fault) = value.to_str().and_then(Fault::from_name) {
+            return Ok(fault);
+        }
+        // It names the argument, what was given and what could be.
+        PossibleValuesParser::new(possible_faults()).parse_ref(command, arg, value)?;
+        Err(clap::Error::raw(
+            clap::error::ErrorKind::ValueValidation,
+            format!("--inject {}: write host-stop=LENGTH, with a LENGTH of 1ns to 1h\n", value.display()),
+        ))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(possible_faults().into_iter()))
+    }
+}
+
+fn possible_faults() -> Vec<PossibleValue> {
+    let all = Fault::ALL.into_iter().chain([Fault::HostStop(Duration::ZERO)]);
+    all.map(|fault| {
+        let name = if matches!(fault, Fault::HostStop(_)) { "host-stop=LENGTH" } else { fault.as_str() };
+        PossibleValue::new(name).help(fault.story())
+    })
+    .collect()
 }
 
 fn shard(text: &str) -> Result<Shard, String> {

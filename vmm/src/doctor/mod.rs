@@ -117,7 +117,7 @@ pub struct Verdict {
 pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let env = HostEnvironment::open(emulated)?;
     let (host, supported, facts) = (&env.host, env.supported()?, env.facts()?);
-    let khz = env.clock.khz().get();
+    let khz = env.clock.as_it_is().khz().get();
     let mut tsc_scaling = Vec::new();
     for asked_khz in [khz.saturating_mul(2), khz / 2] {
         let rate = probe::tsc_rate(host, supported, khz, asked_khz)?;

@@ -12,7 +12,6 @@ use super::{
     cpu::Local,
     ipi,
     platform::{Ram, lock},
-    source::TscSource,
     trace::Event,
 };
 use crate::{
@@ -32,20 +31,29 @@ const APIC_PAGE: u64 = 0x1000;
 pub(super) struct Access<'a> {
     pub local: &'a mut Local,
     pub platform: &'a Platform,
-    /// IA32_APIC_BASE changed: KVM must be told.
-    pub apic_base_changed: bool,
+    /// What KVM must be told.
+    pub changed: Changed,
+}
+
+/// What KVM must be told after an access, besides its completion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changed {
+    /// IA32_APIC_BASE.
+    pub apic_base: bool,
+    /// The guest moved its TSC.
+    pub tsc: bool,
 }
 
 impl<'a> Access<'a> {
     pub(super) fn new(local: &'a mut Local, platform: &'a Platform) -> Self {
-        Self { local, platform, apic_base_changed: false }
+        Self { local, platform, changed: Changed::default() }
     }
 
     /// An operation passes; the instant at which it takes effect.
     pub(super) fn operation(&mut self) -> Now {
-        let mut clock = lock(&self.platform.clock);
+        let (mut clock, host) = self.platform.read_clock();
         clock.spend_operation();
-        self.local.now(&clock)
+        self.local.now(&clock, host)
     }
 
     fn trace(&self, now: Now, event: &Event<'_>) {
@@ -59,7 +67,7 @@ impl<'a> Access<'a> {
     }
 
     fn apply(&mut self, effects: Effects) {
-        self.apic_base_changed |= effects.base_changed;
+        self.changed.apic_base |= effects.base_changed;
         // Without an I/O APIC nobody waits for an EOI.
         if let Some(ipi) = effects.ipi {
             ipi::send(self.platform, self.local, ipi);
@@ -81,13 +89,14 @@ impl<'a> Access<'a> {
 
     /// The guest moved its TSC by `delta`, modulo 2^64.
     fn move_tsc(&mut self, adjust: u64) -> Result<(), GpFault> {
-        if lock(&self.platform.clock).source() != TscSource::Trapped {
+        if !lock(&self.platform.clock).tsc_moves() {
             log::warn!(
-                "the guest's write of its TSC gets a #GP: only the trapped TSC source can move it (--tsc trapped)"
+                "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
             );
             return Err(GpFault);
         }
         self.local.tsc_adjust = adjust;
+        self.changed.tsc = true;
         if self.platform.posts.len() > 1 {
             // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between
             // would have been told wrong.
@@ -122,7 +131,7 @@ impl<'a> Access<'a> {
 
     /// Publishes this CPU's page, if it has one.
     fn publish(&mut self) -> Result<(), GpFault> {
-        if let Some(post) = usize::try_from(self.local.index).ok().and_then(|index| self.platform.posts.get(index)) {
+        if let Some(post) = self.platform.post(self.local.index) {
             post.page.store(self.local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
         }
         let page = lock(&self.platform.clock).page(self.local.tsc_adjust);

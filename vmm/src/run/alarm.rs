@@ -10,8 +10,9 @@ use super::{
     bell::Bell,
     cpu::{Cpu, Local},
     early::Early,
+    host_stop::Pulse,
     idle,
-    platform::lock,
+    platform::{Post, lock},
     wire,
 };
 use crate::{
@@ -49,6 +50,7 @@ pub(super) struct Alarm {
     /// What that is set for, and the host TSC from which on it may come.
     stop: Option<(GuestTsc, HostTsc)>,
     early: Early,
+    pulse: Pulse,
     /// Up to when time was counted for [`Early::earn`].
     earned: HostTsc,
 }
@@ -94,6 +96,7 @@ impl Alarm {
             stop_timer: KickTimer::new()?,
             stop: None,
             early: Early::new(platform.poll),
+            pulse: Pulse::new()?,
             earned,
         })
     }
@@ -112,6 +115,24 @@ impl Alarm {
                 self.set_for_deadline(local, platform);
             }
         }
+    }
+
+    /// Real time: the vCPU of `post` is about to be entered, as the clock was when the host's TSC was `read`. False if it must
+    /// not be: see [`Pulse::enter`].
+    pub(super) fn enter(&mut self, platform: &Platform, post: &Post, read: HostTsc) -> bool {
+        let host = lock(&platform.clock).host();
+        self.pulse.enter(platform, post, host, read)
+    }
+
+    /// Real time: the vCPU of `post` waits; `deaf`: for nothing that a timer could bring.
+    pub(super) fn idle(&self, platform: &Platform, post: &Post, deaf: bool) {
+        let due = match self.armed {
+            Some(Armed::At(call)) if !deaf => Some(call.due),
+            Some(Armed::Come(due)) if !deaf => Some(due),
+            _ => None,
+        };
+        let now = lock(&platform.clock).host().tsc();
+        post.last_run.idle(now, due);
     }
 
     fn set_for_stop(&mut self, platform: &Platform, stop: Option<GuestTsc>) {
@@ -229,9 +250,10 @@ impl Alarm {
         if kicked && self.stop.is_some_and(|(_, soonest)| now >= soonest) {
             self.stop = None;
         }
+        let for_pulse = kicked && self.pulse.came(now);
         let Some(Armed::At(call)) = self.armed else { return };
         if !call.came(host, now) {
-            if kicked {
+            if kicked && !for_pulse {
                 self.armed = None;
             }
             return;

@@ -13,6 +13,7 @@ use super::{
     clock::Clock,
     cpu::{Cpu, Local},
     judge::JudgeState,
+    paused::Paused,
     platform::{Deaf, Post, lock},
     turns::Turns,
 };
@@ -21,7 +22,6 @@ use crate::{
     devices::{Devices, PicState, PitState, SerialState},
     kvm::Running,
     pvclock::WallRegistration,
-    time::Moment,
 };
 
 /// What a [`Post`] holds.
@@ -37,7 +37,7 @@ pub(super) struct Checkpoint {
     wall: WallRegistration,
     judge: JudgeState,
     tsc_stable: bool,
-    paused: Option<Moment>,
+    paused: Option<Paused>,
 }
 
 impl Machine {
@@ -45,7 +45,8 @@ impl Machine {
     pub(super) fn checkpoint(&mut self) -> Checkpoint {
         // Before the clock is locked: a traced tick asks it for the time.
         lock(&self.platform.judge).read_rings(&self.platform);
-        let post = |Post { bell: _, inbox, route, deaf, page }: &Post| {
+        // Only real time asks when a vCPU last ran.
+        let post = |Post { bell: _, inbox, route, deaf, page, last_run: _ }: &Post| {
             (lock(inbox).clone(), *lock(route), *lock(deaf), page.load(Ordering::Relaxed))
         };
         Checkpoint {

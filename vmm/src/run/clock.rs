@@ -10,7 +10,7 @@ use crate::{
     kvm::KvmClock,
     time::{
         AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostClock, HostTsc, JudgeClock, Khz, Moment, Now, PageClock,
-        Scale, Timeline, VmTime, adjust, host::wall_ns,
+        Scale, Stood, Timeline, VmTime, adjust, host::wall_ns,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -31,12 +31,14 @@ pub struct Clock {
     source: TscSource,
     mode: TimeMode,
     host: HostClock,
+    /// The guest's TSC can be given any value.
+    tsc_moves: bool,
+    /// Source `host` or `scaled`: the offset that KVM adds to a vCPU's TSC.
+    vcpu_offset: u64,
     khz: Khz,
     timeline: Timeline,
     page: PageClock,
     judge: JudgeClock,
-    /// Unix nanoseconds at VM time 0.
-    wall_ns_at_zero: u64,
     /// Virtual time: operations so far.
     operations: u64,
     /// When the last operation was.
@@ -51,8 +53,6 @@ pub struct ClockState {
     pub moment: Moment,
     /// The judge's clock.
     pub judge: JudgeClock,
-    /// Unix nanoseconds at VM time 0.
-    pub wall_ns_at_zero: u64,
     /// Virtual time: operations so far.
     pub operations: u64,
 }
@@ -63,19 +63,16 @@ impl Clock {
     pub fn new(source: TscSource, mode: TimeMode, host: HostClock, khz: Khz) -> Self {
         let tsc = GuestTsc(0);
         let page = PageClock { tsc_timestamp: tsc, system_time: VmTime(0), scale: Scale::from_khz(khz) };
-        let wall_ns_at_zero = match mode {
-            TimeMode::Real => wall_ns(),
-            TimeMode::Virtual => VIRTUAL_EPOCH_NS,
-        };
         Self {
             source,
             mode,
             host,
+            tsc_moves: source == TscSource::Trapped,
+            vcpu_offset: 0,
             khz,
             timeline: Timeline::Stopped { tsc },
             page,
             judge: JudgeClock::start(VmTime(0), tsc, khz),
-            wall_ns_at_zero,
             operations: 0,
             last_operation: host.tsc(),
         }
@@ -84,16 +81,17 @@ impl Clock {
     /// A stopped clock as it was saved.
     #[must_use]
     pub fn from_state(source: TscSource, mode: TimeMode, host: HostClock, state: &ClockState) -> Self {
-        let ClockState { moment, judge, wall_ns_at_zero, operations } = *state;
+        let ClockState { moment, judge, operations } = *state;
         Self {
             source,
             mode,
             host,
+            tsc_moves: source == TscSource::Trapped,
+            vcpu_offset: 0,
             khz: moment.khz,
             timeline: Timeline::Stopped { tsc: moment.tsc },
             page: moment.page,
             judge,
-            wall_ns_at_zero,
             operations,
             last_operation: host.tsc(),
         }
@@ -107,15 +105,27 @@ impl Clock {
             source: _,
             mode: _,
             host: _,
+            tsc_moves: _,
+            vcpu_offset: _,
             khz: _,
             timeline: _,
             page: _,
             judge,
-            wall_ns_at_zero,
             operations,
             last_operation: _,
         } = self;
-        ClockState { moment: self.moment(), judge: *judge, wall_ns_at_zero: *wall_ns_at_zero, operations: *operations }
+        ClockState { moment: self.moment(), judge: *judge, operations: *operations }
+    }
+
+    /// Says that KVM moves a guest's TSC by an offset, as a probe saw.
+    pub fn with_tsc_offset(&mut self) {
+        self.tsc_moves = true;
+    }
+
+    /// Whether the guest's TSC can be given any value: because the VMM answers, or by KVM's offset.
+    #[must_use]
+    pub fn tsc_moves(&self) -> bool {
+        self.tsc_moves
     }
 
     /// Where RDTSC answers come from.
@@ -149,22 +159,46 @@ impl Clock {
         PageClock { tsc_timestamp: GuestTsc(self.page.tsc_timestamp.0.wrapping_add(adjust)), ..self.page }
     }
 
-    /// Unix nanoseconds at VM time 0.
+    /// The Unix time of VM time 0, in nanoseconds: real time now minus VM time now (Linux `msr.rst`,
+    /// MSR_KVM_WALL_CLOCK_NEW). So it changes with everything that stops VM time and with every change of the host's wall
+    /// clock. Virtual time has no wall clock, and a constant instead.
     #[must_use]
     pub fn wall_ns_at_zero(&self) -> u64 {
-        self.wall_ns_at_zero
+        match self.mode {
+            TimeMode::Virtual => VIRTUAL_EPOCH_NS,
+            TimeMode::Real => {
+                let before = self.host.tsc();
+                let wall = wall_ns();
+                // The wall clock was read half-way between the two, give or take some ten nanoseconds.
+                let half = self.host.tsc().0.saturating_sub(before.0) / 2;
+                let tsc = self.timeline.tsc(HostTsc(before.0.saturating_add(half)));
+                wall.saturating_sub(self.page.vm_time(tsc).0)
+            }
+        }
     }
 
     /// The base TSC, now.
     #[must_use]
     pub fn tsc(&self) -> GuestTsc {
-        self.timeline.tsc(self.host.tsc())
+        self.tsc_at(self.host.tsc())
+    }
+
+    /// The base TSC when the host's is `host`.
+    #[must_use]
+    pub fn tsc_at(&self, host: HostTsc) -> GuestTsc {
+        self.timeline.tsc(host)
     }
 
     /// Now, for a vCPU with this `adjust`.
     #[must_use]
     pub fn now(&self, adjust: u64) -> Now {
-        let tsc = self.tsc();
+        self.now_at(self.host.tsc(), adjust)
+    }
+
+    /// As [`Self::now`], when the host's TSC was `host`.
+    #[must_use]
+    pub fn now_at(&self, host: HostTsc, adjust: u64) -> Now {
+        let tsc = self.tsc_at(host);
         Now { tsc: GuestTsc(tsc.0.wrapping_add(adjust)), vm: self.page.vm_time(tsc) }
     }
 
@@ -284,9 +318,24 @@ impl Clock {
 
     /// Stops; VM time and TSC then stand still.
     pub fn stop(&mut self) {
-        let now = self.host.tsc();
-        let tsc = self.timeline.tsc(now);
-        self.timeline = Timeline::Stopped { tsc };
+        self.stop_at(self.host.tsc());
+    }
+
+    /// Stops, as of the host TSC `host`: VM time and TSC are what they were then.
+    pub fn stop_at(&mut self, host: HostTsc) {
+        self.timeline.stop(host);
+    }
+
+    /// Whether the guest's TSC counts with the host's, now.
+    #[must_use]
+    pub fn counts_with_host(&self) -> bool {
+        matches!(self.timeline, Timeline::Running { .. })
+    }
+
+    /// Whether the clock stands still.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.timeline, Timeline::Stopped { .. })
     }
 
     /// The instant that a stopped clock shows.
@@ -304,11 +353,10 @@ impl Clock {
         }
     }
 
-    /// Starts a stopped clock again at frequency `khz`: rebases page, TSC and judge.
+    /// Starts a stopped clock again at frequency `khz`, after it `stood` still: rebases page, TSC and judge.
     ///
-    /// `downtime` is how long the VM was saved, if that is not to be measured by wall time; virtual time takes none as
-    /// zero. `held` says that the TSC was at this value when the machine starts and cannot be moved (sources other than
-    /// trapped).
+    /// `hold`: the TSC goes on from its value where it can be moved; false for a machine that has not run yet, whose TSC is
+    /// what the source gives.
     ///
     /// # Errors
     /// [`AdjustError`] if a clock would leave its range.
@@ -317,21 +365,17 @@ impl Clock {
         saved: &Moment,
         khz: Khz,
         policy: DowntimePolicy,
-        downtime: Option<Duration>,
+        stood: Stood,
+        hold: bool,
     ) -> Result<Adjusted, AdjustError> {
         let host = self.host.tsc();
         let held = match self.source {
             TscSource::Trapped => None,
+            TscSource::Host | TscSource::Scaled if self.tsc_moves && hold => None,
             TscSource::Host => Some(GuestTsc(host.0)),
             TscSource::Scaled => Some(self.timeline.tsc(host)),
         };
-        let wall_now = match downtime {
-            Some(length) => saved.wall_ns.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)),
-            None if self.mode == TimeMode::Real => wall_ns(),
-            // Virtual time has no wall to measure a downtime by.
-            None => saved.wall_ns,
-        };
-        let adjusted = adjust::restore(saved, khz, policy, wall_now, held)?;
+        let adjusted = adjust::restore(saved, khz, policy, stood, held)?;
         self.judge.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
         self.khz = khz;
         self.last_operation = host;
@@ -366,9 +410,29 @@ impl Clock {
     }
 
     /// As [`Self::stop`], at the instant of `kvm`.
-    pub fn stop_at(&mut self, kvm: KvmClock) {
+    pub fn stop_with(&mut self, kvm: KvmClock) {
         self.follow(kvm);
         self.timeline = Timeline::Stopped { tsc: self.page.tsc_timestamp };
+    }
+
+    /// A TSC that counts with the host's: how far it is ahead, modulo 2^64.
+    #[must_use]
+    pub fn ahead_of_host(&self) -> u64 {
+        match self.timeline {
+            Timeline::Running { host, tsc, .. } => tsc.0.wrapping_sub(host.0),
+            Timeline::Stopped { .. } | Timeline::Virtual { .. } => 0,
+        }
+    }
+
+    /// KVM adds `offset` to the TSC of each vCPU.
+    pub fn set_vcpu_offset(&mut self, offset: u64) {
+        self.vcpu_offset = offset;
+    }
+
+    /// What KVM is to add to the TSC of a vCPU with this `adjust`; none if the VMM answers, or KVM adds nothing.
+    #[must_use]
+    pub fn vcpu_offset(&self, adjust: u64) -> Option<u64> {
+        (self.source != TscSource::Trapped && self.tsc_moves).then(|| self.vcpu_offset.wrapping_add(adjust))
     }
 
     /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.

@@ -6,10 +6,16 @@ use crate::{
     apic::{Deadline, LocalApic},
     kvm::Vcpu,
     pvclock::Registration,
-    time::Now,
+    time::{HostTsc, Now},
 };
 
-use super::{Platform, RunError, access::Access, clock::Clock, pv_eoi::PvEoi};
+use super::{
+    Platform, RunError,
+    access::{Access, Changed},
+    clock::Clock,
+    platform::lock,
+    pv_eoi::PvEoi,
+};
 
 /// One vCPU.
 pub struct Cpu {
@@ -58,10 +64,10 @@ pub struct Local {
 }
 
 impl Local {
-    /// Now, as this CPU's clocks show it.
+    /// Now, when the host's TSC is `host`, as this CPU's clocks show it.
     #[must_use]
-    pub fn now(&self, clock: &Clock) -> Now {
-        clock.now(self.tsc_adjust)
+    pub fn now(&self, clock: &Clock, host: HostTsc) -> Now {
+        clock.now_at(host, self.tsc_adjust)
     }
 
     /// The next instant at which its timer could interrupt it.
@@ -78,8 +84,19 @@ impl Cpu {
     pub(super) fn drain(&mut self, platform: &Platform) -> Result<(), RunError> {
         let mut access = Access::new(&mut self.local, platform);
         self.vcpu.drain(&mut access)?;
-        if access.apic_base_changed {
+        let changed = access.changed;
+        self.tell_kvm(changed, platform)
+    }
+
+    /// Tells KVM what an access changed. The vCPU must be drained.
+    pub(super) fn tell_kvm(&mut self, changed: Changed, platform: &Platform) -> Result<(), RunError> {
+        if changed.apic_base {
             self.vcpu.set_apic_base(self.local.apic.apic_base());
+        }
+        if changed.tsc
+            && let Some(offset) = lock(&platform.clock).vcpu_offset(self.local.tsc_adjust)
+        {
+            self.vcpu.set_tsc_offset(offset)?;
         }
         Ok(())
     }

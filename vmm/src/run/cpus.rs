@@ -36,7 +36,12 @@ pub(super) fn boot(
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: true,
         pv_eoi: options.pv_eoi,
-        tsc_adjust: chosen.source == TscSource::Trapped,
+        // With the host's TSC a start does not wait for a probe of KVM's offset; `scaled` has been probed anyway.
+        tsc_adjust: match chosen.source {
+            TscSource::Trapped => true,
+            TscSource::Scaled => trial.tsc_offset()?,
+            TscSource::Host => false,
+        },
         tsc_khz: khz,
         cpus: options.cpus,
     };
@@ -172,9 +177,9 @@ pub(super) fn check_features(trial: &Trial<'_>, cpu: &CpuState, chosen: &Chosen)
     if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
         missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
     }
-    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped {
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped && !trial.tsc_offset()? {
         missing.push(format!(
-            "tsc_adjust (a TSC that is not trapped cannot be moved; use --tsc trapped, not {})",
+            "tsc_adjust (KVM does not move a guest's TSC here, so that one from --tsc {} cannot be moved; use --tsc trapped)",
             chosen.source.as_str()
         ));
     }

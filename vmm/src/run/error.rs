@@ -1,5 +1,7 @@
 //! How a run ends, and what can go wrong.
 
+use std::time::Duration;
+
 use crate::{
     boot::{ImageError, RamError, sites::SiteError},
     devices::GuestExit,
@@ -85,6 +87,11 @@ pub enum Outcome {
     Reached,
     /// Somebody wants something: look into the mailbox.
     Requested,
+    /// No vCPU ran for a while, although nobody asked for that. The machine is paused, as of the beginning of that gap.
+    HostStopped {
+        /// The gap's length.
+        length: Duration,
+    },
 }
 
 /// What can go wrong. See [`RunError::is_host`] for who is at fault.
@@ -177,6 +184,7 @@ impl RunError {
                 | Self::Ram(RamError::Size(_))
                 | Self::Image(_)
                 | Self::BadState(_)
+                | Self::Adjust(_)
                 | Self::Sites(_)
         )
     }

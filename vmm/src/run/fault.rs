@@ -1,7 +1,9 @@
-//! Restores that go wrong on purpose, in the ways in which those of real VMMs did.
+//! Restores and stops that go wrong on purpose, in the ways in which those of real VMMs did.
 //!
 //! A fault bends one step of [`super::Machine::resume`] and nothing else, so that what the guest then does is the fault's
 //! doing. To add one: a variant, its line in [`Fault::ALL`], its name and story, and the step that it bends.
+
+use std::{fmt, time::Duration};
 
 use crate::{
     apic::Armed,
@@ -25,6 +27,8 @@ pub enum Fault {
     TscJump,
     /// The page's base is a TSC that is read one millisecond after the one the guest goes on with.
     PageBaseAhead,
+    /// No restore at all: the host stops the VMM for so long, and the guest's clocks go on meanwhile.
+    HostStop(Duration),
 }
 
 /// How far [`Fault::TscJump`] jumps.
@@ -33,7 +37,7 @@ const JUMP_NS: u64 = 1_000_000_000;
 const AHEAD_NS: u64 = 1_000_000;
 
 impl Fault {
-    /// All of them.
+    /// All that need nothing said about them: [`Fault::HostStop`] is missing.
     pub const ALL: [Self; 7] = [
         Self::DeadlineBeforeLapic,
         Self::DeadlineBeforeTsc,
@@ -44,7 +48,10 @@ impl Fault {
         Self::PageBaseAhead,
     ];
 
-    /// The name on the command line and in results.
+    /// What [`Fault::HostStop`] begins with on the command line.
+    pub const HOST_STOP: &'static str = "host-stop";
+
+    /// The name on the command line and in results, without the length of a [`Fault::HostStop`].
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,6 +62,7 @@ impl Fault {
             Self::ZeroToNow => "zero-to-now",
             Self::TscJump => "tsc-jump",
             Self::PageBaseAhead => "page-base-ahead",
+            Self::HostStop(_) => Self::HOST_STOP,
         }
     }
 
@@ -86,13 +94,31 @@ impl Fault {
                 "page and TSC are taken at different instants: the page's base is a TSC that the guest reaches only 1 ms later, \
                  and until then the unsigned difference wraps"
             }
+            Self::HostStop(_) => {
+                "the VMM's process is stopped (SIGSTOP, a frozen cgroup, a host that sleeps) and nobody notices: the guest's clocks \
+                 go on, its timers are late, and it is not told; no migration, so --ratio is 1"
+            }
         }
     }
 
-    /// The fault of this name.
+    /// The fault of this name; a [`Fault::HostStop`] has its length after `=`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|fault| fault.as_str() == name)
+        let host_stop = || {
+            let (name, length) = name.split_once('=')?;
+            let length = humantime::parse_duration(length).ok()?;
+            // At most an hour: the sweep waits for the ticks after it.
+            (name == Self::HOST_STOP && (1..=3_600_000_000_000).contains(&length.as_nanos())).then_some(length)
+        };
+        Self::ALL.into_iter().find(|fault| fault.as_str() == name).or_else(|| host_stop().map(Self::HostStop))
+    }
+
+    /// How long the guest's clocks go on while it does not run.
+    pub(super) fn host_stop(self) -> Option<Duration> {
+        match self {
+            Self::HostStop(length) => Some(length),
+            _ => None,
+        }
     }
 
     /// What the timer waits for, given what it should; `now` is the vCPU's, after the restore.
@@ -109,7 +135,7 @@ impl Fault {
     /// The page that is published, given the right one; none = the old one stays.
     pub(super) fn page(self, page: PageClock, khz: Khz) -> Option<PageClock> {
         match self {
-            Self::PageNotRepublished => None,
+            Self::PageNotRepublished | Self::HostStop(_) => None,
             Self::PageBaseAhead => Some(PageClock {
                 tsc_timestamp: GuestTsc(page.tsc_timestamp.0.saturating_add(ticks(AHEAD_NS, khz))),
                 system_time: VmTime(page.system_time.0.saturating_add(AHEAD_NS)),
@@ -121,12 +147,22 @@ impl Fault {
 
     /// Whether the guest is told that it was stopped.
     pub(super) fn tells_stopped(self) -> bool {
-        self != Self::NoGuestStopped
+        !matches!(self, Self::NoGuestStopped | Self::HostStop(_))
     }
 
     /// How far the TSC jumps, in ticks.
     pub(super) fn tsc_jump(self, khz: Khz) -> u64 {
         if self == Self::TscJump { ticks(JUMP_NS, khz) } else { 0 }
+    }
+}
+
+impl fmt::Display for Fault {
+    /// As [`Fault::from_name`] takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HostStop(length) => write!(f, "{}={}", self.as_str(), humantime::format_duration(*length)),
+            _ => f.write_str(self.as_str()),
+        }
     }
 }
 
@@ -146,7 +182,12 @@ mod tests {
             assert_eq!(Fault::from_name(fault.as_str()), Some(fault));
             assert!(!fault.story().is_empty());
         }
-        assert_eq!(Fault::from_name("none"), None);
+        let stop = Fault::HostStop(Duration::from_millis(1500));
+        assert_eq!(Fault::from_name("host-stop=1500ms"), Some(stop));
+        assert_eq!(Fault::from_name(&stop.to_string().replace(' ', "")), Some(stop));
+        for bad in ["none", "host-stop", "host-stop=", "host-stop=0s", "host-stop=2h", "tsc-jump=1s"] {
+            assert_eq!(Fault::from_name(bad), None, "{bad}");
+        }
     }
 
     #[test]

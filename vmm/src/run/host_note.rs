@@ -14,7 +14,7 @@ use crate::{
 
 /// Which questions the probes ask, and how: raised when a probe is changed, so that the answers of another build are not
 /// taken for this one's.
-const PROBES: u32 = 1;
+const PROBES: u32 = 2;
 
 /// A host, and what it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct FactsState {
     probes: u32,
     /// A guest's TSC is the host's.
     tsc_equals_host: bool,
+    /// KVM moves a guest's TSC by an offset.
+    tsc_offset: bool,
     /// What becomes of a WRMSR of IA32_TSC_DEADLINE.
     deadline_write: DeadlineWriteState,
     /// x2APIC MSRs exit.
@@ -56,26 +58,26 @@ enum DeadlineWriteState {
 
 impl From<HostFacts> for FactsState {
     fn from(facts: HostFacts) -> Self {
-        let HostFacts { tsc_equals_host, deadline_write, x2apic_exits } = facts;
+        let HostFacts { tsc_equals_host, tsc_offset, deadline_write, x2apic_exits } = facts;
         let deadline_write = match deadline_write {
             DeadlineWrite::Exits => DeadlineWriteState::Exits,
             DeadlineWrite::ExitsWithMwait => DeadlineWriteState::ExitsWithMwait,
             DeadlineWrite::Swallowed => DeadlineWriteState::Swallowed,
         };
-        Self { probes: PROBES, tsc_equals_host, deadline_write, x2apic_exits }
+        Self { probes: PROBES, tsc_equals_host, tsc_offset, deadline_write, x2apic_exits }
     }
 }
 
 impl FactsState {
     /// The facts, if this build's probes found them.
     pub(super) fn facts(self) -> Option<HostFacts> {
-        let Self { probes, tsc_equals_host, deadline_write, x2apic_exits } = self;
+        let Self { probes, tsc_equals_host, tsc_offset, deadline_write, x2apic_exits } = self;
         let deadline_write = match deadline_write {
             DeadlineWriteState::Exits => DeadlineWrite::Exits,
             DeadlineWriteState::ExitsWithMwait => DeadlineWrite::ExitsWithMwait,
             DeadlineWriteState::Swallowed => DeadlineWrite::Swallowed,
         };
-        (probes == PROBES).then_some(HostFacts { tsc_equals_host, deadline_write, x2apic_exits })
+        (probes == PROBES).then_some(HostFacts { tsc_equals_host, tsc_offset, deadline_write, x2apic_exits })
     }
 }
 
@@ -86,9 +88,11 @@ mod tests {
     // Catches: a fact that a snapshot turns into another.
     #[test]
     fn facts_come_back_as_they_were() {
-        for (tsc_equals_host, x2apic_exits) in [(true, false), (false, true)] {
+        for (tsc_equals_host, tsc_offset, x2apic_exits) in
+            [(true, false, false), (false, true, false), (false, false, true)]
+        {
             for deadline_write in [DeadlineWrite::Exits, DeadlineWrite::ExitsWithMwait, DeadlineWrite::Swallowed] {
-                let facts = HostFacts { tsc_equals_host, deadline_write, x2apic_exits };
+                let facts = HostFacts { tsc_equals_host, tsc_offset, deadline_write, x2apic_exits };
                 let text = serde_json::to_string(&FactsState::from(facts)).unwrap();
                 let back: FactsState = serde_json::from_str(&text).unwrap();
                 assert_eq!(back.facts(), Some(facts), "{text}");

@@ -18,12 +18,14 @@ use super::{
     costs::Counters,
     cpu::{Cpu, Phase},
     cpus,
+    host_stop::HostInstant,
     in_kernel::{self, KvmCpu},
     judge::Judge,
     mailbox::Interruptions,
+    paused::{BootTime, Paused},
     platform::{Post, Ram, lock},
     schedule,
-    source::{self, Chosen, SourceChoice, TscSource},
+    source::{self, Chosen, Guest, SourceChoice, TscSource},
     state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
     trace::{Event, Trace},
     trial,
@@ -35,7 +37,7 @@ use crate::{
     devices::Devices,
     kvm::Vm,
     pvclock::WallRegistration,
-    time::{Khz, Moment, Now, VmTime, host::wall_ns},
+    time::{HostClock, Khz, Now, VmTime, host::wall_ns},
 };
 
 /// Where a machine's output goes.
@@ -74,6 +76,15 @@ impl Outputs {
     }
 }
 
+/// How a saved machine is to go on.
+pub(super) struct Onward {
+    pub choice: SourceChoice,
+    pub time: TimeMode,
+    pub khz: Khz,
+    /// The stop, if it was in this process.
+    pub paused: Option<Paused>,
+}
+
 /// A machine.
 pub struct Machine {
     /// The vCPUs whose LAPICs are ours: all or none.
@@ -92,7 +103,7 @@ pub struct Machine {
     /// The TSC source that was asked for.
     pub(super) choice: SourceChoice,
     /// Since when it stands still; none while it runs.
-    pub(super) paused: Option<Moment>,
+    pub(super) paused: Option<Paused>,
     /// It ran before: starting it again is a resume, of which the guest is told.
     pub(super) has_run: bool,
     /// Restores so far.
@@ -117,25 +128,26 @@ impl Machine {
         if !(1..=MAX_CPUS).contains(&options.cpus) {
             return Err(RunError::Cpus(options.cpus));
         }
-        let host_khz = env.clock.khz();
-        let wanted = options.khz.unwrap_or(host_khz);
+        let host_clock = host_clock(env, options.lapic);
+        let wanted = options.khz.unwrap_or(host_clock.khz());
         let memory = Arc::new(boot::allocate(options.memory)?);
         let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
         let clock_for = |chosen: &Chosen| {
-            let khz = Clock::new(chosen.source, options.time, env.clock, wanted).possible(wanted);
-            Clock::new(chosen.source, options.time, env.clock, khz)
+            let khz = Clock::new(chosen.source, options.time, host_clock, wanted).possible(wanted);
+            Clock::new(chosen.source, options.time, host_clock, khz)
         };
-        let (chosen, clock, vm, cpus, in_kernel, leaves) = match options.lapic {
+        let (chosen, mut clock, vm, cpus, in_kernel, leaves) = match options.lapic {
             LapicKind::User => trial::settle(env, |trial| {
                 let BootOptions { source, time, cpus, .. } = *options;
-                let chosen = source::choose(trial, image.sites(), source, time, wanted, cpus, image.name())?;
+                let guest = Guest { name: image.name(), sites: image.sites(), cpus, stopped: None };
+                let chosen = source::choose(trial, guest, source, time, wanted)?;
                 let clock = clock_for(&chosen);
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
                 let (cpus, leaves) = cpus::boot(&vm, trial, &chosen, options, clock.khz(), &entry)?;
                 Ok((chosen, clock, vm, cpus, None, leaves))
             }),
             LapicKind::Kvm => {
-                let chosen = in_kernel::choose(env, options.source, options.time, wanted, image.name())?;
+                let chosen = in_kernel::choose(env, options.source, options.time, wanted, None, image.name())?;
                 let clock = clock_for(&chosen);
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
                 let offer = in_kernel::offer(env.supported()?, &chosen, options.x2apic, clock.khz(), options.cpus);
@@ -144,6 +156,9 @@ impl Machine {
             }
         }?;
         chosen.patched.patch(&memory);
+        if env.facts()?.tsc_offset {
+            clock.with_tsc_offset();
+        }
         let moment = clock.moment();
         let mut devices = Devices::new(outputs.console);
         if entry.pc {
@@ -163,6 +178,9 @@ impl Machine {
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             poll: env.poll,
             settled_down: AtomicBool::new(false),
+            known_to_run: Mutex::new(HostInstant::now(host_clock)),
+            gap: Mutex::default(),
+            lapic: options.lapic,
             costs: Counters::default(),
             told: Mutex::default(),
         };
@@ -176,7 +194,7 @@ impl Machine {
             cpuid: leaves,
             why: chosen.why,
             choice: options.source,
-            paused: Some(moment),
+            paused: Some(Paused::here(moment, BootTime::now())),
             has_run: false,
             migrations: 0,
             changes: None,
@@ -199,6 +217,18 @@ impl Machine {
         khz: Khz,
         outputs: Outputs,
     ) -> Result<Self, RunError> {
+        Self::restored(env, state, memory, Onward { choice, time, khz, paused: None }, outputs)
+    }
+
+    /// As [`Self::from_state`].
+    pub(super) fn restored(
+        env: &HostEnvironment,
+        state: &MachineState,
+        memory: Arc<GuestRam>,
+        onward: Onward,
+        outputs: Outputs,
+    ) -> Result<Self, RunError> {
+        let Onward { choice, time, khz, paused } = onward;
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, judge } = state;
         let MachineSection { image, time: saved_time, source: _, order, tsc_stable } = machine;
         let count = u32::try_from(saved_cpus.count()).unwrap_or(u32::MAX);
@@ -207,19 +237,27 @@ impl Machine {
         }
         let all_sites = Sites::from_state(sites)?;
         all_sites.check(&memory)?;
+        let mut moment = saved_clock.moment;
+        if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
+            // Virtual time has no wall to measure a downtime by: it begins now.
+            moment.wall_ns = wall_ns();
+        }
+        let paused = paused.unwrap_or_else(|| Paused::saved(moment));
+        let stopped = Some(paused.stopped_tsc());
         // The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with
         // our LAPICs only the first three are KVM's: TSC, deadline and page follow in `resume`, together. With KVM's, the
         // LAPIC follows there too.
         let (chosen, vm, cpus, in_kernel) = match saved_cpus {
             CpuStates::User(saved) => trial::settle(env, |trial| {
-                let chosen = source::choose(trial, &all_sites, choice, time, khz, count, image)?;
+                let guest = Guest { name: image, sites: &all_sites, cpus: count, stopped };
+                let chosen = source::choose(trial, guest, choice, time, khz)?;
                 saved.iter().try_for_each(|cpu| cpus::check_features(trial, cpu, &chosen))?;
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
                 let cpus = cpus::restore(&vm, trial, &memory, saved)?;
                 Ok((chosen, vm, cpus, None))
             }),
             CpuStates::Kvm(saved) => {
-                let chosen = in_kernel::choose(env, choice, time, khz, image)?;
+                let chosen = in_kernel::choose(env, choice, time, khz, stopped, image)?;
                 saved.iter().try_for_each(|cpu| in_kernel::check_features(env, cpu, &chosen))?;
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
                 let cpus = in_kernel::restore(&vm, saved)?;
@@ -227,11 +265,10 @@ impl Machine {
             }
         }?;
         chosen.patched.patch(&memory);
-        let clock = Clock::from_state(chosen.source, time, env.clock, saved_clock);
-        let mut moment = saved_clock.moment;
-        if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
-            // Virtual time has no wall to measure a downtime by: it begins now.
-            moment.wall_ns = wall_ns();
+        let host_clock = host_clock(env, saved_cpus.lapic());
+        let mut clock = Clock::from_state(chosen.source, time, host_clock, saved_clock);
+        if env.facts()?.tsc_offset {
+            clock.with_tsc_offset();
         }
         let since = moment.vm;
         let DevicesState { serial, pic, pit, wall } = devices;
@@ -251,6 +288,9 @@ impl Machine {
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             poll: env.poll,
             settled_down: AtomicBool::new(false),
+            known_to_run: Mutex::new(HostInstant::now(host_clock)),
+            gap: Mutex::default(),
+            lapic: saved_cpus.lapic(),
             costs: Counters::default(),
             told: Mutex::default(),
         };
@@ -264,7 +304,7 @@ impl Machine {
             cpuid: saved_cpus.cpuids(),
             why: chosen.why,
             choice,
-            paused: Some(moment),
+            paused: Some(paused),
             has_run: true,
             migrations: 0,
             changes: None,
@@ -284,7 +324,13 @@ impl Machine {
         mailbox.ring_at(self.platform.posts.first().map(|post| Arc::clone(&post.bell)));
         let stopped = self.run_and_renew(mailbox, stop);
         mailbox.ring_at(None);
-        match stopped? {
+        let stopped = stopped?;
+        let gap = lock(&self.platform.gap).take();
+        match stopped {
+            Stop::Reached | Stop::Asked if let Some(gap) = gap => {
+                let length = self.stopped_by_host(gap)?;
+                Ok(Outcome::HostStopped { length })
+            }
             Stop::Reached => Ok(Outcome::Reached),
             Stop::Asked => Ok(Outcome::Requested),
             Stop::Ended(end) => {
@@ -310,7 +356,9 @@ impl Machine {
                 (_, Some(cpus)) => {
                     // Renewing its page is KVM's business.
                     let stopped = schedule::real(cpus, &self.platform, mailbox, until.stop, in_kernel::turns)?;
-                    lock(&self.platform.clock).follow(self.vm.clock()?);
+                    if !self.platform.has_gap() {
+                        lock(&self.platform.clock).follow(self.vm.clock()?);
+                    }
                     Ok(stopped)
                 }
                 (TimeMode::Real, None) => {
@@ -320,6 +368,9 @@ impl Machine {
                     schedule::virtually(&mut self.cpus, &self.platform, mailbox, until, &mut self.turns)
                 }
             }?;
+            if self.platform.has_gap() {
+                return Ok(stopped);
+            }
             let now = lock(&self.platform.clock).now(0);
             if stopped == Stop::Reached && self.in_kernel.is_none() && now.vm >= renewal {
                 self.renew_page(now)?;
@@ -352,7 +403,7 @@ impl Machine {
     /// # Errors
     /// If KVM does not tell.
     pub fn state(&mut self, env: &HostEnvironment) -> Result<MachineState, RunError> {
-        let Some(moment) = self.paused else {
+        let Some(Paused { moment, .. }) = self.paused else {
             return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
         };
         // Before the clock is locked: a traced tick asks it for the time.
@@ -491,6 +542,15 @@ impl Machine {
     #[must_use]
     pub fn migrations(&self) -> u64 {
         self.migrations
+    }
+}
+
+/// The host's clock for a machine with these local APICs. KVM's kvmclock runs at the true frequency, whatever the host's TSC
+/// is taken for.
+fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
+    match lapic {
+        LapicKind::User => env.clock,
+        LapicKind::Kvm => env.clock.as_it_is(),
     }
 }
 

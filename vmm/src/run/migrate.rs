@@ -10,22 +10,23 @@ use std::{sync::atomic::Ordering, time::Duration};
 use serde::Serialize;
 
 use super::{
-    HostEnvironment, Machine, Platform, RunError,
-    clock::Clock,
+    HostEnvironment, Machine, Platform, RunError, TimeMode,
     cpu::{Cpu, Local},
     fault::Fault,
+    host_stop::Gap,
     in_kernel::{self, Thaw},
     ipi,
-    machine::Outputs,
+    machine::{Onward, Outputs},
+    paused::{BootTime, Paused},
     platform::{Ram, lock},
-    source::{self, SourceChoice, TscSource},
+    source::{self, Guest, SourceChoice, TscSource},
     trace::Event,
     trial::Trial,
+    vcpu_tsc,
 };
 use crate::{
     apic::{self, Armed, LocalApic},
-    kvm::Vcpu,
-    time::{Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, Moment, Now, VmTime, adjust},
+    time::{Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, Now, Stood, VmTime, adjust},
 };
 
 /// How a paused machine goes on.
@@ -70,13 +71,41 @@ impl Machine {
         if self.paused.is_some() {
             return Ok(());
         }
+        self.stand_still(BootTime::now(), None)
+    }
+
+    /// There was a gap in which no vCPU ran: the machine stands still since it began. Gives its length, up to now.
+    ///
+    /// # Errors
+    /// As [`Self::pause`], or if the TSC cannot be continued.
+    pub(super) fn stopped_by_host(&mut self, gap: Gap) -> Result<Duration, RunError> {
+        let Gap { from, tsc_restarted } = gap;
+        if tsc_restarted && lock(&self.platform.clock).source() != TscSource::Trapped {
+            return Err(RunError::HostLacks(
+                "the host's TSC began anew while the VM ran (has the host slept?), and the guest's with it; use --tsc trapped \
+                 with a guest that has trap sites"
+                    .to_owned(),
+            ));
+        }
+        let length = from.boot.elapsed();
+        self.stand_still(from.boot, Some(from.tsc))?;
+        if let Some(Paused { moment, .. }) = &self.paused {
+            let now = Now { tsc: moment.tsc, vm: moment.vm };
+            let gap_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+            self.platform.event(0, now, &Event::HostStop { gap_ns });
+        }
+        Ok(length)
+    }
+
+    /// Stops TSC and VM time at the instant `at`; `since`: no vCPU has run since this host TSC.
+    fn stand_still(&mut self, at: BootTime, since: Option<HostTsc>) -> Result<(), RunError> {
         // What was sent has arrived: messages are in no snapshot.
         for cpu in &mut self.cpus {
             ipi::receive(cpu, &self.platform)?;
         }
         let mut clock = lock(&self.platform.clock);
         match &mut self.in_kernel {
-            Some(cpus) => in_kernel::freeze(cpus, &self.vm, &mut clock)?,
+            Some(cpus) => in_kernel::freeze(cpus, &self.vm, &mut clock, since)?,
             None => clock.stop(),
         }
         let moment = clock.moment();
@@ -85,7 +114,7 @@ impl Machine {
             local.apic.advance(clock.now(local.tsc_adjust));
         }
         drop(clock);
-        self.paused = Some(moment);
+        self.paused = Some(Paused::here(moment, at));
         for Cpu { local, .. } in &self.cpus {
             self.trace_save(local.index, &moment, local.pvclock.state().version, armed(local));
         }
@@ -106,20 +135,34 @@ impl Machine {
     /// # Errors
     /// If the frequency is out of range, or a clock would leave its range.
     pub fn resume(&mut self, policies: &Policies) -> Result<Option<Migration>, RunError> {
-        let Some(moment) = self.paused else { return Ok(None) };
+        let Some(paused) = self.paused else { return Ok(None) };
+        let moment = paused.moment;
         // Before its first instruction a machine was neither saved nor down.
         let boot = Policies::default();
         let policies = if self.has_run { policies } else { &boot };
         let mut clock = lock(&self.platform.clock);
         let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
         check_ratio(moment.khz, khz)?;
-        for Cpu { vcpu, .. } in &self.cpus {
-            set_tsc(vcpu, &mut clock, khz, 0)?;
+        let ours = self.cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust));
+        let kvms = self.in_kernel.iter().flatten().map(|cpu| (&cpu.vcpu, cpu.tsc_adjust()));
+        let vcpus: Vec<_> = ours.chain(kvms).collect();
+        let hold = self.has_run && clock.tsc_moves();
+        if !hold {
+            vcpu_tsc::prepare(&vcpus, &mut clock, khz)?;
         }
-        for cpu in self.in_kernel.iter().flatten() {
-            set_tsc(&cpu.vcpu, &mut clock, khz, cpu.tsc_adjust())?;
+        let host_stop = policies.fault.and_then(Fault::host_stop);
+        // To a guest that nobody stops, its clocks go on as at a catch-up.
+        let downtime = if host_stop.is_some() { DowntimePolicy::CatchUp } else { policies.downtime };
+        let stood = match (host_stop.or(policies.downtime_length), clock.mode()) {
+            (Some(length), _) => Stood::For(length),
+            (None, TimeMode::Real) => paused.stood(),
+            // Virtual time measures nothing.
+            (None, TimeMode::Virtual) => Stood::For(Duration::ZERO),
+        };
+        let mut adjusted = clock.start(&moment, khz, downtime, stood, hold)?;
+        if hold {
+            vcpu_tsc::set(&vcpus, &mut clock, &adjusted, khz)?;
         }
-        let mut adjusted = clock.start(&moment, khz, policies.downtime, policies.downtime_length)?;
         if self.in_kernel.is_some() {
             adjusted = in_kernel::start_clock(&self.vm, &mut clock, &adjusted)?;
         }
@@ -127,6 +170,7 @@ impl Machine {
             adjusted.tsc = clock.bend(jump);
         }
         drop(clock);
+        self.platform.begin_to_run();
         if adjusted.clamped {
             log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
         }
@@ -235,11 +279,14 @@ impl Machine {
             (clock.source(), clock.mode())
         };
         let choice = self.choice_after(source);
+        let running = || Paused::here(lock(&self.platform.clock).moment(), BootTime::now());
+        let stopped = self.has_run.then(|| self.paused.unwrap_or_else(running).stopped_tsc());
         if self.in_kernel.is_some() {
-            return in_kernel::choose(env, choice, time, khz, &self.image).map(drop);
+            return in_kernel::choose(env, choice, time, khz, stopped, &self.image).map(drop);
         }
         let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
-        source::choose(&Trial::certain(env)?, &self.all_sites, choice, time, khz, cpus, &self.image).map(drop)
+        let guest = Guest { name: &self.image, sites: &self.all_sites, cpus, stopped };
+        source::choose(&Trial::certain(env)?, guest, choice, time, khz).map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
@@ -255,13 +302,14 @@ impl Machine {
         let choice = self.choice_after(state.machine.source);
         let changes = self.take_changes()?;
         self.platform.sites.unpatch(&self.platform.memory);
-        let Self { cpus, in_kernel, platform, migrations, vm, .. } = self;
+        let Self { cpus, in_kernel, platform, migrations, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((cpus, in_kernel, vm));
         let Platform { devices, memory, judge, trace, costs, settled_down, .. } = platform;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
         let outputs = Outputs { console, trace: super::TraceTo::On(trace) };
-        let mut machine = Self::from_state(env, &state, memory, choice, state.machine.time, khz, outputs)?;
+        let mut machine =
+            Self::restored(env, &state, memory, Onward { choice, time: state.machine.time, khz, paused }, outputs)?;
         // The judge's counts go on: it is still this process that counts.
         machine.platform.judge = judge;
         machine.platform.costs = costs;
@@ -294,21 +342,6 @@ fn trace_restore(
         clamped: adjusted.clamped,
     };
     platform.event(cpu, Now { tsc: adjusted.tsc, vm: adjusted.vm }, &event);
-}
-
-/// Gives a vCPU the TSC of the clock's source, `adjust` ahead of it.
-fn set_tsc(vcpu: &Vcpu, clock: &mut Clock, khz: Khz, adjust: u64) -> Result<(), RunError> {
-    match clock.source() {
-        TscSource::Trapped => {}
-        // A probe saw that this works here.
-        TscSource::Host => drop(vcpu.set_tsc_offset(adjust)),
-        TscSource::Scaled => {
-            vcpu.set_tsc_khz(khz.get())?;
-            let (host, tsc) = vcpu.measured_tsc()?;
-            clock.measured(host, tsc, khz);
-        }
-    }
-    Ok(())
 }
 
 /// What the LAPIC timer waits for, after the policies.

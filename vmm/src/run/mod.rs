@@ -22,6 +22,7 @@ mod early;
 mod error;
 pub mod fault;
 mod host_note;
+mod host_stop;
 mod idle;
 mod in_kernel;
 mod ipi;
@@ -31,6 +32,7 @@ pub mod mailbox;
 mod migrate;
 pub mod options;
 mod pages;
+mod paused;
 pub mod platform;
 pub mod pv_eoi;
 mod ram_copies;
@@ -43,6 +45,7 @@ pub mod trace;
 mod trial;
 mod turn;
 mod turns;
+mod vcpu_tsc;
 mod wire;
 
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.

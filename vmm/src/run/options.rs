@@ -81,6 +81,18 @@ pub enum EmulatedHost {
 /// As KVM's own `halt_poll_ns`.
 pub const POLL: Duration = Duration::from_micros(200);
 
+/// A frequency in kHz to take the host's TSC for: so tests see what would differ on another machine. VM time runs at the
+/// wrong rate then. KVM's own LAPIC and kvmclock know nothing of it, nor do machines that use them.
+const TAKE_FOR: &str = "VMM_TEST_HOST_KHZ";
+
+fn taken_for(clock: HostClock) -> Result<HostClock, RunError> {
+    let Some(wanted) = std::env::var_os(TAKE_FOR) else { return Ok(clock) };
+    let khz = wanted.to_str().and_then(|text| text.parse().ok()).and_then(|khz| Khz::new(khz).ok());
+    let khz =
+        khz.ok_or_else(|| RunError::Usage(format!("{TAKE_FOR}={} is no TSC frequency in kHz", wanted.display())))?;
+    Ok(clock.taken_for(khz))
+}
+
 /// The host, opened, and probed once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
@@ -110,7 +122,7 @@ impl HostEnvironment {
         let host = Host::open()?;
         let khz = host.tsc_khz()?;
         let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
-        let clock = HostClock::new(read_tsc, khz);
+        let clock = taken_for(HostClock::new(read_tsc, khz))?;
         Ok(Self {
             host,
             clock,
@@ -204,13 +216,21 @@ impl HostEnvironment {
         }
     }
 
-    /// Whether KVM really gives a guest's TSC an offset.
+    /// Whether KVM really gives a guest's TSC an offset: as probed before, or now.
     pub(super) fn offset_works(&self) -> Result<bool, RunError> {
-        Ok(kvm::probe::tsc_offset(&self.host, self.supported()?, 1 << 44)?.took_effect)
+        if let Some(facts) = self.facts.get() {
+            return Ok(facts.tsc_offset);
+        }
+        let offset = kvm::probe::PROBE_OFFSET;
+        Ok(kvm::probe::tsc_offset(&self.host, self.supported()?, offset)?.took_effect)
     }
 
     /// Whether KVM really scales a guest's TSC to `khz`.
     pub(super) fn scales_to(&self, khz: Khz) -> Result<bool, RunError> {
+        // A frequency that is only pretended cannot be scaled.
+        if self.clock.is_taken_for_another() {
+            return Ok(false);
+        }
         Ok(kvm::probe::tsc_scales(&self.host, self.supported()?, self.clock.khz().get(), khz.get())?)
     }
 }

@@ -16,10 +16,11 @@ use guest_abi::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    End,
+    End, LapicKind,
     bell::Bell,
     clock::Clock,
     costs::Counters,
+    host_stop::{self, Gap, HostInstant, LastRun},
     judge::Judge,
     trace::{Event, Trace},
 };
@@ -28,7 +29,7 @@ use crate::{
     boot::{GuestRam, sites::Sites},
     devices::Devices,
     pvclock::{GuestWrite, OutsideRam, WallRegistration},
-    time::Now,
+    time::{HostTsc, Now},
 };
 
 /// Locks, also after another thread panicked while it held the lock: the data is then as consistent as before.
@@ -49,6 +50,8 @@ pub struct Post {
     pub(super) deaf: Mutex<Option<Deaf>>,
     /// Where its kvmclock page is; 0 if it has none.
     pub(super) page: AtomicU64,
+    /// Until when it may have run.
+    pub(super) last_run: LastRun,
 }
 
 /// Why a vCPU hears nothing but messages.
@@ -91,6 +94,12 @@ pub struct Platform {
     pub(super) poll: Duration,
     /// The pages that only the start needed were given back.
     pub(super) settled_down: AtomicBool,
+    /// Real time: an instant at which some vCPU ran.
+    pub(super) known_to_run: Mutex<HostInstant>,
+    /// A gap in which no vCPU ran, which ended the run: the machine is to stand still since its beginning.
+    pub(super) gap: Mutex<Option<Gap>>,
+    /// Who has the local APICs, and with them kvmclock.
+    pub(super) lapic: LapicKind,
     /// What running costs.
     pub costs: Counters,
     /// Unknown MSRs that were told of once.
@@ -98,12 +107,60 @@ pub struct Platform {
 }
 
 impl Platform {
+    /// Locks the clock to answer a vCPU, and reads the host's TSC, from which the answer is to be computed. After a gap in
+    /// which no vCPU ran the clock stands still since that began.
+    pub(super) fn read_clock(&self) -> (MutexGuard<'_, Clock>, HostTsc) {
+        let mut clock = lock(&self.clock);
+        let host = clock.host();
+        let now = host.tsc();
+        if clock.counts_with_host() {
+            let known = *lock(&self.known_to_run);
+            let posts = self.posts.iter().map(|post| &post.last_run);
+            if let Some(gap) = host_stop::gap(posts, host, known, now) {
+                self.stop_for(gap, &mut clock);
+            }
+        }
+        (clock, now)
+    }
+
+    /// There was this gap.
+    pub(super) fn found_gap(&self, gap: Gap) {
+        self.stop_for(gap, &mut lock(&self.clock));
+    }
+
+    fn stop_for(&self, gap: Gap, clock: &mut Clock) {
+        lock(&self.gap).get_or_insert(gap);
+        // KVM's kvmclock goes on meanwhile, and is read when all vCPUs stand still.
+        if self.lapic == LapicKind::User {
+            clock.stop_at(gap.from.tsc);
+        }
+    }
+
+    /// Whether the vCPUs are to stand still because of a gap.
+    pub(super) fn has_gap(&self) -> bool {
+        lock(&self.gap).is_some()
+    }
+
+    /// The clock was started: no vCPU has run since.
+    pub(super) fn begin_to_run(&self) {
+        let now = HostInstant::now(lock(&self.clock).host());
+        *lock(&self.known_to_run) = now;
+        for post in &self.posts {
+            post.last_run.begin(now.tsc);
+        }
+    }
+
     /// Traces an event at `now`.
     pub fn event(&self, cpu: u32, now: Now, event: &Event<'_>) {
         if self.trace.is_on() {
             let host = lock(&self.clock).host_tsc();
             self.trace.event(cpu, now, host, event);
         }
+    }
+
+    /// Where vCPU `index` is reached.
+    pub(super) fn post(&self, index: u32) -> Option<&Post> {
+        usize::try_from(index).ok().and_then(|index| self.posts.get(index))
     }
 
     /// The patched site at `address`, unless the guest has overwritten it: then what stands there is the guest's own.
@@ -116,7 +173,7 @@ impl Platform {
 
     /// Notes that vCPU `index` may run, before it looks for messages.
     pub(super) fn hears(&self, index: u32) {
-        if let Some(post) = usize::try_from(index).ok().and_then(|index| self.posts.get(index)) {
+        if let Some(post) = self.post(index) {
             *lock(&post.deaf) = None;
         }
     }
@@ -124,7 +181,7 @@ impl Platform {
     /// Notes that vCPU `index` hears nothing but messages. The machine's end, if that is so of all and there are none:
     /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
     pub(super) fn deafened(&self, index: u32, why: Deaf) -> Option<End> {
-        let post = usize::try_from(index).ok().and_then(|index| self.posts.get(index))?;
+        let post = self.post(index)?;
         *lock(&post.deaf) = Some(why);
         let all: Option<Vec<Deaf>> = self.posts.iter().map(|post| *lock(&post.deaf)).collect();
         let all = all.filter(|_| self.posts.iter().all(|post| lock(&post.inbox).is_empty()))?;

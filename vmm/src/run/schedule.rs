@@ -91,8 +91,7 @@ pub(super) fn turns(
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<Stop, RunError> {
-    let post = usize::try_from(cpu.local.index).ok().and_then(|index| platform.posts.get(index));
-    let Some(post) = post else { return Err(RunError::Cpus(cpu.local.index)) };
+    let Some(post) = platform.post(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index)) };
     let bell = &post.bell;
     // A vCPU whose state was just set has nothing in the shared page yet.
     cpu.drain(platform)?;
@@ -107,7 +106,10 @@ pub(super) fn turns(
         }
         match turn::turn(cpu, platform, &mut alarm, stop, Pace::Free) {
             Ok(Turn::Ran | Turn::Kicked) => {}
-            Ok(Turn::Idle { deaf }) => alarm.sleep(bell, platform, deaf),
+            Ok(Turn::Idle { deaf }) => {
+                alarm.idle(platform, post, deaf);
+                alarm.sleep(bell, platform, deaf);
+            }
             Ok(Turn::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }

@@ -1,13 +1,15 @@
 //! Where the guest's RDTSC gets its value, and which instructions are therefore patched.
 
+use std::time::Duration;
+
 use guest_abi::sites::Kind;
 use serde::{Deserialize, Serialize};
 
-use super::{RunError, TimeMode, trial::Trial};
+use super::{RunError, TimeMode, paused::StoppedTsc, trial::Trial};
 use crate::{
     boot::sites::Sites,
     kvm::{Lapics, probe::DeadlineWrite},
-    time::Khz,
+    time::{HostClock, HostTsc, Khz},
 };
 
 /// What the user asked for.
@@ -77,24 +79,72 @@ pub(super) fn same(a: Khz, b: Khz) -> bool {
     u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
 }
 
-/// Picks the source for a guest with these trap `sites` that is to see `khz`, on a host that does what `trial` counts on.
+/// How far the host's TSC and the clock that measured the time since a stop may disagree, when the guest's TSC is taken to
+/// have counted on: between two processes that clock is the wall clock, which somebody may have set. And by one part in
+/// [`SLEW_PART`]: NTP slews clocks by up to 500 ppm, and KVM's idea of the TSC's frequency may be as wrong.
+const SAME_COUNTER: Duration = Duration::from_secs(1);
+const SLEW_PART: u32 = 1000;
+
+/// Whether the host's TSC is what the guest's would be, had it counted on since the stop: that was on this host since its
+/// boot, and the guest had the host's TSC.
+fn counted_on(host: HostClock, stopped: StoppedTsc) -> bool {
+    let StoppedTsc { tsc, ago } = stopped;
+    let (then, now) = (HostTsc(tsc.0), host.tsc());
+    now >= then && host.duration(then, now).abs_diff(ago) <= SAME_COUNTER.saturating_add(ago / SLEW_PART)
+}
+
+/// Why a guest whose TSC is to be continued cannot go on with the host's: it would leap, or go back. None if it can: before
+/// its first start, because the host's counted on since, or because KVM's offset moves it (`offset_works`).
+///
+/// # Errors
+/// Those of `offset_works`.
+pub(super) fn why_not_host<E>(
+    host: HostClock,
+    stopped: Option<StoppedTsc>,
+    offset_works: impl FnOnce() -> Result<bool, E>,
+) -> Result<Option<String>, E> {
+    let Some(stopped) = stopped.filter(|stopped| !counted_on(host, *stopped)) else { return Ok(None) };
+    if offset_works()? {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "the guest's TSC stopped at {} and the host's is at {}, which is another counter (the host was booted since, or \
+         it is another host), and KVM does not move a guest's TSC here (probed)",
+        stopped.tsc.0,
+        host.tsc().0
+    )))
+}
+
+/// What there is to know of a guest that needs a TSC.
+#[derive(Clone, Copy)]
+pub(super) struct Guest<'a> {
+    /// The image it came from, for people.
+    pub name: &'a str,
+    /// Its trap sites.
+    pub sites: &'a Sites,
+    /// Its vCPUs.
+    pub cpus: u32,
+    /// Its TSC, if it is to be continued.
+    pub stopped: Option<StoppedTsc>,
+}
+
+/// Picks the source for `guest` that is to see `khz`, on a host that does what `trial` counts on.
 ///
 /// # Errors
 /// [`RunError::Usage`] if the guest cannot do it, [`RunError::HostLacks`] if the host cannot.
 pub(super) fn choose(
     trial: &Trial<'_>,
-    sites: &Sites,
+    guest: Guest<'_>,
     choice: SourceChoice,
     time: TimeMode,
     khz: Khz,
-    cpus: u32,
-    guest: &str,
 ) -> Result<Chosen, RunError> {
+    let Guest { name, sites, cpus, stopped } = guest;
     let host_khz = trial.env.clock.khz();
     let trappable = sites.has(Kind::Rdtsc);
     let need_sites = |what: &str| {
         RunError::Usage(format!(
-            "{what} needs a guest with trap sites, and {guest} has none (ELF section {}); use --time real --tsc host, or \
+            "{what} needs a guest with trap sites, and {name} has none (ELF section {}); use --time real --tsc host, or \
              the embedded guest",
             guest_abi::sites::SECTION
         ))
@@ -111,7 +161,7 @@ pub(super) fn choose(
         (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
         (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
-            host_works(trial, khz)?;
+            host_works(trial, khz, stopped)?;
             (TscSource::Host, "asked for".to_owned())
         }
         (SourceChoice::Fixed(TscSource::Scaled), _) => {
@@ -120,14 +170,21 @@ pub(super) fn choose(
                     "--tsc scaled: a probe guest's TSC did not run at {khz} on this host; use --tsc trapped"
                 )));
             }
+            if stopped.is_some() && !trial.tsc_offset()? {
+                return Err(RunError::HostLacks(
+                    "--tsc scaled: KVM does not move a guest's TSC by an offset here (probed), so that the saved TSC cannot be \
+                     continued; use --tsc trapped"
+                        .to_owned(),
+                ));
+            }
             (TscSource::Scaled, "asked for, and a probe saw it work".to_owned())
         }
-        (SourceChoice::Auto, TimeMode::Real) => auto(trial, trappable, khz, guest)?,
+        (SourceChoice::Auto, TimeMode::Real) => auto(trial, trappable, khz, stopped, name)?,
     };
     let swallowed = trial.facts.deadline_write == DeadlineWrite::Swallowed;
     if time == TimeMode::Virtual && cpus > 1 && !sites.has(Kind::Pause) {
         return Err(RunError::Usage(format!(
-            "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {guest} lists none: one vCPU's \
+            "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {name} lists none: one vCPU's \
              spin loop would never let the others run; use --cpus 1 or --time real"
         )));
     }
@@ -155,19 +212,41 @@ pub(super) fn choose(
     })
 }
 
-fn auto(trial: &Trial<'_>, trappable: bool, khz: Khz, guest: &str) -> Result<(TscSource, String), RunError> {
+fn auto(
+    trial: &Trial<'_>,
+    trappable: bool,
+    khz: Khz,
+    stopped: Option<StoppedTsc>,
+    guest: &str,
+) -> Result<(TscSource, String), RunError> {
     let host_khz = trial.env.clock.khz();
-    if khz == host_khz && trial.facts.tsc_equals_host {
-        return Ok((TscSource::Host, "the guest's frequency is the host's".to_owned()));
+    // With trap sites there is a choice; without, the hardware's tolerance must do.
+    let host = trial.facts.tsc_equals_host && if trappable { khz == host_khz } else { same(khz, host_khz) };
+    let another_counter = if host { why_not_host(trial.env.clock, stopped, || trial.tsc_offset())? } else { None };
+    match (host, &another_counter) {
+        (true, None) if khz == host_khz => {
+            return Ok((TscSource::Host, "the guest's frequency is the host's".to_owned()));
+        }
+        (true, None) => {
+            return Ok((TscSource::Host, format!("the guest's frequency is the host's to {SAME_PPM} ppm")));
+        }
+        (true, Some(why)) if trappable => return Ok((TscSource::Trapped, why.clone())),
+        (false, _) if trappable => {
+            return Ok((
+                TscSource::Trapped,
+                "another frequency than the host's, and the guest has trap sites".to_owned(),
+            ));
+        }
+        _ => {}
     }
-    if trappable {
-        return Ok((TscSource::Trapped, "another frequency than the host's, and the guest has trap sites".to_owned()));
-    }
-    if same(khz, host_khz) && trial.facts.tsc_equals_host {
-        return Ok((TscSource::Host, format!("the guest's frequency is the host's to {SAME_PPM} ppm")));
-    }
-    if trial.env.scales_to(khz)? {
+    if trial.env.scales_to(khz)? && (stopped.is_none() || trial.tsc_offset()?) {
         return Ok((TscSource::Scaled, "another frequency than the host's, and a probe saw KVM scale".to_owned()));
+    }
+    if let Some(why) = another_counter {
+        return Err(RunError::HostLacks(format!(
+            "this host cannot go on with {guest}: {why}, and the guest has no trap sites; use a host whose KVM moves a guest's \
+             TSC (vmm doctor says), or a guest with trap sites"
+        )));
     }
     Err(RunError::HostLacks(format!(
         "this host cannot run {guest} at {khz}: its own TSC has {host_khz}, KVM does not scale it (probed), and the guest \
@@ -175,7 +254,7 @@ fn auto(trial: &Trial<'_>, trappable: bool, khz: Khz, guest: &str) -> Result<(Ts
     )))
 }
 
-fn host_works(trial: &Trial<'_>, khz: Khz) -> Result<(), RunError> {
+fn host_works(trial: &Trial<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Result<(), RunError> {
     let host_khz = trial.env.clock.khz();
     if !same(khz, host_khz) {
         return Err(RunError::HostLacks(format!(
@@ -188,5 +267,8 @@ fn host_works(trial: &Trial<'_>, khz: Khz) -> Result<(), RunError> {
                 .to_owned(),
         ));
     }
-    Ok(())
+    match why_not_host(trial.env.clock, stopped, || trial.tsc_offset())? {
+        None => Ok(()),
+        Some(why) => Err(RunError::HostLacks(format!("--tsc host: {why}; use --tsc trapped or auto"))),
+    }
 }

@@ -6,7 +6,11 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Platform, RunError, access::Access, cpu::Cpu};
+use super::{
+    Platform, RunError,
+    access::{Access, Changed},
+    cpu::Cpu,
+};
 use crate::kvm::{Exit, Vcpu};
 
 const HLT: u8 = 0xf4;
@@ -14,21 +18,21 @@ const STI: u8 = 0xfb;
 const IRET: u8 = 0xcf;
 const REX_W: u8 = 0x48;
 
-/// Runs one instruction; also gives whether IA32_APIC_BASE changed.
-pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), RunError> {
+/// Runs one instruction; also gives what KVM must be told.
+pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, Changed), RunError> {
     cpu.drain(platform)?;
     let registers = cpu.vcpu.registers();
     cpu.local.sti_shadow = false;
     if platform.site_at(registers.rip).is_some() {
         // As if its HLT had exited: the caller finds the site at RIP - 1.
         cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
-        return Ok((Exit::Halt, false));
+        return Ok((Exit::Halt, Changed::default()));
     }
     let code = bytes_at(&cpu.vcpu, platform, registers.rip)?;
     let breakpoint = match code {
         [HLT, _] if registers.cpl == 0 => {
             cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
-            return Ok((Exit::Halt, false));
+            return Ok((Exit::Halt, Changed::default()));
         }
         [REX_W, IRET] | [IRET, _] => u64_at(cpu, platform, registers.rsp)?,
         [STI, _] => {
@@ -39,23 +43,23 @@ pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, bool), Ru
     };
     let mut access = Access::new(&mut cpu.local, platform);
     let exit = cpu.vcpu.step(&mut access, breakpoint)?;
-    let base_changed = access.apic_base_changed;
-    Ok((arrived(cpu, exit, |rip| rip != registers.rip), base_changed))
+    let changed = access.changed;
+    Ok((arrived(cpu, exit, |rip| rip != registers.rip), changed))
 }
 
 /// Lets the injected `vector` enter, up to its handler's first instruction; gives what [`one`] gives.
 ///
 /// By a breakpoint, not by a step: some hosts stop only after the handler's first instruction, and the frame that the
 /// guest returns by would hold the trap flag. Without a table to find the handler in, this is a run to the next exit.
-pub(super) fn into_handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<(Exit, bool), RunError> {
+pub(super) fn into_handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<(Exit, Changed), RunError> {
     let handler = handler(cpu, platform, vector)?;
     let mut access = Access::new(&mut cpu.local, platform);
     let exit = match handler {
         Some(handler) => cpu.vcpu.run_to(&mut access, handler)?,
         None => cpu.vcpu.run(&mut access)?,
     };
-    let base_changed = access.apic_base_changed;
-    Ok((arrived(cpu, exit, |rip| Some(rip) == handler), base_changed))
+    let changed = access.changed;
+    Ok((arrived(cpu, exit, |rip| Some(rip) == handler), changed))
 }
 
 /// A kick that comes as the step is done must not hide that it is: a boundary would be missing.

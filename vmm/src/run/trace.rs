@@ -100,6 +100,11 @@ pub enum Event<'a> {
         /// Interrupts that came too early.
         early_wakes: u32,
     },
+    /// No vCPU ran for a while, although nobody asked for that: it is taken for a pause, which begins here.
+    HostStop {
+        /// The gap's length, in nanoseconds of host time.
+        gap_ns: u64,
+    },
     /// The clocks at a save.
     Save {
         /// Guest TSC frequency.

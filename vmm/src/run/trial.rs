@@ -30,12 +30,22 @@ impl<'a> Trial<'a> {
         Ok(Self { env, facts: env.facts()?, certain: true })
     }
 
+    /// Whether KVM moves a guest's TSC by an offset: measured, in a VM of its own if need be.
+    ///
+    /// # Errors
+    /// Those of the probes.
+    pub(super) fn tsc_offset(&self) -> Result<bool, RunError> {
+        if self.certain { Ok(self.facts.tsc_offset) } else { self.env.offset_works() }
+    }
+
     /// vCPU number `index` of `vm`, which sees the CPUID `leaves` and still needs its state. Where what the host does is not
     /// yet certain, number 0 tells; the code for that is lent the RAM at `at`.
     pub(super) fn vcpu(&mut self, vm: &Vm, index: u32, leaves: &[Leaf], at: u64) -> Result<Vcpu, Error> {
         let mut vcpu = Vcpu::new(vm, index, leaves)?;
         if !self.certain && index == 0 && probe::can_tell(leaves) {
-            self.certain = probe::as_hoped(&mut vcpu, vm.memory(), at)?;
+            let seen = probe::if_as_hoped(&mut vcpu, vm.memory(), at)?;
+            self.certain = seen.is_some();
+            self.facts = seen.map_or(self.facts, |facts| self.env.as_emulated(facts));
         }
         Ok(vcpu)
     }

@@ -5,7 +5,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
     End, Platform, RunError, TimeMode,
-    access::Access,
+    access::{Access, Changed},
     alarm::Alarm,
     cpu::{Cpu, Local, Phase},
     ipi,
@@ -76,9 +76,12 @@ pub(super) fn turn(
     if !cpu.local.halted {
         alarm.poll(platform);
     }
-    let (now, base, mode) = {
-        let clock = lock(&platform.clock);
-        (cpu.local.now(&clock), clock.tsc(), clock.mode())
+    let (now, base, mode, host) = {
+        let (clock, host) = platform.read_clock();
+        if clock.is_stopped() {
+            return Ok(Turn::Stop(Stop::Asked));
+        }
+        (cpu.local.now(&clock, host), clock.tsc_at(host), clock.mode(), host)
     };
     cpu.local.apic.advance(now);
     wire::sample(cpu, platform, now)?;
@@ -108,8 +111,14 @@ pub(super) fn turn(
     }
     Access::new(&mut cpu.local, platform).settle_eoi();
     alarm.set(&cpu.local, platform, mode, stop);
+    if mode == TimeMode::Real
+        && let Some(post) = platform.post(cpu.local.index)
+        && !alarm.enter(platform, post, host)
+    {
+        return Ok(Turn::Kicked);
+    }
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
-    let (exit, base_changed) = match entry {
+    let (exit, changed) = match entry {
         // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
         Entry::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
             step::one(cpu, platform)?
@@ -132,12 +141,12 @@ pub(super) fn turn(
             cpu.local.sti_shadow = false;
             let mut access = Access::new(&mut cpu.local, platform);
             let exit = cpu.vcpu.run(&mut access)?;
-            (exit, access.apic_base_changed)
+            (exit, access.changed)
         }
     };
-    if base_changed {
+    if changed != Changed::default() {
         cpu.drain(platform)?;
-        cpu.vcpu.set_apic_base(cpu.local.apic.apic_base());
+        cpu.tell_kvm(changed, platform)?;
     }
     match handle(cpu, platform, exit)? {
         None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Turn::Kicked),
@@ -242,7 +251,7 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>,
             let after = cpu.vcpu.registers().rip;
             let at = after.wrapping_sub(1);
             match platform.site_at(at) {
-                Some(kind) => perform_site(cpu, platform, kind, at),
+                Some(kind) => perform_site(cpu, platform, kind, at)?,
                 None => {
                     let now = Access::new(&mut cpu.local, platform).operation();
                     platform.event(cpu.local.index, now, &Event::Halt);
@@ -287,7 +296,7 @@ fn cannot_execute(vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Resul
 }
 
 /// Does what the guest's own instruction at a trap site would have done. All are two bytes long.
-fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
+fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) -> Result<(), RunError> {
     let next = at.wrapping_add(2);
     let registers = cpu.vcpu.registers();
     let mut access = Access::new(&mut cpu.local, platform);
@@ -302,9 +311,8 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
             let [index, low, high] =
                 [registers.rcx, registers.rax, registers.rdx].map(|r| u32::try_from(r & 0xffff_ffff).unwrap_or(0));
             let written = access.msr_write_at_site(index, u64::from(high) << 32 | u64::from(low));
-            if access.apic_base_changed {
-                cpu.vcpu.set_apic_base(access.local.apic.apic_base());
-            }
+            let changed = access.changed;
+            cpu.tell_kvm(changed, platform)?;
             match written {
                 Ok(()) => cpu.vcpu.continue_at(next),
                 Err(_) => cpu.vcpu.raise_gp_at(at),
@@ -315,4 +323,5 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) {
             cpu.vcpu.continue_at(next);
         }
     }
+    Ok(())
 }

@@ -93,6 +93,8 @@ pub struct Report {
     pub vm_ns: VmTime,
     /// Restores in this process.
     pub migrations: u64,
+    /// How often no vCPU ran for a while, although nobody had asked for that.
+    pub host_stops: u64,
 }
 
 /// What can go wrong with a session.

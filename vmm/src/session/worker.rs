@@ -43,6 +43,7 @@ struct Worker<'a, 'scope, 'env> {
     options: &'a Options,
     next_migration: Option<VmTime>,
     migrations: usize,
+    host_stops: u64,
 }
 
 pub(super) fn work(
@@ -53,18 +54,27 @@ pub(super) fn work(
     options: &Options,
     inbox: &Mailbox<Request>,
 ) -> Result<Report, SessionError> {
-    let mut worker =
-        Worker { env, machine: Some(machine), proof, company, options, next_migration: None, migrations: 0 };
+    let mut worker = Worker {
+        env,
+        machine: Some(machine),
+        proof,
+        company,
+        options,
+        next_migration: None,
+        migrations: 0,
+        host_stops: 0,
+    };
     let finish = worker.start().and_then(|()| worker.run(inbox));
     // Before anything else is said: on damaged memory neither an end nor an error means anything.
     worker.settle()?;
     let finish = finish?;
+    let host_stops = worker.host_stops;
     let machine = worker.machine()?;
     let summary = judge::sum_up(machine.platform());
     machine.platform().trace.finish()?;
     let vm_ns = lock(&machine.platform().clock).now(0).vm;
     let costs = machine.platform().costs.read();
-    Ok(Report { finish, summary, costs, vm_ns, migrations: machine.migrations() })
+    Ok(Report { finish, summary, costs, vm_ns, migrations: machine.migrations(), host_stops })
 }
 
 /// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.
@@ -156,6 +166,7 @@ impl Worker<'_, '_, '_> {
             match self.machine()?.run(inbox, stop)? {
                 Outcome::Ended(end) => return Ok(Finish::Ended(end)),
                 Outcome::Requested => {}
+                Outcome::HostStopped { length } => self.resume_after_host_stop(length)?,
                 Outcome::Reached if stop == head_start => {
                     head_start = None;
                     self.company.start()?;
@@ -172,6 +183,27 @@ impl Worker<'_, '_, '_> {
                 Outcome::Reached => self.next_in_cycle()?,
             }
         }
+    }
+
+    fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
+        self.host_stops = self.host_stops.saturating_add(1);
+        let policies = self.pause_policies();
+        let resumed = self.machine()?.resume(&policies)?;
+        // The first of a thousand says what there is to say.
+        if self.host_stops == 1 {
+            log::warn!(
+                "no vCPU ran for {length:.1?}, although nobody paused the VM (a stopped process, a frozen cgroup, a host that \
+                 slept): taken for a pause under --downtime {}, by which VM time advanced {:?}",
+                policies.downtime.as_str(),
+                Duration::from_nanos(resumed.map_or(0, |resumed| resumed.downtime_ns)),
+            );
+        }
+        Ok(())
+    }
+
+    /// A pause changes no frequency: a deadline in flight stays at its VM time, and the time is that of the pause.
+    fn pause_policies(&self) -> Policies {
+        Policies { downtime: self.options.policies.downtime, ..Policies::default() }
     }
 
     fn next_in_cycle(&mut self) -> Result<(), SessionError> {
@@ -229,8 +261,7 @@ impl Worker<'_, '_, '_> {
 
     /// Refusals are the client's; only a lost machine is an error here.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
-        // A pause changes no frequency: a deadline in flight stays at its VM time, and the time is that of the pause.
-        let policies = Policies { downtime: self.options.policies.downtime, ..Policies::default() };
+        let policies = self.pause_policies();
         let (env, first) = (self.env, self.options.policies);
         let machine = self.machine()?;
         Ok(match command {

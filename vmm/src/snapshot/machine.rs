@@ -20,6 +20,10 @@ const VERSION: u32 = 1;
 const CPUS_VERSION: u32 = 3;
 /// 2: the 8259 pair and the 8254.
 const DEVICES_VERSION: u32 = 2;
+/// 2: no wall-clock time of VM time 0, which is asked for anew.
+const CLOCK_VERSION: u32 = 2;
+/// 2: whether KVM moves a guest's TSC.
+const HOST_VERSION: u32 = 2;
 
 /// Section names, in the order in which they are written.
 const MACHINE: &str = "machine";
@@ -106,13 +110,13 @@ fn encode(
     let MachineState { machine, clock, cpus, devices, sites, judge } = state;
     let mut writer = StateWriter::new();
     writer.section(MACHINE, VERSION, machine)?;
-    writer.section(CLOCK, VERSION, clock)?;
+    writer.section(CLOCK, CLOCK_VERSION, clock)?;
     writer.section(CPUS, CPUS_VERSION, cpus)?;
     writer.section(DEVICES, DEVICES_VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
     writer.section(JUDGE, VERSION, judge)?;
     if let Some(host) = host {
-        writer.section(HOST, VERSION, host)?;
+        writer.section(HOST, HOST_VERSION, host)?;
     }
     writer.section(MEMORY, MEMORY_VERSION, layout)?;
     if let Some(base) = base {
@@ -124,13 +128,13 @@ fn encode(
 fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostNote>), SnapshotError> {
     let state = MachineState {
         machine: reader.take(MACHINE, VERSION)?,
-        clock: reader.take(CLOCK, VERSION)?,
+        clock: reader.take(CLOCK, CLOCK_VERSION)?,
         cpus: reader.take(CPUS, CPUS_VERSION)?,
         devices: reader.take(DEVICES, DEVICES_VERSION)?,
         sites: reader.take(SITES, VERSION)?,
         judge: reader.take(JUDGE, VERSION)?,
     };
-    let host = reader.take_optional(HOST, VERSION)?;
+    let host = reader.take_optional(HOST, HOST_VERSION)?;
     reader.finish()?;
     Ok((state, host))
 }

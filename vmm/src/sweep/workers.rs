@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     boot::Image,
-    run::{HostEnvironment, Outputs},
+    run::{HostEnvironment, Outputs, fault::Fault},
 };
 
 /// More instructions than a stretch may have.
@@ -87,6 +87,12 @@ pub fn sweep(
         .collect::<Result<_, SweepError>>()?;
     if targets.is_empty() {
         return Err(SweepError::Usage("--ratio: name at least one".to_owned()));
+    }
+    if matches!(options.fault, Some(Fault::HostStop(_))) && targets.iter().any(|target| target.tsc_khz != options.khz) {
+        return Err(SweepError::Usage(
+            "--inject host-stop: a stop of the host changes no frequency; leave --ratio out, or use --ratio 1"
+                .to_owned(),
+        ));
     }
     let program = Program::read(image.bytes());
     let mut first = begin(env, image, &program, options, cancel)?;
@@ -176,7 +182,7 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         deadline: options.deadline,
         downtime: options.downtime,
         downtime_ns: nanoseconds(options.downtime_length),
-        inject: options.fault.map(|fault| fault.as_str().to_owned()),
+        inject: options.fault.map(|fault| fault.to_string()),
         ticks: options.ticks,
         depth: if options.depth == Depth::One { 1 } else { 2 },
         samples: match options.depth {

@@ -14,6 +14,8 @@
 //! | deadline, rescale | 5,002,000,000: in 1 ms | 11,000,000,000: due, 2.999 s late |
 //! | deadline, fire | 5,000,000,000: due, 1 ms early | 11,000,000,000: due |
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{GuestTsc, Khz, NS_KHZ_PER_TICK, PageClock, Scale, VmTime};
@@ -81,6 +83,15 @@ pub struct Moment {
     pub wall_ns: u64,
 }
 
+/// How long a VM stood still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stood {
+    /// Until this wall-clock time, in nanoseconds since the Unix epoch. The wall clock can be set back meanwhile.
+    UntilWall(u64),
+    /// For so long: given by the user, or measured by a clock that nobody can set.
+    For(Duration),
+}
+
 /// Where the guest goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adjusted {
@@ -116,15 +127,23 @@ pub enum AdjustError {
         page: VmTime,
     },
     /// VM time would end.
-    #[error("a VM time of {vm} ns and a downtime of {downtime_ns} ns exceed 64 bits", vm = .vm.0)]
+    #[error(
+        "a VM time of {vm} ns and a downtime of {downtime_ns} ns exceed 64 bits; use a shorter --downtime-length, or \
+         --downtime freeze",
+        vm = .vm.0
+    )]
     VmTimeOverflow {
         /// The saved VM time.
         vm: VmTime,
         /// The downtime.
-        downtime_ns: u64,
+        downtime_ns: u128,
     },
     /// The TSC would end.
-    #[error("a TSC of {tsc} and a downtime of {downtime_ns} ns at {khz} exceed 64 bits", tsc = .tsc.0)]
+    #[error(
+        "a TSC of {tsc} and a downtime of {downtime_ns} ns at {khz} exceed 64 bits; use a shorter --downtime-length, or \
+         --downtime freeze",
+        tsc = .tsc.0
+    )]
     TscOverflow {
         /// The saved TSC.
         tsc: GuestTsc,
@@ -135,7 +154,7 @@ pub enum AdjustError {
     },
 }
 
-/// Where a guest saved at `saved` goes on with a TSC of `khz`, at wall-clock time `wall_now_ns` (Unix ns).
+/// Where a guest saved at `saved` goes on with a TSC of `khz`, after it `stood` still.
 ///
 /// `held_tsc` is the guest's TSC now where the TSC source cannot set it (source `host`): then only the page is
 /// rebased.
@@ -149,7 +168,7 @@ pub fn restore(
     saved: &Moment,
     khz: Khz,
     policy: DowntimePolicy,
-    wall_now_ns: u64,
+    stood: Stood,
     held_tsc: Option<GuestTsc>,
 ) -> Result<Adjusted, AdjustError> {
     // The old frequency is in the old page already, with the page's rounding.
@@ -162,16 +181,18 @@ pub fn restore(
         return Err(AdjustError::Contradiction { vm: vm_saved, page: old.vm_time(tsc_saved) });
     }
 
-    // downtime = 0                          freeze
-    //          = max(wall_now − wall, 0)    catch-up
-    let (downtime_ns, clamped) = match policy {
-        DowntimePolicy::Freeze => (0, false),
-        DowntimePolicy::CatchUp => (wall_now_ns.saturating_sub(wall_ns), wall_now_ns < wall_ns),
+    // downtime = 0                                           freeze
+    //          = max(wall_now − wall, 0), or what was given  catch-up
+    let (downtime, clamped) = match (policy, stood) {
+        (DowntimePolicy::Freeze, _) => (0, false),
+        (DowntimePolicy::CatchUp, Stood::UntilWall(now)) => (u128::from(now.saturating_sub(wall_ns)), now < wall_ns),
+        (DowntimePolicy::CatchUp, Stood::For(length)) => (length.as_nanos(), false),
     };
 
     // vm = vm_saved + downtime
-    let vm = vm_saved.0.checked_add(downtime_ns).map(VmTime);
-    let vm = vm.ok_or(AdjustError::VmTimeOverflow { vm: vm_saved, downtime_ns })?;
+    let past_end = AdjustError::VmTimeOverflow { vm: vm_saved, downtime_ns: downtime };
+    let downtime_ns = u64::try_from(downtime).map_err(|_| past_end)?;
+    let vm = vm_saved.0.checked_add(downtime_ns).map(VmTime).ok_or(past_end)?;
 
     // tsc = held_tsc, or tsc_saved + ⌊downtime · khz_new / 10⁶⌋
     let tsc = match held_tsc {

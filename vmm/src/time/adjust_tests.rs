@@ -23,7 +23,7 @@ fn the_worked_example() {
         (DowntimePolicy::Freeze, 5_000_000_000, 5_000_000_000, 0, 5_002_000_000),
         (DowntimePolicy::CatchUp, 11_000_000_000, 8_000_000_000, 3_000_000_000, 11_000_000_000),
     ] {
-        let new = restore(&saved, khz(2_000_000), policy, wall, None).unwrap();
+        let new = restore(&saved, khz(2_000_000), policy, Stood::UntilWall(wall), None).unwrap();
         assert_eq!((new.tsc, new.vm), (GuestTsc(tsc), VmTime(vm)));
         assert_eq!((new.downtime_ns, new.clamped), (downtime, false));
         let at = |policy| deadline(policy, armed, &saved.page, &new.page, new.tsc);
@@ -36,10 +36,24 @@ fn the_worked_example() {
 #[test]
 fn a_wall_clock_that_was_set_back_is_no_time_at_all() {
     let saved = moment(1_000_000, 0, 0, 5_000, 50);
-    let new = restore(&saved, khz(2_000_000), DowntimePolicy::CatchUp, 49, None).unwrap();
+    let new = restore(&saved, khz(2_000_000), DowntimePolicy::CatchUp, Stood::UntilWall(49), None).unwrap();
     assert_eq!((new.tsc, new.vm, new.downtime_ns, new.clamped), (saved.tsc, saved.vm, 0, true));
-    let new = restore(&saved, khz(2_000_000), DowntimePolicy::Freeze, 49, None).unwrap();
+    let new = restore(&saved, khz(2_000_000), DowntimePolicy::Freeze, Stood::UntilWall(49), None).unwrap();
     assert!(!new.clamped, "freeze does not look at the wall clock");
+}
+
+// Catches: a downtime of more than 584 years that is clipped to what 64 bits hold.
+#[test]
+fn a_downtime_beyond_the_range_is_refused() {
+    let saved = moment(1_000_000, 0, 0, 5_000, 50);
+    let stood = |length| restore(&saved, khz(1_000_000), DowntimePolicy::CatchUp, Stood::For(length), None);
+    let new = stood(Duration::from_secs(3)).unwrap();
+    assert_eq!((new.vm, new.downtime_ns, new.clamped), (VmTime(3_000_005_000), 3_000_000_000, false));
+    for length in [Duration::from_nanos(u64::MAX), Duration::from_secs(u64::MAX)] {
+        let refused = AdjustError::VmTimeOverflow { vm: saved.vm, downtime_ns: length.as_nanos() };
+        assert_eq!(stood(length), Err(refused));
+    }
+    assert_eq!(stood(Duration::from_nanos(u64::MAX - 5_000)).unwrap().vm, VmTime(u64::MAX));
 }
 
 #[test]
@@ -47,7 +61,8 @@ fn a_tsc_that_cannot_be_set_moves_the_page_only() {
     let saved = moment(1_000_000, 0, 0, 5_000, 50);
     // Either side of the saved TSC: another host may have booted later.
     for held in [7, 1 << 60] {
-        let new = restore(&saved, khz(2_000_000), DowntimePolicy::CatchUp, 60, Some(GuestTsc(held))).unwrap();
+        let new = restore(&saved, khz(2_000_000), DowntimePolicy::CatchUp, Stood::UntilWall(60), Some(GuestTsc(held)))
+            .unwrap();
         assert_eq!((new.tsc, new.vm, new.downtime_ns), (GuestTsc(held), VmTime(5_010), 10));
         assert_eq!(new.page.vm_time(new.tsc), new.vm);
     }
@@ -55,7 +70,8 @@ fn a_tsc_that_cannot_be_set_moves_the_page_only() {
 
 #[test]
 fn each_failure_has_its_error() {
-    let catch_up = |saved: &Moment, wall| restore(saved, khz(3_000_000), DowntimePolicy::CatchUp, wall, None);
+    let catch_up =
+        |saved: &Moment, wall| restore(saved, khz(3_000_000), DowntimePolicy::CatchUp, Stood::UntilWall(wall), None);
     let good = moment(1_000_000, 100, 0, 200, 0);
     let before = Moment { tsc: GuestTsc(99), vm: VmTime(0), ..good };
     assert!(matches!(catch_up(&before, 0), Err(AdjustError::BeforePage { .. })));
@@ -73,7 +89,7 @@ fn each_failure_has_its_error() {
 #[test]
 fn a_deadline_past_the_new_tscs_end_is_the_end() {
     let saved = moment(1_000_000, 0, 0, 5_000, 0);
-    let new = restore(&saved, khz(10_000_000), DowntimePolicy::Freeze, 0, None).unwrap();
+    let new = restore(&saved, khz(10_000_000), DowntimePolicy::Freeze, Stood::UntilWall(0), None).unwrap();
     let at = deadline(DeadlinePolicy::Rescale, GuestTsc(u64::MAX), &saved.page, &new.page, new.tsc);
     assert_eq!(at, GuestTsc(u64::MAX));
 }
@@ -81,7 +97,7 @@ fn a_deadline_past_the_new_tscs_end_is_the_end() {
 #[test]
 fn no_policy_disarms() {
     let saved = moment(1_000_000, 0, 0, 0, 0);
-    let new = restore(&saved, khz(2_000_000), DowntimePolicy::Freeze, 0, None).unwrap();
+    let new = restore(&saved, khz(2_000_000), DowntimePolicy::Freeze, Stood::UntilWall(0), None).unwrap();
     for policy in [DeadlinePolicy::Rescale, DeadlinePolicy::Fire] {
         assert_eq!(deadline(policy, GuestTsc(1), &saved.page, &new.page, new.tsc).0.min(1), 1);
     }
@@ -124,7 +140,7 @@ proptest! {
         let target = khz(f * tenths / 10);
         let expect = if catch_up { wall_now.saturating_sub(wall) } else { 0 };
         let ticks = u128::from(expect) * u128::from(target.get()) / 1_000_000;
-        match restore(&saved, target, policy, wall_now, held.map(GuestTsc)) {
+        match restore(&saved, target, policy, Stood::UntilWall(wall_now), held.map(GuestTsc)) {
             Ok(new) => {
                 prop_assert_eq!(new.page.vm_time(new.tsc).0 - saved.page.vm_time(saved.tsc).0, expect);
                 prop_assert_eq!(new.downtime_ns, expect);
@@ -151,7 +167,7 @@ proptest! {
     ) {
         let saved = moment(f, base, 77, base + later, 0);
         let policy = if catch_up { DowntimePolicy::CatchUp } else { DowntimePolicy::Freeze };
-        let new = restore(&saved, khz(f * tenths / 10), policy, down, None).unwrap();
+        let new = restore(&saved, khz(f * tenths / 10), policy, Stood::UntilWall(down), None).unwrap();
         let armed = GuestTsc(saved.tsc.0.saturating_add_signed(ahead).max(1));
         let due = saved.page.vm_time(armed);
         let at = deadline(DeadlinePolicy::Rescale, armed, &saved.page, &new.page, new.tsc);

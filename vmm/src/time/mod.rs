@@ -19,7 +19,7 @@ pub mod scale;
 pub mod timeline;
 pub mod units;
 
-pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment};
+pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment, Stood};
 pub use host::HostClock;
 pub use judge::JudgeClock;
 pub use page::PageClock;

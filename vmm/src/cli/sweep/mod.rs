@@ -17,9 +17,9 @@ use vmm::{
     boot::Image,
     guest_image::GUEST_ELF,
     report::{self, cases::Suite},
-    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, source::SourceChoice},
+    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, fault::Fault, source::SourceChoice},
     sweep::{
-        self, Depth, Options, SweepError, merge,
+        self, Depth, Options, Ratio, SweepError, merge,
         result::{Findings, Target},
     },
 };
@@ -70,7 +70,7 @@ fn options(args: &Sweep) -> Options {
         from: args.from.clone(),
         to: args.to.clone(),
         every: args.every.into(),
-        ratios: args.ratio.clone(),
+        ratios: ratios(args),
         deadline: args.deadline.into(),
         downtime: args.downtime.into(),
         downtime_length: args.downtime_length,
@@ -82,6 +82,16 @@ fn options(args: &Sweep) -> Options {
         workers: args.workers,
         shard: args.shard,
     }
+}
+
+/// The frequencies to migrate to.
+fn ratios(args: &Sweep) -> Vec<Ratio> {
+    let usual: &[&str] = match args.inject {
+        _ if !args.ratio.is_empty() => return args.ratio.clone(),
+        Some(Fault::HostStop(_)) => &["1"],
+        _ => &["0.5", "2"],
+    };
+    usual.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Ends a sweep in good order at the first SIGINT or SIGTERM; the second ends the program.

@@ -2,15 +2,15 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{APIC_FEATURES, Exit, Last, Operation, TSC_PORT};
+use super::{APIC_FEATURES, Exit, HostFacts, Last, Operation, PROBE_OFFSET, TSC_PORT};
 use crate::{
     boot::{Entry, GuestRam, cpuid::Leaf},
     kvm::{Error, Vcpu, read_tsc},
 };
 
-/// 32-bit code: RDTSC; OUT 0x80; WRMSR 0x6e0 of 1; RDMSR 0x802; HLT.
-const PROGRAM: [u8; 26] = [
-    0x0f, 0x31, 0xe6, 0x80, // RDTSC; OUT 0x80
+/// 32-bit code: RDTSC; OUT 0x80, twice; WRMSR 0x6e0 of 1; RDMSR 0x802; HLT.
+const PROGRAM: [u8; 30] = [
+    0x0f, 0x31, 0xe6, 0x80, 0x0f, 0x31, 0xe6, 0x80, // RDTSC; OUT 0x80
     0xb9, 0xe0, 0x06, 0x00, 0x00, 0xb8, 0x01, 0x00, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30, // WRMSR 0x6e0
     0xb9, 0x02, 0x08, 0x00, 0x00, 0x0f, 0x32, 0xf4, // RDMSR 0x802
 ];
@@ -21,15 +21,15 @@ pub fn can_tell(leaves: &[Leaf]) -> bool {
     leaves.iter().any(|leaf| leaf.function == 1 && leaf.ecx & APIC_FEATURES == APIC_FEATURES)
 }
 
-/// Whether this host does what [`HOPED`](super::HostFacts::HOPED) says, as seen by a `vcpu` that has not run yet and
-/// [`can_tell`].
+/// What this host does, if it is what [`HOPED`](HostFacts::HOPED) says but for the TSC offset, as seen by a `vcpu` that has
+/// not run yet and [`can_tell`].
 ///
 /// The code is lent the RAM at `at`, which then holds what it held. The vCPU's registers are left as the code left them:
 /// its true state is to be set afterwards, as it would have been without.
 ///
 /// # Errors
 /// If KVM fails in a way that is no answer, or `at` is not RAM.
-pub fn as_hoped(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<bool, Error> {
+pub fn if_as_hoped(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<Option<HostFacts>, Error> {
     let no_memory = |_| Error::last("mmap");
     let mut lent = [0; PROGRAM.len()];
     memory.read_slice(&mut lent, GuestAddress(at)).map_err(no_memory)?;
@@ -39,22 +39,30 @@ pub fn as_hoped(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<bool, Err
     answer
 }
 
-fn ask(vcpu: &mut Vcpu, at: u64) -> Result<bool, Error> {
+fn ask(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
     vcpu.set_flat_32bit_entry(&Entry { rip: at, ..Entry::default() })?;
-    // The answer is in what RDTSC gives.
+    let mut hoped = follows_offset(vcpu, 0)?;
+    let tsc_offset = hoped && follows_offset(vcpu, PROBE_OFFSET)?;
     let _ = vcpu.set_tsc_offset(0);
+    let mut last = Last::default();
+    for msr in [0x6e0, 0x802] {
+        last = Last::default();
+        hoped = hoped && vcpu.run(&mut last)? == Exit::Operation(Operation::Msr) && last.msr == Some(msr);
+    }
+    vcpu.drain(&mut last)?;
+    Ok(hoped.then_some(HostFacts { tsc_offset, ..HostFacts::HOPED }))
+}
+
+/// Whether the next RDTSC gives the host's TSC plus `offset`, when KVM is asked for that.
+fn follows_offset(vcpu: &mut Vcpu, offset: u64) -> Result<bool, Error> {
+    // The answer is in what RDTSC gives.
+    let _ = vcpu.set_tsc_offset(offset);
     let mut last = Last::default();
     let before = read_tsc();
     let exit = vcpu.run(&mut last)?;
     let after = read_tsc();
     let registers = vcpu.registers();
     let tsc = registers.rdx << 32 | registers.rax & 0xffff_ffff;
-    let mut hoped =
-        exit == Exit::Operation(Operation::Port) && last.port == Some(TSC_PORT) && (before..=after).contains(&tsc);
-    for msr in [0x6e0, 0x802] {
-        last = Last::default();
-        hoped = hoped && vcpu.run(&mut last)? == Exit::Operation(Operation::Msr) && last.msr == Some(msr);
-    }
-    vcpu.drain(&mut last)?;
-    Ok(hoped)
+    let read = exit == Exit::Operation(Operation::Port) && last.port == Some(TSC_PORT);
+    Ok(read && (before..=after).contains(&tsc.wrapping_sub(offset)))
 }

@@ -2,7 +2,7 @@
 //!
 //! Return codes are not evidence: hosts accept a TSC frequency or offset and ignore it. So a few instructions run in a
 //! throw-away VM, and what came out is compared with the host's own counter. A throw-away VM costs as much as the guest's:
-//! [`as_hoped`] asks a vCPU that is to run a guest, before it does.
+//! [`if_as_hoped`] asks a vCPU that is to run a guest, before it does.
 
 mod in_place;
 mod kernel_lapic;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
-pub use in_place::{as_hoped, can_tell};
+pub use in_place::{can_tell, if_as_hoped};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
 
@@ -35,6 +35,8 @@ pub enum DeadlineWrite {
 pub struct HostFacts {
     /// With an offset of 0 set, a guest's RDTSC gave the host's TSC.
     pub tsc_equals_host: bool,
+    /// With another offset set, a guest's RDTSC gave the host's TSC plus that offset: KVM moves a guest's TSC.
+    pub tsc_offset: bool,
     /// See [`DeadlineWrite`].
     pub deadline_write: DeadlineWrite,
     /// RDMSR and WRMSR of x2APIC registers exit.
@@ -42,6 +44,9 @@ pub struct HostFacts {
 }
 
 const OURS: Lapics = Lapics::Ours { mwait_in_guest: false };
+
+/// An offset that no host's TSC reaches within a probe: more than an hour at 4 GHz.
+pub const PROBE_OFFSET: u64 = 1 << 44;
 
 /// Guest code and data of the probes.
 const CODE: u64 = 0x1000;
@@ -128,14 +133,17 @@ impl Probe {
 }
 
 impl HostFacts {
-    /// What could be hoped for: of every question the answer that needs no way around.
-    pub const HOPED: Self = Self { tsc_equals_host: true, deadline_write: DeadlineWrite::Exits, x2apic_exits: true };
+    /// What could be hoped for: of every question the answer that needs no way around, but for the TSC offset, which only
+    /// a restore needs.
+    pub const HOPED: Self =
+        Self { tsc_equals_host: true, tsc_offset: false, deadline_write: DeadlineWrite::Exits, x2apic_exits: true };
 
     /// Measures; takes a few milliseconds.
     ///
     /// # Errors
     /// If KVM fails in a way that is no answer.
     pub fn probe(host: &Host, supported: &[Leaf]) -> Result<Self, Error> {
+        let tsc_offset = tsc_offset(host, supported, PROBE_OFFSET)?.took_effect;
         let leaves = with_apic_features(supported);
         let mut probe = Probe::new(host, &leaves, &PROGRAM, OURS)?;
         // The answer is in what RDTSC gives.
@@ -155,7 +163,7 @@ impl HostFacts {
             }
         };
         let x2apic_exits = probe.next()? == Exit::Operation(Operation::Msr) && probe.last.msr == Some(0x802);
-        Ok(Self { tsc_equals_host, deadline_write, x2apic_exits })
+        Ok(Self { tsc_equals_host, tsc_offset, deadline_write, x2apic_exits })
     }
 }
 

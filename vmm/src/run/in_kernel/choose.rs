@@ -4,7 +4,8 @@ use guest_abi::pvclock;
 
 use super::super::{
     HostEnvironment, RunError, TimeMode,
-    source::{Chosen, SourceChoice, TscSource, same},
+    paused::StoppedTsc,
+    source::{Chosen, SourceChoice, TscSource, same, why_not_host},
     state::KvmCpuState,
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 /// What KVM's kvmclock must offer: either pair of MSRs.
 const KVMCLOCK: u32 = pvclock::FEATURE_CLOCKSOURCE | pvclock::FEATURE_CLOCKSOURCE2;
 
-/// Picks the TSC source for a guest that is to see `khz`.
+/// Picks the TSC source for a guest that is to see `khz` and, unless it is to boot, continues the TSC `stopped`.
 ///
 /// # Errors
 /// [`RunError::Usage`] for what KVM's LAPIC excludes, [`RunError::HostLacks`] if the host cannot do it.
@@ -28,6 +29,7 @@ pub fn choose(
     choice: SourceChoice,
     time: TimeMode,
     khz: Khz,
+    stopped: Option<StoppedTsc>,
     guest: &str,
 ) -> Result<Chosen, RunError> {
     let excluded = |what: &str| {
@@ -53,8 +55,16 @@ pub fn choose(
                 .to_owned(),
         ));
     }
-    let host_khz = env.clock.khz();
-    let host = same(khz, host_khz) && env.facts()?.tsc_equals_host;
+    let clock = env.clock.as_it_is();
+    let host_khz = clock.khz();
+    let facts = env.facts()?;
+    let host = same(khz, host_khz) && facts.tsc_equals_host;
+    let another_counter = why_not_host(clock, stopped, || Ok::<_, RunError>(facts.tsc_offset))?;
+    if let Some(why) = another_counter {
+        return Err(RunError::HostLacks(format!(
+            "--lapic kvm: this host cannot go on with {guest}: {why}; use a host whose KVM does (vmm doctor says)"
+        )));
+    }
     let (source, why) = match choice {
         SourceChoice::Auto | SourceChoice::Fixed(TscSource::Host) if host => {
             (TscSource::Host, "the guest's frequency is the host's")
@@ -74,12 +84,11 @@ pub fn choose(
             )));
         }
     };
-    let tsc_moves = source == TscSource::Host && env.offset_works()?;
     Ok(Chosen {
         source,
         why: format!("{why} (host {host_khz}, guest {khz}); LAPIC and kvmclock are KVM's"),
         tsc_deadline: true,
-        lapics: Lapics::Kvms { tsc_moves },
+        lapics: Lapics::Kvms { tsc_moves: facts.tsc_offset },
         patched: Sites::default(),
     })
 }

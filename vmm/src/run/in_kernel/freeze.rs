@@ -10,17 +10,24 @@ use super::{
 use crate::{
     apic::Armed,
     kvm::{
-        Vcpu, Vm,
+        KvmClock, Vcpu, Vm,
         state::{KernelLapicState, MpState},
     },
-    time::{Adjusted, Moment, PageClock, VmTime},
+    time::{Adjusted, HostTsc, Moment, PageClock, VmTime},
 };
 
-/// Reads what KVM has; the vCPUs stand still.
-pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock) -> Result<(), RunError> {
+/// Reads what KVM has; the vCPUs stand still. `since`: they have not run since this host TSC, and VM time stands still since
+/// then. (KVM's timers did not: one that was due in between has interrupted.)
+pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<(), RunError> {
     // Reading the MP states takes in the INIT and start-up messages that wait; in no saved state are they.
     let mp_states = cpus.iter().map(|cpu| cpu.vcpu.mp_state()).collect::<Result<Vec<_>, _>>()?;
-    clock.stop_at(vm.clock()?);
+    let mut kvm = vm.clock()?;
+    if let Some(since) = since {
+        let gap = clock.host().duration(since, kvm.host);
+        let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
+        kvm = KvmClock { vm: VmTime(kvm.vm.0.saturating_sub(gap)), host: since };
+    }
+    clock.stop_with(kvm);
     for (cpu, mp_state) in cpus.iter_mut().zip(mp_states) {
         let lapic = cpu.vcpu.kernel_lapic()?;
         cpu.frozen = Some(saved(lapic, mp_state, vm.clock()?.vm));

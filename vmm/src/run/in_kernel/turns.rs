@@ -5,6 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use super::{
     super::{
         End, Platform, RunError,
+        host_stop::Pulse,
         platform::lock,
         turn::{self, Stop},
     },
@@ -27,12 +28,12 @@ pub fn turns(
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<Stop, RunError> {
-    let post = usize::try_from(cpu.index).ok().and_then(|index| platform.posts.get(index));
-    let Some(post) = post else { return Err(RunError::Cpus(cpu.index)) };
+    let Some(post) = platform.post(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
     // A vCPU whose state was just set has nothing in the shared page yet.
     cpu.drain(platform)?;
     let _binding = cpu.vcpu.bind();
     let timer = KickTimer::new()?;
+    let mut pulse = Pulse::new()?;
     let mut first = true;
     post.bell.attach();
     let result = loop {
@@ -40,6 +41,19 @@ pub fn turns(
         post.bell.hush();
         if wanted() || platform.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
+        }
+        let (host, read) = {
+            let (clock, read) = platform.read_clock();
+            (clock.host(), read)
+        };
+        if platform.has_gap() {
+            break Ok(Stop::Asked);
+        }
+        if kicked {
+            pulse.came(read);
+        }
+        if !pulse.enter(platform, post, host, read) {
+            continue;
         }
         match turn(cpu, platform, stop, (kicked || std::mem::take(&mut first)).then_some(&timer)) {
             Ok(None) => {}

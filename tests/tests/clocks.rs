@@ -1,0 +1,317 @@
+//! What the guest is told about time when it stood still: the wall clock, stops that nobody asked for, its TSC.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use vm_tests::{Lab, Running, Trace, kvm, raw, start, state_file::change_sections};
+
+/// Far more looks than any start needs, and what is between two of them.
+const LOOKS: u32 = 30_000;
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+fn unix_ns() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
+/// Both, in memory; kvmclock's page at 0x101000, the wall clock at 0x101040.
+const PAGE: u32 = 0x10_1000;
+const WALL: u32 = PAGE + 0x40;
+
+/// A guest that asks for the wall clock and writes what it got to port 0xe9, first at once, and again each time that it
+/// finds PVCLOCK_GUEST_STOPPED, which it clears; it ends after the second.
+fn asks_again() -> Vec<u8> {
+    let word = |value: u32| value.to_le_bytes();
+    let wrmsr = |index: u32, value: u32| {
+        [&[0xb9][..], &word(index), &[0xb8], &word(value), &[0x31, 0xd2, 0x0f, 0x30]].concat() // MOV ECX; MOV EAX; XOR EDX; WRMSR
+    };
+    // WRMSR; MOV ESI, WALL; MOV ECX, 12; MOV DX, 0x3f8; CLD; REP OUTSB
+    let ask = [
+        wrmsr(0x4b56_4d00, WALL),
+        [&[0xbe][..], &word(WALL), &[0xb9], &word(12), &[0x66, 0xba, 0xf8, 0x03, 0xfc, 0xf3, 0x6e]].concat(),
+    ]
+    .concat();
+    let flags = word(PAGE + 29);
+    // TEST byte [flags], 2; JZ back to it; AND byte [flags], 0xfd
+    let wait = [&[0xf6, 0x05][..], &flags, &[2, 0x74, 0xf7, 0x80, 0x25], &flags, &[0xfd]].concat();
+    raw::multiboot(&[wrmsr(0x4b56_4d01, PAGE | 1), ask.clone(), wait, ask, raw::SUCCESS.to_vec()].concat())
+}
+
+/// The Unix time of VM time 0 that 12 bytes of a wall clock give, in nanoseconds.
+fn wall_ns(bytes: &[u8]) -> u64 {
+    let word = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()));
+    assert_eq!(word(0) % 2, 0, "an odd version");
+    word(4) * 1_000_000_000 + word(8)
+}
+
+fn output(command: &mut Command) -> Vec<u8> {
+    let output = command.output().expect("vmm runs");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+// Catches: a wall clock that is computed once, at boot. Linux msr.rst: real time now minus kvmclock now, at each write.
+#[test]
+fn the_wall_clock_is_right_each_time_that_a_guest_asks() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("asks"), asks_again()).unwrap();
+    for lapic in ["user", "kvm"] {
+        let saved = format!("{lapic}-saved");
+        let begun = unix_ns();
+        let flags = format!("--guest asks --lapic {lapic} --save-at 100ms --save-to {saved}");
+        let first = wall_ns(&output(&mut lab.vmm(&flags)));
+        let ended = unix_ns();
+        assert!((begun..=ended).contains(&first), "{lapic}: not the time of the boot: {begun} {first} {ended}");
+        let pause = Duration::from_millis(1200);
+        thread::sleep(pause);
+        // VM time stood still, so that VM time 0 is later by all of the time from the save to the restore.
+        let again = wall_ns(&output(&mut lab.vmm(&format!("restore {saved} --downtime freeze"))));
+        let (least, most) = (pause.as_nanos(), u128::from(unix_ns() - begun));
+        let moved = u128::from(again - first);
+        assert!((least..=most).contains(&moved), "{lapic}: moved by {moved} ns, not {least} to {most}");
+        // VM time went on: VM time 0 is where it was, to what two readings of two clocks differ by.
+        let caught_up = wall_ns(&output(&mut lab.vmm(&format!("restore {saved} --downtime catch-up"))));
+        let moved = caught_up.abs_diff(first);
+        assert!(u128::from(moved) < least / 10, "{lapic}: moved by {moved} ns under catch-up");
+    }
+}
+
+/// A VM that ticks, and its process.
+struct Ticking {
+    lab: Lab,
+    process: Running,
+}
+
+impl Ticking {
+    /// Started, with a control socket `s`, and seen to have ticked. It ticks for 3 s of VM time.
+    fn start(cmdline: &str, flags: &str) -> Self {
+        let lab = Lab::new();
+        let flags = format!("{flags} --api-sock s --trace trace --summary summary");
+        let process = start(&mut lab.guest(&format!("hz=100 count=300 {cmdline}"), &flags));
+        let mut ticking = Self { lab, process };
+        ticking.until(|status| status["ticks"].as_u64().is_some_and(|ticks| ticks > 20));
+        ticking
+    }
+
+    fn until(&mut self, condition: impl Fn(&Value) -> bool) {
+        for _ in 0..LOOKS {
+            let status = self.lab.run("ctl --api-sock s status");
+            if status.code() == 0 && condition(&serde_json::from_str(&status.stdout).expect("JSON")) {
+                return;
+            }
+            assert!(!self.process.has_ended(), "the VM ended: {status:?}");
+            thread::sleep(LOOK_AGAIN);
+        }
+        panic!("it did not come");
+    }
+
+    /// Stops the process for `length`, in a way that it cannot see.
+    fn stop_for(&self, length: Duration) {
+        let process = Pid::from_raw(self.process.id());
+        kill(process, Signal::SIGSTOP).expect("it runs");
+        thread::sleep(length);
+        kill(process, Signal::SIGCONT).expect("it is there");
+    }
+
+    /// Its summary, its trace, and what it said.
+    fn end(self) -> (Value, Trace, String) {
+        let ended = self.process.finish().expect(0);
+        let summary = serde_json::from_slice(&fs::read(self.lab.path("summary")).unwrap()).unwrap();
+        (summary, Trace::read(&self.lab.path("trace")), ended.stderr)
+    }
+}
+
+// Catches: VM time that leaps over a gap that nobody asked for, and a guest that is not told of it.
+#[test]
+fn a_stopped_process_is_a_pause() {
+    if !kvm() {
+        return;
+    }
+    // Longer than any scheduler's delay that the VMM takes for one.
+    let stop = Duration::from_millis(1500);
+    let stop_ns = u64::try_from(stop.as_nanos()).unwrap();
+    for (flags, downtime) in [
+        ("--tsc host", "freeze"),
+        ("--tsc trapped", "freeze"),
+        ("--lapic kvm", "freeze"),
+        ("--cpus 2", "freeze"),
+        ("--tsc trapped", "catch-up"),
+        ("--lapic kvm", "catch-up"),
+    ] {
+        let what = format!("{flags} {downtime}");
+        let scenario = if flags == "--cpus 2" { "scenario=smp" } else { "" };
+        let ticking = Ticking::start(scenario, &format!("{flags} --downtime {downtime}"));
+        ticking.stop_for(stop);
+        let (summary, trace, stderr) = ticking.end();
+        // A busy machine may stop the VM once more.
+        assert!(summary["host_stops"].as_u64().unwrap() >= 1, "{what}: {summary}");
+        assert!(summary["ticks"]["guest_stopped_seen"].as_u64().unwrap() >= 1, "{what}: {summary}");
+        assert_eq!(summary["ticks"]["clock_steps_back"], 0, "{what}: {summary}");
+        assert!(stderr.contains("no vCPU ran for"), "{what}: {stderr}");
+        // The stop itself was longer than asked for, and the VMM takes it to begin a tenth of a second later at most.
+        let gap = trace.all("host-stop").max_by_key(|line| line.field("gap_ns")).expect("a stop in the trace");
+        assert!(gap.field("gap_ns") >= stop_ns - 110_000_000, "{what}: {gap:?}");
+        let counted = trace.all("restore").map(|line| line.field("downtime_ns")).max().expect("a restore");
+        let worst = summary["ticks"]["late_by_guest"]["worst_ns"].as_u64().unwrap();
+        if downtime == "freeze" {
+            assert_eq!(counted, 0, "{what}");
+            // A tick in flight is late by the tenth at most, and by what this machine makes of it.
+            assert!(worst < stop_ns / 2, "{what}: {summary}");
+        } else {
+            assert!(counted >= gap.field("gap_ns"), "{what}: {counted}");
+            assert!(worst > stop_ns / 2, "{what}: {summary}");
+        }
+    }
+}
+
+// Catches: the end of a pause that somebody did ask for, taken for a stop by the host.
+#[test]
+fn a_paused_vm_cannot_be_stopped_by_its_host() {
+    if !kvm() {
+        return;
+    }
+    for lapic in ["user", "kvm"] {
+        let ticking = Ticking::start("", &format!("--lapic {lapic}"));
+        ticking.lab.run("ctl --api-sock s pause").expect(0);
+        ticking.stop_for(Duration::from_millis(800));
+        ticking.lab.run("ctl --api-sock s resume").expect(0);
+        let (summary, _, stderr) = ticking.end();
+        assert_eq!(summary["host_stops"], 0, "{lapic}: {stderr}");
+        assert_eq!(summary["ticks"]["guest_stopped_seen"], 1, "{lapic}: {summary}");
+    }
+}
+
+// Catches: a planted stop that is told to the guest, or that does not make its timers late.
+#[test]
+fn a_sweep_shows_what_an_unnoticed_stop_does() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let sweep = |flags: &str| lab.run(&format!("sweep --every exit --json sweep.json {flags}"));
+    sweep("--inject host-stop=2s").expect(1);
+    let found: Value = serde_json::from_slice(&fs::read(lab.path("sweep.json")).unwrap()).unwrap();
+    assert_eq!(found["inputs"]["inject"], "host-stop=2s");
+    let totals = &found["totals"][0];
+    assert_eq!(totals["ratio"], "1");
+    let points = found["points"].as_array().unwrap().len();
+    assert_eq!(totals["verdicts"], json!([["late", points]]), "{totals}");
+    // One that is shorter than what is left of the tick is only not told.
+    sweep("--inject host-stop=1us --tolerance 100us").expect(1);
+    let found: Value = serde_json::from_slice(&fs::read(lab.path("sweep.json")).unwrap()).unwrap();
+    assert_eq!(found["totals"][0]["verdicts"], json!([["untold", points]]), "{found:#}");
+    sweep("--inject host-stop=2s --ratio 0.5").refused(2, &["host-stop", "--ratio 1"]);
+    sweep("--inject host-stop=").refused(2, &["host-stop=", "--inject"]);
+}
+
+/// Moves a saved machine's TSC, and all that is told in its units, by `by`.
+fn move_tsc(state: &Path, by: i64) {
+    let moved =
+        |value: &mut Value| *value = json!(value.as_u64().expect("a TSC").checked_add_signed(by).expect("in range"));
+    change_sections(state, |name, mut payload| {
+        if name == "clock" {
+            for pointer in ["/moment/tsc", "/moment/page/tsc_timestamp", "/judge/tsc"] {
+                moved(payload.pointer_mut(pointer).expect(pointer));
+            }
+        }
+        Some(payload)
+    });
+}
+
+/// Whether KVM moves a guest's TSC by an offset here.
+fn offset_works(lab: &Lab) -> bool {
+    let doctor: Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    doctor["tsc_offset"]["works"].as_bool().unwrap()
+}
+
+// Catches: a restore that takes the host's TSC because its frequency is right, whatever its value is.
+#[test]
+fn a_restored_tsc_goes_on_from_its_value() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let offset_works = offset_works(&lab);
+    // One-shot counts are in nanoseconds: the TSC can be moved under them.
+    let saved = |dir: &str, lapic: &str| {
+        let flags = format!("--tsc host --lapic {lapic} --save-at 100ms --save-to {dir}");
+        lab.boot_traced("clockevent=lapic-oneshot hz=100 count=20", &flags).trace().first("save").tsc()
+    };
+    // As from a host that was up for longer, and from one that was not.
+    for (dir, by) in [("longer", 1_i64 << 50), ("shorter", -(1_i64 << 37))] {
+        let tsc = saved(dir, "user").checked_add_signed(by).expect("this host is up for longer than a minute");
+        move_tsc(&lab.path(dir).join("state"), by);
+        let run = lab.restore(dir, "");
+        run.in_order(run.summary.count("ticks/ticks"));
+        assert_eq!(run.trace().only("restore").tsc(), tsc, "{dir}: {run:#?}");
+        let asked = lab.run(&format!("restore {dir} --tsc host"));
+        if offset_works {
+            asked.expect(0);
+        } else {
+            asked.refused(3, &["--tsc host", &tsc.to_string(), "another counter", "--tsc trapped"]);
+        }
+        saved(&format!("{dir}-kvm"), "kvm");
+        move_tsc(&lab.path(format!("{dir}-kvm")).join("state"), by);
+        let asked = lab.run(&format!("restore {dir}-kvm"));
+        if offset_works {
+            asked.expect(0);
+        } else {
+            asked.refused(3, &["--lapic kvm", "another counter", "KVM does not move a guest's TSC"]);
+        }
+    }
+    // Nothing moved: the host's TSC has counted on since the save.
+    saved("same", "user");
+    let run = lab.restore("same", "");
+    assert!(run.ended.stderr.contains("TSC source host"), "{run:#?}");
+    // Virtual time's TSC is not the host's either.
+    let saved = lab.boot_traced("count=20", "--time virtual --save-at 100ms --save-to virtual");
+    let restored = lab.restore("virtual", "--time real");
+    restored.in_order(20 - saved.summary.count("ticks/ticks"));
+    assert_eq!(restored.trace().only("restore").tsc(), saved.trace().only("save").tsc());
+}
+
+// Catches: a guest without trap sites that is given another counter without a word.
+#[test]
+fn a_guest_whose_tsc_cannot_go_on_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("asks"), asks_again()).unwrap();
+    output(&mut lab.vmm("--guest asks --save-at 50ms --save-to s"));
+    move_tsc(&lab.path("s/state"), 1 << 50);
+    let restored = lab.run("restore s");
+    if offset_works(&lab) {
+        restored.expect(0);
+    } else {
+        restored.refused(3, &["cannot go on with asks", "another counter", "no trap sites"]);
+    }
+}
+
+// Catches: a downtime that 64 bits do not hold, clipped to 584 years.
+#[test]
+fn downtimes_beyond_the_range_are_refused() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.boot("count=20", "--time virtual --save-at 100ms --save-to s");
+    for length in ["585years", "10000years"] {
+        let restored = lab.run(&format!("restore s --downtime catch-up --downtime-length {length}"));
+        restored.refused(2, &["downtime", "exceed 64 bits", "--downtime-length"]);
+    }
+    let run = lab.restore("s", "--downtime catch-up --downtime-length 10years");
+    assert_eq!(run.trace().only("restore").field("downtime_ns"), 315_576_000_000_000_000, "{run:#?}");
+}

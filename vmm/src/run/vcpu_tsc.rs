@@ -1,0 +1,50 @@
+//! Gives vCPUs the TSC that the machine's clock says they have, where KVM provides it.
+
+use super::{RunError, clock::Clock, source::TscSource};
+use crate::{
+    kvm::Vcpu,
+    time::{Adjusted, Khz},
+};
+
+/// A vCPU, and how far its TSC is ahead of the machine's.
+pub(super) type Of<'a> = (&'a Vcpu, u64);
+
+/// Before the clock is started: where the TSC cannot be moved, the clock has to be told what it is.
+pub(super) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
+    match clock.source() {
+        TscSource::Trapped => {}
+        TscSource::Host => {
+            for (vcpu, adjust) in vcpus {
+                // A probe saw that the TSC then is the host's.
+                drop(vcpu.set_tsc_offset(*adjust));
+            }
+        }
+        TscSource::Scaled => {
+            for (vcpu, _) in vcpus {
+                vcpu.set_tsc_khz(khz.get())?;
+                let (host, tsc) = vcpu.measured_tsc()?;
+                clock.measured(host, tsc, khz);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// After the clock was started at `adjusted`, whose TSC KVM can provide by an offset: the same one for all vCPUs, so that
+/// their TSCs are equal.
+pub(super) fn set(vcpus: &[Of<'_>], clock: &mut Clock, adjusted: &Adjusted, khz: Khz) -> Result<(), RunError> {
+    let offset = match clock.source() {
+        TscSource::Trapped => return Ok(()),
+        TscSource::Host => clock.ahead_of_host(),
+        TscSource::Scaled => {
+            let Some((first, _)) = vcpus.first() else { return Ok(()) };
+            // KVM adds the offset to the scaled TSC of the host.
+            first.set_tsc_offset(0)?;
+            let (host, scaled) = first.measured_tsc()?;
+            clock.measured(host, adjusted.tsc, khz);
+            adjusted.tsc.0.wrapping_sub(scaled.0)
+        }
+    };
+    clock.set_vcpu_offset(offset);
+    vcpus.iter().try_for_each(|(vcpu, adjust)| Ok(vcpu.set_tsc_offset(offset.wrapping_add(*adjust))?))
+}
