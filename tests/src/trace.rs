@@ -98,6 +98,16 @@ impl Line {
         self.number(&format!("/{name}"))
     }
 
+    /// A field that is a word.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    #[must_use]
+    pub fn word(&self, name: &str) -> &str {
+        self.0[name].as_str().unwrap_or_else(|| panic!("no word {name} in {self:?}"))
+    }
+
     /// The published page of a `save` or `restore`.
     #[must_use]
     pub fn page(&self) -> Page {

@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use vm_tests::{Ended, Lab, Running, kvm, start};
+use vm_tests::{Ended, Lab, Running, Trace, kvm, start};
 
 /// Between two looks at something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -357,6 +357,65 @@ fn it_can_start_paused() {
     assert_eq!((&status["state"], &status["vm_time_ns"], &status["ticks"]), (&"paused".into(), &0.into(), &0.into()));
     let _ = vm.ctl("resume").expect(0);
     vm.ticks_on();
+    let _ = vm.ctl("quit").expect(0);
+    let _ = vm.ends();
+}
+
+// Catches: a resume that has no policies of its own, one that forgets those of the command line after a migration, and a
+// migration that must be told the frequency that the guest has.
+#[test]
+fn a_resume_and_a_migration_may_leave_out_what_stays() {
+    if !kvm() {
+        return;
+    }
+    let mut vm = Idle::start("hz=200", "--tsc trapped --trace trace --deadline keep --downtime catch-up");
+    vm.ticks_on();
+    let khz = vm.number("tsc_khz");
+    for (command, khz) in [
+        ("resume --deadline fire --downtime freeze", khz),
+        ("resume --downtime freeze", khz),
+        ("resume", khz),
+        ("migrate", khz),
+        ("resume", khz),
+        ("migrate --tsc-khz 1500000 --deadline keep", 1_500_000),
+        ("migrate --downtime catch-up", 1_500_000),
+    ] {
+        if command.starts_with("resume") {
+            let _ = vm.ctl("pause").expect(0);
+        }
+        let _ = vm.ctl(command).expect(0);
+        assert_eq!(vm.number("tsc_khz"), khz, "{command}");
+    }
+    assert_eq!(http(&vm.lab.path("s"), "PUT", "/v1/resume", r#"{"deadline": "later"}"#).0, 400);
+    vm.ticks_on();
+    let _ = vm.ctl("quit").expect(0);
+    let trace = vm.lab.path("trace");
+    let Idle { lab: _lab, process } = vm;
+    let _ = process.finish().expect(0);
+    let policies: Vec<String> = Trace::read(&trace)
+        .all("restore")
+        .map(|line| format!("{} {}", line.word("deadline"), line.word("downtime")))
+        .collect();
+    let expected = ["fire freeze", "keep freeze", "keep catch-up", "rescale freeze", "keep catch-up"];
+    assert_eq!(policies, [&expected[..], &["keep freeze", "rescale catch-up"]].concat());
+}
+
+// Catches: a frequency asked for at a restore and forgotten, because a migration came before the first resume.
+#[test]
+fn a_migration_before_the_first_resume_takes_the_restores_frequency() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let _ = lab.boot("scenario=idle hz=200", "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to saved");
+    let process = start(&mut lab.vmm("restore saved --time real --tsc-khz 1300000 --api-sock s --paused"));
+    let mut vm = Idle { lab, process };
+    vm.until(|vm| UnixStream::connect(vm.lab.path("s")).is_ok());
+    let _ = vm.ctl("migrate").expect(0);
+    assert_eq!((vm.number("tsc_khz"), vm.number("migrations")), (1_300_000, 1));
+    let _ = vm.ctl("resume").expect(0);
+    vm.ticks_on();
+    assert_eq!(vm.number("tsc_khz"), 1_300_000);
     let _ = vm.ctl("quit").expect(0);
     let _ = vm.ends();
 }

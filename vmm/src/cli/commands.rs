@@ -8,7 +8,8 @@ use std::ffi::OsStr;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::{
-    args::{Cli, Ctl, Doctor, Restore, Snapshot},
+    args::{Cli, Doctor, Restore, Snapshot},
+    ctl_args::Ctl,
     sweep_args::{Study, Sweep},
 };
 

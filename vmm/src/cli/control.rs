@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use vmm::control::{self, Command, api};
 
 use super::{
-    args::{Ctl, CtlCommand},
+    ctl_args::{Ctl, CtlCommand},
     text::Text,
 };
 
@@ -17,7 +17,9 @@ pub fn ctl(args: &Ctl) -> Result<ExitCode> {
     let command = match &args.command {
         CtlCommand::Status => Command::Status,
         CtlCommand::Pause => Command::Pause,
-        CtlCommand::Resume => Command::Resume,
+        CtlCommand::Resume { deadline, downtime } => {
+            Command::Resume(api::Resume { deadline: deadline.map(Into::into), downtime: downtime.map(Into::into) })
+        }
         CtlCommand::Snapshot { dir, base, stay_paused } => {
             // The VMM may stand elsewhere.
             let absolute =

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod commands;
 mod control;
+pub mod ctl_args;
 mod demo;
 mod doctor;
 pub mod exit;

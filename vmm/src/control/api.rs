@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | 200, [`Status`] |
 //! | `PUT /v1/pause` | | 204 |
-//! | `PUT /v1/resume` | | 204 |
+//! | `PUT /v1/resume` | [`Resume`] or none | 204 |
 //! | `PUT /v1/snapshot` | [`Snapshot`] | 204 |
-//! | `PUT /v1/migrate` | [`Migrate`] | 204 |
+//! | `PUT /v1/migrate` | [`Migrate`] or none | 204 |
 //! | `PUT /v1/quit` | | 204 |
 //!
 //! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so that
@@ -29,13 +29,25 @@ pub enum Command {
     /// Stop the vCPUs at an instruction boundary. Pausing a paused VM is no error.
     Pause,
     /// Let a paused VM run. Resuming a running VM is no error.
-    Resume,
+    Resume(Resume),
     /// Save the VM to a directory.
     Snapshot(Snapshot),
-    /// Save and restore within the process, at another TSC frequency.
+    /// Save and restore within the process, at another TSC frequency if wanted.
     Migrate(Migrate),
     /// End the VM and the VMM, without asking the guest.
     Quit,
+}
+
+/// The body of `PUT /v1/resume`. What it leaves out is as the VM was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resume {
+    /// What becomes of a deadline in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<DeadlinePolicy>,
+    /// What VM time does between pause and resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<DowntimePolicy>,
 }
 
 /// The body of `PUT /v1/snapshot`.
@@ -54,11 +66,12 @@ pub struct Snapshot {
 }
 
 /// The body of `PUT /v1/migrate`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Migrate {
-    /// The guest TSC frequency after the migration, in kHz.
-    pub tsc_khz: Khz,
+    /// The guest TSC frequency after the migration, in kHz; none = the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsc_khz: Option<Khz>,
     /// What becomes of a deadline in flight.
     #[serde(default)]
     pub deadline: DeadlinePolicy,

@@ -27,14 +27,14 @@ impl Command {
             return Err(ApiError::MethodNotAllowed { allow });
         }
         let nothing = |command| {
-            if body.iter().all(u8::is_ascii_whitespace) { Ok(command) } else { decode(body).map(|Nothing {}| command) }
+            if is_blank(body) { Ok(command) } else { decode(body).map(|Nothing {}| command) }
         };
         match name {
             "status" => nothing(Self::Status),
             "pause" => nothing(Self::Pause),
-            "resume" => nothing(Self::Resume),
+            "resume" => optional(body).map(Self::Resume),
             "quit" => nothing(Self::Quit),
-            "migrate" => decode(body).map(Self::Migrate),
+            "migrate" => optional(body).map(Self::Migrate),
             "snapshot" => decode(body).map(Self::Snapshot).and_then(Self::with_absolute_paths),
             _ => Err(unknown()),
         }
@@ -62,12 +62,21 @@ impl Command {
         Ok(match self {
             Self::Status => ("GET", "/v1/status", Vec::new()),
             Self::Pause => ("PUT", "/v1/pause", Vec::new()),
-            Self::Resume => ("PUT", "/v1/resume", Vec::new()),
+            Self::Resume(resume) => ("PUT", "/v1/resume", serde_json::to_vec(resume)?),
             Self::Quit => ("PUT", "/v1/quit", Vec::new()),
             Self::Snapshot(snapshot) => ("PUT", "/v1/snapshot", serde_json::to_vec(snapshot)?),
             Self::Migrate(migrate) => ("PUT", "/v1/migrate", serde_json::to_vec(migrate)?),
         })
     }
+}
+
+/// No body means that every field has its default.
+fn optional<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, ApiError> {
+    if is_blank(body) { Ok(T::default()) } else { decode(body) }
+}
+
+fn is_blank(body: &[u8]) -> bool {
+    body.iter().all(u8::is_ascii_whitespace)
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
@@ -77,7 +86,7 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{Migrate, Snapshot};
+    use crate::control::api::{Migrate, Resume, Snapshot};
     use crate::time::Khz;
     use crate::time::{DeadlinePolicy, DowntimePolicy};
 
@@ -89,18 +98,21 @@ mod tests {
     #[test]
     fn every_command_survives_its_request() {
         let migrate = Migrate {
-            tsc_khz: Khz::new(1_300_000).unwrap(),
+            tsc_khz: Some(Khz::new(1_300_000).unwrap()),
             deadline: DeadlinePolicy::Keep,
             downtime: DowntimePolicy::CatchUp,
         };
         for command in [
             Command::Status,
             Command::Pause,
-            Command::Resume,
+            Command::Resume(Resume::default()),
+            Command::Resume(Resume { deadline: Some(DeadlinePolicy::Fire), downtime: None }),
+            Command::Resume(Resume { deadline: None, downtime: Some(DowntimePolicy::Freeze) }),
             Command::Quit,
             Command::Snapshot(Snapshot { dir: "/tmp/a b\"ü".into(), base: None, stay_paused: true }),
             Command::Snapshot(Snapshot { dir: "/b".into(), base: Some("/a".into()), stay_paused: false }),
             Command::Migrate(migrate),
+            Command::Migrate(Migrate::default()),
         ] {
             let (method, path, body) = command.to_request().unwrap();
             assert_eq!(Command::parse(method, path, &body).unwrap(), command);
@@ -123,6 +135,9 @@ mod tests {
     fn no_body_and_an_empty_object_are_the_same() {
         for body in [&b""[..], b" \r\n", b"{}"] {
             assert_eq!(Command::parse("PUT", "/v1/pause", body).unwrap(), Command::Pause);
+            let (resume, migrate) = (Command::Resume(Resume::default()), Command::Migrate(Migrate::default()));
+            assert_eq!(Command::parse("PUT", "/v1/resume", body).unwrap(), resume);
+            assert_eq!(Command::parse("PUT", "/v1/migrate", body).unwrap(), migrate);
         }
     }
 
@@ -140,6 +155,8 @@ mod tests {
         for (path, body) in [
             ("/v1/pause", "null"),
             ("/v1/pause", r#"{"x": 1}"#),
+            ("/v1/resume", r#"{"tsc_khz": 1300000}"#),
+            ("/v1/resume", r#"{"downtime": "thaw"}"#),
             ("/v1/snapshot", ""),
             ("/v1/snapshot", "{}"),
             ("/v1/snapshot", r#"{"dir": "/a"} x"#),

@@ -187,7 +187,8 @@ impl Worker<'_, '_, '_> {
 
     fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
         self.host_stops = self.host_stops.saturating_add(1);
-        let policies = self.pause_policies();
+        // Its length is measured, whatever that of a restore was given as.
+        let policies = Policies { khz: None, downtime_length: None, ..self.options.policies };
         let resumed = self.machine()?.resume(&policies)?;
         // The first of a thousand says what there is to say.
         if self.host_stops == 1 {
@@ -199,11 +200,6 @@ impl Worker<'_, '_, '_> {
             );
         }
         Ok(())
-    }
-
-    /// A pause changes no frequency: a deadline in flight stays at its VM time, and the time is that of the pause.
-    fn pause_policies(&self) -> Policies {
-        Policies { downtime: self.options.policies.downtime, ..Policies::default() }
     }
 
     fn next_in_cycle(&mut self) -> Result<(), SessionError> {
@@ -261,19 +257,23 @@ impl Worker<'_, '_, '_> {
 
     /// Refusals are the client's; only a lost machine is an error here.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
-        let policies = self.pause_policies();
-        let (env, first) = (self.env, self.options.policies);
+        let (env, first, restored_here) = (self.env, self.options.policies, self.migrations != 0);
         let machine = self.machine()?;
+        // The frequency is for the first resume: a machine restored with --paused takes it then.
+        let khz = first.khz.filter(|_| !restored_here && machine.migrations() == 0);
+        let policies = Policies { khz, ..first };
         Ok(match command {
             Command::Status => Ok(Reply::Status(Box::new(status(machine)))),
             Command::Pause => {
                 machine.pause()?;
                 Ok(Reply::Done)
             }
-            Command::Resume => {
-                // A machine restored with --paused takes its new frequency now.
-                let policies = if machine.migrations() == 0 && self.migrations == 0 { first } else { policies };
-                let resumed = self.machine()?.resume(&policies);
+            Command::Resume(api::Resume { deadline, downtime }) => {
+                let resumed = machine.resume(&Policies {
+                    deadline: deadline.unwrap_or(policies.deadline),
+                    downtime: downtime.unwrap_or(policies.downtime),
+                    ..policies
+                });
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
             Command::Snapshot(api::Snapshot { dir, base, stay_paused }) => {
@@ -297,11 +297,12 @@ impl Worker<'_, '_, '_> {
                 })
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
-                match machine.check_migration(env, tsc_khz) {
+                let khz = tsc_khz.or(khz).unwrap_or(lock(&machine.platform().clock).khz());
+                match machine.check_migration(env, khz) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
                         self.migrate(&Policies {
-                            khz: Some(tsc_khz),
+                            khz: Some(khz),
                             deadline,
                             downtime,
                             downtime_length: first.downtime_length,

@@ -115,9 +115,8 @@ fn commands_arrive_and_answers_return() {
     assert_eq!(serde_json::from_value::<Status>(answer.clone()).unwrap(), status());
     assert_eq!(answer["state"], "running");
     assert_eq!(answer["guest_tsc"], json!(u64::MAX));
-    let migrate =
-        Migrate { tsc_khz: Khz::new(1_300_000).unwrap(), deadline: Default::default(), downtime: Default::default() };
-    for command in [Command::Pause, Command::Resume, Command::Migrate(migrate), Command::Quit] {
+    let migrate = Migrate { tsc_khz: Some(Khz::new(1_300_000).unwrap()), ..Default::default() };
+    for command in [Command::Pause, Command::Resume(Default::default()), Command::Migrate(migrate), Command::Quit] {
         assert_eq!(call(&served.path(), &command).unwrap(), Value::Null);
         assert_eq!(served.seen.lock().unwrap().last(), Some(&command));
     }
