@@ -1,6 +1,6 @@
 //! Virtual time: the same inputs give the same trace, and long sleeps take no time.
 
-use vm_tests::{CLOCKEVENTS, DOORS, Lab, Run, kvm};
+use vm_tests::{CLOCKEVENTS, DOORS, Lab, Run, finish, kvm};
 
 const MIGRATING: &str =
     "--time virtual --migrate-every 37ms --tsc-khz-cycle 1300000,3900000 --downtime catch-up --downtime-length 3ms";
@@ -108,4 +108,21 @@ fn migrations_within_a_long_sleep() {
     assert!(run.trace().all("restore").count() >= 6, "{run:#?}");
     // Virtual time: some operations, and one nanosecond for each page's rounding.
     assert!(run.summary.count("ticks/late_by_guest/worst_ns") < 20_000, "{run:#?}");
+}
+
+// Catches: a limit in host time that nobody can change, for a host on which even a guest that does not spin is slow.
+#[test]
+fn a_guest_may_spin_for_as_long_as_it_is_told() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let spins = |flags: &str| finish(&mut lab.guest("load=kernel count=5", &format!("--time virtual {flags}")));
+    spins("--spin-limit 100ms").refused(1, &["ran 100ms near 0x", "--time real", "longer --spin-limit"]);
+    spins("--spin-limit off --timeout 300ms").refused(1, &["has not ended after 300ms"]);
+    // Before its first tick, from which on it spins.
+    let _ = spins("--save-at 10us --save-to saved").expect(0);
+    lab.run("restore saved --spin-limit 50ms").refused(1, &["ran 50ms near 0x"]);
+    lab.run("restore saved --spin-limit never").refused(2, &["--spin-limit"]);
+    lab.run("--spin-limit 1s").refused(2, &["--spin-limit is for running a guest"]);
 }

@@ -138,6 +138,88 @@ fn boot_data_gives_way_to_a_pvh_kernel() {
     assert_eq!(ended.stdout, "hello");
 }
 
+/// Ends with the number of the first comparison that fails, or with success.
+fn compare(comparisons: &[&[u8]]) -> Vec<u8> {
+    let numbered = (1..).zip(comparisons);
+    // je +5; mov al, N; out 0xf4, al; hlt.
+    let checks = numbered.flat_map(|(n, compare)| [*compare, &[0x74, 5, 0xb0, n, 0xe6, 0xf4, 0xf4]].concat());
+    checks.chain(raw::SUCCESS).collect()
+}
+
+// Catches: a BIOS data area of zeros, from which a kernel computes that RAM ends below address 0; and one that contradicts
+// the memory map.
+#[test]
+fn the_bios_data_area_says_where_the_first_megabytes_ram_ends() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    // cmp word [0x400], 0x3f8; cmp word [0x40e], 0x9fc0; cmp word [0x413], 639; cmp byte [0x9fc00], 1.
+    let area: [&[u8]; 4] = [
+        &[0x66, 0x81, 0x3d, 0x00, 0x04, 0, 0, 0xf8, 0x03],
+        &[0x66, 0x81, 0x3d, 0x0e, 0x04, 0, 0, 0xc0, 0x9f],
+        &[0x66, 0x81, 0x3d, 0x13, 0x04, 0, 0, 0x7f, 0x02],
+        &[0x80, 0x3d, 0x00, 0xfc, 0x09, 0, 1],
+    ];
+    // cmp dword [ebx+4], 639: the information's lower memory. mov ecx, [ebx+48]; cmp dword [ecx+12], 0x9fc00: its map.
+    let information: [&[u8]; 2] =
+        [&[0x81, 0x7b, 0x04, 0x7f, 0x02, 0, 0], &[0x8b, 0x4b, 0x30, 0x81, 0x79, 0x0c, 0x00, 0xfc, 0x09, 0]];
+    boot(&lab, &raw::multiboot(&compare(&[&area[..], &information].concat())), "").expect(0);
+    // cmp dword [esi+0x2d8], 0x9fc00: the size of the first entry of the boot parameters' map.
+    let parameters: [&[u8]; 1] = [&[0x81, 0xbe, 0xd8, 0x02, 0, 0, 0x00, 0xfc, 0x09, 0]];
+    boot(&lab, &raw::bzimage(&compare(&[&area[..], &parameters].concat())), "").expect(0);
+}
+
+// Catches: an instruction that is shown in part, of which nobody can tell what it is. FINIT is WAIT and FNINIT; a host that
+// emulates supervisor code stops at the first.
+#[test]
+fn an_instruction_that_cannot_be_executed_is_named() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let finit = [0x9b, 0xdb, 0xe3];
+    let flat = boot(&lab, &raw::multiboot(&[&finit[..], &raw::SUCCESS].concat()), "--timeout 60s");
+    // lgdt [0x100040]; jmp 8:0x2e, in a code segment that begins at 0x100000; FINIT; ...
+    let mut code = vec![0x0f, 0x01, 0x15, 0x40, 0, 0x10, 0, 0xea, 0x2e, 0, 0, 0, 8, 0];
+    code.extend([&finit[..], &raw::SUCCESS].concat());
+    code.resize(0x20, 0);
+    // Limit and address of the table, then the table.
+    code.extend([15, 0, 0x48, 0, 0x10, 0, 0, 0]);
+    code.extend([0u64, 0x00cf_9b10_0000_ffff].map(u64::to_le_bytes).concat());
+    let based = boot(&lab, &raw::multiboot(&code), "--timeout 60s");
+    if flat.code() == 0 {
+        assert_eq!(based.code(), 0, "{based:#?}");
+        eprintln!("skipped: this host executes FINIT");
+        return;
+    }
+    flat.refused(1, &["cannot execute the guest's code at 0x100020 (9b: fwait): KVM cannot emulate"]);
+    based.refused(1, &["cannot execute the guest's code at 0x10002e (9b: fwait): KVM cannot emulate"]);
+}
+
+// Catches: a frequency that hardware takes for the host's, announced as the host's.
+#[test]
+fn a_frequency_near_the_hosts_is_not_announced_as_the_hosts() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let doctor: serde_json::Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    let khz = doctor["host_tsc_khz"].as_u64().unwrap();
+    let image = raw::multiboot(&raw::SUCCESS);
+    for flags in ["", "--tsc host", "--lapic kvm"] {
+        let same = boot(&lab, &image, &format!("--tsc-khz {khz} {flags}"));
+        let near = boot(&lab, &image, &format!("--tsc-khz {} {flags}", khz + khz / 10_000));
+        if same.code() == 3 {
+            eprintln!("skipped: {flags:?} is not to be had here");
+            continue;
+        }
+        assert!(same.expect(0).stderr.contains("the guest's frequency is the host's ("));
+        let near = near.expect(0).stderr;
+        assert!(near.contains("the host's frequency is within 250 ppm of the guest's"), "{flags}: {near}");
+    }
+}
+
 /// Waits for three timer interrupts at vector 8, where PC firmware has them: sti; hlt; cli; cmp [0x1000b0], 3; jb -12.
 const WAIT_FOR_THREE: [u8; 12] = [0xfb, 0xf4, 0xfa, 0x83, 0x3d, 0xb0, 0, 0x10, 0, 3, 0x72, 0xf4];
 /// inc [0x1000b0]; mov al, 0x20; out 0x20, al; pop eax; add esp, 4; popf; jmp eax: some hosts emulate no 32-bit IRET.

@@ -2,7 +2,7 @@
 //!
 //! A kernel says where it wants to be; the rest (boot data, command line, modules) must find a place that no segment of
 //! the kernel covers, or the one would overwrite the other. The first megabyte's upper part counts as taken: PCs have
-//! video memory and firmware there, and no memory map offers it.
+//! firmware and video memory there, and no memory map offers it.
 
 use std::ops::Range;
 
@@ -10,8 +10,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryReg
 
 use super::{GuestRam, ImageError};
 
-/// The first megabyte's RAM ends where the PC's video memory and firmware began.
-pub(super) const LOW_RAM_END: u64 = 0xa_0000;
+/// The first megabyte's RAM ends where the PC's firmware has its extended data area, a KiB below the video memory.
+pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
 /// Where it goes on.
 pub(super) const HIGH_RAM_START: u64 = 0x10_0000;
 /// Boot data begins here if it can: above the real-mode vectors, BIOS data and what real-mode code takes for its own.

@@ -123,6 +123,10 @@ pub struct Session {
     /// scheduler.
     #[arg(long, value_name = "NS", default_value = "200000", value_parser = clap::value_parser!(u64).range(..=10_000_000))]
     pub poll_ns: u64,
+    /// Virtual time: end with exit code 1 a guest that runs for this long without an operation, which is what moves virtual
+    /// time. Host time; off = never.
+    #[arg(long, value_name = "TIME|off", default_value = "10s", value_parser = spin_limit)]
+    pub spin_limit: SpinLimit,
     /// End with exit code 1, telling where each vCPU is, if the guest has not ended after this wall time.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
@@ -336,6 +340,14 @@ pub fn size(text: &str) -> Result<u64, String> {
 pub fn khz(text: &str) -> Result<Khz, String> {
     let number: u64 = text.parse().map_err(|_| "not a whole number of kHz".to_owned())?;
     Khz::new(number).map_err(|error| error.to_string())
+}
+
+/// For how long a guest may spin; none = for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct SpinLimit(pub Option<Duration>);
+
+fn spin_limit(text: &str) -> Result<SpinLimit, String> {
+    if text == "off" { Ok(SpinLimit(None)) } else { duration(text).map(|limit| SpinLimit(Some(limit))) }
 }
 
 pub fn duration(text: &str) -> Result<Duration, String> {

@@ -15,7 +15,7 @@ use vmm::{
         self,
         machine::{Loaded, Unverified},
     },
-    time::{Khz, VmTime},
+    time::{Khz, Length, VmTime},
 };
 
 use super::{
@@ -34,6 +34,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     };
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
+    env.spin_limit = args.session.spin_limit.0;
     let options = BootOptions {
         memory: args.memory,
         cmdline: args.cmdline.clone().unwrap_or_default(),
@@ -67,6 +68,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     }
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
+    env.spin_limit = args.session.spin_limit.0;
     if let Some(note) = host {
         env.recall(note);
     }
@@ -136,7 +138,7 @@ fn session(
         Finish::Ended(end) => Ok(exit::code_of_end(end, args.debug_exit_status == DebugExitStatus::Raw)),
         Finish::Stopped | Finish::Saved => Ok(ExitCode::SUCCESS),
         Finish::TimedOut { after, cpus } => {
-            let after = humantime::format_duration(*after);
+            let after = Length(*after);
             let places = if cpus.is_empty() { String::new() } else { format!(": {}", cpus.join("; ")) };
             Err(Failed(format!("the guest has not ended after {after}{places}")).into())
         }
@@ -150,7 +152,7 @@ fn vm_time(length: Duration) -> VmTime {
 fn tell(report: &Report) {
     let Report { finish, summary, costs: _, vm_ns, migrations, host_stops: _ } = report;
     let (late, host) = (&summary.late_by_guest, summary.late_by_host);
-    let micros = |ns: u64| humantime::format_duration(Duration::from_nanos(ns / 1000 * 1000)).to_string();
+    let micros = |ns: u64| Length(Duration::from_nanos(ns / 1000 * 1000)).to_string();
     let by_host = |what: fn(Lateness) -> u64| host.map_or_else(|| "-".to_owned(), |late| micros(what(late)));
     if summary.ticks > 0 {
         eprintln!(

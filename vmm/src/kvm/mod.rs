@@ -11,6 +11,8 @@
 #![allow(unsafe_code, reason = "system calls and the shared kvm_run page; every block says why it is sound")]
 
 mod clock;
+mod debug;
+mod entry_failure;
 mod error;
 mod identity;
 pub mod kick;
@@ -26,6 +28,7 @@ mod vm;
 mod writeback;
 
 pub use clock::KvmClock;
+pub use entry_failure::entry_failure;
 pub use error::{Error, HostError};
 pub use identity::HostId;
 pub use open::Host;

@@ -2,10 +2,7 @@
 
 use std::{cell::Cell, io};
 
-use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    KVMIO, kvm_cpuid_entry2, kvm_guest_debug, kvm_regs, kvm_sregs,
-};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVMIO, kvm_cpuid_entry2, kvm_regs, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
@@ -112,6 +109,8 @@ pub struct Calls {
     pub others: u64,
 }
 
+/// EFER.LMA: long mode is active.
+const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -121,7 +120,7 @@ pub struct Vcpu {
     /// The last exit is an access whose completion KVM does at the next entry.
     pub(super) incomplete: bool,
     /// KVM_SET_GUEST_DEBUG is in force.
-    debugging: bool,
+    pub(super) debugging: bool,
     calls: Cell<Calls>,
     /// Registers as they were when KVM made the vCPU: those of a reset.
     pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
@@ -340,6 +339,17 @@ impl Vcpu {
         }
     }
 
+    /// The linear address of the next instruction, and the size of its code segment: 16, 32 or 64 bits. As of the last exit.
+    pub fn code_address(&mut self) -> (u64, u32) {
+        let shared = self.fd.sync_regs_mut();
+        let (rip, cs) = (shared.regs.rip, &shared.sregs.cs);
+        if shared.sregs.efer & EFER_LMA != 0 && cs.l != 0 {
+            return (rip, 64);
+        }
+        // Outside 64-bit mode linear addresses have 32 bits.
+        (cs.base.wrapping_add(rip) & 0xffff_ffff, if cs.db != 0 { 32 } else { 16 })
+    }
+
     /// Whether RFLAGS.IF was set at the last exit.
     pub fn interrupts_enabled(&mut self) -> bool {
         self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
@@ -353,7 +363,6 @@ impl Vcpu {
 
     /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
     pub fn long_mode_idt(&mut self) -> Option<u64> {
-        const EFER_LMA: u64 = 1 << 10;
         let system = &self.fd.sync_regs_mut().sregs;
         (system.efer & EFER_LMA != 0).then_some(system.idt.base)
     }
@@ -415,53 +424,6 @@ impl Vcpu {
             *word = 1 << (interrupt.nr & 63);
         }
         shared.sregs.interrupt_bitmap = bitmap;
-    }
-
-    /// Runs one instruction. With `breakpoint`, stops also before the instruction at that address: IRETQ stops one
-    /// instruction late on some hosts.
-    ///
-    /// HLT and trap sites must not be stepped: hosts differ in what they report (the caller performs them itself).
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn step(&mut self, bus: &mut impl Bus, breakpoint: Option<u64>) -> Result<Exit, Error> {
-        self.debug(bus, KVM_GUESTDBG_SINGLESTEP, breakpoint)
-    }
-
-    /// Runs up to the instruction at `breakpoint`, or to another exit.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn run_to(&mut self, bus: &mut impl Bus, breakpoint: u64) -> Result<Exit, Error> {
-        self.debug(bus, 0, Some(breakpoint))
-    }
-
-    fn debug(&mut self, bus: &mut impl Bus, control: u32, breakpoint: Option<u64>) -> Result<Exit, Error> {
-        let mut debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | control, ..Default::default() };
-        if let Some(address) = breakpoint {
-            debug.control |= KVM_GUESTDBG_USE_HW_BP;
-            // DR7: breakpoint 0, global enable, length 1, on execution; bit 10 reads as one.
-            (debug.arch.debugreg[0], debug.arch.debugreg[7]) = (address, 0x402);
-        }
-        // Registers first: a register write drops the trap flag unless RIP is the one at the last KVM_SET_GUEST_DEBUG.
-        self.drain(bus)?;
-        // An open window would end the entry before the step.
-        self.request_window(false);
-        self.call().set_guest_debug(&debug).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
-        self.debugging = true;
-        self.run(bus)
-    }
-
-    /// Ends stepping.
-    ///
-    /// # Errors
-    /// If KVM refuses.
-    pub fn stop_stepping(&mut self) -> Result<(), Error> {
-        if self.debugging {
-            self.call().set_guest_debug(&kvm_guest_debug::default()).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
-            self.debugging = false;
-        }
-        Ok(())
     }
 
     /// The guest physical address behind a linear one, if it is mapped.

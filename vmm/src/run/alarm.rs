@@ -23,10 +23,6 @@ use crate::{
     time::{GuestTsc, HostClock, HostTsc},
 };
 
-/// Virtual time: how long a guest may run without an operation before it counts as spinning. Host time, because guest
-/// time stands still meanwhile.
-pub(super) const SPIN_BUDGET: Duration = Duration::from_secs(10);
-
 /// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
 const SHORTEST_RUN: Duration = Duration::from_micros(30);
 
@@ -104,12 +100,13 @@ impl Alarm {
     /// Sets it before an entry, or before `local`'s thread sleeps because it is halted.
     pub(super) fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
         match mode {
-            TimeMode::Virtual if self.armed.is_none() => {
-                self.armed = Some(Armed::Budget);
-                // What is left of it: each run has an alarm of its own, the budget is the guest's.
-                self.arm(platform, SPIN_BUDGET.saturating_sub(lock(&platform.clock).since_operation()));
+            TimeMode::Virtual => {
+                if let Some(limit) = platform.spin_limit.filter(|_| self.armed.is_none()) {
+                    self.armed = Some(Armed::Budget);
+                    // What is left of it: each run has an alarm of its own, the budget is the guest's.
+                    self.arm(platform, limit.saturating_sub(lock(&platform.clock).since_operation()));
+                }
             }
-            TimeMode::Virtual => {}
             TimeMode::Real => {
                 self.set_for_stop(platform, stop);
                 self.set_for_deadline(local, platform);
@@ -283,8 +280,8 @@ impl Alarm {
     /// Virtual time: the thread was kicked, perhaps because the budget is over.
     pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
         let budget = self.armed.take() == Some(Armed::Budget);
-        let stuck = budget && lock(&platform.clock).since_operation() >= SPIN_BUDGET;
-        stuck.then(|| End::Spins { rip: cpu.vcpu.registers().rip, seconds: SPIN_BUDGET.as_secs() })
+        let limit = platform.spin_limit.filter(|limit| budget && lock(&platform.clock).since_operation() >= *limit)?;
+        Some(End::Spins { rip: cpu.vcpu.registers().rip, limit })
     }
 }
 

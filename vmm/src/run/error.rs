@@ -6,7 +6,7 @@ use crate::{
     boot::{ImageError, RamError, sites::SiteError},
     devices::GuestExit,
     kvm::{self, HostError},
-    time::{AdjustError, Khz},
+    time::{AdjustError, Khz, Length},
 };
 
 /// Why the guest does not go on.
@@ -28,12 +28,12 @@ pub enum End {
         /// Address after the HLT.
         rip: u64,
     },
-    /// Virtual time: the guest ran for this long (host seconds) without an operation, so that time stands still.
+    /// Virtual time: the guest ran for this long without an operation, so that time stands still.
     Spins {
         /// Where it was.
         rip: u64,
-        /// The budget that it used up, in seconds.
-        seconds: u64,
+        /// The limit, in host time.
+        limit: Duration,
     },
     /// The guest went where there is no RAM.
     NoMemory {
@@ -44,8 +44,8 @@ pub enum End {
     CannotExecute {
         /// Where.
         rip: u64,
-        /// The instruction's first bytes, if they are in RAM.
-        bytes: Vec<u8>,
+        /// The instruction: its bytes and its text.
+        instruction: String,
         /// KVM's reason.
         reason: String,
     },
@@ -66,13 +66,14 @@ impl End {
             Self::NothingWillWake { rip } => {
                 Some(format!("the guest halted at {rip:#x} with no timer armed: nothing will wake it in virtual time"))
             }
-            Self::Spins { rip, seconds } => Some(format!(
-                "the guest ran {seconds} s near {rip:#x} without any operation that moves virtual time; use --time real \
-                 for guests that spin"
+            Self::Spins { rip, limit } => Some(format!(
+                "the guest ran {} near {rip:#x} without any operation that moves virtual time; use --time real for guests \
+                 that spin, or a longer --spin-limit for one that is only slow on this host",
+                Length(*limit)
             )),
             Self::NoMemory { rip } => Some(format!("the guest went on at {rip:#x}, where there is no memory")),
-            Self::CannotExecute { rip, bytes, reason } => {
-                Some(format!("this host cannot execute the guest's code at {rip:#x} (bytes {bytes:02x?}): {reason}"))
+            Self::CannotExecute { rip, instruction, reason } => {
+                Some(format!("this host cannot execute the guest's code at {rip:#x} ({instruction}): {reason}"))
             }
         }
     }

@@ -93,6 +93,10 @@ fn taken_for(clock: HostClock) -> Result<HostClock, RunError> {
     Ok(clock.taken_for(khz))
 }
 
+/// The default of `--spin-limit`: longer than a guest that does not spin takes between two operations, on all but very busy
+/// hosts.
+pub const SPIN_LIMIT: Duration = Duration::from_secs(10);
+
 /// The host, opened, and probed once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
@@ -101,6 +105,8 @@ pub struct HostEnvironment {
     pub clock: HostClock,
     /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
     pub poll: Duration,
+    /// Virtual time: how long a guest may run without an operation before it is ended; none = for ever. Host time.
+    pub spin_limit: Option<Duration>,
     /// What it pretends to be.
     pub emulated: Option<EmulatedHost>,
     /// What the probes saw; nothing before somebody asks.
@@ -127,6 +133,7 @@ impl HostEnvironment {
             host,
             clock,
             poll: POLL,
+            spin_limit: Some(SPIN_LIMIT),
             emulated,
             facts: OnceLock::new(),
             supported: OnceLock::new(),

@@ -92,6 +92,8 @@ pub struct Platform {
     pub(super) swallow_deadline: bool,
     /// Real time: what a vCPU's thread may poll at once.
     pub(super) poll: Duration,
+    /// Virtual time: how long a guest may run without an operation, in host time; guest time stands still meanwhile.
+    pub(super) spin_limit: Option<Duration>,
     /// The pages that only the start needed were given back.
     pub(super) settled_down: AtomicBool,
     /// Real time: an instant at which some vCPU ran.

@@ -162,7 +162,7 @@ pub(super) fn choose(
         (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
             host_works(trial, khz, stopped)?;
-            (TscSource::Host, "asked for".to_owned())
+            (TscSource::Host, format!("asked for, and {}", host_why(khz, host_khz)))
         }
         (SourceChoice::Fixed(TscSource::Scaled), _) => {
             if !trial.env.scales_to(khz)? {
@@ -223,24 +223,16 @@ fn auto(
     // With trap sites there is a choice; without, the hardware's tolerance must do.
     let host = trial.facts.tsc_equals_host && if trappable { khz == host_khz } else { same(khz, host_khz) };
     let another_counter = if host { why_not_host(trial.env.clock, stopped, || trial.tsc_offset())? } else { None };
+    let other =
+        if khz == host_khz { "a guest's TSC is not the host's here" } else { "another frequency than the host's" };
     match (host, &another_counter) {
-        (true, None) if khz == host_khz => {
-            return Ok((TscSource::Host, "the guest's frequency is the host's".to_owned()));
-        }
-        (true, None) => {
-            return Ok((TscSource::Host, format!("the guest's frequency is the host's to {SAME_PPM} ppm")));
-        }
+        (true, None) => return Ok((TscSource::Host, host_why(khz, host_khz))),
         (true, Some(why)) if trappable => return Ok((TscSource::Trapped, why.clone())),
-        (false, _) if trappable => {
-            return Ok((
-                TscSource::Trapped,
-                "another frequency than the host's, and the guest has trap sites".to_owned(),
-            ));
-        }
+        (false, _) if trappable => return Ok((TscSource::Trapped, format!("{other}, and the guest has trap sites"))),
         _ => {}
     }
     if trial.env.scales_to(khz)? && (stopped.is_none() || trial.tsc_offset()?) {
-        return Ok((TscSource::Scaled, "another frequency than the host's, and a probe saw KVM scale".to_owned()));
+        return Ok((TscSource::Scaled, format!("{other}, and a probe saw KVM scale")));
     }
     if let Some(why) = another_counter {
         return Err(RunError::HostLacks(format!(
@@ -252,6 +244,15 @@ fn auto(
         "this host cannot run {guest} at {khz}: its own TSC has {host_khz}, KVM does not scale it (probed), and the guest \
          has no trap sites; use a host with TSC scaling or a guest with trap sites"
     )))
+}
+
+/// Why a guest that is to see `khz` can have the host's TSC.
+pub(super) fn host_why(khz: Khz, host_khz: Khz) -> String {
+    if khz == host_khz {
+        "the guest's frequency is the host's".to_owned()
+    } else {
+        format!("the host's frequency is within {SAME_PPM} ppm of the guest's")
+    }
 }
 
 fn host_works(trial: &Trial<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Result<(), RunError> {
@@ -270,5 +271,18 @@ fn host_works(trial: &Trial<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Resul
     match why_not_host(trial.env.clock, stopped, || trial.tsc_offset())? {
         None => Ok(()),
         Some(why) => Err(RunError::HostLacks(format!("--tsc host: {why}; use --tsc trapped or auto"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_approximated_frequency_is_not_announced_as_the_hosts() {
+        let [host, near, far] = [2_000_000, 2_000_500, 2_000_501].map(|khz| Khz::new(khz).unwrap());
+        assert_eq!(host_why(host, host), "the guest's frequency is the host's");
+        assert!(same(near, host) && !same(far, host));
+        assert_eq!(host_why(near, host), "the host's frequency is within 250 ppm of the guest's");
     }
 }

@@ -7,7 +7,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    Platform, RunError,
+    INSTRUCTION_MAX, Platform, RunError,
     access::{Access, Changed},
     cpu::Cpu,
 };
@@ -96,6 +96,18 @@ pub(super) fn bytes_at(vcpu: &Vcpu, platform: &Platform, rip: u64) -> Result<[u8
                 [*byte] = one;
             }
         }
+    }
+    Ok(bytes)
+}
+
+/// What stands at linear address `rip`, as far as there is RAM: at most the longest instruction.
+pub(super) fn instruction_at(vcpu: &Vcpu, platform: &Platform, rip: u64) -> Result<Vec<u8>, RunError> {
+    let mut bytes = Vec::new();
+    for offset in (0..).take(INSTRUCTION_MAX) {
+        let physical = vcpu.translate(rip.wrapping_add(offset))?;
+        let byte: Option<u8> = physical.and_then(|physical| platform.memory.read_obj(GuestAddress(physical)).ok());
+        let Some(byte) = byte else { break };
+        bytes.push(byte);
     }
     Ok(bytes)
 }

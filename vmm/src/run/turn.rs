@@ -1,21 +1,20 @@
 //! One turn of one vCPU: messages, time, injection, entry, exit. [`super::schedule`] says whose turn it is.
 
 use guest_abi::sites::Kind;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
     End, Platform, RunError, TimeMode,
     access::{Access, Changed},
     alarm::Alarm,
     cpu::{Cpu, Local, Phase},
-    ipi,
+    disassembly, ipi,
     platform::{Deaf, lock},
     step,
     trace::Event,
     wire,
 };
 use crate::{
-    kvm::{Exit, Vcpu},
+    kvm::{self, Exit, Vcpu},
     time::{GuestTsc, Now},
 };
 
@@ -279,20 +278,23 @@ pub(super) fn cannot_go_on(vcpu: &mut Vcpu, platform: &Platform, exit: Exit) -> 
             cannot_execute(vcpu, platform, reason).map(Some)
         }
         Exit::FailEntry(reason) => {
-            cannot_execute(vcpu, platform, format!("the CPU refused the guest's state ({reason:#x})")).map(Some)
+            let reason = match kvm::entry_failure(reason) {
+                Some(words) => format!("the CPU refused to enter the guest: {words} ({reason:#x})"),
+                None => format!("the CPU refused to enter the guest (hardware reason {reason:#x})"),
+            };
+            cannot_execute(vcpu, platform, reason).map(Some)
         }
         Exit::Other(reason) => cannot_execute(vcpu, platform, format!("KVM exit reason {reason}")).map(Some),
     }
 }
 
 fn cannot_execute(vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
-    let rip = vcpu.registers().rip;
-    let physical = vcpu.translate(rip)?;
-    if !physical.is_some_and(|physical| platform.memory.address_in_range(GuestAddress(physical))) {
+    let (rip, bits) = vcpu.code_address();
+    let bytes = step::instruction_at(vcpu, platform, rip)?;
+    if bytes.is_empty() {
         return Ok(End::NoMemory { rip });
     }
-    let bytes = step::bytes_at(vcpu, platform, rip)?.to_vec();
-    Ok(End::CannotExecute { rip, bytes, reason })
+    Ok(End::CannotExecute { rip, instruction: disassembly::describe(&bytes, rip, bits), reason })
 }
 
 /// Does what the guest's own instruction at a trap site would have done. All are two bytes long.

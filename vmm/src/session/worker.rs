@@ -17,7 +17,7 @@ use crate::{
         platform::lock,
     },
     snapshot::{self, DirectoryError, SnapshotError},
-    time::VmTime,
+    time::{Length, VmTime},
 };
 
 /// What other threads can ask for.
@@ -84,8 +84,8 @@ const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
     if cycle.every < SHORTEST_PERIOD && lock(&machine.platform().clock).mode() == TimeMode::Real {
         return Err(RunError::Usage(format!(
-            "--migrate-every {:?} is too short for real time: use 1ms or more",
-            cycle.every
+            "--migrate-every {} is too short for real time: use 1ms or more",
+            Length(cycle.every)
         ))
         .into());
     }

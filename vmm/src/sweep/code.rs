@@ -4,16 +4,14 @@ use std::sync::Arc;
 
 use addr2line::Context;
 use gimli::{Dwarf, EndianReader, RunTimeEndian, SectionId};
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SymbolKind};
 
 use super::{SweepError, result::Code};
+use crate::run::{INSTRUCTION_MAX, disassemble};
 
 /// Debug information, held by whoever reads it: workers share a program.
 type Reader = EndianReader<RunTimeEndian, Arc<[u8]>>;
 
-/// Longest x86 instruction, in bytes.
-const INSTRUCTION_MAX: usize = 15;
 /// Where the embedded guest's build puts the workspace in its source paths.
 const WORKSPACE: &str = "/vmm/";
 /// Where the compiler puts the standard library in source paths: lines there tell nobody where the guest is.
@@ -64,7 +62,7 @@ impl Program {
     /// What stands at `address`.
     pub(super) fn at(&self, address: u64) -> Code {
         let bytes = self.bytes(address);
-        let (length, instruction) = disassemble(bytes, address);
+        let (length, instruction) = disassemble(bytes, address, 64);
         Code {
             address,
             symbol: self.symbol(address),
@@ -76,7 +74,7 @@ impl Program {
 
     /// The name of the instruction at `address`.
     pub(super) fn mnemonic(&self, address: u64) -> String {
-        let (_, text) = disassemble(self.bytes(address), address);
+        let (_, text) = disassemble(self.bytes(address), address, 64);
         text.split_whitespace().next().unwrap_or_default().to_owned()
     }
 
@@ -142,22 +140,6 @@ fn lines(elf: &object::File<'_>) -> Option<Context<Reader>> {
     Context::from_dwarf(Dwarf::load(section).ok()?).ok()
 }
 
-/// The first instruction in `bytes`: its length and its text.
-fn disassemble(bytes: &[u8], address: u64) -> (usize, String) {
-    let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
-    if !decoder.can_decode() {
-        return (0, "(not in the image)".to_owned());
-    }
-    let instruction = decoder.decode();
-    let mut text = String::new();
-    let mut formatter = IntelFormatter::new();
-    formatter.options_mut().set_space_after_operand_separator(true);
-    formatter.options_mut().set_hex_prefix("0x");
-    formatter.options_mut().set_hex_suffix("");
-    formatter.format(&instruction, &mut text);
-    (instruction.len(), text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,12 +155,6 @@ mod tests {
         assert!(!code.bytes.is_empty());
         assert!(matches!(program.address_of("fmt"), Err(SweepError::SeveralSymbols { .. })));
         assert!(matches!(program.address_of("no_such_function"), Err(SweepError::NoSymbol(_))));
-    }
-
-    #[test]
-    fn the_listing_shows_the_original_instruction() {
-        assert_eq!(disassemble(&[0x0f, 0x31, 0x90], 0x1000), (2, "rdtsc".to_owned()));
-        assert_eq!(disassemble(&[], 0x1000).0, 0);
     }
 
     #[test]

@@ -10,10 +10,12 @@
 //! - [`judge`]: a second opinion on VM time that knows nothing of pages.
 //! - [`adjust`]: what a restore does to TSC, VM time and the deadline in flight.
 //! - [`host`]: the host's clocks.
+//! - [`length`]: lengths of time for people.
 
 pub mod adjust;
 pub mod host;
 pub mod judge;
+pub mod length;
 pub mod page;
 pub mod scale;
 pub mod timeline;
@@ -22,6 +24,7 @@ pub mod units;
 pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment, Stood};
 pub use host::HostClock;
 pub use judge::JudgeClock;
+pub use length::Length;
 pub use page::PageClock;
 pub use scale::{BadScale, Scale};
 pub use timeline::Timeline;

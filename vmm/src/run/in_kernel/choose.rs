@@ -5,7 +5,7 @@ use guest_abi::pvclock;
 use super::super::{
     HostEnvironment, RunError, TimeMode,
     paused::StoppedTsc,
-    source::{Chosen, SourceChoice, TscSource, same, why_not_host},
+    source::{Chosen, SourceChoice, TscSource, host_why, same, why_not_host},
     state::KvmCpuState,
 };
 use crate::{
@@ -66,11 +66,9 @@ pub fn choose(
         )));
     }
     let (source, why) = match choice {
-        SourceChoice::Auto | SourceChoice::Fixed(TscSource::Host) if host => {
-            (TscSource::Host, "the guest's frequency is the host's")
-        }
+        SourceChoice::Auto | SourceChoice::Fixed(TscSource::Host) if host => (TscSource::Host, host_why(khz, host_khz)),
         SourceChoice::Auto | SourceChoice::Fixed(TscSource::Scaled) if env.scales_to(khz)? => {
-            (TscSource::Scaled, "a probe saw KVM scale")
+            (TscSource::Scaled, "a probe saw KVM scale".to_owned())
         }
         _ => {
             let tsc = if choice == SourceChoice::Fixed(TscSource::Host) {
