@@ -287,3 +287,29 @@ fn chains_that_are_not_whole() {
         lab.run(&format!("restore c --timeout 60s --verify {when}")).refused(2, &["a/memory is not what was saved"]);
     }
 }
+
+// Catches: a VMM that needs KVM_CAP_XCRS: hosts whose CPU has no XSAVE have no XCR0 to save.
+#[test]
+fn a_host_without_xsave_saves_and_restores() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms";
+    let _ = lab.boot("count=20", &format!("{flags} --save-to bare --emulate-host no-xsave"));
+    lab.restore("bare", "--emulate-host no-xsave").in_order(16);
+    // A host that has more will do.
+    lab.restore("bare", "").in_order(16);
+    let doctor: Value =
+        serde_json::from_str(&lab.run("doctor --json --emulate-host no-xsave").expect(0).stdout).unwrap();
+    let xcrs = doctor["capabilities"].as_array().unwrap().iter().find(|cap| cap["name"] == "KVM_CAP_XCRS").unwrap();
+    assert_eq!(xcrs["present"], false);
+    let doctor: Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    let xcrs = doctor["capabilities"].as_array().unwrap().iter().find(|cap| cap["name"] == "KVM_CAP_XCRS").unwrap();
+    if xcrs["present"] == false {
+        eprintln!("skipped: this host has no XSAVE that a guest could miss elsewhere");
+        return;
+    }
+    let _ = lab.boot("count=20", &format!("{flags} --save-to full"));
+    lab.run("restore full --emulate-host no-xsave").refused(3, &["CPU features", "CPUID.(0xD,0)"]);
+}

@@ -321,6 +321,23 @@ fn an_interrupted_sweep_keeps_what_it_found() {
     assert!(found["points"].as_array().is_some_and(|points| !points.is_empty()));
 }
 
+// Catches: a sweep that begins although its steps pass over boundaries, and ends with a message about something else.
+#[test]
+fn a_host_that_does_not_step_exactly_cannot_sweep() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    for flags in ["", "--depth 2 --samples 10", "--point 3 --ratio 2", "--every exit"] {
+        lab.run(&format!("sweep --emulate-host coarse-step {flags}"))
+            .refused(3, &["single steps are not exact", "vmm doctor", "--migrate-every"]);
+    }
+    let doctor = lab.run("doctor --emulate-host coarse-step").expect(0);
+    assert!(doctor.stdout.contains("vmm sweep is refused"), "{doctor:#?}");
+    // It is only sweeps that step.
+    let _ = lab.boot("count=3", "--time virtual --emulate-host coarse-step");
+}
+
 // Catches: bad input that is found out late, or not at all.
 #[test]
 fn bad_input_is_told() {

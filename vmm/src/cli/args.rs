@@ -306,6 +306,10 @@ impl From<Downtime> for time::DowntimePolicy {
 pub enum EmulateHost {
     /// KVM swallows the write of the TSC deadline: trap sites are patched, or TSC-deadline is hidden.
     SwallowDeadline,
+    /// A single step over STI also runs the instruction after it: sweeps are refused.
+    CoarseStep,
+    /// The CPU has no XSAVE, and KVM no KVM_CAP_XCRS.
+    NoXsave,
 }
 
 impl EmulateHost {
@@ -313,6 +317,8 @@ impl EmulateHost {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SwallowDeadline => "swallow-deadline",
+            Self::CoarseStep => "coarse-step",
+            Self::NoXsave => "no-xsave",
         }
     }
 }
@@ -321,6 +327,8 @@ impl From<EmulateHost> for EmulatedHost {
     fn from(host: EmulateHost) -> Self {
         match host {
             EmulateHost::SwallowDeadline => Self::SwallowDeadline,
+            EmulateHost::CoarseStep => Self::CoarseStep,
+            EmulateHost::NoXsave => Self::NoXsave,
         }
     }
 }

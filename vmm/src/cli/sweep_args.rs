@@ -13,7 +13,7 @@ use vmm::{
 };
 
 use super::{
-    args::{Deadline, Downtime, OnOff, duration, khz, size},
+    args::{Deadline, Downtime, EmulateHost, OnOff, duration, khz, size},
     output::{CaseFiles, ReportFile},
 };
 
@@ -97,6 +97,9 @@ pub struct Sweep {
     /// With --point: write everything that happens to this file, one JSON object a line.
     #[arg(long, value_name = "FILE", requires = "point")]
     pub trace: Option<PathBuf>,
+    /// Pretend to be a host with this peculiarity, to test the way out of it.
+    #[arg(long, value_enum, value_name = "PECULIARITY")]
+    pub emulate_host: Option<EmulateHost>,
     #[command(flatten)]
     pub output: Output,
     #[command(flatten)]

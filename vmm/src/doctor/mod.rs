@@ -86,8 +86,10 @@ pub struct Scaling {
     pub accepted: bool,
     /// What the guest's TSC did, in kHz.
     pub measured_khz: u64,
-    /// Whether that is what was asked for, to 1 %.
+    /// Whether KVM scales it: what was asked for, to 1 %, on a host that has KVM_CAP_TSC_CONTROL.
     pub works: bool,
+    /// Whether KVM, which does not scale, sets the TSC forward at entries instead.
+    pub catches_up: bool,
 }
 
 /// What KVM said, and what was true.
@@ -121,11 +123,17 @@ pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let mut tsc_scaling = Vec::new();
     for asked_khz in [khz.saturating_mul(2), khz / 2] {
         let rate = probe::tsc_rate(host, supported, khz, asked_khz)?;
-        let works = rate.accepted && rate.measured_khz.abs_diff(u64::from(asked_khz)) <= u64::from(asked_khz) / 100;
-        tsc_scaling.push(Scaling { asked_khz, accepted: rate.accepted, measured_khz: rate.measured_khz, works });
+        let verdict = rate.verdict(asked_khz);
+        tsc_scaling.push(Scaling {
+            asked_khz,
+            accepted: rate.accepted,
+            measured_khz: rate.measured_khz,
+            works: verdict == probe::Verdict::Scales,
+            catches_up: verdict == probe::Verdict::CatchesUp,
+        });
     }
     let offset = probe::tsc_offset(host, supported, 1 << 44)?;
-    let step = probe::single_step(host, supported, khz)?;
+    let step = env.step()?;
     let supervisor_instruction_ns = probe::instruction_ns(host, supported, khz)?;
     let wakes = wake_lateness(&env)?;
     let kernel_lapic = probe::kernel_lapic(host, supported)?;
@@ -205,6 +213,7 @@ fn quantile(sorted: &[u64], percent: usize) -> u64 {
 
 fn verdicts(report: &Report) -> Vec<Verdict> {
     let scales = report.tsc_scaling.iter().all(|scaling| scaling.works);
+    let catches_up = report.tsc_scaling.iter().any(|scaling| scaling.catches_up);
     let lies = report.tsc_scaling.iter().any(|s| s.accepted && !s.works)
         || report.tsc_offset.accepted && !report.tsc_offset.works;
     let verdict = |feature, works, detail: &str| Verdict { feature, works, detail: detail.to_owned() };
@@ -217,6 +226,12 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
         },
         match (scales, lies) {
             (true, _) => verdict("--tsc scaled", true, "KVM gives a guest's TSC another frequency, up and down"),
+            (false, _) if catches_up => verdict(
+                "--tsc scaled",
+                false,
+                "no TSC scaling: KVM sets a guest's TSC forward at entries instead; use --tsc trapped with a guest that has \
+                 trap sites",
+            ),
             (false, true) => verdict(
                 "--tsc scaled",
                 false,
@@ -233,7 +248,7 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
             if report.single_step_exact {
                 "single steps are exact, so that an interrupt enters at the first instruction that lets it"
             } else {
-                "single steps are not exact here: interrupts may enter an instruction late"
+                "single steps are not exact here: interrupts may enter an instruction late, and vmm sweep is refused"
             },
         ),
         match report.deadline_wrmsr {

@@ -41,7 +41,11 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
             scaling.asked_khz,
             if scaling.accepted { "ok" } else { "error" },
             scaling.measured_khz,
-            if scaling.works { "scales" } else { "does not scale" },
+            match (scaling.works, scaling.catches_up) {
+                (true, _) => "scales",
+                (false, true) => "catches up at entries, does not scale",
+                (false, false) => "does not scale",
+            },
         )?;
     }
     writeln!(
@@ -92,4 +96,58 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
 #[allow(clippy::cast_precision_loss, reason = "three digits for people")]
 fn micros(ns: u64) -> f64 {
     ns as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::{Capability, Claim, SCHEMA, Scaling, verdicts};
+
+    fn report(scaling: Scaling, exact: bool) -> Report {
+        let mut report = Report {
+            schema: SCHEMA,
+            kernel: "6.12.1".to_owned(),
+            kvm_modules: Vec::new(),
+            capabilities: vec![Capability { name: "KVM_CAP_TSC_CONTROL", present: scaling.works, purpose: "" }],
+            host_tsc_khz: 1_000_000,
+            tsc_equals_host: true,
+            tsc_scaling: vec![scaling],
+            tsc_offset: Claim { accepted: true, works: true },
+            deadline_wrmsr: "exits",
+            x2apic_exits: true,
+            kernel_lapic: true,
+            kernel_lapic_deadline: true,
+            supervisor_instruction_ns: 2.0,
+            supervisor_emulated: false,
+            single_step_exact: exact,
+            single_step_ns: 1,
+            exit_ns: 1,
+            wake_p50_ns: 1,
+            wake_p90_ns: 1,
+            verdicts: Vec::new(),
+        };
+        report.verdicts = verdicts(&report);
+        report
+    }
+
+    fn scaling(works: bool, catches_up: bool) -> Scaling {
+        Scaling { asked_khz: 2_000_000, accepted: true, measured_khz: 2_000_000, works, catches_up }
+    }
+
+    // KVM without scaling sets a TSC forward at entries: it neither scales nor ignores what it was asked for.
+    #[test]
+    fn catching_up_is_told_apart_from_scaling() {
+        let caught = render(&report(scaling(false, true), true));
+        assert!(caught.contains("measured 2000000 kHz: catches up at entries, does not scale"), "{caught}");
+        assert!(caught.contains("no TSC scaling: KVM sets a guest's TSC forward at entries"), "{caught}");
+        let scales = render(&report(scaling(true, false), true));
+        assert!(scales.contains("measured 2000000 kHz: scales") && !scales.contains("forward"), "{scales}");
+        assert!(render(&report(scaling(false, false), true)).contains("ignores it"));
+    }
+
+    #[test]
+    fn inexact_steps_have_their_consequence() {
+        assert!(render(&report(scaling(true, false), false)).contains("vmm sweep is refused"));
+        assert!(!render(&report(scaling(true, false), true)).contains("refused"));
+    }
 }

@@ -17,22 +17,27 @@ use crate::boot::cpuid::Leaf;
 // Wrapped by kvm-ioctls for vCPUs only.
 ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
 
+/// CPUID: processor extended state enumeration.
+const XSAVE_LEAF: u32 = 0xd;
+/// CPUID.1:ECX: XSAVE, OSXSAVE and AVX.
+const XSAVE_AND_AVX: u32 = 7 << 26;
+
 /// What nothing works without.
-const NEEDED: [(Cap, &str, &str); 7] = [
+const NEEDED: [(Cap, &str, &str); 6] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "so that no kick of a vCPU is lost"),
     (Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "to answer trapped instructions"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "for guest RAM"),
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "to save interrupt shadow and NMI state"),
-    (Cap::Xcrs, "KVM_CAP_XCRS", "to save XCR0"),
     (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR", "so that MSRs exit to us"),
     (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER", "so that timer and clock MSRs exit to us"),
 ];
 
 /// What something works better with.
-const WANTED: [(Cap, &str, &str); 8] = [
+const WANTED: [(Cap, &str, &str); 9] = [
     (Cap::TscControl, "KVM_CAP_TSC_CONTROL", "for the scaled TSC source"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "for the host's TSC frequency"),
     (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG", "to step in virtual time"),
+    (Cap::Xcrs, "KVM_CAP_XCRS", "to save XCR0 of guests that have XSAVE"),
     KERNEL_LAPIC[0],
     KERNEL_LAPIC[1],
     KERNEL_LAPIC[2],
@@ -54,6 +59,7 @@ pub struct Host {
     kvm: Kvm,
     /// A VM in which nothing is set yet, for whoever needs the next one.
     blank: Mutex<Option<VmFd>>,
+    hides_xsave: bool,
 }
 
 impl Host {
@@ -69,7 +75,7 @@ impl Host {
         })?;
         // SAFETY: the descriptor was just opened and is owned by nobody else.
         let kvm = unsafe { std::os::fd::FromRawFd::from_raw_fd(file.into_raw_fd()) };
-        let host = Self { kvm, blank: Mutex::new(None) };
+        let host = Self { kvm, blank: Mutex::new(None), hides_xsave: false };
         let version = host.kvm.get_api_version();
         if version != 12 {
             return Err(HostError::ApiVersion(version));
@@ -86,13 +92,31 @@ impl Host {
     #[must_use]
     pub fn capabilities(&self) -> Vec<(&'static str, bool, &'static str)> {
         let all = NEEDED.into_iter().chain(WANTED);
-        all.map(|(cap, name, why)| (name, self.kvm.check_extension(cap), why)).collect()
+        let present = |cap| if cap == Cap::Xcrs { self.has_xcrs() } else { self.kvm.check_extension(cap) };
+        all.map(|(cap, name, why)| (name, present(cap), why)).collect()
     }
 
     /// Whether KVM has all that `--lapic kvm` takes.
     #[must_use]
     pub fn has_kernel_lapic(&self) -> bool {
         KERNEL_LAPIC.iter().all(|(cap, ..)| self.kvm.check_extension(*cap))
+    }
+
+    /// Whether KVM says that it scales a guest's TSC. That it does is for a probe to see.
+    #[must_use]
+    pub fn has_tsc_control(&self) -> bool {
+        self.kvm.check_extension(Cap::TscControl)
+    }
+
+    /// Whether guests have XCR0. Without XSAVE in the host's CPU they do not.
+    #[must_use]
+    pub fn has_xcrs(&self) -> bool {
+        !self.hides_xsave && self.kvm.check_extension(Cap::Xcrs)
+    }
+
+    /// Pretends that the host's CPU has no XSAVE.
+    pub fn hide_xsave(&mut self) {
+        self.hides_xsave = true;
     }
 
     /// A VM in which nothing is set yet.
@@ -129,7 +153,7 @@ impl Host {
     pub fn supported_cpuid(&self) -> Result<Vec<Leaf>, Error> {
         let cpuid =
             self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::call("KVM_GET_SUPPORTED_CPUID"))?;
-        Ok(cpuid
+        let mut leaves: Vec<Leaf> = cpuid
             .as_slice()
             .iter()
             .map(|e| Leaf {
@@ -141,7 +165,14 @@ impl Host {
                 ecx: e.ecx,
                 edx: e.edx,
             })
-            .collect())
+            .collect();
+        if self.hides_xsave {
+            leaves.retain(|leaf| leaf.function != XSAVE_LEAF);
+            for leaf in leaves.iter_mut().filter(|leaf| leaf.function == 1) {
+                leaf.ecx &= !XSAVE_AND_AVX;
+            }
+        }
+        Ok(leaves)
     }
 
     /// Which boot of which host this is; none if it does not tell.

@@ -122,6 +122,7 @@ pub struct Vcpu {
     /// KVM_SET_GUEST_DEBUG is in force.
     pub(super) debugging: bool,
     calls: Cell<Calls>,
+    pub(super) has_xcrs: bool,
     /// Registers as they were when KVM made the vCPU: those of a reset.
     pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
 }
@@ -159,7 +160,14 @@ impl Vcpu {
         let regs = fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
         // Nothing is in the shared page before the first entry: the first drain brings it.
-        Ok(Self { fd, incomplete: true, debugging: false, calls: Cell::default(), fresh: Box::new((regs, sregs)) })
+        Ok(Self {
+            fd,
+            incomplete: true,
+            debugging: false,
+            calls: Cell::default(),
+            has_xcrs: vm.has_xcrs,
+            fresh: Box::new((regs, sregs)),
+        })
     }
 
     /// Makes kicks of the calling thread reach this vCPU while the returned value lives.

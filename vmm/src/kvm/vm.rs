@@ -56,6 +56,8 @@ pub struct Vm {
     pub(super) fd: VmFd,
     /// KVM maps this memory; it must live as long as `fd`.
     memory: Arc<GuestRam>,
+    /// See [`Host::has_xcrs`].
+    pub(super) has_xcrs: bool,
 }
 
 impl Vm {
@@ -94,7 +96,7 @@ impl Vm {
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
         set_slots(&fd, &memory, 0)?;
-        Ok(Self { fd, memory })
+        Ok(Self { fd, memory, has_xcrs: host.has_xcrs() })
     }
 
     /// Keeps account from now on of the pages that the guest writes.

@@ -4,7 +4,11 @@ use std::{sync::OnceLock, time::Duration};
 
 use crate::{
     boot::cpuid::{self, Leaf},
-    kvm::{self, Host, HostFacts, probe::DeadlineWrite, read_tsc},
+    kvm::{
+        self, Host, HostFacts,
+        probe::{DeadlineWrite, Step},
+        read_tsc,
+    },
     run::{HostNote, RunError, host_note::FactsState, source::SourceChoice},
     time::{HostClock, Khz},
 };
@@ -76,6 +80,10 @@ pub struct BootOptions {
 pub enum EmulatedHost {
     /// KVM swallows WRMSR IA32_TSC_DEADLINE, as stock kernels from 6.18 on do without an in-kernel LAPIC.
     SwallowDeadline,
+    /// A single step over STI also runs the instruction after it, as some emulated CPUs do.
+    CoarseStep,
+    /// The CPU has no XSAVE, and so KVM no KVM_CAP_XCRS.
+    NoXsave,
 }
 
 /// As KVM's own `halt_poll_ns`.
@@ -115,6 +123,8 @@ pub struct HostEnvironment {
     supported: OnceLock<Vec<Leaf>>,
     /// MSRs with state; nothing before somebody asks.
     msrs: OnceLock<Vec<u32>>,
+    /// What single-stepping does; nothing before somebody asks.
+    step: OnceLock<Step>,
     /// The features among those leaves, as a snapshot of this same boot has them.
     recalled: OnceLock<Vec<Leaf>>,
 }
@@ -125,7 +135,10 @@ impl HostEnvironment {
     /// # Errors
     /// [`RunError`] with [`RunError::is_host`].
     pub fn open(emulated: Option<EmulatedHost>) -> Result<Self, RunError> {
-        let host = Host::open()?;
+        let mut host = Host::open()?;
+        if emulated == Some(EmulatedHost::NoXsave) {
+            host.hide_xsave();
+        }
         let khz = host.tsc_khz()?;
         let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
         let clock = taken_for(HostClock::new(read_tsc, khz))?;
@@ -138,6 +151,7 @@ impl HostEnvironment {
             facts: OnceLock::new(),
             supported: OnceLock::new(),
             msrs: OnceLock::new(),
+            step: OnceLock::new(),
             recalled: OnceLock::new(),
         })
     }
@@ -171,19 +185,24 @@ impl HostEnvironment {
         self.recalled.get().map_or_else(|| self.supported(), |recalled| Ok(recalled))
     }
 
+    /// Whether this host's features are not those of the host it pretends to be.
+    fn hides_features(&self) -> bool {
+        self.emulated == Some(EmulatedHost::NoXsave)
+    }
+
     /// What a snapshot is to remember of this host; nothing if the host has no identity.
     ///
     /// # Errors
     /// If KVM does not tell what it supports.
     pub fn note(&self) -> Result<Option<HostNote>, kvm::Error> {
-        let Some(host) = self.host.id() else { return Ok(None) };
+        let Some(host) = self.host.id().filter(|_| !self.hides_features()) else { return Ok(None) };
         let facts = self.facts.get().copied().filter(|_| self.emulated.is_none()).map(Into::into);
         Ok(Some(HostNote { host, facts, features: cpuid::compared(self.features()?) }))
     }
 
     /// Takes `note` for true if it is of this host and boot.
     pub fn recall(&self, note: HostNote) {
-        if self.host.id().is_some_and(|here| here == note.host) {
+        if self.host.id().is_some_and(|here| here == note.host) && !self.hides_features() {
             let _ = self.recalled.set(note.features);
             if let Some(facts) = note.facts.and_then(FactsState::facts) {
                 self.learn(self.as_emulated(facts));
@@ -219,8 +238,21 @@ impl HostEnvironment {
     pub(super) fn as_emulated(&self, facts: HostFacts) -> HostFacts {
         match self.emulated {
             Some(EmulatedHost::SwallowDeadline) => HostFacts { deadline_write: DeadlineWrite::Swallowed, ..facts },
-            None => facts,
+            Some(EmulatedHost::CoarseStep | EmulatedHost::NoXsave) | None => facts,
         }
+    }
+
+    /// What single-stepping does here.
+    ///
+    /// # Errors
+    /// If KVM fails.
+    pub fn step(&self) -> Result<Step, kvm::Error> {
+        if let Some(step) = self.step.get() {
+            return Ok(*step);
+        }
+        let mut step = kvm::probe::single_step(&self.host, self.supported()?, self.clock.khz().get())?;
+        step.exact &= self.emulated != Some(EmulatedHost::CoarseStep);
+        Ok(*self.step.get_or_init(|| step))
     }
 
     /// Whether KVM really gives a guest's TSC an offset: as probed before, or now.

@@ -8,7 +8,7 @@ use super::{Edge, Every, Options, SweepError, code::Program};
 use crate::{
     boot::Image,
     run::{
-        BootOptions, Came, HostEnvironment, Machine, Outputs, Pace, Place, Stepper, TimeMode, judge::Handled,
+        BootOptions, Came, HostEnvironment, Machine, Outputs, Pace, Place, RunError, Stepper, TimeMode, judge::Handled,
         source::SourceChoice,
     },
     time::VmTime,
@@ -69,6 +69,19 @@ impl Track {
     }
 }
 
+/// A boundary that a step passes over would be missing from the sweep.
+fn can_step(env: &HostEnvironment) -> Result<(), RunError> {
+    if env.step().map_err(RunError::from)?.exact {
+        return Ok(());
+    }
+    Err(RunError::HostLacks(
+        "this host's single steps are not exact (probed): one ran more than one instruction, and a sweep stops at each; use \
+         a host of which vmm doctor says that they are (QEMU's emulation: 10.0 or later), or vmm --migrate-every, which does \
+         not step"
+            .to_owned(),
+    ))
+}
+
 /// See the module's documentation.
 pub(super) struct Walk {
     pub stepper: Stepper,
@@ -99,6 +112,7 @@ impl Walk {
             khz: Some(options.khz),
             ..options.boot.clone()
         };
+        can_step(env)?;
         let machine = Machine::boot(env, image, &boot, outputs)?;
         if image.ring().is_none() {
             return Err(SweepError::Usage(format!(

@@ -120,7 +120,7 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     let (image, options) = (image(args)?, options(args));
     let files = Files::open(&args.output, &args.report, &args.cases)?;
     wait_for_signals()?;
-    let env = HostEnvironment::open(None)?;
+    let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
     let mut bar = Progress::new(" points");
     let progress = |done, total| bar.at(done, total);
     let (findings, cost) = sweep::sweep(&env, &image, &options, &CANCEL, &progress)?;
@@ -148,7 +148,7 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     }
     let (image, options) = (image(args)?, options(args));
     wait_for_signals()?;
-    let env = HostEnvironment::open(None)?;
+    let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
     let ratio = options.ratios.first().ok_or_else(|| Usage("--ratio: name one".to_owned()))?;
     if (args.point.len() == 2) != (options.depth != Depth::One) {
         return Err(Usage("--point K is for --depth 1, --point K,J for --depth 2".to_owned()).into());

@@ -1,33 +1,21 @@
-//! Measurements: rates, offsets and costs, for `vmm doctor` and for choosing a TSC source.
+//! Measurements: offsets and costs, for `vmm doctor` and for choosing a TSC source.
 
-use std::{thread, time::Duration};
-
-use super::{CODE, Exit, OURS, Operation, Probe, with_apic_features};
+use super::{CODE, Exit, OURS, Operation, Probe, Reading, TSC_LOOP, with_apic_features};
 use crate::{
     boot::cpuid::Leaf,
     kvm::{Error, Host, read_tsc},
 };
 
-/// For ever: RDTSC to memory; OUT 0x80.
-const TSC_LOOP: [u8; 17] =
-    [0x0f, 0x31, 0xa3, 0x00, 0x20, 0x00, 0x00, 0x89, 0x15, 0x04, 0x20, 0x00, 0x00, 0xe6, 0x80, 0xeb, 0xef];
+/// For ever: OUT 0x80; MOV ECX, 10000; DEC ECX; JNZ.
+const COUNT_LOOP: [u8; 12] = [0xe6, 0x80, 0xb9, 0x10, 0x27, 0x00, 0x00, 0x49, 0x75, 0xfd, 0xeb, 0xf4];
+/// Instructions between two of its exits, but for two.
+const COUNT_INSTRUCTIONS: u64 = 20_000;
+/// How often they are timed.
+const COUNT_SAMPLES: usize = 6;
 
-/// OUT 0x80; MOV ECX, 20000; DEC ECX; JNZ; OUT 0x80; HLT.
-const COUNT_LOOP: [u8; 13] = [0xe6, 0x80, 0xb9, 0x20, 0x4e, 0x00, 0x00, 0x49, 0x75, 0xfd, 0xe6, 0x80, 0xf4];
-/// Instructions of that loop.
-const COUNT_INSTRUCTIONS: u64 = 40_000;
-
-/// NOPs, then HLT.
-const NOPS: [u8; 9] = [0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xf4];
-
-/// What a guest's TSC did when KVM was asked for another frequency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TscRate {
-    /// What KVM_SET_TSC_KHZ returned.
-    pub accepted: bool,
-    /// The frequency that the guest's TSC had, in kHz.
-    pub measured_khz: u64,
-}
+/// NOP three times; STI; NOP; CLI; NOP; NOP; HLT. The NOP after STI is its own step: STI holds back interrupts for an
+/// instruction (SDM vol. 2, "STI"), not the trap of single-stepping.
+const STEPS: [u8; 9] = [0x90, 0x90, 0x90, 0xfb, 0x90, 0xfa, 0x90, 0x90, 0xf4];
 
 /// What a guest's TSC did when KVM was asked for an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,36 +45,6 @@ fn to_ns(ticks: u64, host_khz: u32) -> u64 {
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
-/// Asks for a TSC of `khz` and measures, over some 4 ms, what the guest got.
-///
-/// # Errors
-/// If KVM fails in a way that is no answer.
-pub fn tsc_rate(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<TscRate, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
-    let accepted = probe.vcpu.set_tsc_khz(khz).is_ok();
-    let first = probe.read_guest_tsc()?;
-    thread::sleep(Duration::from_millis(4));
-    let second = probe.read_guest_tsc()?;
-    let measured_khz = match (first, second) {
-        (Some((host_0, guest_0, _)), Some((host_1, guest_1, _))) => {
-            let host_ticks = u128::from(host_1.wrapping_sub(host_0)).max(1);
-            let rate = u128::from(guest_1.wrapping_sub(guest_0)) * u128::from(host_khz) / host_ticks;
-            u64::try_from(rate).unwrap_or(u64::MAX)
-        }
-        _ => 0,
-    };
-    Ok(TscRate { accepted, measured_khz })
-}
-
-/// Whether KVM_SET_TSC_KHZ makes a guest's TSC run at `khz`, true to 1 %.
-///
-/// # Errors
-/// As [`tsc_rate`].
-pub fn tsc_scales(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<bool, Error> {
-    let rate = tsc_rate(host, supported, host_khz, khz)?;
-    Ok(rate.accepted && rate.measured_khz.abs_diff(u64::from(khz)) <= u64::from(khz) / 100)
-}
-
 /// Asks for a TSC `offset` ahead of the host's and measures whether the guest got it, true to a millisecond or so.
 ///
 /// # Errors
@@ -96,7 +54,7 @@ pub fn tsc_offset(host: &Host, supported: &[Leaf], offset: u64) -> Result<Measur
     let accepted = probe.vcpu.set_tsc_offset(offset).is_ok();
     let took_effect = probe
         .read_guest_tsc()?
-        .is_some_and(|(before, guest, after)| (before..=after).contains(&guest.wrapping_sub(offset)));
+        .is_some_and(|Reading { before, guest, after }| (before..=after).contains(&guest.wrapping_sub(offset)));
     Ok(Measured { accepted, took_effect })
 }
 
@@ -115,26 +73,30 @@ pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Er
     Ok(to_ns(median(costs), host_khz))
 }
 
-/// What an instruction of supervisor code costs, in nanoseconds. Hundreds mean that it is emulated.
+/// What an instruction of supervisor code costs, in nanoseconds. Hundreds mean that it is emulated. The least of several
+/// samples: a first entry can take longer than the loop, and so can whatever else the host does.
 ///
 /// # Errors
 /// If KVM fails.
 pub fn instruction_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<f64, Error> {
     let mut probe = Probe::new(host, &with_apic_features(supported), &COUNT_LOOP, OURS)?;
     probe.next()?;
-    let before = read_tsc();
-    probe.next()?;
-    let ns = to_ns(read_tsc().saturating_sub(before), host_khz);
+    let mut least = u64::MAX;
+    for _ in 0..COUNT_SAMPLES {
+        let before = read_tsc();
+        probe.next()?;
+        least = least.min(read_tsc().saturating_sub(before));
+    }
     #[allow(clippy::cast_precision_loss, reason = "some milliseconds at most")]
-    Ok(ns as f64 / COUNT_INSTRUCTIONS as f64)
+    Ok(to_ns(least, host_khz) as f64 / COUNT_INSTRUCTIONS as f64)
 }
 
-/// Steps over NOPs.
+/// Steps over NOPs, STI and CLI.
 ///
 /// # Errors
 /// If KVM fails.
 pub fn single_step(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<Step, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &NOPS, OURS)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &STEPS, OURS)?;
     let mut exact = true;
     let mut costs = Vec::new();
     for step in 1..=8 {

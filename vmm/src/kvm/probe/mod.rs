@@ -7,6 +7,7 @@
 mod in_place;
 mod kernel_lapic;
 mod measure;
+mod rate;
 
 use std::sync::Arc;
 
@@ -14,7 +15,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use in_place::{can_tell, if_as_hoped};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
-pub use measure::{Measured, Step, TscRate, exit_ns, instruction_ns, single_step, tsc_offset, tsc_rate, tsc_scales};
+pub use measure::{Measured, Step, exit_ns, instruction_ns, single_step, tsc_offset};
+use rate::Reading;
+pub use rate::{TscRate, Verdict, tsc_rate, tsc_scales};
 
 use super::{Bus, Error, Exit, GpFault, Host, Lapics, Operation, Vcpu, Vm, read_tsc};
 use crate::boot::{Entry, GuestRam, cpuid::Leaf};
@@ -62,6 +65,10 @@ const PROGRAM: [u8; 42] = [
     0xb9, 0x02, 0x08, 0x00, 0x00, 0x0f, 0x32, 0xe6, 0x82, 0xf4, // RDMSR 0x802
     0x90,
 ];
+
+/// For ever: RDTSC to memory; OUT 0x80.
+const TSC_LOOP: [u8; 17] =
+    [0x0f, 0x31, 0xa3, 0x00, 0x20, 0x00, 0x00, 0x89, 0x15, 0x04, 0x20, 0x00, 0x00, 0xe6, 0x80, 0xeb, 0xef];
 
 /// CPUID.1:ECX: TSC-deadline and x2APIC.
 const APIC_FEATURES: u32 = 1 << 24 | 1 << 21;
@@ -119,8 +126,8 @@ impl Probe {
         self.vcpu.run(&mut self.last)
     }
 
-    /// Runs to the OUT that follows RDTSC: (host TSC before, guest TSC, host TSC after).
-    fn read_guest_tsc(&mut self) -> Result<Option<(u64, u64, u64)>, Error> {
+    /// Runs to the OUT that follows RDTSC.
+    fn read_guest_tsc(&mut self) -> Result<Option<Reading>, Error> {
         let before = read_tsc();
         let exit = self.next()?;
         let after = read_tsc();
@@ -128,7 +135,7 @@ impl Probe {
             return Ok(None);
         }
         let guest: u64 = self.memory.read_obj(GuestAddress(RESULT)).map_err(|_| Error::last("mmap"))?;
-        Ok(Some((before, guest, after)))
+        Ok(Some(Reading { before, guest, after }))
     }
 }
 
@@ -149,7 +156,7 @@ impl HostFacts {
         // The answer is in what RDTSC gives.
         let _ = probe.vcpu.set_tsc_offset(0);
         let tsc_equals_host =
-            probe.read_guest_tsc()?.is_some_and(|(before, guest, after)| (before..=after).contains(&guest));
+            probe.read_guest_tsc()?.is_some_and(|Reading { before, guest, after }| (before..=after).contains(&guest));
         let deadline_write = match deadline_exits(&mut probe)? {
             true => DeadlineWrite::Exits,
             false => {

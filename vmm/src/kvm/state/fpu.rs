@@ -10,7 +10,7 @@ use super::super::Error;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fpu {
-    /// Extended control registers (XCR0).
+    /// Extended control registers (XCR0); none if the host's CPU has no XSAVE.
     pub xcrs: Vec<Xcr>,
     /// The XSAVE area in standard form, 4,096 bytes, without trailing zeros.
     #[serde(with = "hex")]
@@ -28,8 +28,8 @@ pub struct Xcr {
 }
 
 impl Fpu {
-    pub(super) fn get(fd: &VcpuFd) -> Result<Self, Error> {
-        let xcrs = fd.get_xcrs().map_err(Error::call("KVM_GET_XCRS"))?;
+    pub(super) fn get(fd: &VcpuFd, has_xcrs: bool) -> Result<Self, Error> {
+        let xcrs = if has_xcrs { fd.get_xcrs().map_err(Error::call("KVM_GET_XCRS"))? } else { kvm_xcrs::default() };
         let count = usize::try_from(xcrs.nr_xcrs).unwrap_or(usize::MAX);
         let area = fd.get_xsave().map_err(Error::call("KVM_GET_XSAVE"))?;
         let mut xsave: Vec<u8> = area.region.iter().flat_map(|word| word.to_le_bytes()).collect();

@@ -120,7 +120,7 @@ impl Vcpu {
         Ok(VcpuState {
             registers: GeneralRegisters::from_kvm(&self.fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?),
             system: SystemRegisters::from_kvm(&self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?),
-            fpu: Fpu::get(&self.fd)?,
+            fpu: Fpu::get(&self.fd, self.has_xcrs)?,
             debug: DebugRegisters::from_kvm(&self.fd.get_debug_regs().map_err(Error::call("KVM_GET_DEBUGREGS"))?),
             events: Events::from_kvm(&self.fd.get_vcpu_events().map_err(Error::call("KVM_GET_VCPU_EVENTS"))?),
             msrs: msrs::get(&self.fd, msr_indices)?,

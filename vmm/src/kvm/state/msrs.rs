@@ -1,5 +1,7 @@
 //! Model-specific registers.
 
+use std::collections::HashMap;
+
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -57,40 +59,75 @@ pub(super) fn write(fd: &VcpuFd, index: u32, value: u64) -> Result<(), Error> {
 }
 
 pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
-    let mut found = Vec::new();
     let wanted: Vec<u32> = indices.iter().copied().chain(unlisted()).filter(|index| !is_ours(*index)).collect();
-    let mut rest = wanted.as_slice();
+    read_all(fd, &wanted)
+}
+
+/// Those of the MSRs that the vCPU has.
+fn read_all(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
+    let mut found = Vec::new();
+    let mut rest = indices;
     while !rest.is_empty() {
-        let entries: Vec<_> = rest.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let batch = rest.get(..MOST_AT_ONCE).unwrap_or(rest);
+        let entries: Vec<_> = batch.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
         let mut msrs = list(&entries)?;
         let read = fd.get_msrs(&mut msrs).map_err(Error::call("KVM_GET_MSRS"))?;
         found.extend(msrs.as_slice().iter().take(read).map(|m| Msr { index: m.index, value: m.data }));
         // KVM stops at the first MSR that this guest's CPUID does not have: that one holds no state.
-        rest = rest.get(read.saturating_add(1)..).unwrap_or(&[]);
+        let done = if read < batch.len() { read.saturating_add(1) } else { read };
+        rest = rest.get(done..).unwrap_or(&[]);
     }
     Ok(found)
 }
 
-pub(super) fn set(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), Error> {
-    let ours = msrs.iter().filter(|msr| !is_ours(msr.index));
-    let entries: Vec<_> =
-        ours.map(|Msr { index, value }| kvm_msr_entry { index: *index, data: *value, reserved: 0 }).collect();
-    let mut rest = entries.as_slice();
-    while !rest.is_empty() {
+/// What is to be written so that a vCPU that has `present` has `saved`: what differs, and what is not there to compare.
+/// Some MSRs are read-only, and of others KVM takes no value and logs the attempt, even if it is the value that they have.
+fn to_write(saved: &[Msr], present: &[Msr]) -> Vec<Msr> {
+    let present: HashMap<u32, u64> = present.iter().map(|msr| (msr.index, msr.value)).collect();
+    let differs = |msr: &&Msr| !is_ours(msr.index) && present.get(&msr.index) != Some(&msr.value);
+    saved.iter().filter(differs).copied().collect()
+}
+
+/// Gives a fresh vCPU the `saved` MSRs.
+pub(super) fn set(fd: &VcpuFd, saved: &[Msr]) -> Result<(), Error> {
+    let indices: Vec<u32> = saved.iter().map(|msr| msr.index).filter(|index| !is_ours(*index)).collect();
+    let changes = to_write(saved, &read_all(fd, &indices)?);
+    for batch in changes.chunks(MOST_AT_ONCE) {
+        let entry = |msr: &Msr| kvm_msr_entry { index: msr.index, data: msr.value, reserved: 0 };
+        let entries: Vec<_> = batch.iter().map(entry).collect();
         // KVM takes them in order and stops at the first that it does not take.
-        let batch = rest.get(..MOST_AT_ONCE).unwrap_or(rest);
-        let written = fd.set_msrs(&list(batch)?).map_err(Error::call("KVM_SET_MSRS"))?;
-        let Some(kvm_msr_entry { index, data, .. }) = batch.get(written).copied() else {
-            rest = rest.get(batch.len()..).unwrap_or(&[]);
-            continue;
-        };
-        // Some MSRs of the list are read-only; a fresh vCPU then already has the value.
-        let mut present = one(index, 0)?;
-        let read = fd.get_msrs(&mut present).map_err(Error::call("KVM_GET_MSRS"))?;
-        if read != 1 || present.as_slice().first().is_none_or(|m| m.data != data) {
-            return Err(Error::Msr { index, value: data });
+        let written = fd.set_msrs(&list(&entries)?).map_err(Error::call("KVM_SET_MSRS"))?;
+        if let Some(Msr { index, value }) = batch.get(written).copied() {
+            return Err(Error::Msr { index, value });
         }
-        rest = rest.get(written.saturating_add(1)..).unwrap_or(&[]);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn msrs(pairs: &[(u32, u64)]) -> Vec<Msr> {
+        pairs.iter().map(|(index, value)| Msr { index: *index, value: *value }).collect()
+    }
+
+    // KVM logs every write of DEBUGCTL (0x1d9), also of the 0 that it has.
+    #[test]
+    fn a_restore_writes_no_msr_that_has_its_value() {
+        let fresh = msrs(&[(0x1d9, 0), (0xc000_0081, 0), (0x277, 0x0007_0406_0007_0406), (0x2ff, 0)]);
+        assert_eq!(to_write(&fresh, &fresh), []);
+        let saved = msrs(&[(0x1d9, 0), (0xc000_0081, 0x23 << 48), (0x277, 0x0007_0406_0007_0406), (0x2ff, 0xc06)]);
+        // In the order of the snapshot.
+        assert_eq!(to_write(&saved, &fresh), msrs(&[(0xc000_0081, 0x23 << 48), (0x2ff, 0xc06)]));
+        let reordered: Vec<Msr> = fresh.iter().rev().copied().collect();
+        assert_eq!(to_write(&saved, &reordered).len(), 2);
+    }
+
+    #[test]
+    fn an_msr_that_the_vcpu_lacks_is_written_so_that_kvm_can_refuse_it() {
+        assert_eq!(to_write(&msrs(&[(0x1d9, 0)]), &[]), msrs(&[(0x1d9, 0)]));
+        // Those that are not KVM's are never written.
+        assert_eq!(to_write(&msrs(&[(0x10, 5), (0x6e0, 1), (0x4b56_4d01, 1), (0x830, 0)]), &[]), []);
+    }
 }
