@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::unix::{fs::FileExt, net::UnixStream},
     process::Command,
     thread,
     time::Duration,
@@ -68,7 +68,7 @@ fn damage_is_told_to_whoever_quits() {
     let lab = Lab::new();
     damaged(&lab);
     let mut process = start(&mut lab.vmm("restore snapshot --paused --api-sock s"));
-    while !lab.path("s").exists() && !process.has_ended() {
+    while UnixStream::connect(lab.path("s")).is_err() && !process.has_ended() {
         thread::sleep(LOOK_AGAIN);
     }
     // In time or too late: the VM's own end is the same.
@@ -105,7 +105,8 @@ struct Ticking<'a> {
 impl<'a> Ticking<'a> {
     fn start(lab: &'a Lab, command: &mut Command) -> Self {
         let mut vm = Self { lab, process: start(command) };
-        while !lab.path("s").exists() {
+        // The file is there a moment before anybody listens.
+        while UnixStream::connect(lab.path("s")).is_err() {
             assert!(!vm.process.has_ended(), "the VM ended: {:#?}", vm.process.finish());
             thread::sleep(LOOK_AGAIN);
         }
@@ -297,6 +298,7 @@ fn a_host_without_xsave_saves_and_restores() {
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms";
     let _ = lab.boot("count=20", &format!("{flags} --save-to bare --emulate-host no-xsave"));
+    assert!(lab.run("snapshot show --json bare").expect(0).stdout.contains("\"xcrs\": []"));
     lab.restore("bare", "--emulate-host no-xsave").in_order(16);
     // A host that has more will do.
     lab.restore("bare", "").in_order(16);
