@@ -230,10 +230,47 @@ fn move_tsc(state: &Path, by: i64) {
     });
 }
 
+fn doctor(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap()
+}
+
 /// Whether KVM moves a guest's TSC by an offset here.
 fn offset_works(lab: &Lab) -> bool {
-    let doctor: Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
-    doctor["tsc_offset"]["works"].as_bool().unwrap()
+    doctor(lab)["tsc_offset"]["works"].as_bool().unwrap()
+}
+
+/// A guest that writes its TSC and succeeds if RDTSC then goes on from there: within 2^32 ticks, at most some seconds.
+fn moves_its_tsc() -> Vec<u8> {
+    // MOV ECX, 0x10; XOR EAX, EAX; MOV EDX, 0x12345; WRMSR; RDTSC; CMP EDX, 0x12345; JE over HLT
+    let code = [
+        0xb9, 0x10, 0, 0, 0, 0x31, 0xc0, 0xba, 0x45, 0x23, 0x01, 0, 0x0f, 0x30, 0x0f, 0x31, 0x81, 0xfa, 0x45, 0x23, 0x01, 0,
+        0x74, 0x01, 0xf4,
+    ];
+    raw::multiboot(&[&code[..], &raw::SUCCESS].concat())
+}
+
+// Catches: a write of the TSC that is refused where KVM could do it, or taken where nothing happens.
+#[test]
+fn a_guest_moves_its_tsc_where_kvm_does() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("moves"), moves_its_tsc()).unwrap();
+    let doctor = doctor(&lab);
+    let scales = doctor["tsc_scaling"].as_array().unwrap().iter().all(|scaling| scaling["works"] == true);
+    let double = doctor["host_tsc_khz"].as_u64().unwrap() * 2;
+    let scaled = [format!("--tsc scaled --tsc-khz {double}"), format!("--lapic kvm --tsc-khz {double}")];
+    let flags = ["--tsc host".to_owned(), "--lapic kvm".to_owned()];
+    for flags in flags.into_iter().chain(scales.then_some(scaled).into_iter().flatten()) {
+        let ended = lab.run(&format!("--guest moves {flags}"));
+        if doctor["tsc_offset"]["works"] == true {
+            ended.expect(0);
+        } else {
+            // A #GP, which this guest has no handler for.
+            assert!(ended.stderr.contains("triple fault"), "{flags}: {ended:#?}");
+        }
+    }
 }
 
 // Catches: a restore that takes the host's TSC because its frequency is right, whatever its value is.

@@ -38,6 +38,8 @@ pub(super) fn set(vcpus: &[Of<'_>], clock: &mut Clock, adjusted: &Adjusted, khz:
         TscSource::Host => clock.ahead_of_host(),
         TscSource::Scaled => {
             let Some((first, _)) = vcpus.first() else { return Ok(()) };
+            // The frequency first: KVM may start the TSC anew with it.
+            vcpus.iter().try_for_each(|(vcpu, _)| vcpu.set_tsc_khz(khz.get()))?;
             // KVM adds the offset to the scaled TSC of the host.
             first.set_tsc_offset(0)?;
             let (host, scaled) = first.measured_tsc()?;
