@@ -48,11 +48,11 @@ fn run(mut bytes: Bytes<'_>, count: &mut u32) -> Option<()> {
 fn time(bytes: &mut Bytes<'_>, how: u8, now: Now) -> Option<Now> {
     Some(match how {
         0 => now,
-        1 | 2 => Now {
-            tsc: GuestTsc(now.tsc.0.saturating_add(u64::from(bytes.u16()?))),
-            vm: VmTime(now.vm.0.saturating_add(u64::from(bytes.u16()?))),
-        },
-        _ => Now { tsc: GuestTsc(bytes.u64()?), vm: VmTime(bytes.u64()?) },
+        1 | 2 => Now::new(
+            GuestTsc(now.tsc.0.saturating_add(u64::from(bytes.u16()?))),
+            VmTime(now.vm.0.saturating_add(u64::from(bytes.u16()?))),
+        ),
+        _ => Now::new(GuestTsc(bytes.u64()?), VmTime(bytes.u64()?)),
     })
 }
 
@@ -181,7 +181,7 @@ fn restore_garbage(bytes: &mut Bytes<'_>, apic: &mut LocalApic) -> Option<()> {
         8 => state.xapic_id = Some(bytes.u8()?),
         _ => state.timer.divide = bytes.u32()?,
     }
-    if let Ok(restored) = LocalApic::from_state(&state, *apic.config()) {
+    if let Ok(restored) = LocalApic::from_state(&state, *apic.config(), Now::default()) {
         assert_eq!(restored.state(Now::default()), state);
     }
     Some(())
@@ -191,7 +191,7 @@ fn restore_garbage(bytes: &mut Bytes<'_>, apic: &mut LocalApic) -> Option<()> {
 fn check(apic: &mut LocalApic, bits: u8, now: Now) {
     let state = apic.state(now);
     // The width is not saved: the machine is built with it.
-    let restored = LocalApic::from_state(&state, *apic.config()).map(|apic| apic.with_physical_bits(bits));
+    let restored = LocalApic::from_state(&state, *apic.config(), now).map(|apic| apic.with_physical_bits(bits));
     assert_eq!(restored.as_ref(), Ok(&*apic), "saved and restored");
     let State { isr, tmr, irr, .. } = state;
     assert!([isr, tmr, irr].iter().all(|set| set[0] & 0xffff == 0), "vectors below 16");

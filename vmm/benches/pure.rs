@@ -41,7 +41,7 @@ fn lapic(c: &mut Criterion) {
     c.bench_function("lapic: arm, expire, acknowledge, EOI", |b| {
         b.iter(|| {
             tsc += 1000;
-            let at = |tsc| Now { tsc: GuestTsc(tsc), vm: VmTime(tsc) };
+            let at = |tsc| Now::new(GuestTsc(tsc), VmTime(tsc));
             let armed = apic.msr_write(TSC_DEADLINE, tsc + 500, at(tsc));
             black_box(apic.next_wake());
             apic.advance(at(tsc + 500));

@@ -119,7 +119,7 @@ impl State {
 }
 
 impl TimerState {
-    fn check(&self, lvtt: u32, config: &Config) -> Result<(), StateError> {
+    pub(super) fn check(&self, lvtt: u32, config: &Config) -> Result<(), StateError> {
         let Self { armed, initial_count, divide: _ } = *self;
         let mode = Mode::of_lvtt(lvtt)
             .filter(|mode| *mode != Mode::Deadline || config.has_deadline_mode())

@@ -108,8 +108,8 @@ impl LocalApic {
             let mode = apic.lvt.timer.timer_mode();
             match index {
                 MSR_APIC_BASE => return apic.write_base(value),
-                MSR_TSC_DEADLINE if apic.config.tsc_deadline => apic.timer.write_tsc_deadline(mode, value),
-                ns_deadline::MSR if apic.config.ns_deadline => apic.timer.write_ns_deadline(mode, value),
+                MSR_TSC_DEADLINE if apic.config.tsc_deadline => apic.timer.write_tsc_deadline(mode, value, now),
+                ns_deadline::MSR if apic.config.ns_deadline => apic.timer.write_ns_deadline(mode, value, now),
                 _ => {
                     let (entry, _) = apic.x2apic_register(index)?;
                     if !entry.x2apic.writable() || value & !entry.defined() != 0 {
@@ -221,7 +221,7 @@ impl LocalApic {
             }
             (Register::IcrHigh, _) => self.icr = registers::join(registers::split(self.icr).0, low),
             (Register::SelfIpi, _) => effects.ipi = self.send(Ipi::to_self(low)),
-            (Register::Lvt(LvtKind::Timer), _) => self.write_lvtt(low, door)?,
+            (Register::Lvt(LvtKind::Timer), _) => self.write_lvtt(low, door, now)?,
             (Register::Lvt(kind), _) => {
                 self.lvt.write(kind, low, self.software_enabled());
                 let _ = self.sample_lint0();
@@ -243,7 +243,7 @@ impl LocalApic {
     /// Mode bit 18 is reserved without deadlines, and 11b always: so #GP through the MSR, as for any reserved bit, and
     /// no effect through the page. There a lone bit 18 is dropped as a bit, and 11b, of which no one bit is the
     /// reserved one, leaves the mode as it was.
-    fn write_lvtt(&mut self, value: u32, door: Door) -> Result<(), Fault> {
+    fn write_lvtt(&mut self, value: u32, door: Door, now: Now) -> Result<(), Fault> {
         let from = self.lvt.timer.timer_mode();
         let reserved = if self.config.has_deadline_mode() { 0 } else { timer::LVTT_DEADLINE };
         let value = match (door, TimerMode::of_lvtt(value)) {
@@ -255,7 +255,7 @@ impl LocalApic {
             (Door::XApic | Door::X2Apic, _) => value & !reserved,
         };
         self.lvt.write(LvtKind::Timer, value, self.software_enabled());
-        self.timer.change_mode(from, self.lvt.timer.timer_mode());
+        self.timer.change_mode(from, self.lvt.timer.timer_mode(), now);
         Ok(())
     }
 }

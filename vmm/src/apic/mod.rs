@@ -37,8 +37,8 @@ pub use self::check::StateError;
 pub use self::delivery::{Delivery, LocalSource};
 pub use self::ipi::{DeliveryMode, Destination, Ipi, Trigger};
 pub use self::route::{Route, lowest_priority};
-pub use self::state::{LvtState, State, TimerState};
-pub use self::timer::{Armed, Deadline, tick_ns};
+pub use self::state::{LvtState, SavedAt, State, TimerState};
+pub use self::timer::{Armed, Deadline, LEAST_PERIOD_NS, tick_ns};
 use self::vectors::{FIRST_LEGAL, Vectors, class, processor_priority};
 use crate::time::Now;
 
@@ -153,12 +153,6 @@ impl LocalApic {
         self
     }
 
-    /// What [`with_physical_bits`](Self::with_physical_bits) said.
-    #[must_use]
-    pub const fn physical_bits(&self) -> u8 {
-        self.physical_bits
-    }
-
     /// What CPUID offers.
     #[must_use]
     pub const fn config(&self) -> &Config {
@@ -202,9 +196,20 @@ impl LocalApic {
         self.lvt.timer.timer_mode() == timer::Mode::Deadline
     }
 
+    /// A guest's write moves this CPU's TSC: at one instant it read what `before` says, and now reads what `after` says.
+    ///
+    /// A deadline in TSC ticks is absolute, so that it is now due at another instant, perhaps at once (SDM vol. 3,
+    /// "TSC-Deadline Mode": it is compared with the TSC).
+    pub fn move_tsc(&mut self, before: Now, after: Now) {
+        self.advance(before);
+        self.timer.tsc_moved(after);
+        self.advance(after);
+    }
+
     /// The next instant at which the timer expires, also when its LVT entry is masked.
     ///
-    /// A guest can ask for periods of one nanosecond: whoever waits in real time bounds how often it wakes.
+    /// One-shot counts and deadlines may follow each other as fast as the guest arms them: whoever waits in real time
+    /// bounds how often it wakes.
     #[must_use]
     pub const fn next_deadline(&self) -> Option<Deadline> {
         self.timer.next_deadline()

@@ -13,7 +13,25 @@ use super::registers::{LvtKind, WORDS};
 use super::timer::{Armed, Timer};
 use super::vectors::Vectors;
 use super::{Config, LocalApic, StateError};
-use crate::time::Now;
+use crate::time::{GuestTsc, Now, VmTime};
+
+/// When a local APIC was saved, on the clocks that the guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedAt {
+    /// The CPU's TSC.
+    pub tsc: GuestTsc,
+    /// VM time.
+    pub vm: VmTime,
+}
+
+impl SavedAt {
+    /// The same instant for a CPU whose TSC is `adjust` ahead of the base, modulo 2^64.
+    #[must_use]
+    pub const fn now(self, adjust: u64) -> Now {
+        let Self { tsc, vm } = self;
+        Now { tsc, base: GuestTsc(tsc.0.wrapping_sub(adjust)), vm }
+    }
+}
 
 /// A saved local APIC. Register values are as a guest reads them, except where a field says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +39,7 @@ use crate::time::Now;
 pub struct State {
     /// When it was saved. The APIC itself does not need it, its deadlines being absolute; whoever adjusts them for
     /// another TSC frequency, or shows how much time is left, does.
-    pub saved_at: Now,
+    pub saved_at: SavedAt,
     /// IA32_APIC_BASE.
     pub base: u64,
     /// The xAPIC ID, if the guest wrote one. A state from before it could has none.
@@ -97,7 +115,7 @@ impl Default for LvtState {
 impl Default for State {
     fn default() -> Self {
         Self {
-            saved_at: Now::default(),
+            saved_at: SavedAt::default(),
             base: Base::reset(false).bits(),
             xapic_id: None,
             tpr: 0,
@@ -141,7 +159,8 @@ impl LvtState {
 
 impl LocalApic {
     /// The state to save, at `now`. Evaluates nothing: a deadline that is already due stays armed, and fires after the
-    /// restore when the APIC is first told the time.
+    /// restore when the APIC is first told the time. But the state does not say whether the TSC has wrapped since it was
+    /// armed: [`advance`](Self::advance) to `now` first where that can be.
     #[must_use]
     pub fn state(&self, now: Now) -> State {
         // The configuration and the address width are the machine's, and there again before the restore.
@@ -165,9 +184,9 @@ impl LocalApic {
             pins: Pins { lint0: lint0_high, lint1: lint1_high },
         } = *self;
         let Lvt { timer: lvtt, thermal, performance, lint0, lint1, error } = lvt;
-        let Timer { armed, initial_count, divide } = timer;
+        let Now { tsc, base: _, vm } = now;
         State {
-            saved_at: now,
+            saved_at: SavedAt { tsc, vm },
             base: base.bits(),
             xapic_id,
             tpr,
@@ -188,20 +207,40 @@ impl LocalApic {
                 lint1: lint1.bits(),
                 error: error.bits(),
             },
-            timer: TimerState { armed, initial_count, divide },
+            timer: timer.state(),
             lint_high: [lint0_high, lint1_high],
         }
     }
 
-    /// An APIC in a saved state.
+    /// An APIC in a saved state, at `now`.
     ///
     /// # Errors
     /// [`StateError`] for a state that no APIC of this configuration can be in.
-    pub fn from_state(state: &State, config: Config) -> Result<Self, StateError> {
+    pub fn from_state(state: &State, config: Config, now: Now) -> Result<Self, StateError> {
         let base = state.check(&config)?;
-        Ok(Self::from_checked(state, base, config))
+        let mut apic = Self::from_checked(state, base, config);
+        apic.timer.arm(state.timer.armed, now);
+        Ok(apic)
     }
 
+    /// What the timer waits for.
+    #[must_use]
+    pub const fn armed(&self) -> Armed {
+        self.timer.armed()
+    }
+
+    /// Makes the timer wait for `armed` from `now` on: a clock went on from another value, or at another rate.
+    ///
+    /// # Errors
+    /// [`StateError`] for what an APIC of this configuration and in its mode cannot wait for.
+    pub fn rearm(&mut self, armed: Armed, now: Now) -> Result<(), StateError> {
+        let state = TimerState { armed, ..self.timer.state() };
+        state.check(self.lvt.timer.bits(), &self.config)?;
+        self.timer.arm(armed, now);
+        Ok(())
+    }
+
+    /// All of `state` but what the timer waits for.
     pub(super) fn from_checked(state: &State, base: Base, config: Config) -> Self {
         let State {
             saved_at: _,
@@ -221,7 +260,7 @@ impl LocalApic {
             timer,
             lint_high: [lint0, lint1],
         } = *state;
-        let TimerState { armed, initial_count, divide } = timer;
+        let TimerState { armed: _, initial_count, divide } = timer;
         Self {
             config,
             physical_bits: MOST_PHYSICAL_BITS,
@@ -238,7 +277,7 @@ impl LocalApic {
             errors,
             icr,
             lvt: Lvt::new(|kind| lvt.get(kind)),
-            timer: Timer { armed, initial_count, divide },
+            timer: Timer::idle(initial_count, divide),
             pins: Pins { lint0, lint1 },
         }
     }

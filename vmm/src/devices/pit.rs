@@ -3,6 +3,9 @@
 //!
 //! It counts VM time at 1,193,182 Hz. Nothing here runs: every access says what time it is, and
 //! [`Pit::next_edge`] when channel 0 will interrupt.
+//!
+//! Periodic interrupts are 239 ticks (200 µs) apart or more, as in KVM's 8254: of a faster output not every edge
+//! interrupts. Count and output are as programmed.
 
 mod channel;
 
@@ -217,7 +220,7 @@ mod tests {
         #[test]
         fn periodic_modes_interrupt_every_period(mode in 2u8..4, reload in 2u16.., skipped in 0u64..1000) {
             let mut pit = programmed(0x30 | mode << 1, CHANNEL_0, reload);
-            let period = u64::from(reload);
+            let period = (1u64..).map(|edge| edge * u64::from(reload)).find(|ticks| *ticks >= 239).unwrap();
             prop_assert!(!pit.take_edge(at(period - 1)));
             let late = period * (skipped + 1) + period / 2;
             prop_assert_eq!(pit.next_edge(), Some(at(period)));
@@ -240,6 +243,18 @@ mod tests {
                 prop_assert_eq!(Pit::from_state(&pit.state()).map(|pit| pit.state()), Some(pit.state()));
             }
         }
+    }
+
+    /// A rate of 600 kHz: the guest's own code must get on between two interrupts.
+    #[test]
+    fn a_rate_that_is_too_fast_interrupts_every_200_microseconds() {
+        for (mode, reload) in [(2, 1), (2, 2), (3, 2), (2, 100), (3, 239)] {
+            let mut pit = programmed(0x30 | mode << 1, CHANNEL_0, reload);
+            let edges = (0..1_193_182).filter(|tick| pit.take_edge(at(*tick))).count();
+            assert!((3900..=5000).contains(&edges), "{edges} in a second, mode {mode}, {reload}");
+        }
+        let mut slow = programmed(0x34, CHANNEL_0, 240);
+        assert_eq!((slow.take_edge(at(239)), slow.take_edge(at(240)), slow.next_edge()), (false, true, Some(at(480))));
     }
 
     #[test]

@@ -87,8 +87,8 @@ impl<'a> Access<'a> {
         }
     }
 
-    /// The guest moved its TSC by `delta`, modulo 2^64.
-    fn move_tsc(&mut self, adjust: u64) -> Result<(), GpFault> {
+    /// The guest writes, at `now`, that its TSC is to be `adjust` ahead of the base, modulo 2^64.
+    fn move_tsc(&mut self, adjust: u64, now: Now) -> Result<(), GpFault> {
         if !lock(&self.platform.clock).tsc_moves() {
             log::warn!(
                 "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
@@ -96,6 +96,7 @@ impl<'a> Access<'a> {
             return Err(GpFault);
         }
         self.local.tsc_adjust = adjust;
+        self.local.apic.move_tsc(now, now.ahead(adjust));
         self.changed.tsc = true;
         if self.platform.posts.len() > 1 {
             // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between
@@ -176,8 +177,8 @@ impl<'a> Access<'a> {
                 Ok(())
             }
             // TSC and TSC_ADJUST move together (SDM vol. 3, "IA32_TSC_ADJUST Register").
-            IA32_TSC => self.move_tsc(self.local.tsc_adjust.wrapping_add(value.wrapping_sub(now.tsc.0))),
-            IA32_TSC_ADJUST => self.move_tsc(value),
+            IA32_TSC => self.move_tsc(self.local.tsc_adjust.wrapping_add(value.wrapping_sub(now.tsc.0)), now),
+            IA32_TSC_ADJUST => self.move_tsc(value, now),
             MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => {
                 self.local.pvclock.write_msr(value, &ram).map_err(|fault| {
                     log::warn!("the guest's kvmclock page {value:#x} gets a #GP: {fault}");

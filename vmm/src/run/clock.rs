@@ -199,7 +199,7 @@ impl Clock {
     #[must_use]
     pub fn now_at(&self, host: HostTsc, adjust: u64) -> Now {
         let tsc = self.tsc_at(host);
-        Now { tsc: GuestTsc(tsc.0.wrapping_add(adjust)), vm: self.page.vm_time(tsc) }
+        Now::new(tsc, self.page.vm_time(tsc)).ahead(adjust)
     }
 
     /// VM time at a base TSC, by the page.
@@ -226,16 +226,11 @@ impl Clock {
         self.page.least_tsc(at)
     }
 
-    /// The base TSC at which `deadline` of a vCPU with this `adjust` falls due; never less than now.
+    /// The base TSC at which `deadline` falls due, if it ever does.
     #[must_use]
-    pub fn due(&self, deadline: Deadline, adjust: u64) -> Option<GuestTsc> {
+    pub fn due(&self, deadline: Deadline) -> Option<GuestTsc> {
         match deadline {
-            Deadline::Tsc(deadline) => {
-                let base = self.tsc();
-                let here = base.0.wrapping_add(adjust);
-                // A TSC that the clock never reaches is never due.
-                base.0.checked_add(deadline.0.saturating_sub(here)).map(GuestTsc)
-            }
+            Deadline::Tsc(due) => Some(due),
             Deadline::Vm(at) => self.page.least_tsc(at),
         }
     }

@@ -147,7 +147,7 @@ pub(super) fn restore(
         vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
         let local = Local {
             index,
-            apic: LocalApic::from_state(saved_apic, *apic_config)
+            apic: LocalApic::from_state(saved_apic, *apic_config, saved_apic.saved_at.now(*tsc_adjust))
                 .map_err(|e| bad(e.to_string()))?
                 .with_physical_bits(cpuid::physical_bits(seen)),
             pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,

@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn each_bends_one_thing() {
         let khz = Khz::new(2_000_000).unwrap();
-        let now = Now { tsc: GuestTsc(500), vm: VmTime(250) };
+        let now = Now::new(GuestTsc(500), VmTime(250));
         let page = PageClock {
             tsc_timestamp: GuestTsc(500),
             system_time: VmTime(250),

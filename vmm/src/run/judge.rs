@@ -270,7 +270,7 @@ impl Judge {
             if let Some(log) = &mut self.log {
                 log.push(Handled { cpu, record, host });
             }
-            let now = Now { tsc: GuestTsc(record.fired_tsc), vm: VmTime(record.fired_ns) };
+            let now = Now::new(GuestTsc(record.fired_tsc), VmTime(record.fired_ns));
             platform.event(
                 u32::try_from(cpu).unwrap_or(u32::MAX),
                 now,

@@ -25,7 +25,7 @@ use super::{
     vcpu_tsc,
 };
 use crate::{
-    apic::{self, Armed, LocalApic},
+    apic::Armed,
     time::{Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, Now, Stood, VmTime, adjust},
 };
 
@@ -90,7 +90,7 @@ impl Machine {
         let length = from.boot.elapsed();
         self.stand_still(from.boot, Some(from.tsc))?;
         if let Some(Paused { moment, .. }) = &self.paused {
-            let now = Now { tsc: moment.tsc, vm: moment.vm };
+            let now = Now::new(moment.tsc, moment.vm);
             let gap_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
             self.platform.event(0, now, &Event::HostStop { gap_ns });
         }
@@ -127,7 +127,7 @@ impl Machine {
 
     fn trace_save(&self, cpu: u32, moment: &Moment, page_version: u32, armed: Option<Armed>) {
         let event = Event::Save { tsc_khz: moment.khz, page: moment.page, page_version, armed };
-        self.platform.event(cpu, Now { tsc: moment.tsc, vm: moment.vm }, &event);
+        self.platform.event(cpu, Now::new(moment.tsc, moment.vm), &event);
     }
 
     /// Starts a paused machine again.
@@ -211,17 +211,13 @@ impl Machine {
         adjusted: &Adjusted,
     ) -> Result<(), RunError> {
         let Some(Cpu { local, .. }) = self.cpus.get_mut(index) else { return Ok(()) };
-        let cpu_tsc = |base: GuestTsc| GuestTsc(base.0.wrapping_add(local.tsc_adjust));
+        let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
         // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
-        let mut state = local.apic.state(Now { tsc: cpu_tsc(moment.tsc), vm: moment.vm });
-        state.timer.armed = rearm(state.timer.armed, local.tsc_adjust, policies.deadline, moment, adjusted);
+        let mut armed_now = rearm(local.apic.armed(), local.tsc_adjust, policies.deadline, moment, adjusted);
         if let Some(fault) = policies.fault {
-            let now = Now { tsc: cpu_tsc(adjusted.tsc), vm: adjusted.vm };
-            state.timer.armed = fault.armed(state.timer.armed, local.apic.in_deadline_mode(), now);
+            armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
         }
-        local.apic = LocalApic::from_state(&state, *local.apic.config())
-            .map_err(|error: apic::StateError| RunError::BadState(error.to_string()))?
-            .with_physical_bits(local.apic.physical_bits());
+        local.apic.rearm(armed_now, now).map_err(|error| RunError::BadState(error.to_string()))?;
         ipi::publish_route(&self.platform, local);
         if let Some(post) = self.platform.posts.get(index) {
             post.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
@@ -248,7 +244,7 @@ impl Machine {
 
     fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {
         let source = lock(&self.platform.clock).source();
-        let now = Now { tsc: adjusted.tsc, vm: adjusted.vm };
+        let now = Now::new(adjusted.tsc, adjusted.vm);
         self.platform.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
 
@@ -341,13 +337,15 @@ fn trace_restore(
         downtime_ns: adjusted.downtime_ns,
         clamped: adjusted.clamped,
     };
-    platform.event(cpu, Now { tsc: adjusted.tsc, vm: adjusted.vm }, &event);
+    platform.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);
 }
 
 /// What the LAPIC timer waits for, after the policies.
 ///
 /// A count (one-shot, periodic) is an absolute VM time and keeps its meaning; so does a nanosecond deadline, unless it is
-/// to fire at once. A TSC deadline is a number in units that just changed: that is what the policy is about.
+/// to fire at once. A TSC deadline is a number in units that just changed: that is what the policy is about. Whatever the
+/// policy, one that the base TSC has reached meanwhile is due, also if the vCPU's own TSC wrapped on the way and now reads
+/// less than the deadline.
 pub(super) fn rearm(
     armed: Armed,
     tsc_adjust: u64,
@@ -358,21 +356,26 @@ pub(super) fn rearm(
     match armed {
         Armed::Disarmed | Armed::Count { .. } => armed,
         Armed::Ns(at) => Armed::Ns(adjust::ns_deadline(policy, at, adjusted.vm)),
-        Armed::Tsc(deadline) if policy == DeadlinePolicy::Keep => Armed::Tsc(deadline),
         Armed::Tsc(deadline) => {
             let here = moment.tsc.0.wrapping_add(tsc_adjust);
-            let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here)));
-            let moved = adjust::deadline(policy, base, &moment.page, &adjusted.page, adjusted.tsc);
             let there = adjusted.tsc.0.wrapping_add(tsc_adjust);
+            let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here)));
             // Never 0: that would disarm.
-            let left = moved.0.saturating_sub(adjusted.tsc.0);
-            Armed::Tsc(GuestTsc(there.saturating_add(left).max(1)))
+            Armed::Tsc(GuestTsc(match policy {
+                DeadlinePolicy::Keep if base <= adjusted.tsc => deadline.0.min(there).max(1),
+                DeadlinePolicy::Keep => deadline.0,
+                DeadlinePolicy::Rescale | DeadlinePolicy::Fire => {
+                    let moved = adjust::deadline(policy, base, &moment.page, &adjusted.page, adjusted.tsc);
+                    let left = moved.0.saturating_sub(adjusted.tsc.0);
+                    there.saturating_add(left).max(1)
+                }
+            }))
         }
     }
 }
 
 fn armed(local: &Local) -> Option<Armed> {
-    some(local.apic.state(Now::default()).timer.armed)
+    some(local.apic.armed())
 }
 
 fn some(armed: Armed) -> Option<Armed> {

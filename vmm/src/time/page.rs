@@ -44,7 +44,7 @@ impl PageClock {
     /// The instant `tsc` on both of the guest's clocks.
     #[must_use]
     pub fn now(&self, tsc: GuestTsc) -> Now {
-        Now { tsc, vm: self.vm_time(tsc) }
+        Now::new(tsc, self.vm_time(tsc))
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(page.vm_time(GuestTsc(999)), VmTime(77));
         assert_eq!(page.vm_time(GuestTsc(1002)), VmTime(78));
         assert_eq!(page.least_tsc(VmTime(3)), Some(GuestTsc(1000)));
-        assert_eq!(page.now(GuestTsc(1002)), Now { tsc: GuestTsc(1002), vm: VmTime(78) });
+        assert_eq!(page.now(GuestTsc(1002)), Now::new(GuestTsc(1002), VmTime(78)));
     }
 
     #[test]

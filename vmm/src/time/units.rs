@@ -73,13 +73,32 @@ impl fmt::Display for Khz {
     }
 }
 
-/// One instant on both of the guest's clocks, taken from one reading of the host's clock.
+/// One instant on a vCPU's clocks, taken from one reading of the host's clock.
 ///
-/// The LAPIC timer counts TSC ticks in TSC-deadline mode and VM time in the others, so it is told both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The LAPIC timer counts TSC ticks in TSC-deadline mode and VM time in the others, so it is told both. RDTSC wraps at
+/// 2^64, and a guest that writes its TSC can make that happen soon; the base TSC does not, so that an instant can be
+/// kept on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// What RDTSC would give.
+    /// What RDTSC would give: `base` and what this vCPU's TSC is ahead of it, modulo 2^64.
     pub tsc: GuestTsc,
+    /// The base TSC, which all vCPUs share, no guest's write moves, and which stands still at its end instead of
+    /// wrapping.
+    pub base: GuestTsc,
     /// What the guest's kvmclock would show at `tsc`.
     pub vm: VmTime,
+}
+
+impl Now {
+    /// The instant at which the base TSC is `tsc`, for a vCPU whose TSC is the base.
+    #[must_use]
+    pub const fn new(tsc: GuestTsc, vm: VmTime) -> Self {
+        Self { tsc, base: tsc, vm }
+    }
+
+    /// The same instant for a vCPU whose TSC is `adjust` ahead of the base, modulo 2^64.
+    #[must_use]
+    pub const fn ahead(self, adjust: u64) -> Self {
+        Self { tsc: GuestTsc(self.base.0.wrapping_add(adjust)), ..self }
+    }
 }

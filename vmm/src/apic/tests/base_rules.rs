@@ -56,7 +56,6 @@ fn an_address_beyond_the_physical_width_faults() {
         bench.wrmsr(APIC_BASE, XAPIC, at(0));
         bench.apic.init();
         bench.apic.reset();
-        assert_eq!(bench.apic.physical_bits(), width);
         assert!(bench.apic.msr_write(APIC_BASE, XAPIC | 1 << (width - 1), at(0)).is_ok(), "{bits}");
         assert!(bench.apic.msr_write(APIC_BASE, XAPIC | 1 << width, at(0)).is_err(), "{bits}");
     }
@@ -107,7 +106,7 @@ fn init_keeps_the_mode_the_address_and_the_id() {
         bench.apic.init();
         let state = bench.apic.state(at(0));
         let expected = super::super::State { base, lint_high: [false, true], ..Default::default() };
-        assert_eq!((state, bench.apic.next_deadline()), (super::super::State { saved_at: at(0), ..expected }, None));
+        assert_eq!((state, bench.apic.next_deadline()), (expected, None));
         let after = bench.apic.route();
         assert_eq!((after.id, after.mode, after.enabled), (before.id, before.mode, false));
         assert_eq!(bench.apic.config(), &ALL);

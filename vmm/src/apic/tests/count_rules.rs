@@ -36,14 +36,46 @@ fn one_shot_counts_down_once() {
 #[test]
 fn periodic_keeps_its_phase() {
     for mut bench in Bench::timers(PERIODIC) {
-        bench.write(TMICT, 1000, at(7));
-        assert_eq!(bench.interrupts(at(1006)), 0);
-        assert_eq!(bench.interrupts(at(1107)), 1, "100 ns late");
-        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(2007))));
-        assert_eq!(bench.read(TMCCT, at(1107)), 900);
-        assert_eq!(bench.interrupts(at(1_000_000_500)), 1, "a million missed periods are one interrupt");
-        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(1_000_001_007))));
-        assert_eq!(bench.interrupts(at(1_000_001_007)), 1);
+        bench.write(TMICT, 1_000_000, at(7));
+        assert_eq!(bench.interrupts(at(1_000_006)), 0);
+        assert_eq!(bench.interrupts(at(1_000_107)), 1, "100 ns late");
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(2_000_007))));
+        assert_eq!(bench.read(TMCCT, at(1_000_107)), 999_900);
+        assert_eq!(bench.interrupts(at(1_000_000_000_500)), 1, "a million missed periods are one interrupt");
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(1_000_001_000_007))));
+        assert_eq!(bench.interrupts(at(1_000_001_000_007)), 1);
+    }
+}
+
+/// KVM's `limit_periodic_timer_frequency`: no guest can ask for interrupts so often that it never gets past them.
+#[test]
+fn a_period_is_200_microseconds_at_least() {
+    for mut bench in Bench::timers(PERIODIC) {
+        for count in [1, 199_999, 200_000] {
+            bench.write(TMICT, count, at(0));
+            assert_eq!(bench.interrupts(at(199_999)), 0, "the first one too");
+            assert_eq!(bench.interrupts(at(200_050)), 1);
+            assert_eq!((bench.interrupts(at(399_999)), bench.interrupts(at(400_000))), (0, 1));
+        }
+        bench.write(TMICT, 200_001, at(0));
+        assert_eq!((bench.interrupts(at(200_000)), bench.interrupts(at(200_001))), (0, 1), "and no longer than asked");
+        // The count reads as if it began to drop late.
+        bench.write(TMICT, 1000, at(0));
+        assert_eq!([0, 199_000, 199_001, 199_999].map(|ns| bench.read(TMCCT, at(ns))), [1000, 1000, 999, 1]);
+        // By the divider that is in force when the period begins.
+        bench.write(TDCR, BY_128, at(199_000));
+        assert_eq!(bench.read(TMCCT, at(199_000)), 1000);
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(199_000 + 128_000))));
+        assert_eq!(bench.interrupts(at(327_000)), 1);
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(527_000))));
+    }
+    for mut bench in Bench::timers(ONE_SHOT) {
+        bench.write(TMICT, 1, at(0));
+        assert_eq!(bench.interrupts(at(1)), 1, "one-shot is not limited");
+        bench.write(TMICT, 50, at(10));
+        bench.write(LVTT, PERIODIC | VECTOR, at(20));
+        assert_eq!(bench.interrupts(at(60)), 1, "a count that runs is not a period yet");
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(200_060))));
     }
 }
 
@@ -75,13 +107,13 @@ fn an_initial_count_restarts() {
 #[test]
 fn one_shot_to_periodic_and_back_does_not_reset_the_count() {
     for mut bench in Bench::timers(ONE_SHOT) {
-        bench.write(TMICT, 1000, at(0));
-        bench.write(LVTT, PERIODIC | VECTOR, at(400));
-        assert_eq!(bench.read(TMCCT, at(400)), 600);
-        assert_eq!((bench.interrupts(at(1000)), bench.read(TMCCT, at(1001))), (1, 999));
-        bench.write(LVTT, ONE_SHOT | VECTOR, at(1300));
-        assert_eq!(bench.read(TMCCT, at(1300)), 700);
-        assert_eq!((bench.interrupts(at(2000)), bench.read(TMCCT, at(2001))), (1, 0));
+        bench.write(TMICT, 1_000_000, at(0));
+        bench.write(LVTT, PERIODIC | VECTOR, at(400_000));
+        assert_eq!(bench.read(TMCCT, at(400_000)), 600_000);
+        assert_eq!((bench.interrupts(at(1_000_000)), bench.read(TMCCT, at(1_000_001))), (1, 999_999));
+        bench.write(LVTT, ONE_SHOT | VECTOR, at(1_300_000));
+        assert_eq!(bench.read(TMCCT, at(1_300_000)), 700_000);
+        assert_eq!((bench.interrupts(at(2_000_000)), bench.read(TMCCT, at(2_000_001))), (1, 0));
         assert_eq!(bench.apic.next_deadline(), None);
     }
 }
@@ -92,19 +124,16 @@ fn one_shot_to_periodic_and_back_does_not_reset_the_count() {
 fn a_divide_change_takes_effect_at_once() {
     for mut bench in Bench::timers(PERIODIC) {
         bench.write(TDCR, BY_2, at(0));
-        bench.write(TMICT, 1000, at(0));
+        bench.write(TMICT, 1_000_000, at(0));
         bench.write(TDCR, BY_8, at(501));
-        assert_eq!(bench.read(TMCCT, at(501)), 750, "749 ticks and a half");
-        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(501 + 1499 * 4))));
-        assert_eq!(bench.interrupts(at(501 + 1499 * 4 - 1)), 0);
-        assert_eq!(bench.interrupts(at(501 + 1499 * 4)), 1);
-        assert_eq!(
-            bench.apic.next_deadline(),
-            Some(Deadline::Vm(VmTime(501 + 1499 * 4 + 8000))),
-            "the next period too"
-        );
-        bench.write(TDCR, BY_128, at(501 + 1499 * 4));
-        assert_eq!(bench.read(TMCCT, at(501 + 1499 * 4)), 1000);
+        assert_eq!(bench.read(TMCCT, at(501)), 999_750, "999,749 ticks and a half");
+        let first = 501 + 1_999_499 * 4;
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(first))));
+        assert_eq!(bench.interrupts(at(first - 1)), 0);
+        assert_eq!(bench.interrupts(at(first)), 1);
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(first + 8_000_000))), "the next period too");
+        bench.write(TDCR, BY_128, at(first));
+        assert_eq!(bench.read(TMCCT, at(first)), 1_000_000);
     }
 }
 
@@ -135,10 +164,10 @@ fn after_one_shot_expiry_the_count_stays_zero_in_periodic_mode() {
 #[test]
 fn a_count_that_ends_after_the_end_of_time_stops() {
     for mut bench in Bench::timers(PERIODIC) {
-        let end = |before| Now { tsc: GuestTsc(0), vm: VmTime(u64::MAX - before) };
-        bench.write(TMICT, 1000, end(1500));
-        assert_eq!(bench.interrupts(end(500)), 1);
-        assert_eq!((bench.apic.next_deadline(), bench.read(TMCCT, end(400))), (None, 0));
+        let end = |before| Now::new(GuestTsc(0), VmTime(u64::MAX - before));
+        bench.write(TMICT, 1_000_000, end(1_500_000));
+        assert_eq!(bench.interrupts(end(500_000)), 1);
+        assert_eq!((bench.apic.next_deadline(), bench.read(TMCCT, end(400_000))), (None, 0));
         bench.write(TMICT, u32::MAX, end(0));
         assert_eq!((bench.interrupts(end(0)), bench.apic.next_deadline()), (0, None));
     }

@@ -58,13 +58,13 @@ fn a_deadline_reads_zero_once_fired() {
 fn a_deadline_outside_deadline_mode_is_ignored() {
     for lvtt in [ONE_SHOT, PERIODIC] {
         for mut bench in Bench::timers(lvtt) {
-            bench.write(TMICT, 5000, at(0));
+            bench.write(TMICT, 500_000, at(0));
             for index in [TSC_DEADLINE, NS_DEADLINE] {
                 bench.wrmsr(index, 30, at(0));
                 assert_eq!(bench.rdmsr(index, at(1)), 0);
             }
-            assert_eq!(bench.interrupts(at(4999)), 0);
-            assert_eq!(bench.read(TMCCT, at(4999)), 1, "and the count goes on");
+            assert_eq!(bench.interrupts(at(499_999)), 0);
+            assert_eq!(bench.read(TMCCT, at(499_999)), 1, "and the count goes on");
         }
     }
 }
@@ -128,8 +128,8 @@ fn a_masked_timer_expires_silently() {
 /// A timer interrupt promises that the instant has passed: one tick before, there is none.
 #[test]
 fn never_early() {
-    let tsc = |tsc| Now { tsc: GuestTsc(tsc), vm: VmTime(u64::MAX) };
-    let vm = |ns| Now { tsc: GuestTsc(u64::MAX), vm: VmTime(ns) };
+    let tsc = |tsc| Now::new(GuestTsc(tsc), VmTime(u64::MAX));
+    let vm = |ns| Now::new(GuestTsc(u64::MAX), VmTime(ns));
     for deadline in [2, 1 << 32, u64::MAX] {
         for mut bench in Bench::timers(DEADLINE) {
             bench.wrmsr(TSC_DEADLINE, deadline, tsc(0));
@@ -163,10 +163,10 @@ fn reserved_timer_modes() {
         let mut bench = Bench::reset(config);
         bench.write(SVR, 0x1ff, at(0));
         bench.write(LVTT, PERIODIC | 0x40, at(0));
-        bench.write(TMICT, 1000, at(0));
+        bench.write(TMICT, 500_000, at(0));
         bench.write(LVTT, lvtt | VECTOR, at(1));
         assert_eq!(bench.read(LVTT, at(1)), kept | VECTOR);
-        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(2000))));
+        assert_eq!(bench.apic.next_deadline(), Some(Deadline::Vm(VmTime(1_000_000))));
 
         bench.enter_x2apic();
         let before = bench.apic.clone();

@@ -11,6 +11,7 @@ mod model;
 mod random;
 mod reference;
 mod saved;
+mod wrap;
 
 use super::{Config, Effects, Interrupt, LocalApic};
 use crate::time::{GuestTsc, Now, VmTime};
@@ -61,7 +62,7 @@ const BY_128: u32 = 0b1010;
 
 /// An instant: the TSC runs three times as fast as VM time, so that the clocks cannot be confused.
 fn at(ns: u64) -> Now {
-    Now { tsc: GuestTsc(ns.saturating_mul(3)), vm: VmTime(ns) }
+    Now::new(GuestTsc(ns.saturating_mul(3)), VmTime(ns))
 }
 
 /// The MSR of the register at an offset in the page.

@@ -124,7 +124,7 @@ fn round_trip(apic: &LocalApic, now: Now) -> Result<LocalApic, TestCaseError> {
     let state = apic.state(now);
     let read: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
     prop_assert_eq!(&read, &state);
-    let restored = LocalApic::from_state(&read, *apic.config());
+    let restored = LocalApic::from_state(&read, *apic.config(), now);
     prop_assert_eq!(restored.as_ref(), Ok(apic));
     Ok(restored.unwrap())
 }
@@ -134,7 +134,7 @@ fn check(apic: &mut LocalApic, now: Now) -> Result<(), TestCaseError> {
     apic.advance(now);
     match apic.next_deadline() {
         None => {}
-        Some(Deadline::Tsc(deadline)) => prop_assert!(deadline > now.tsc),
+        Some(Deadline::Tsc(deadline)) => prop_assert!(deadline > now.base),
         Some(Deadline::Vm(deadline)) => prop_assert!(deadline > now.vm),
     }
     let ppr = apic.ppr();
@@ -166,9 +166,9 @@ proptest! {
         for ((tsc, vm, jump), op) in &ops {
             now = if *jump {
                 // Also backwards.
-                Now { tsc: GuestTsc(*tsc), vm: VmTime(*vm) }
+                Now::new(GuestTsc(*tsc), VmTime(*vm))
             } else {
-                Now { tsc: GuestTsc(now.tsc.0.saturating_add(*tsc)), vm: VmTime(now.vm.0.saturating_add(*vm)) }
+                Now::new(GuestTsc(now.tsc.0.saturating_add(*tsc)), VmTime(now.vm.0.saturating_add(*vm)))
             };
             apply(&mut apic, op, now)?;
             check(&mut apic, now)?;
@@ -201,9 +201,9 @@ proptest! {
         state.irr[0] = mask(irr, 0xffff_0000);
         state.lvt.timer = u32::try_from(lvtt & 0xffff_ffff).unwrap();
         state.timer = super::super::TimerState { armed, initial_count, divide: mask(divide, 0xb) };
-        let now = Now { tsc: GuestTsc(now.0), vm: VmTime(now.1) };
-        if let Ok(mut apic) = LocalApic::from_state(&state, config) {
-            prop_assert_eq!(apic.state(state.saved_at), state);
+        let now = Now::new(GuestTsc(now.0), VmTime(now.1));
+        if let Ok(mut apic) = LocalApic::from_state(&state, config, now) {
+            prop_assert_eq!(apic.state(state.saved_at.now(0)), state);
             check(&mut apic, now)?;
             round_trip(&apic, now)?;
         }

@@ -9,8 +9,8 @@ fn a_fresh_apic_is_made_from_the_reset_state() {
         let [bsp, x2apic, tsc_deadline, ns_deadline] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
         let config = Config { id: bits, bsp, x2apic, tsc_deadline, ns_deadline };
         let fresh = LocalApic::new(config);
-        assert_eq!(fresh.state(at(0)), State { saved_at: at(0), ..State::reset(&config) });
-        assert_eq!(LocalApic::from_state(&State::reset(&config), config), Ok(fresh));
+        assert_eq!(fresh.state(at(0)), State::reset(&config));
+        assert_eq!(LocalApic::from_state(&State::reset(&config), config, at(0)), Ok(fresh));
     }
     assert_eq!(State::reset(&Config { bsp: false, ..ALL }), State::default());
 }
@@ -20,15 +20,15 @@ fn a_fresh_apic_is_made_from_the_reset_state() {
 fn a_count_survives_to_the_nanosecond() {
     for mut bench in Bench::timers(PERIODIC) {
         bench.write(TDCR, BY_8, at(0));
-        bench.write(TMICT, 1000, at(3));
-        bench.apic.advance(at(9005));
-        let state = bench.apic.state(at(9005));
-        assert_eq!(state.timer.armed, Armed::Count { expires: VmTime(16_003) });
+        bench.write(TMICT, 100_000, at(3));
+        bench.apic.advance(at(900_005));
+        let state = bench.apic.state(at(900_005));
+        assert_eq!(state.timer.armed, Armed::Count { expires: VmTime(1_600_003) });
         let text = serde_json::to_string(&state).unwrap();
         let mut restored = bench.clone();
-        restored.apic = LocalApic::from_state(&serde_json::from_str(&text).unwrap(), ALL).unwrap();
+        restored.apic = LocalApic::from_state(&serde_json::from_str(&text).unwrap(), ALL, at(900_005)).unwrap();
         assert_eq!(restored.apic, bench.apic);
-        assert_eq!(restored.read(TMCCT, at(9005)), 875);
+        assert_eq!(restored.read(TMCCT, at(900_005)), 87_500);
     }
 }
 
@@ -39,10 +39,10 @@ fn a_deadline_that_is_due_at_save_fires_after_the_restore() {
         bench.wrmsr(TSC_DEADLINE, 3000, at(0));
         let mut state = bench.apic.state(at(2000));
         assert_eq!(state.timer.armed, Armed::Tsc(GuestTsc(3000)));
-        bench.apic = LocalApic::from_state(&state, ALL).unwrap();
+        bench.apic = LocalApic::from_state(&state, ALL, at(2000)).unwrap();
         assert_eq!((bench.interrupts(at(2000)), bench.interrupts(at(2001))), (1, 0));
         state.timer.armed = Armed::Tsc(GuestTsc(0));
-        bench.apic = LocalApic::from_state(&state, ALL).unwrap();
+        bench.apic = LocalApic::from_state(&state, ALL, at(2000)).unwrap();
         assert_eq!(bench.interrupts(at(0)), 1, "a policy that fires at once can say so");
     }
 }
@@ -65,7 +65,7 @@ fn impossible_states_are_refused() {
     let refused = |config: Config, change: &dyn Fn(&mut State)| {
         let mut state = enabled();
         change(&mut state);
-        LocalApic::from_state(&state, config).unwrap_err()
+        LocalApic::from_state(&state, config, at(0)).unwrap_err()
     };
     let none = Config { x2apic: false, tsc_deadline: false, ns_deadline: false, ..ALL };
 
@@ -78,7 +78,7 @@ fn impossible_states_are_refused() {
         "software enabled is not how disabling leaves it"
     );
     let disabled = State { base: 0xfee0_0000, tpr: 0x20, ..State::default() };
-    assert!(LocalApic::from_state(&disabled, ALL).is_ok());
+    assert!(LocalApic::from_state(&disabled, ALL, at(0)).is_ok());
     let changes: [Change<'_>; 8] = [
         ("LDR", &|s| s.ldr = 1),
         ("DFR", &|s| s.dfr = 0),
@@ -95,7 +95,7 @@ fn impossible_states_are_refused() {
     assert_eq!(refused(ALL, &|s| s.isr[0] = 1), StateError::IllegalVector("ISR"));
     assert_eq!(refused(ALL, &|s| s.irr[0] = 1 << 15), StateError::IllegalVector("IRR"));
     let unmasked = State { lvt: super::super::LvtState { error: 0xfe, ..Default::default() }, ..State::default() };
-    assert_eq!(LocalApic::from_state(&unmasked, ALL), Err(StateError::Unmasked(0xff)));
+    assert_eq!(LocalApic::from_state(&unmasked, ALL, at(0)), Err(StateError::Unmasked(0xff)));
     assert_eq!(refused(ALL, &|s| s.lvt.timer = 3 << 17), StateError::TimerMode(3 << 17));
     assert_eq!(refused(none, &|s| s.lvt.timer = DEADLINE), StateError::TimerMode(DEADLINE));
 
@@ -125,7 +125,7 @@ fn remote_irr_and_the_written_id_are_checked() {
     let restore = |change: &dyn Fn(&mut State)| {
         let mut state = State { svr: 0x1ff, ..State::default() };
         change(&mut state);
-        LocalApic::from_state(&state, ALL).map(|apic| assert_eq!(apic.state(at(0)), state))
+        LocalApic::from_state(&state, ALL, at(0)).map(|apic| assert_eq!(apic.state(at(0)), state))
     };
     assert_eq!(restore(&|s| s.lvt.lint0 = 0xc051), Ok(()));
     for lint0 in [0x4051, 0xc451, 0xd051] {

@@ -65,6 +65,10 @@ pub(super) struct Channel(ChannelState);
 const PERIODIC: [u8; 2] = [2, 3];
 const TRIGGERED: [u8; 2] = [1, 5];
 
+/// The fewest ticks from one periodic interrupt to the next: 200 µs, as KVM has for its own 8254 (`min_timer_period_us`,
+/// Linux `arch/x86/kvm/i8254.c`). A guest could else never get past its handler.
+const LEAST_TICKS: u64 = 239;
+
 fn from_decimal(digits: u16) -> u64 {
     [12, 8, 4, 0].iter().fold(0, |value, shift| value * 10 + u64::from(digits >> shift & 0xf))
 }
@@ -218,23 +222,35 @@ impl Channel {
         };
     }
 
-    /// The tick of the next rising edge of the output. Those of a channel that only a gate triggers are not told.
-    pub(super) fn next_edge(&self) -> Option<u64> {
+    /// Every so many edges of the output there is one that is told: in periodic modes those are [`LEAST_TICKS`] apart, or
+    /// more. Count and output are not changed by that.
+    fn stride(&self) -> u64 {
+        if PERIODIC.contains(&self.0.mode) { LEAST_TICKS.div_ceil(self.length()) } else { 1 }
+    }
+
+    /// The number and the tick of the next rising edge of the output that is told. Those of a channel that only a gate
+    /// triggers are not.
+    fn next(&self) -> Option<(u64, u64)> {
         let Counting::Since(start) = self.0.counting else { return None };
-        let number = self.0.edges.checked_add(1)?;
+        let number = (self.0.edges / self.stride()).checked_add(1)?.checked_mul(self.stride())?;
         let after = match self.0.mode {
             mode if PERIODIC.contains(&mode) => self.length().checked_mul(number)?,
             0 if number == 1 => self.length(),
             4 if number == 1 => self.length() + 1,
             _ => return None,
         };
-        start.checked_add(after)
+        Some((number, start.checked_add(after)?))
+    }
+
+    /// The tick of the next rising edge of the output that is told.
+    pub(super) fn next_edge(&self) -> Option<u64> {
+        self.next().map(|(_, tick)| tick)
     }
 
     pub(super) fn take_edge(&mut self, now: u64) -> bool {
-        let Some(next) = self.next_edge().filter(|next| *next <= now) else { return false };
-        let passed = if PERIODIC.contains(&self.0.mode) { (now - next) / self.length() } else { 0 };
-        self.0.edges = self.0.edges.saturating_add(passed).saturating_add(1);
+        let Some((number, tick)) = self.next().filter(|(_, tick)| *tick <= now) else { return false };
+        let passed = if PERIODIC.contains(&self.0.mode) { (now - tick) / self.length() } else { 0 };
+        self.0.edges = number.saturating_add(passed);
         true
     }
 

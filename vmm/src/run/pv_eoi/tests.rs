@@ -53,7 +53,7 @@ impl GuestWrite for Ram {
 }
 
 const CONFIG: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
-const NOW: Now = Now { tsc: crate::time::GuestTsc(0), vm: crate::time::VmTime(0) };
+const NOW: Now = Now::new(crate::time::GuestTsc(0), crate::time::VmTime(0));
 const MSR_SVR: u32 = 0x80f;
 const MSR_EOI: u32 = 0x80b;
 
@@ -141,7 +141,7 @@ impl Bench {
     fn save_and_restore(&mut self) {
         let state = serde_json::to_string(&self.pv_eoi.state()).unwrap();
         self.pv_eoi = PvEoi::from_state(serde_json::from_str(&state).unwrap(), &self.ram).unwrap();
-        self.apic = LocalApic::from_state(&self.apic.state(NOW), CONFIG).unwrap();
+        self.apic = LocalApic::from_state(&self.apic.state(NOW), CONFIG, NOW).unwrap();
     }
 }
 

@@ -9,7 +9,8 @@ pub(super) struct Clockwork {
     pub(super) divide: u32,
     /// When the count was last looked at, and the nanoseconds that were left then.
     count: Option<(i128, i128)>,
-    tsc: Option<i128>,
+    /// The TSC deadline as written, and as for the count: the base TSC when it was looked at, and what was left then.
+    tsc: Option<(u64, i128, i128)>,
     ns: Option<i128>,
 }
 
@@ -31,6 +32,12 @@ impl Clockwork {
         }
     }
 
+    /// Nanoseconds in a whole count; periods are 200 microseconds long, or longer.
+    fn length(&self, lvtt: u32) -> i128 {
+        let count = i128::from(self.initial) * self.tick();
+        if lvtt >> 17 & 3 == 1 && count < 200_000 { 200_000 } else { count }
+    }
+
     fn start(&mut self, now: Now, left: i128) {
         let at = i128::from(now.vm.0);
         self.count = (at + left <= LAST).then_some((at, left));
@@ -38,19 +45,19 @@ impl Clockwork {
 
     /// Whether it expired by now.
     pub(super) fn expire(&mut self, lvtt: u32, now: Now) -> bool {
-        let (tsc, vm) = (i128::from(now.tsc.0), i128::from(now.vm.0));
+        let (base, vm) = (i128::from(now.base.0), i128::from(now.vm.0));
         if let Some((anchor, left)) = self.count
             && vm - anchor >= left
         {
             let late = vm - anchor - left;
-            let period = i128::from(self.initial) * self.tick();
             self.count = None;
             if lvtt >> 17 & 3 == 1 {
+                let period = self.length(lvtt);
                 self.start(now, period - late % period);
             }
             return true;
         }
-        let due = self.tsc.is_some_and(|at| at <= tsc) || self.ns.is_some_and(|at| at <= vm);
+        let due = self.tsc.is_some_and(|(_, anchor, left)| base - anchor >= left) || self.ns.is_some_and(|at| at <= vm);
         if due {
             (self.tsc, self.ns) = (None, None);
         }
@@ -71,7 +78,7 @@ impl Clockwork {
         self.initial = initial;
         self.count = None;
         if initial > 0 {
-            self.start(now, i128::from(initial) * self.tick());
+            self.start(now, self.length(lvtt));
         }
     }
 
@@ -80,9 +87,11 @@ impl Clockwork {
         self.divide = divide;
         if let Some((anchor, left)) = self.count {
             // Whole old ticks become whole new ones, and of a part of a tick the same part is left.
+            // Nor is what comes before the initial count begins to drop made of ticks.
             let left = (anchor + left - i128::from(now.vm.0)).max(0);
-            let (whole, part) = (left / old, left % old);
-            self.start(now, whole * self.tick() + (part * self.tick() + old - 1) / old);
+            let before = (left - i128::from(self.initial) * old).max(0);
+            let (whole, part) = ((left - before) / old, (left - before) % old);
+            self.start(now, before + whole * self.tick() + (part * self.tick() + old - 1) / old);
         }
     }
 
@@ -93,21 +102,34 @@ impl Clockwork {
     }
 
     /// A write of the TSC deadline MSR, or of the nanosecond one.
-    pub(super) fn write_deadline(&mut self, lvtt: u32, tsc: bool, value: u64) {
+    pub(super) fn write_deadline(&mut self, lvtt: u32, tsc: bool, value: u64, now: Now) {
         if lvtt >> 18 & 1 == 1 {
-            let armed = (value != 0).then_some(i128::from(value));
-            (self.tsc, self.ns) = if tsc { (armed, None) } else { (None, armed) };
+            (self.tsc, self.ns) = (None, None);
+            match (value, tsc) {
+                (0, _) => {}
+                (_, true) => self.tsc = Some((value, 0, 0)),
+                (_, false) => self.ns = Some(i128::from(value)),
+            }
+            self.tsc_moved(now);
+        }
+    }
+
+    /// The TSC is what `now` says, whatever it was.
+    pub(super) fn tsc_moved(&mut self, now: Now) {
+        if let Some((value, anchor, left)) = &mut self.tsc {
+            (*anchor, *left) = (i128::from(now.base.0), i128::from(*value) - i128::from(now.tsc.0));
         }
     }
 
     pub(super) fn read_deadline(&self, tsc: bool) -> u64 {
-        u64::try_from(if tsc { self.tsc } else { self.ns }.unwrap_or(0)).unwrap()
+        if tsc { self.tsc.map_or(0, |(value, ..)| value) } else { u64::try_from(self.ns.unwrap_or(0)).unwrap() }
     }
 
     pub(super) fn next(&self) -> Option<Deadline> {
         let at = |at: i128| u64::try_from(at).unwrap();
         let count = self.count.map(|(anchor, left)| Deadline::Vm(VmTime(at(anchor + left))));
-        let tsc = self.tsc.map(|due| Deadline::Tsc(GuestTsc(at(due))));
+        let due = self.tsc.map(|(_, anchor, left)| (anchor + left).max(0)).filter(|due| *due <= LAST);
+        let tsc = due.map(|due| Deadline::Tsc(GuestTsc(at(due))));
         let ns = self.ns.map(|due| Deadline::Vm(VmTime(at(due))));
         count.or(tsc).or(ns)
     }

@@ -27,11 +27,18 @@ const ROUND: usize = 2500;
 struct Machine {
     ours: Vec<LocalApic>,
     naive: Vec<Naive>,
+    /// What each CPU's TSC is ahead of the base.
+    ahead: [u64; 3],
 }
 
 impl Machine {
     fn new(configs: [Config; 3]) -> Self {
-        Self { ours: configs.map(LocalApic::new).to_vec(), naive: configs.map(Naive::new).to_vec() }
+        Self { ours: configs.map(LocalApic::new).to_vec(), naive: configs.map(Naive::new).to_vec(), ahead: [0; 3] }
+    }
+
+    /// The instant `base` for a CPU.
+    fn now(&self, cpu: usize, base: Now) -> Now {
+        base.ahead(self.ahead[cpu])
     }
 
     /// Does it to both; says which CPUs it can have changed.
@@ -84,12 +91,28 @@ impl Machine {
                 ours.reset();
                 naive.reset();
             }
+            Op::MoveTsc(ahead) => {
+                let after = now.ahead(*ahead);
+                ours.move_tsc(now, after);
+                naive.advance(now);
+                naive.timer.tsc_moved(after);
+                naive.advance(after);
+                self.ahead[cpu] = *ahead;
+            }
             Op::SaveAndRestore => {
+                // Before a save what was due is evaluated.
+                ours.advance(now);
+                naive.advance(now);
                 let state = ours.state(now);
                 let read: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
-                let restored = LocalApic::from_state(&read, *ours.config());
-                assert_eq!(restored.as_ref(), Ok(&*ours));
-                *ours = restored.unwrap();
+                let restored = LocalApic::from_state(&read, *ours.config(), now).unwrap();
+                assert_eq!(restored.state(now), state);
+                if self.ahead[cpu] == 0 {
+                    assert_eq!(restored, *ours);
+                }
+                // Where the base TSC goes back, as here it may, a TSC that is ahead of it may go back over its wrap.
+                naive.timer.tsc_moved(now);
+                *ours = restored;
             }
             Op::Advance => {
                 ours.advance(now);
@@ -198,13 +221,14 @@ fn round(seed: u64) {
             now = ops::step(&mut random, now);
             let cpu = usize::try_from(random.below(3)).unwrap();
             let mode = machine.naive[cpu].mode();
-            let op = ops::op(&mut random, mode == Mode::X2Apic, mode == Mode::Disabled, &ids, now);
-            log.push((cpu, op.clone(), now));
-            for cpu in machine.apply(cpu, &op, now) {
-                machine.compare(cpu, now);
+            let own = machine.now(cpu, now);
+            let op = ops::op(&mut random, mode == Mode::X2Apic, mode == Mode::Disabled, &ids, own);
+            log.push((cpu, op.clone(), own));
+            for cpu in machine.apply(cpu, &op, own) {
+                machine.compare(cpu, machine.now(cpu, now));
             }
             if count % 16 == 15 {
-                (0..3).for_each(|cpu| machine.compare(cpu, now));
+                (0..3).for_each(|cpu| machine.compare(cpu, machine.now(cpu, now)));
             }
         }
     }));

@@ -144,8 +144,8 @@ impl Naive {
         let mut outcome = Outcome::default();
         match index {
             0x1b => self.write_base(value)?,
-            0x6e0 if self.config.tsc_deadline => self.timer.write_deadline(lvtt, true, value),
-            NS_DEADLINE if self.config.ns_deadline => self.timer.write_deadline(lvtt, false, value),
+            0x6e0 if self.config.tsc_deadline => self.timer.write_deadline(lvtt, true, value, now),
+            NS_DEADLINE if self.config.ns_deadline => self.timer.write_deadline(lvtt, false, value, now),
             0x800..=0x8ff if self.mode() == Mode::X2Apic => {
                 let number = index - 0x800;
                 let bits = msr_bits(number).ok_or(())?;

@@ -72,6 +72,8 @@ pub(super) enum Op {
     Local(LocalSource, bool),
     Init,
     Reset,
+    /// A write of the TSC or of TSC_ADJUST: how far the TSC is then ahead of the base.
+    MoveTsc(u64),
     SaveAndRestore,
     Advance,
 }
@@ -84,11 +86,11 @@ pub(super) fn step(random: &mut Random, now: Now) -> Now {
         2..20 => (now.tsc.0.saturating_sub(random.below(3000)), now.vm.0.saturating_sub(random.below(1000))),
         20..120 => (now.tsc.0, now.vm.0),
         _ => {
-            let reach = random.pick(&[10, 300, 3000]);
+            let reach = random.pick(&[10, 10, 300, 300, 3000, 3000, 120_000]);
             (now.tsc.0.saturating_add(random.below(3 * reach)), now.vm.0.saturating_add(random.below(reach)))
         }
     };
-    Now { tsc: GuestTsc(tsc), vm: VmTime(vm) }
+    Now::new(GuestTsc(tsc), VmTime(vm))
 }
 
 fn register(random: &mut Random, ids: &[u32]) -> (u32, u64) {
@@ -181,7 +183,13 @@ pub(super) fn op(random: &mut Random, x2apic: bool, disabled: bool, ids: &[u32],
                 Op::Wrmsr(APIC_BASE, random.pick(&bases))
             }
         },
-        86 => Op::SaveAndRestore,
+        86 => match random.below(4) {
+            0 => Op::SaveAndRestore,
+            1 => Op::MoveTsc(random.value()),
+            2 => Op::MoveTsc(0),
+            // The TSC is about to wrap.
+            _ => Op::MoveTsc(now.base.0.wrapping_add(random.below(9000)).wrapping_neg()),
+        },
         // What is not enabled does little: bring it back.
         87..90 if x2apic => Op::Wrmsr(0x80f, 0x1ff),
         87..90 => Op::PageWrite { offset: 0xf0, data: vec![0xff, 1, 0, 0] },
