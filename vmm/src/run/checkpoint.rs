@@ -6,7 +6,7 @@
 //! What it is not: it holds no FPU state, debug registers or MSRs, which cost an ioctl each. A guest that changes them
 //! is found out ([`super::Stepper::resting`]), not taken back.
 
-use std::{collections::VecDeque, mem, sync::atomic::Ordering};
+use std::{mem, sync::atomic::Ordering};
 
 use super::{
     Machine, RunError,
@@ -18,14 +18,14 @@ use super::{
     turns::Turns,
 };
 use crate::{
-    apic::{Ipi, Route},
+    apic::{Inbox, Route},
     devices::{Devices, PicState, PitState, SerialState},
     kvm::Running,
     pvclock::WallRegistration,
 };
 
 /// What a [`Post`] holds.
-type Posted = (VecDeque<Ipi>, Option<Route>, Option<Deaf>, u64);
+type Posted = (Inbox, Option<Route>, Option<Deaf>, u64);
 
 /// A machine at one instant, its RAM aside.
 pub(super) struct Checkpoint {
@@ -47,7 +47,7 @@ impl Machine {
         lock(&self.platform.judge).read_rings(&self.platform);
         // Only real time asks when a vCPU last ran.
         let post = |Post { bell: _, inbox, route, deaf, page, last_run: _ }: &Post| {
-            (lock(inbox).clone(), *lock(route), *lock(deaf), page.load(Ordering::Relaxed))
+            (*lock(inbox), *lock(route), *lock(deaf), page.load(Ordering::Relaxed))
         };
         Checkpoint {
             cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
@@ -72,7 +72,7 @@ impl Machine {
         for (post, (inbox, route, deaf, page)) in self.platform.posts.iter().zip(posts) {
             *lock(&post.deaf) = *deaf;
             post.page.store(*page, Ordering::Relaxed);
-            lock(&post.inbox).clone_from(inbox);
+            *lock(&post.inbox) = *inbox;
             *lock(&post.route) = *route;
         }
         self.turns.clone_from(turns);

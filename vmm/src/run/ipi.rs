@@ -1,7 +1,7 @@
 //! Messages between LAPICs.
 //!
 //! Every vCPU keeps its entry in a table of routes: who it answers to, and how busy it is. The sender finds the targets
-//! there, puts the message into their inboxes and rings. No CPU ever touches another one's LAPIC, so that nothing is
+//! there, puts the message into their [`Inbox`](crate::apic::Inbox)es, which hold any number, and rings. No CPU ever touches another one's LAPIC, so that nothing is
 //! locked while guests run.
 
 use super::{
@@ -10,10 +10,6 @@ use super::{
     platform::{Post, Ram, lock},
 };
 use crate::apic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
-
-/// Messages that a CPU may have waiting: a guest that sends to a CPU that never looks (a parked one) makes us hold no
-/// more. Fixed interrupts collapse in IRR anyway.
-const MAX_WAITING: usize = 1024;
 
 /// Where `local` is reached.
 fn post<'a>(platform: &'a Platform, local: &Local) -> Option<&'a Post> {
@@ -45,11 +41,7 @@ pub(super) fn send(platform: &Platform, local: &Local, ipi: Ipi) {
     }
     for (index, _) in targets {
         let Some(post) = platform.posts.get(index) else { continue };
-        let mut inbox = lock(&post.inbox);
-        if inbox.len() < MAX_WAITING {
-            inbox.push_back(ipi);
-        }
-        drop(inbox);
+        lock(&post.inbox).post(&ipi);
         // The sender looks into its own inbox before it enters the guest again.
         if index != own {
             post.bell.ring();
@@ -57,11 +49,11 @@ pub(super) fn send(platform: &Platform, local: &Local, ipi: Ipi) {
     }
 }
 
-/// Takes what waits for `cpu`, in order.
+/// Takes what waits for `cpu`.
 pub(super) fn receive(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
     loop {
         let Some(post) = post(platform, &cpu.local) else { return Ok(()) };
-        let Some(ipi) = lock(&post.inbox).pop_front() else { return Ok(()) };
+        let Some(ipi) = lock(&post.inbox).take() else { return Ok(()) };
         let delivery = cpu.local.apic.deliver(&ipi);
         carry_out(cpu, platform, delivery)?;
     }

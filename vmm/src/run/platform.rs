@@ -1,7 +1,7 @@
 //! What the vCPUs of one machine share.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -25,7 +25,7 @@ use super::{
     trace::{Event, Trace},
 };
 use crate::{
-    apic::{Ipi, Route},
+    apic::{Inbox, Route},
     boot::{GuestRam, sites::Sites},
     devices::Devices,
     pvclock::{GuestWrite, OutsideRam, WallRegistration},
@@ -43,7 +43,7 @@ pub struct Post {
     /// Calls it.
     pub bell: Arc<Bell>,
     /// Messages from other LAPICs.
-    pub(super) inbox: Mutex<VecDeque<Ipi>>,
+    pub(super) inbox: Mutex<Inbox>,
     /// What its LAPIC answers to; none before the vCPU is there.
     pub(super) route: Mutex<Option<Route>>,
     /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.

@@ -4,6 +4,7 @@ mod base_rules;
 mod count_rules;
 mod deadline_rules;
 mod doors;
+mod inbox;
 mod interrupts;
 mod local;
 mod messages;
