@@ -18,7 +18,8 @@ pub enum Delivery {
     Accepted,
     /// A non-maskable interrupt.
     Nmi,
-    /// INIT: the CPU goes to wait for a start-up IPI, and [`LocalApic::init`] is due.
+    /// INIT: [`LocalApic::init`] is due. The bootstrap processor restarts at the reset vector, another CPU waits for a
+    /// start-up IPI.
     Init,
     /// A start-up IPI. A CPU that does not wait for one ignores it.
     StartUp {

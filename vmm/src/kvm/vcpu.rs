@@ -84,6 +84,8 @@ pub enum Exit {
 pub struct Registers {
     /// Instruction pointer.
     pub rip: u64,
+    /// Where the next instruction is, before paging: RIP and, outside 64-bit mode, the base of CS.
+    pub linear_rip: u64,
     /// Accumulator.
     pub rax: u64,
     /// Counter: the MSR number of RDMSR and WRMSR.
@@ -109,10 +111,10 @@ pub struct Calls {
     pub others: u64,
 }
 
-/// EFER.LMA: long mode is active.
-const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
+/// EFER.LMA: long mode is active.
+const EFER_LMA: u64 = 1 << 10;
 
 /// One virtual CPU.
 pub struct Vcpu {
@@ -334,28 +336,29 @@ impl Vcpu {
 
     /// Registers as of the last exit.
     pub fn registers(&mut self) -> Registers {
+        let in_64bit_mode = self.code_bits() == 64;
         let shared = self.fd.sync_regs_mut();
-        let regs = &shared.regs;
+        let (regs, system) = (&shared.regs, &shared.sregs);
         Registers {
             rip: regs.rip,
+            linear_rip: if in_64bit_mode { regs.rip } else { system.cs.base.wrapping_add(regs.rip) & 0xffff_ffff },
             rax: regs.rax,
             rcx: regs.rcx,
             rdx: regs.rdx,
             rsp: regs.rsp,
             rflags: regs.rflags,
-            cpl: shared.sregs.ss.dpl & 3,
+            cpl: system.ss.dpl & 3,
         }
     }
 
-    /// The linear address of the next instruction, and the size of its code segment: 16, 32 or 64 bits. As of the last exit.
-    pub fn code_address(&mut self) -> (u64, u32) {
-        let shared = self.fd.sync_regs_mut();
-        let (rip, cs) = (shared.regs.rip, &shared.sregs.cs);
-        if shared.sregs.efer & EFER_LMA != 0 && cs.l != 0 {
-            return (rip, 64);
+    /// The size of the code segment at the last exit: 16, 32 or 64 bits.
+    pub fn code_bits(&mut self) -> u32 {
+        let system = &self.fd.sync_regs_mut().sregs;
+        match (system.efer & EFER_LMA != 0 && system.cs.l != 0, system.cs.db != 0) {
+            (true, _) => 64,
+            (false, true) => 32,
+            (false, false) => 16,
         }
-        // Outside 64-bit mode linear addresses have 32 bits.
-        (cs.base.wrapping_add(rip) & 0xffff_ffff, if cs.db != 0 { 32 } else { 16 })
     }
 
     /// Whether RFLAGS.IF was set at the last exit.

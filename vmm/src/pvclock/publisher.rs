@@ -43,6 +43,13 @@ impl Registration {
         Ok(())
     }
 
+    /// INIT: no page any more, as with KVM (`kvmclock_reset`, Linux `arch/x86/kvm/x86.c`). The memory may be anything by
+    /// now, and is not touched. The version counts on: a page that is registered later must not repeat one.
+    pub fn reset(&mut self) {
+        let Self { msr, version: _ } = self;
+        *msr = 0;
+    }
+
     /// RDMSR: the last value written, 0 before that.
     #[must_use]
     pub fn read_msr(&self) -> u64 {
@@ -201,6 +208,24 @@ mod tests {
         assert_eq!(mem.stores(), 0);
     }
 
+    /// INIT: what was the page is the guest's own memory, and the version goes on.
+    #[test]
+    fn after_a_reset_the_old_page_is_not_written() {
+        let mem = Recorder::new(RAM);
+        let mut clock = registered(&mem);
+        assert_eq!(clock.publish(&mem, &page(1), 0, false), Ok(Some(2)));
+        let stores = mem.stores();
+        clock.reset();
+        assert_eq!((clock.read_msr(), clock.address()), (0, None));
+        let mut restored = Registration::from_state(clock.state(), &mem).unwrap();
+        for clock in [&mut clock, &mut restored] {
+            assert_eq!(clock.publish(&mem, &page(2), FLAG_TSC_STABLE, true), Ok(None));
+        }
+        assert_eq!(mem.stores(), stores);
+        clock.write_msr(ADDR | ENABLE, &mem).unwrap();
+        assert_eq!(clock.publish(&mem, &page(3), 0, false), Ok(Some(4)));
+    }
+
     #[test]
     fn a_restore_refuses_an_address_outside_this_vms_ram() {
         let state = RegistrationState { msr: 0x10_0001, version: 8 };
@@ -218,7 +243,7 @@ mod tests {
     proptest! {
         #[test]
         fn versions_never_repeat_over_restores_and_registrations(
-            steps in prop::collection::vec(0..4_u8, 1..50), start in 0..u32::MAX / 2,
+            steps in prop::collection::vec(0..5_u8, 1..50), start in 0..u32::MAX / 2,
         ) {
             let mem = Recorder::new(RAM);
             let state = RegistrationState { msr: ADDR | ENABLE, version: start };
@@ -231,6 +256,7 @@ mod tests {
                         clock = Registration::from_state(serde_json::from_str(&text).unwrap(), &mem).unwrap();
                     }
                     1 => clock.write_msr(0, &mem).unwrap(),
+                    2 => clock.reset(),
                     _ => clock.write_msr(ADDR | ENABLE, &mem).unwrap(),
                 }
                 if let Some(version) = clock.publish(&mem, &page(9), 0, false).unwrap() {

@@ -281,7 +281,7 @@ impl Alarm {
     pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
         let budget = self.armed.take() == Some(Armed::Budget);
         let limit = platform.spin_limit.filter(|limit| budget && lock(&platform.clock).since_operation() >= *limit)?;
-        Some(End::Spins { rip: cpu.vcpu.registers().rip, limit })
+        Some(End::Spins { rip: cpu.vcpu.registers().linear_rip, limit })
     }
 }
 

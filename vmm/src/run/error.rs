@@ -37,12 +37,16 @@ pub enum End {
     },
     /// The guest went where there is no RAM.
     NoMemory {
-        /// Where.
+        /// Which vCPU.
+        cpu: u32,
+        /// Where: a linear address.
         rip: u64,
     },
     /// KVM cannot execute what the guest executes.
     CannotExecute {
-        /// Where.
+        /// Which vCPU.
+        cpu: u32,
+        /// Where: a linear address.
         rip: u64,
         /// The instruction: its bytes and its text.
         instruction: String,
@@ -71,10 +75,12 @@ impl End {
                  that spin, or a longer --spin-limit for one that is only slow on this host",
                 Length(*limit)
             )),
-            Self::NoMemory { rip } => Some(format!("the guest went on at {rip:#x}, where there is no memory")),
-            Self::CannotExecute { rip, instruction, reason } => {
-                Some(format!("this host cannot execute the guest's code at {rip:#x} ({instruction}): {reason}"))
+            Self::NoMemory { cpu, rip } => {
+                Some(format!("the guest went on at {rip:#x} (cpu {cpu}), where there is no memory"))
             }
+            Self::CannotExecute { cpu, rip, instruction, reason } => Some(format!(
+                "this host cannot execute the guest's code at {rip:#x} (cpu {cpu}; {instruction}): {reason}"
+            )),
         }
     }
 }

@@ -4,12 +4,17 @@
 //! there, puts the message into their [`Inbox`](crate::apic::Inbox)es, which hold any number, and rings. No CPU ever touches another one's LAPIC, so that nothing is
 //! locked while guests run.
 
+use std::sync::atomic::Ordering;
+
 use super::{
     Platform, RunError,
     cpu::{Cpu, Local, Phase},
-    platform::{Post, Ram, lock},
+    platform::{Post, lock},
 };
-use crate::apic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
+use crate::{
+    apic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority},
+    pvclock::WallRegistration,
+};
 
 /// Where `local` is reached.
 fn post<'a>(platform: &'a Platform, local: &Local) -> Option<&'a Post> {
@@ -76,14 +81,7 @@ pub(super) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) 
         Delivery::Init => {
             cpu.drain(platform)?;
             cpu.vcpu.reset_after_init()?;
-            if let Some(pv_eoi) = &mut cpu.local.pv_eoi {
-                pv_eoi.reset(&Ram(&platform.memory));
-            }
-            cpu.local.apic.init();
-            cpu.local.halted = false;
-            cpu.local.nmi = false;
-            cpu.local.phase = Phase::WaitForSipi;
-            publish_route(platform, &cpu.local);
+            init(&mut cpu.local, platform);
         }
         // The page number becomes CS (SDM vol. 3, "MP Initialization Protocol Algorithm"). A second SIPI is ignored.
         Delivery::StartUp { vector } => {
@@ -94,4 +92,38 @@ pub(super) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) 
         }
     }
     Ok(())
+}
+
+/// What INIT does to what is ours of a CPU. It takes every paravirtual registration away (the nanosecond deadline is the
+/// LAPIC's), so that nothing is written any more where the guest may since have put something else.
+fn init(local: &mut Local, platform: &Platform) {
+    let Local {
+        index: _,
+        apic,
+        pvclock,
+        pv_eoi,
+        // INIT changes neither TSC nor IA32_TSC_ADJUST.
+        tsc_adjust: _,
+        phase,
+        halted,
+        timer_interrupts: _,
+        nmi,
+        published_flags: _,
+        sti_shadow,
+    } = local;
+    apic.init();
+    pvclock.reset();
+    if let Some(pv_eoi) = pv_eoi {
+        pv_eoi.reset();
+    }
+    // All CPUs share this one, which is a number to read back and no more: what it names was written long ago.
+    *lock(&platform.wall) = WallRegistration::default();
+    // The bootstrap processor restarts at the reset vector, where a PC has its firmware, others wait for a start-up message
+    // (SDM vol. 3, "MP Initialization Protocol Algorithm").
+    *phase = if apic.config().bsp { Phase::Running } else { Phase::WaitForSipi };
+    (*halted, *nmi, *sti_shadow) = (false, false, false);
+    if let Some(post) = post(platform, local) {
+        post.page.store(0, Ordering::Relaxed);
+    }
+    publish_route(platform, local);
 }

@@ -459,7 +459,7 @@ impl Machine {
         for cpu in &mut self.cpus {
             cpu.drain(&self.platform)?;
             let Cpu { vcpu, local } = cpu;
-            let (index, rip) = (local.index, vcpu.registers().rip);
+            let (index, rip) = (local.index, vcpu.registers().linear_rip);
             let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
             lines.push(match local.phase {
                 Phase::WaitForSipi => format!("cpu {index} waits for a start-up message"),

@@ -80,10 +80,10 @@ impl PvEoi {
         Ok(())
     }
 
-    /// INIT: no word, as with KVM.
-    pub fn reset(&mut self, mem: &impl GuestWrite) {
-        self.take_back(mem);
-        self.msr = 0;
+    /// INIT: no word, as with KVM. The memory may be anything by now, and is not touched: a guest that registers a word
+    /// clears it before (Linux `Documentation/virt/kvm/x86/msr.rst`).
+    pub fn reset(&mut self) {
+        *self = Self::default();
     }
 
     /// The vCPU came out: tells `apic` if the guest has ended the interrupt.

@@ -147,7 +147,7 @@ pub(super) fn virtually(
                 lock(&platform.clock).slept();
             }
             Ok(Given::NobodyWakes | Given::EndOfTime) => {
-                let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().rip);
+                let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
                 break Ok(Stop::Ended(End::NothingWillWake { rip }));
             }
             Ok(Given::Stop(stop)) => break Ok(stop),

@@ -23,12 +23,12 @@ pub(super) fn one(cpu: &mut Cpu, platform: &Platform) -> Result<(Exit, Changed),
     cpu.drain(platform)?;
     let registers = cpu.vcpu.registers();
     cpu.local.sti_shadow = false;
-    if platform.site_at(registers.rip).is_some() {
+    if platform.site_at(registers.linear_rip).is_some() {
         // As if its HLT had exited: the caller finds the site at RIP - 1.
         cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
         return Ok((Exit::Halt, Changed::default()));
     }
-    let code = bytes_at(&cpu.vcpu, platform, registers.rip)?;
+    let code = bytes_at(&cpu.vcpu, platform, registers.linear_rip)?;
     let breakpoint = match code {
         [HLT, _] if registers.cpl == 0 => {
             cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
@@ -79,7 +79,7 @@ fn handler(cpu: &mut Cpu, platform: &Platform, vector: u8) -> Result<Option<u64>
     Ok(low.zip(high).map(|(low, high)| low & 0xffff | low >> 32 & 0xffff_0000 | high << 32))
 }
 
-/// The first bytes of the instruction at linear address `rip`; zeros where there is no RAM.
+/// The first bytes of the instruction at the linear address `rip`; zeros where there is no RAM.
 pub(super) fn bytes_at(vcpu: &Vcpu, platform: &Platform, rip: u64) -> Result<[u8; 2], RunError> {
     let mut bytes = [0; 2];
     // Asking KVM for an address costs as much as the step: once, unless the two are in different pages.

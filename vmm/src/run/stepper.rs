@@ -116,7 +116,7 @@ impl Stepper {
                 }
                 Given::Nothing | Given::Waited => {}
                 Given::NobodyWakes | Given::EndOfTime => {
-                    let rip = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().rip);
+                    let rip = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
                     return Ok(Came::ToEnd(End::NothingWillWake { rip }));
                 }
                 Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),

@@ -99,7 +99,7 @@ pub(super) fn turn(
         let deaf = !cpu.vcpu.interrupts_enabled();
         // Another CPU could still send an NMI or INIT.
         if deaf {
-            let rip = cpu.vcpu.registers().rip;
+            let rip = cpu.vcpu.registers().linear_rip;
             if let Some(end) = platform.deafened(cpu.local.index, Deaf::Halted { rip }) {
                 return Ok(Turn::Stop(Stop::Ended(end)));
             }
@@ -247,10 +247,9 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>,
     match exit {
         Exit::Operation(_) => Ok(lock(&platform.devices).take_exit().map(End::Guest)),
         Exit::Halt => {
-            let after = cpu.vcpu.registers().rip;
-            let at = after.wrapping_sub(1);
-            match platform.site_at(at) {
-                Some(kind) => perform_site(cpu, platform, kind, at)?,
+            let registers = cpu.vcpu.registers();
+            match platform.site_at(registers.linear_rip.wrapping_sub(1)) {
+                Some(kind) => perform_site(cpu, platform, kind, registers.rip.wrapping_sub(1))?,
                 None => {
                     let now = Access::new(&mut cpu.local, platform).operation();
                     platform.event(cpu.local.index, now, &Event::Halt);
@@ -261,12 +260,17 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>,
         }
         // Kicked: the loop looks why.
         Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
-        exit => cannot_go_on(&mut cpu.vcpu, platform, exit),
+        exit => cannot_go_on(cpu.local.index, &mut cpu.vcpu, platform, exit),
     }
 }
 
-/// The end that an exit means which nothing can be done about; none for the others.
-pub(super) fn cannot_go_on(vcpu: &mut Vcpu, platform: &Platform, exit: Exit) -> Result<Option<End>, RunError> {
+/// The end that an exit of vCPU number `cpu` means which nothing can be done about; none for the others.
+pub(super) fn cannot_go_on(
+    cpu: u32,
+    vcpu: &mut Vcpu,
+    platform: &Platform,
+    exit: Exit,
+) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) | Exit::Halt | Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
         Exit::Shutdown => Ok(Some(End::TripleFault)),
@@ -275,26 +279,26 @@ pub(super) fn cannot_go_on(vcpu: &mut Vcpu, platform: &Platform, exit: Exit) -> 
                 1 => "KVM cannot emulate this instruction".to_owned(),
                 other => format!("KVM internal error, suberror {other}"),
             };
-            cannot_execute(vcpu, platform, reason).map(Some)
+            cannot_execute(cpu, vcpu, platform, reason).map(Some)
         }
         Exit::FailEntry(reason) => {
             let reason = match kvm::entry_failure(reason) {
                 Some(words) => format!("the CPU refused to enter the guest: {words} ({reason:#x})"),
                 None => format!("the CPU refused to enter the guest (hardware reason {reason:#x})"),
             };
-            cannot_execute(vcpu, platform, reason).map(Some)
+            cannot_execute(cpu, vcpu, platform, reason).map(Some)
         }
-        Exit::Other(reason) => cannot_execute(vcpu, platform, format!("KVM exit reason {reason}")).map(Some),
+        Exit::Other(reason) => cannot_execute(cpu, vcpu, platform, format!("KVM exit reason {reason}")).map(Some),
     }
 }
 
-fn cannot_execute(vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
-    let (rip, bits) = vcpu.code_address();
+fn cannot_execute(cpu: u32, vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
+    let (rip, bits) = (vcpu.registers().linear_rip, vcpu.code_bits());
     let bytes = step::instruction_at(vcpu, platform, rip)?;
     if bytes.is_empty() {
-        return Ok(End::NoMemory { rip });
+        return Ok(End::NoMemory { cpu, rip });
     }
-    Ok(End::CannotExecute { rip, instruction: disassembly::describe(&bytes, rip, bits), reason })
+    Ok(End::CannotExecute { cpu, rip, instruction: disassembly::describe(&bytes, rip, bits), reason })
 }
 
 /// Does what the guest's own instruction at a trap site would have done. All are two bytes long.

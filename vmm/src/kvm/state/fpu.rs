@@ -76,6 +76,9 @@ pub struct DebugRegisters {
 }
 
 impl DebugRegisters {
+    /// After reset and INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT").
+    pub(super) const RESET: Self = Self { addresses: [0; 4], dr6: 0xffff_0ff0, dr7: 0x400 };
+
     pub(super) fn from_kvm(kvm: &kvm_debugregs) -> Self {
         let kvm_debugregs { db, dr6, dr7, flags: _, reserved: _ } = *kvm;
         Self { addresses: db, dr6, dr7 }

@@ -170,7 +170,8 @@ impl Vcpu {
     }
 
     /// Registers after INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT"):
-    /// as after reset, but FPU state and most MSRs stay, and CR0 keeps CD and NW.
+    /// as after reset, debug registers too, but FPU state and most MSRs stay, and CR0 keeps CD and NW. The next instruction
+    /// is at F000:FFF0, 16 bytes below 4 GiB.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -184,6 +185,8 @@ impl Vcpu {
         self.call().set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
         self.call().set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
         self.call().set_vcpu_events(&Events::default().to_kvm()).map_err(Error::call("KVM_SET_VCPU_EVENTS"))?;
+        let debug = DebugRegisters::RESET.to_kvm();
+        self.call().set_debug_regs(&debug).map_err(Error::call("KVM_SET_DEBUGREGS"))?;
         self.incomplete = true;
         Ok(())
     }

@@ -84,7 +84,7 @@ fn turn(
             lock(&platform.judge).read_rings(platform);
         }
         if platform.posts.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
-            return Ok(Some(Stop::Ended(End::HaltedForever { rip: cpu.vcpu.registers().rip })));
+            return Ok(Some(Stop::Ended(End::HaltedForever { rip: cpu.vcpu.registers().linear_rip })));
         }
         let left = match stop {
             None => LOOK_AFTER,
@@ -101,7 +101,7 @@ fn turn(
     let exit = cpu.vcpu.run(&mut Access { index: cpu.index, platform })?;
     let end = match lock(&platform.devices).take_exit() {
         Some(exit) => Some(End::Guest(exit)),
-        None => turn::cannot_go_on(&mut cpu.vcpu, platform, exit)?,
+        None => turn::cannot_go_on(cpu.index, &mut cpu.vcpu, platform, exit)?,
     };
     Ok(end.map(Stop::Ended))
 }
