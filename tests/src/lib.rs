@@ -6,6 +6,7 @@
 mod binary;
 mod browser;
 mod host;
+pub mod kernel;
 mod lab;
 mod page;
 mod process;

@@ -1,5 +1,7 @@
 //! Guests of a few instructions, put together byte by byte in the formats that `vmm` boots.
 
+use guest_abi::sites::Kind;
+
 /// Where [`multiboot`] is loaded, and where its code begins.
 pub const LOAD: u32 = 0x10_0000;
 const CODE: usize = 0x20;
@@ -100,5 +102,31 @@ pub fn pvh(address: u32, contents: &[u8]) -> Vec<u8> {
     put(&mut bytes, 128, &quads(&[NOTE as u64, 0, 0, 20, 20, 4]));
     put(&mut bytes, NOTE, &[&words(&[4, 4, 18])[..], b"Xen\0", &address.to_le_bytes()].concat());
     put(&mut bytes, DATA, contents);
+    bytes
+}
+
+/// The same with trap sites: addresses, and what kind of instruction is there.
+#[must_use]
+pub fn pvh_with_sites(address: u32, contents: &[u8], sites: &[(u32, Kind)]) -> Vec<u8> {
+    const NAMES: &[u8] = b"\0.trap_sites\0.names\0";
+    let quads = |quads: &[u64]| -> Vec<u8> { quads.iter().flat_map(|quad| quad.to_le_bytes()).collect() };
+    let mut bytes = pvh(address, contents);
+    bytes.resize(bytes.len().next_multiple_of(16), 0);
+    let table = bytes.len() as u64;
+    bytes.extend(sites.iter().flat_map(|(address, kind)| quads(&[u64::from(*address), *kind as u64])));
+    let names = bytes.len() as u64;
+    bytes.extend(NAMES);
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let headers = bytes.len() as u64;
+    // Name, type, flags, address, offset, size, link and info, alignment, entry size.
+    let header = |name: u32, kind: u32, offset: u64, size: usize| {
+        [words(&[name, kind]), quads(&[0, 0, offset, size as u64, 0, 1, 0])].concat()
+    };
+    bytes.extend(
+        [header(0, 0, 0, 0), header(1, 1, table, 16 * sites.len()), header(13, 3, names, NAMES.len())].concat(),
+    );
+    put(&mut bytes, 40, &quads(&[headers]));
+    // Size and number of section headers, and which has the names.
+    put(&mut bytes, 58, &[64, 0, 3, 0, 2, 0]);
     bytes
 }

@@ -296,12 +296,12 @@ fn guests_that_do_not_end() {
         boot(&lab, &halts, &format!("--cpus {cpus}"))
             .refused(1, &["0x100022", "interrupts off", "nothing can wake it"]);
     }
-    // mov dword [0xfee00300], 0x4500; jmp -2: an INIT to itself.
-    let parks = raw::multiboot(&[0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x00, 0x45, 0, 0, 0xeb, 0xfe]);
-    boot(&lab, &parks, "--x2apic off").refused(1, &["every CPU waits for a start-up message"]);
+    // mov dword [0xfee00300], 0x4500; jmp -2: an INIT to itself, which restarts it where a PC has its firmware.
+    let restarts = raw::multiboot(&[0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x00, 0x45, 0, 0, 0xeb, 0xfe]);
+    boot(&lab, &restarts, "--x2apic off").refused(1, &["0xfffffff0", "cpu 0", "no memory"]);
     // mov eax, 0xd0000000; cmp dword [eax], -1; je +1; hlt; jmp eax: reads all ones, then there is nothing to execute.
     let runs_away = raw::multiboot(&[0xb8, 0, 0, 0, 0xd0, 0x83, 0x38, 0xff, 0x74, 1, 0xf4, 0xff, 0xe0]);
-    boot(&lab, &runs_away, "--timeout 60s").refused(1, &["0xd0000000", "no memory"]);
+    boot(&lab, &runs_away, "--timeout 60s").refused(1, &["0xd0000000", "cpu 0", "no memory"]);
 }
 
 // Catches: an initrd read without a bound, or into memory that it does not fit.
