@@ -350,8 +350,7 @@ impl Clock {
 
     /// Starts a stopped clock again at frequency `khz`, after it `stood` still: rebases page, TSC and judge.
     ///
-    /// `hold`: the TSC goes on from its value where it can be moved; false for a machine that has not run yet, whose TSC is
-    /// what the source gives.
+    /// `hold`: the TSC goes on from its value, if it can be moved; false for one that is what the source gives.
     ///
     /// # Errors
     /// [`AdjustError`] if a clock would leave its range.

@@ -146,7 +146,8 @@ impl Machine {
         let ours = self.cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust));
         let kvms = self.in_kernel.iter().flatten().map(|cpu| (&cpu.vcpu, cpu.tsc_adjust()));
         let vcpus: Vec<_> = ours.chain(kvms).collect();
-        let hold = self.has_run && clock.tsc_moves();
+        // Before its first start a TSC may be any; the host's is then the host's own, and what KVM scales is set to the clock's.
+        let hold = clock.tsc_moves() && (self.has_run || clock.source() == TscSource::Scaled);
         if !hold {
             vcpu_tsc::prepare(&vcpus, &mut clock, khz)?;
         }
