@@ -7,6 +7,7 @@ pub mod devices;
 pub mod doctor;
 pub mod guest_image;
 pub mod kvm;
+pub mod output;
 pub mod pvclock;
 pub mod report;
 pub mod run;

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Answer;
 use crate::{
     run::{LapicKind, source::TscSource},
     time::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, VmTime},
@@ -178,18 +179,10 @@ impl ApiError {
     }
 }
 
-/// Whoever can carry out commands. Called on the thread of the event loop, one command at a time: the client waits, and
-/// so do all others.
+/// Whoever can carry out commands. Called on the thread of the event loop, which serves others meanwhile: so it must not
+/// wait, and the answer may be given later and on another thread.
 pub trait Handler {
-    /// Carries out one command.
-    ///
-    /// # Errors
-    /// Why it was not carried out; usually [`ApiError::WrongState`] or [`ApiError::Internal`].
-    fn handle(&mut self, command: Command) -> Result<Reply, ApiError>;
-}
-
-impl<F: FnMut(Command) -> Result<Reply, ApiError>> Handler for F {
-    fn handle(&mut self, command: Command) -> Result<Reply, ApiError> {
-        self(command)
-    }
+    /// Carries out one command, or has it carried out. Why it was not is usually [`ApiError::WrongState`] or
+    /// [`ApiError::Internal`]; an answer that is dropped says that the VM has ended.
+    fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>);
 }

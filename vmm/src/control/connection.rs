@@ -10,8 +10,10 @@ use event_manager::EventSet;
 use super::api::ApiError;
 use super::http::{self, Parsed, Request};
 
-/// How much a client may still send after its answer before it is cut off, in bytes.
-const DRAIN_BYTES: usize = 1 << 20;
+/// How much a client may still send after its answer before it is cut off, in bytes: a body that was refused for its size.
+const DRAIN_BYTES: usize = 1 << 30;
+/// Steps at a time: a client that sends as fast as it is read must let others be served.
+const STEPS: usize = 64;
 
 /// What a connection needs next.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl Connection {
 
     /// Does what can be done without waiting.
     pub(super) fn advance(&mut self) -> Progress {
-        loop {
+        for _ in 0..STEPS {
             let step = match &mut self.phase {
                 Phase::Receiving { buffer, continued } => receive(&mut self.stream, buffer, continued),
                 Phase::Asking => return Progress::Wait(EventSet::empty()),
@@ -81,6 +83,12 @@ impl Connection {
                 },
             }
         }
+        Progress::Wait(self.wants())
+    }
+
+    /// Whether the request is with the server.
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asking)
     }
 
     /// Gives the answer, ready to be sent.

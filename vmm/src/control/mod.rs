@@ -12,6 +12,7 @@
 //! length, and there is no authentication but the socket's mode, 0600: whoever may open the socket may do everything.
 //! That keeps the part that reads foreign bytes short; the grammar of HTTP itself is left to the `httparse` crate.
 
+mod answer;
 pub mod api;
 pub mod client;
 mod command;
@@ -20,6 +21,7 @@ mod http;
 pub mod server;
 mod socket;
 
+pub use answer::{Answer, Answers};
 pub use api::{ApiError, Command, Handler, Reply, Status};
 pub use client::{ClientError, call};
 pub use server::ControlServer;

@@ -132,7 +132,8 @@ impl Alarm {
         post.last_run.idle(now, due);
     }
 
-    fn set_for_stop(&mut self, platform: &Platform, stop: Option<GuestTsc>) {
+    /// Real time: kicks at `stop`, whatever the vCPU then does.
+    pub(super) fn set_for_stop(&mut self, platform: &Platform, stop: Option<GuestTsc>) {
         let Some(stop) = stop.filter(|stop| self.stop.is_none_or(|(set, _)| set != *stop)) else { return };
         let (host, at) = {
             let clock = lock(&platform.clock);

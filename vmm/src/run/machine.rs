@@ -36,6 +36,7 @@ use crate::{
     boot::{self, GuestRam, Image, cpuid::Leaf, sites::Sites},
     devices::Devices,
     kvm::Vm,
+    output::Outlet,
     pvclock::WallRegistration,
     time::{HostClock, Khz, Now, VmTime, host::wall_ns},
 };
@@ -46,6 +47,8 @@ pub struct Outputs {
     pub console: Box<dyn Write + Send>,
     /// What happened.
     pub trace: TraceTo,
+    /// What somebody may read slowly, so that the vCPUs are to wait for it.
+    pub outlets: Vec<Outlet>,
 }
 
 /// Where a trace goes.
@@ -72,7 +75,14 @@ impl Outputs {
     /// The console to `console`, the trace to the file `trace`, if any.
     #[must_use]
     pub fn new(console: Box<dyn Write + Send>, trace: Option<&Path>) -> Self {
-        Self { console, trace: trace.map_or(TraceTo::Nowhere, |path| TraceTo::File(path.to_owned())) }
+        let trace = trace.map_or(TraceTo::Nowhere, |path| TraceTo::File(path.to_owned()));
+        Self { console, trace, outlets: Vec::new() }
+    }
+
+    /// The console to `console`, the trace to the file `trace`, if any.
+    #[must_use]
+    pub fn to_outlet(console: Outlet, trace: Option<&Path>) -> Self {
+        Self { outlets: vec![console.clone()], ..Self::new(Box::new(console), trace) }
     }
 }
 
@@ -164,6 +174,7 @@ impl Machine {
         if entry.pc {
             devices = devices.after_firmware(boot::firmware::PIC_VECTORS, moment.vm);
         }
+        let (trace, posts) = (outputs.trace.begin()?, posts(leaves.len()));
         let platform = Platform {
             clock: Mutex::new(clock),
             devices: Mutex::new(devices),
@@ -171,8 +182,9 @@ impl Machine {
             memory,
             sites: chosen.patched,
             judge: Mutex::new(Judge::new(image.ring(), leaves.len())),
-            trace: outputs.trace.begin()?,
-            posts: posts(leaves.len()),
+            outlets: outlets(outputs.outlets, &trace, &posts),
+            trace,
+            posts,
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(true),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
@@ -275,6 +287,7 @@ impl Machine {
         let DevicesState { serial, pic, pit, wall } = devices;
         let devices_now = Devices::from_state(serial, pic, pit, outputs.console)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
+        let (trace, posts) = (outputs.trace.begin()?, posts(saved_cpus.count()));
         let platform = Platform {
             clock: Mutex::new(clock),
             devices: Mutex::new(devices_now),
@@ -282,8 +295,9 @@ impl Machine {
             memory,
             sites: chosen.patched,
             judge: Mutex::new(Judge::from_state(judge, saved_cpus.count(), since)),
-            trace: outputs.trace.begin()?,
-            posts: posts(saved_cpus.count()),
+            outlets: outlets(outputs.outlets, &trace, &posts),
+            trace,
+            posts,
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(*tsc_stable),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
@@ -554,6 +568,19 @@ fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
         LapicKind::User => env.clock,
         LapicKind::Kvm => env.clock.as_it_is(),
     }
+}
+
+/// What the vCPUs have to wait for, and how they are woken.
+fn outlets(given: Vec<Outlet>, trace: &Trace, posts: &[Post]) -> Vec<Outlet> {
+    let mut all = given;
+    // A trace that goes on after a migration is among those that were given.
+    let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));
+    all.extend(trace);
+    for outlet in &all {
+        let bells: Vec<_> = posts.iter().map(|post| Arc::clone(&post.bell)).collect();
+        outlet.on_room(move || bells.iter().for_each(|bell| bell.ring()));
+    }
+    all
 }
 
 fn posts(count: usize) -> Vec<Post> {

@@ -302,9 +302,9 @@ impl Machine {
         let Self { cpus, in_kernel, platform, migrations, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((cpus, in_kernel, vm));
-        let Platform { devices, memory, judge, trace, costs, settled_down, .. } = platform;
+        let Platform { devices, memory, judge, trace, outlets, costs, settled_down, .. } = platform;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
-        let outputs = Outputs { console, trace: super::TraceTo::On(trace) };
+        let outputs = Outputs { console, trace: super::TraceTo::On(trace), outlets };
         let mut machine =
             Self::restored(env, &state, memory, Onward { choice, time: state.machine.time, khz, paused }, outputs)?;
         // The judge's counts go on: it is still this process that counts.

@@ -28,6 +28,7 @@ use crate::{
     apic::{Inbox, Route},
     boot::{GuestRam, sites::Sites},
     devices::Devices,
+    output::Outlet,
     pvclock::{GuestWrite, OutsideRam, WallRegistration},
     time::{HostTsc, Now},
 };
@@ -82,6 +83,8 @@ pub struct Platform {
     pub judge: Mutex<Judge>,
     /// The trace.
     pub trace: Trace,
+    /// What somebody may read slowly.
+    pub(super) outlets: Vec<Outlet>,
     /// Where each vCPU is reached.
     pub posts: Vec<Post>,
     /// Every vCPU is to come back at its next boundary.
@@ -136,6 +139,11 @@ impl Platform {
         if self.lapic == LapicKind::User {
             clock.stop_at(gap.from.tsc);
         }
+    }
+
+    /// Whether the vCPUs are to wait for somebody who reads what they produced.
+    pub(super) fn waits_for_reader(&self) -> bool {
+        self.outlets.iter().any(Outlet::is_full)
     }
 
     /// Whether the vCPUs are to stand still because of a gap.

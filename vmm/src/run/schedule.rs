@@ -110,6 +110,10 @@ pub(super) fn turns(
                 alarm.idle(platform, post, deaf);
                 alarm.sleep(bell, platform, deaf);
             }
+            Ok(Turn::Unread) => {
+                alarm.set_for_stop(platform, stop);
+                bell.sleep();
+            }
             Ok(Turn::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }
@@ -141,6 +145,11 @@ pub(super) fn virtually(
         }
         match turns.give(cpus, platform, until, &mut alarm, Pace::Free) {
             Ok(Given::Turn { .. } | Given::Nothing | Given::Waited) => {}
+            Ok(Given::Unread) => {
+                post.bell.sleep();
+                kick::clear();
+                lock(&platform.clock).slept();
+            }
             Ok(Given::NobodyWakes) if mailbox.can_come() => {
                 post.bell.sleep();
                 kick::clear();

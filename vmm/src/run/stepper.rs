@@ -114,7 +114,8 @@ impl Stepper {
                         return Ok(Came::Here);
                     }
                 }
-                Given::Nothing | Given::Waited => {}
+                // Nobody reads a machine that is stepped.
+                Given::Nothing | Given::Waited | Given::Unread => {}
                 Given::NobodyWakes | Given::EndOfTime => {
                     let rip = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
                     return Ok(Came::ToEnd(End::NothingWillWake { rip }));

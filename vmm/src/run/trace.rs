@@ -3,7 +3,6 @@
 //! In virtual time a line holds nothing that differs between two runs with the same inputs.
 
 use std::{
-    fs::File,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     sync::Mutex,
@@ -12,6 +11,7 @@ use std::{
 use serde::Serialize;
 
 use super::{RunError, platform::lock};
+use crate::output::{END_PATIENCE, Outlet, Sink, WhenFull};
 use crate::time::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
 
 /// One thing that happened.
@@ -164,10 +164,15 @@ pub struct Trace {
     file: Option<(PathBuf, Mutex<Output>)>,
 }
 
-struct Output {
-    writer: BufWriter<File>,
-    failed: Option<std::io::Error>,
+enum Output {
+    /// A file, which takes everything; and the first error.
+    File(BufWriter<Sink>, Option<std::io::Error>),
+    /// A pipe or a device, which somebody may read slowly.
+    Outlet(Outlet),
 }
+
+/// What is kept of a trace that somebody reads slowly. Then the vCPUs wait: a trace is whole, or it says so.
+const LIMIT: usize = 1 << 20;
 
 impl Trace {
     /// Traces to a new file at `path`.
@@ -175,24 +180,42 @@ impl Trace {
     /// # Errors
     /// [`RunError::Trace`] if it cannot be created.
     pub fn to_file(path: &Path) -> Result<Self, RunError> {
-        let file = File::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
-        let output = Output { writer: BufWriter::new(file), failed: None };
+        let sink = Sink::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
+        let output = if sink.can_stall() {
+            Output::Outlet(Outlet::new(sink, LIMIT, WhenFull::Wait))
+        } else {
+            Output::File(BufWriter::new(sink), None)
+        };
         Ok(Self { file: Some((path.to_owned(), Mutex::new(output))) })
     }
 
     /// Writes one line.
     pub fn event(&self, cpu: u32, now: Now, host_tsc: Option<HostTsc>, event: &Event<'_>) {
         let Some((_, output)) = &self.file else { return };
-        let mut output = lock(output);
-        if output.failed.is_some() {
-            return;
-        }
         let line = Line { tsc: now.tsc, vm_ns: now.vm, host_tsc, cpu, event };
-        let written = serde_json::to_writer(&mut output.writer, &line)
-            .map_err(std::io::Error::from)
-            .and_then(|()| output.writer.write_all(b"\n"));
-        // A full disk must not change what the guest sees: the run goes on, and `finish` tells.
-        output.failed = written.err();
+        match &mut *lock(output) {
+            Output::File(_, Some(_)) => {}
+            Output::File(writer, failed) => {
+                let written = serde_json::to_writer(&mut *writer, &line).map_err(std::io::Error::from);
+                // A full disk must not change what the guest sees: the run goes on, and `finish` tells.
+                *failed = written.and_then(|()| writer.write_all(b"\n")).err();
+            }
+            Output::Outlet(outlet) => {
+                if let Ok(mut line) = serde_json::to_vec(&line) {
+                    line.push(b'\n');
+                    outlet.put(&line);
+                }
+            }
+        }
+    }
+
+    /// Where it goes, if somebody may read it slowly.
+    pub(super) fn outlet(&self) -> Option<Outlet> {
+        let (_, output) = self.file.as_ref()?;
+        match &*lock(output) {
+            Output::File(..) => None,
+            Output::Outlet(outlet) => Some(outlet.clone()),
+        }
     }
 
     /// Whether anybody wants events; spares building them.
@@ -207,10 +230,9 @@ impl Trace {
     /// The first write that failed.
     pub fn finish(&self) -> Result<(), RunError> {
         let Some((path, output)) = &self.file else { return Ok(()) };
-        let mut output = lock(output);
-        let result = match output.failed.take() {
-            Some(error) => Err(error),
-            None => output.writer.flush(),
+        let result = match &mut *lock(output) {
+            Output::File(writer, failed) => failed.take().map_or_else(|| writer.flush(), Err),
+            Output::Outlet(outlet) => outlet.finish(END_PATIENCE),
         };
         result.map_err(|source| RunError::Trace { path: path.display().to_string(), source })
     }

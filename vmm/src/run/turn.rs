@@ -39,6 +39,8 @@ pub(super) enum Turn {
     Ran,
     /// It was entered in vain: a kick or an open window brought it back.
     Kicked,
+    /// It waits for somebody to read what the machine produced.
+    Unread,
     /// It waits: nothing is there for it to do. `deaf`: no interrupt could wake it, only a message from another CPU.
     Idle { deaf: bool },
     /// See [`Stop`].
@@ -86,6 +88,9 @@ pub(super) fn turn(
     wire::sample(cpu, platform, now)?;
     if stop.is_some_and(|stop| base >= stop) {
         return Ok(Turn::Stop(Stop::Reached));
+    }
+    if platform.waits_for_reader() {
+        return Ok(Turn::Unread);
     }
     if cpu.local.phase == Phase::WaitForSipi {
         return Ok(match platform.deafened(cpu.local.index, Deaf::Parked) {

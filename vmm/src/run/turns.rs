@@ -46,6 +46,8 @@ pub(super) enum Given {
     Turn { cpu: usize },
     /// A vCPU was found to be idle, or was entered in vain.
     Nothing,
+    /// Somebody is to read first what the machine produced.
+    Unread,
     /// All were idle: time has moved on to what somebody waits for.
     Waited,
     /// All are idle, and no timer is armed.
@@ -109,6 +111,7 @@ impl Turns {
                 Ok(Given::Turn { cpu: chosen })
             }
             Turn::Kicked => Ok(Given::Nothing),
+            Turn::Unread => Ok(Given::Unread),
             Turn::Idle { deaf } => {
                 if let Some(slot) = self.idle.get_mut(chosen) {
                     *slot = Some(deaf);

@@ -4,17 +4,11 @@
 //! address space that two CPUs then share. So the machine has the process to itself for [`HEAD_START`].
 
 use std::{
-    fs::File,
-    os::{
-        fd::AsFd,
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
     thread::{self, Scope, ScopedJoinHandle},
     time::Duration,
 };
 
 use event_manager::{EventManager, SubscriberOps};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Request, SessionError, Subscriber, events, proof::Prover};
@@ -88,25 +82,6 @@ impl<'scope, 'env> Company<'scope, 'env> {
     }
 }
 
-/// Whether the machine's thread can be left alone: what it prints goes somewhere. On a console that takes nothing it would
-/// stop, with nobody there to hear a signal.
-///
-/// So it is for a file; for a pipe that can be written to, which has room for a page (pipe(7), "PIPE_BUF"), more than a
-/// guest prints in the head start, where each byte is a system call; and for `/dev/null`. What a terminal or a socket has
-/// room for, nothing tells.
-pub(super) fn console_takes_output() -> bool {
-    let out = std::io::stdout();
-    let Ok(file) = out.as_fd().try_clone_to_owned().map(File::from) else { return false };
-    let Ok(metadata) = file.metadata() else { return false };
-    if metadata.file_type().is_fifo() {
-        let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
-        return poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
-    }
-    // Linux, devices.txt: 1:3 is /dev/null.
-    let null = metadata.file_type().is_char_device() && metadata.rdev() == nix::sys::stat::makedev(1, 3);
-    metadata.is_file() || null
-}
-
 fn attend<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, duties: Duties<'env>) -> Result<(), SessionError> {
     let Duties { subscribers, done, inbox, proving } = duties;
     let begun = proving.map_or(Ok(()), |(prover, unverified)| {
@@ -131,5 +106,6 @@ fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError
     while done.read().is_err() {
         manager.run().map_err(events)?;
     }
-    Ok(())
+    // What was answered last is still to be sent.
+    manager.run_with_timeout(0).map(drop).map_err(events)
 }

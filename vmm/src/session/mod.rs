@@ -1,11 +1,12 @@
 //! A machine that people and programs can reach while it runs: console, control socket, signals.
 //!
 //! This thread owns the machine and runs it ([`worker`]); another ([`company`]) waits for events and posts requests into the
-//! machine's mailbox. A request that needs an answer is waited for, so that commands are carried out in order, one at a
-//! time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
+//! machine's mailbox. Nothing holds the event loop: answers come back to it as events, and commands are carried out in order,
+//! one at a time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
 
 mod company;
 mod console;
+mod ending;
 mod proof;
 mod signals;
 mod timeout;
@@ -13,7 +14,7 @@ mod worker;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -22,7 +23,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
-    control::{ApiError, Command, ControlServer, Handler, Reply, SocketError},
+    control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
     run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
     snapshot::{SnapshotError, machine::Unverified},
     time::{Khz, VmTime},
@@ -126,16 +127,16 @@ fn events(error: impl std::fmt::Display) -> SessionError {
 
 type Inbox = Arc<Mailbox<Request>>;
 
-/// Posts commands from the control socket and waits for their answers.
+/// Posts commands from the control socket.
 struct Post(Inbox);
 
 impl Handler for Post {
-    fn handle(&mut self, command: Command) -> Result<Reply, ApiError> {
-        let ended = || ApiError::WrongState("the VM has ended".to_owned());
-        let (sender, answer) = mpsc::channel();
-        self.0.post(Request::Command(command, sender)).map_err(|_| ended())?;
-        // The sender is dropped without an answer if the machine ends first.
-        answer.recv().map_err(|_| ended())?
+    fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>) {
+        if command == Command::Quit {
+            ending::soon();
+        }
+        // Refused if the machine has ended: the answer that comes back with the request says so when it is dropped.
+        let _ = self.0.post(Request::Command(command, answer));
     }
 }
 
@@ -210,6 +211,7 @@ pub fn run(
         let report = worker::work(env, machine, proof, &mut company, options, inbox);
         drop(finished);
         let parted = company.part();
+        ending::over();
         match (report, parted) {
             // What the other threads died of is why the machine lost them.
             (Err(SessionError::Lost), Err(reason)) => Err(reason),

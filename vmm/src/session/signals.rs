@@ -1,6 +1,6 @@
-//! SIGINT and SIGTERM end the session cleanly.
+//! SIGINT and SIGTERM end the session cleanly; the second of them ends the process.
 
-use std::{io, thread, time::Duration};
+use std::io;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::{
@@ -8,10 +8,8 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 
-use super::{Inbox, Request};
-
-/// How long the machine's thread may take to stop: it may be writing a snapshot, or stuck in a write that nobody reads.
-const PATIENCE: Duration = Duration::from_secs(10);
+use super::{Inbox, Request, ending};
+use crate::say;
 
 fn set() -> SigSet {
     let mut set = SigSet::empty();
@@ -45,18 +43,10 @@ impl MutEventSubscriber for Stop {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         while let Ok(Some(_)) = self.signals.read_signal() {
             if std::mem::replace(&mut self.asked, true) {
-                eprintln!("vmm: stopped at once, on a second signal");
-                std::process::exit(1);
+                say!("vmm: stopped at once, on a second signal");
+                ending::at_once();
             }
-            // Ends with the process, unless that takes too long.
-            thread::spawn(|| {
-                thread::sleep(PATIENCE);
-                eprintln!(
-                    "vmm: the machine did not stop within {} s: its console is not read, perhaps",
-                    PATIENCE.as_secs()
-                );
-                std::process::exit(1);
-            });
+            ending::soon();
             // Refused only when the machine has ended anyway.
             let _ = self.inbox.post(Request::Stop);
         }

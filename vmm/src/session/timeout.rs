@@ -5,7 +5,7 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::{errno, timerfd::TimerFd};
 
-use super::{Inbox, Request};
+use super::{Inbox, Request, ending};
 
 /// Asks the machine's thread to end when the time is over.
 pub(super) struct Timeout {
@@ -26,6 +26,7 @@ impl Timeout {
 impl MutEventSubscriber for Timeout {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         if self.timer.wait().is_ok() {
+            ending::soon();
             // Refused only when the machine has ended anyway.
             let _ = self.inbox.post(Request::TimedOut(self.after));
         }

@@ -23,9 +23,9 @@ use crate::{
 /// What other threads can ask for.
 pub enum Request {
     /// A command from the control socket; the answer goes to the sender.
-    Command(Command, Sender<Result<Reply, ApiError>>),
+    Command(Command, Answer<Result<Reply, ApiError>>),
     /// Bytes typed at the console; how many were taken goes to the sender.
-    Type(Vec<u8>, Sender<usize>),
+    Type(Vec<u8>, Answer<usize>),
     /// A signal to end.
     Stop,
     /// So much wall time is over.
@@ -133,11 +133,10 @@ impl Worker<'_, '_, '_> {
     /// Until when the guest runs without company; none if it needs it from the first.
     fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
         let Options { api_sock, paused, .. } = self.options;
-        let expects_nobody = api_sock.is_none() && !paused && company::console_takes_output();
+        let expects_nobody = api_sock.is_none() && !paused;
         let platform = self.machine()?.platform();
         let clock = lock(&platform.clock);
-        // A trace, too, may go where nobody reads.
-        let alone = platform.posts.len() == 1 && clock.mode() == TimeMode::Real && !platform.trace.is_on();
+        let alone = platform.posts.len() == 1 && clock.mode() == TimeMode::Real;
         let end = after(clock.now(0).vm, company::HEAD_START);
         // A TSC about to overflow never comes to it: nothing would end the head start.
         let comes = clock.least_tsc(end).and_then(|tsc| clock.host_at(tsc)).is_some();

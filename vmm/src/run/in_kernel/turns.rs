@@ -42,12 +42,17 @@ pub fn turns(
         if wanted() || platform.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
         }
-        let (host, read) = {
+        let (host, read, reached) = {
             let (clock, read) = platform.read_clock();
-            (clock.host(), read)
+            (clock.host(), read, stop.is_some_and(|stop| clock.tsc_at(read) >= stop))
         };
         if platform.has_gap() {
             break Ok(Stop::Asked);
+        }
+        if !reached && platform.waits_for_reader() {
+            timer.arm(LOOK_AFTER);
+            post.bell.sleep();
+            continue;
         }
         if kicked {
             pulse.came(read);

@@ -1,0 +1,315 @@
+//! A sink with a bounded buffer, and the thread that empties it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
+    time::Duration,
+};
+
+use nix::poll::PollTimeout;
+
+use super::Sink;
+
+/// What becomes of bytes that find the buffer full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// They are dropped and counted.
+    Drop,
+    /// [`Outlet::is_full`] says so, and whoever produces them waits. What comes all the same is kept: the producer makes a
+    /// bounded number of bytes between two looks.
+    Wait,
+}
+
+/// How long the thread waits for room before it looks whether it is still wanted, in milliseconds.
+const LOOK_MS: u16 = 50;
+/// What is written at once.
+const PIECE: usize = 64 << 10;
+
+/// Bytes on their way out. Clones are the same outlet.
+#[derive(Clone)]
+pub struct Outlet {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    limit: usize,
+    when_full: WhenFull,
+    state: Mutex<State>,
+    /// The buffer became empty, or the sink failed.
+    done: Condvar,
+}
+
+struct State {
+    /// The thread that empties the buffer has it.
+    sink: Option<Sink>,
+    buffer: VecDeque<u8>,
+    dropped: u64,
+    /// The first final error: nothing is written any more.
+    failed: Option<io::Error>,
+    /// Called when there is room again.
+    on_room: Option<Box<dyn Fn() + Send>>,
+}
+
+impl Outlet {
+    /// For `sink`, keeping at most about `limit` bytes.
+    #[must_use]
+    pub fn new(sink: Sink, limit: usize, when_full: WhenFull) -> Self {
+        let state =
+            State { sink: Some(sink), buffer: VecDeque::new(), dropped: 0, failed: None, on_room: None };
+        Self { shared: Arc::new(Shared { limit, when_full, state: Mutex::new(state), done: Condvar::new() }) }
+    }
+
+    /// For nobody: what is written goes nowhere.
+    #[must_use]
+    pub fn closed(why: io::Error) -> Self {
+        let state = State { sink: None, buffer: VecDeque::new(), dropped: 0, failed: Some(why), on_room: None };
+        let shared = Shared { limit: 0, when_full: WhenFull::Drop, state: Mutex::new(state), done: Condvar::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `bytes`. Never waits for the reader.
+    pub fn put(&self, bytes: &[u8]) {
+        let mut state = self.state();
+        if state.failed.is_some() {
+            return;
+        }
+        let mut rest = bytes;
+        // In order: nothing overtakes what is kept.
+        if state.buffer.is_empty()
+            && let Some(sink) = &mut state.sink
+        {
+            match push(sink, rest) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) => {
+                    state.failed = Some(error);
+                    return;
+                }
+            }
+        }
+        if rest.is_empty() {
+            return;
+        }
+        let room = match self.shared.when_full {
+            WhenFull::Wait => usize::MAX,
+            WhenFull::Drop => self.shared.limit.saturating_sub(state.buffer.len()),
+        };
+        let kept = rest.get(..room).unwrap_or(rest);
+        state.buffer.extend(kept);
+        let dropped = u64::try_from(rest.len() - kept.len()).unwrap_or(u64::MAX);
+        state.dropped = state.dropped.saturating_add(dropped);
+        if let Some(sink) = state.sink.take() {
+            self.start(sink, &mut state);
+        }
+    }
+
+    /// Starts the thread that empties the buffer.
+    fn start(&self, sink: Sink, state: &mut State) {
+        let shared = Arc::downgrade(&self.shared);
+        let thread = thread::Builder::new().name("output".to_owned());
+        if let Err(error) = thread.spawn(move || empty(sink, &shared)) {
+            state.failed = Some(error);
+            state.buffer.clear();
+        }
+    }
+
+    /// Whether the producer is to wait. Only with [`WhenFull::Wait`].
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.when_full == WhenFull::Wait && self.state().buffer.len() >= self.shared.limit
+    }
+
+    /// Calls `wake` whenever the outlet has been full and is no more.
+    pub fn on_room(&self, wake: impl Fn() + Send + 'static) {
+        self.state().on_room = Some(Box::new(wake));
+    }
+
+    /// Whether `other` is a clone of this one.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Bytes that were dropped so far.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.state().dropped
+    }
+
+    /// Waits until all is written, but no longer than for `patience` without any progress.
+    ///
+    /// # Errors
+    /// The first write that failed, or [`io::ErrorKind::TimedOut`] if bytes are left.
+    pub fn finish(&self, patience: Duration) -> io::Result<()> {
+        let mut state = self.state();
+        while state.failed.is_none() && !state.buffer.is_empty() {
+            let before = state.buffer.len();
+            let (next, waited) =
+                self.shared.done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state = next;
+            if waited.timed_out() && state.buffer.len() >= before {
+                let left = state.buffer.len();
+                let why = format!("nobody reads it: {left} bytes are left");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+        state.failed.as_ref().map_or(Ok(()), |error| Err(io::Error::new(error.kind(), error.to_string())))
+    }
+}
+
+/// Writes what the sink takes at once.
+fn push(sink: &mut Sink, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match sink.try_write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}
+
+/// The thread: passes on what is kept until that is nothing, or nobody has the outlet any more.
+fn empty(mut sink: Sink, shared: &Weak<Shared>) {
+    loop {
+        {
+            let Some(shared) = shared.upgrade() else { return };
+            let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let was_full = state.buffer.len() >= shared.limit;
+            let (piece, _) = state.buffer.as_slices();
+            let piece = piece.get(..PIECE).unwrap_or(piece);
+            match push(&mut sink, piece) {
+                Ok(written) => drop(state.buffer.drain(..written)),
+                Err(error) => {
+                    state.failed = Some(error);
+                    state.buffer.clear();
+                }
+            }
+            if was_full
+                && state.buffer.len() < shared.limit
+                && let Some(wake) = &state.on_room
+            {
+                wake();
+            }
+            shared.done.notify_all();
+            if state.buffer.is_empty() {
+                state.sink = Some(sink);
+                return;
+            }
+        }
+        sink.wait_for_room(PollTimeout::from(LOOK_MS));
+    }
+}
+
+impl Write for Outlet {
+    /// Takes all of it.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::{
+        fcntl::OFlag,
+        unistd::{pipe2, read},
+    };
+    use std::os::fd::OwnedFd;
+    use std::sync::mpsc::channel;
+
+    /// Longer than any of this takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn pipe(limit: usize, when_full: WhenFull) -> (OwnedFd, Outlet) {
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        (reader, Outlet::new(Sink::from(writer), limit, when_full))
+    }
+
+    /// Reads until `count` bytes are there.
+    fn take(reader: &OwnedFd, count: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut buffer = [0; 4096];
+        while all.len() < count {
+            match read(reader, &mut buffer) {
+                Ok(count) => all.extend_from_slice(&buffer[..count]),
+                Err(nix::Error::EAGAIN) => thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        all
+    }
+
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count).map(|n| u8::try_from(n % 251).unwrap()).collect()
+    }
+
+    // Catches: a byte that is lost or overtakes another between the pipe, the buffer and the thread.
+    #[test]
+    fn all_bytes_come_out_in_order() {
+        let (reader, outlet) = pipe(1 << 20, WhenFull::Wait);
+        let all = bytes(500_000);
+        for piece in all.chunks(777) {
+            outlet.put(piece);
+        }
+        assert!(take(&reader, all.len()) == all);
+        outlet.finish(LONG).unwrap();
+        // The thread has gone, and the next one comes when it is needed.
+        for _ in 0..3 {
+            outlet.put(&all);
+            assert!(take(&reader, all.len()) == all);
+        }
+        assert_eq!(outlet.dropped(), 0);
+    }
+
+    // Catches: a writer that waits for a reader, and a buffer without a limit.
+    #[test]
+    fn a_reader_who_does_not_read_costs_bytes_and_no_time() {
+        let (reader, outlet) = pipe(1000, WhenFull::Drop);
+        let all = bytes(1 << 20);
+        outlet.put(&all);
+        let dropped = usize::try_from(outlet.dropped()).unwrap();
+        assert!(!outlet.is_full());
+        let left = outlet.finish(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(left.kind(), io::ErrorKind::TimedOut);
+        assert!(take(&reader, all.len() - dropped) == all[..all.len() - dropped]);
+        outlet.finish(LONG).unwrap();
+    }
+
+    // Catches: a producer that waits and is not woken.
+    #[test]
+    fn a_full_outlet_says_when_there_is_room() {
+        let (reader, outlet) = pipe(1000, WhenFull::Wait);
+        let (sender, woken) = channel();
+        outlet.on_room(move || sender.send(()).unwrap());
+        let all = bytes(1 << 20);
+        outlet.put(&all);
+        assert!(outlet.is_full());
+        assert!(take(&reader, all.len()) == all);
+        woken.recv_timeout(LONG).unwrap();
+        assert!(!outlet.is_full());
+    }
+
+    #[test]
+    fn a_reader_who_went_away_is_an_error() {
+        let (reader, outlet) = pipe(1000, WhenFull::Wait);
+        drop(reader);
+        outlet.put(b"a");
+        outlet.put(b"b");
+        assert_eq!(outlet.finish(LONG).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(!outlet.is_full());
+    }
+}
