@@ -1,4 +1,4 @@
-//! Snapshots' memory: verified behind the guest's back, and saved as changes to what was saved before.
+//! Snapshots' memory: checked before it is used, and saved as changes to what was saved before.
 
 use std::{
     fs::{self, File},
@@ -26,25 +26,77 @@ fn damaged(lab: &Lab) {
 const REASON: [&str; 2] =
     ["snapshot snapshot: memory file snapshot/memory is not what was saved", "the file was changed or damaged"];
 
-// Catches: a guest that ran, and ended, on memory that is not what was saved, and nobody was told.
+// Catches: a guest that ran on memory that is not what was saved.
 #[test]
-fn damage_is_told_whenever_it_is_looked_for() {
+fn damage_is_told_before_the_guest_runs() {
     if !kvm() {
         return;
     }
     let lab = Lab::new();
     damaged(&lab);
-    let before = lab.run("restore snapshot --verify now");
-    before.refused(2, &REASON);
-    assert!(before.stdout.is_empty(), "the guest ran: {before:#?}");
-    // Virtual time: the guest ends at once.
-    let behind = lab.run("restore snapshot");
-    behind.refused(2, &REASON);
-    let line = |ended: &Ended| ended.stderr.lines().last().map(str::to_owned);
-    assert_eq!(line(&behind), line(&before));
-    // Without end, and paused: the news end it.
-    lab.run("restore snapshot --time real --verify background").refused(2, &REASON);
+    for flags in ["--verify now", "", "--time real --verify background", "--paused --api-sock s"] {
+        let ended = lab.run(&format!("restore snapshot {flags}"));
+        ended.refused(2, &REASON);
+        assert!(ended.stdout.is_empty(), "{flags}: the guest ran: {ended:#?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{flags}: {ended:#?}");
+    }
+}
+
+/// A snapshot of a guest that has written, and goes on writing, more than is checked before it runs; and where the file has
+/// the last page of that.
+fn large(lab: &Lab) -> u64 {
+    lab.boot("scenario=idle hz=100 touch=600", "--save-at 300ms --save-to snapshot");
+    let memory = File::open(lab.path("snapshot/memory")).unwrap();
+    let (mut page, mut last) = ([0; 4096], 0);
+    for at in (0..memory.metadata().unwrap().len()).step_by(4096) {
+        memory.read_exact_at(&mut page, at).unwrap();
+        if page != [0; 4096] {
+            last = at;
+        }
+    }
+    last
+}
+
+fn flip(lab: &Lab, at: u64) {
+    let memory = File::options().read(true).write(true).open(lab.path("snapshot/memory")).unwrap();
+    let mut byte = [0];
+    memory.read_exact_at(&mut byte, at).unwrap();
+    memory.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+// Catches: a page that reaches the guest before it is checked; and a VM that never ends because every thread that could end it
+// waits for that page.
+#[test]
+fn a_damaged_page_that_the_guest_uses_ends_the_vm() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let last = large(&lab);
+    // Whole, it runs until it is stopped.
+    let stopped = lab.run("restore snapshot --timeout 300ms");
+    assert!(stopped.stderr.contains("the guest has not ended after 300ms"), "{stopped:#?}");
+    flip(&lab, last + 8);
+    for flags in
+        ["", "--verify background --trace t", "--tsc-khz 2000000 --tsc trapped", "--api-sock s", "--verify now"]
+    {
+        lab.run(&format!("restore snapshot {flags}")).refused(2, &REASON);
+    }
+}
+
+// Catches: damage that nobody uses and that is not found, or that is found and then saved.
+#[test]
+fn damage_that_the_guest_does_not_use_is_found_and_not_saved() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let last = large(&lab);
+    flip(&lab, last);
     lab.run("restore snapshot --paused --api-sock s").refused(2, &REASON);
+    lab.run("restore snapshot --save-at 301ms --save-to second").refused(2, &REASON);
+    lab.run("snapshot merge snapshot second").refused(2, &["memory file snapshot/memory is not what was saved"]);
+    assert!(!lab.path("second").exists());
 }
 
 // Catches: damage that is saved again, with a checksum that says it is well.

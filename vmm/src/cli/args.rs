@@ -149,8 +149,8 @@ pub struct Restore {
     /// How time passes; as saved by default.
     #[arg(long, value_enum, value_name = "MODE")]
     pub time: Option<Time>,
-    /// When the saved memory's checksum is verified: before the guest goes on, or while it runs. Damage ends the VM either
-    /// way.
+    /// When the saved memory is checked: all of it before the guest goes on, or each block before its first use. Damage ends
+    /// the VM either way, and reaches no guest.
     #[arg(long, value_enum, value_name = "WHEN", default_value = "background")]
     pub verify: Verify,
     #[command(flatten)]
@@ -232,7 +232,7 @@ impl From<Time> for TimeMode {
 pub enum Verify {
     /// First: the guest starts when all of it has been read.
     Now,
-    /// Behind the guest's back; the VM's end, and every snapshot of it, waits for the result.
+    /// Each block before its first use, the rest in the background; a snapshot of the VM waits for that.
     Background,
 }
 

@@ -27,7 +27,8 @@ pub struct Failed(pub String);
 pub struct HostCannot(pub String);
 
 const FAILED: u8 = 1;
-const USAGE: u8 = 2;
+/// What is wrong is what vmm was given.
+pub const USAGE: u8 = 2;
 const HOST: u8 = 3;
 
 /// The exit code for an error.
@@ -55,6 +56,7 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
                     | SnapshotError::Container(_)
                     | SnapshotError::Memory(_)
                     | SnapshotError::Chain(_)
+                    | SnapshotError::Paging(_)
             )
         )
         || matches!(error.downcast_ref(), Some(SessionError::Snapshot(SnapshotError::Directory(_))));

@@ -12,8 +12,8 @@ use vmm::{
     run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
     session::{self, Cycle, Finish, Report, SessionError},
     snapshot::{
-        self,
-        machine::{Loaded, Unverified},
+        self, Pager, SnapshotError,
+        machine::{Loaded, Verify as Check},
     },
     time::{Khz, Length, VmTime},
 };
@@ -62,10 +62,11 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
 /// `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
-    let Loaded { state, host, memory, unverified } = snapshot::machine::load(&args.dir).with_context(name)?;
-    if args.verify == Verify::Now {
-        unverified.verify(|| ()).with_context(name)?;
-    }
+    let check = match args.verify {
+        Verify::Now => Check::First,
+        Verify::Background => Check::BeforeUse(last_word(name())),
+    };
+    let Loaded { state, host, id, memory, pager } = snapshot::machine::load(&args.dir, check).with_context(name)?;
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
     env.spin_limit = args.session.spin_limit.0;
@@ -81,29 +82,30 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     };
     let files = Files::open(&args.session)?;
     let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
-    let mut machine = match Machine::from_state(&env, &state, memory, choice, time, khz, outputs) {
-        Ok(machine) => machine,
-        Err(error) => {
-            // What looks impossible may only be damaged.
-            unverified.verify(|| ()).with_context(name)?;
-            return Err(error).with_context(name);
-        }
-    };
+    let mut machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
     if args.session.track_dirty {
-        machine.track_changes(Some(unverified.id()))?;
+        machine.track_changes(Some(id))?;
     }
-    let unverified = (args.verify == Verify::Background).then_some(&unverified);
-    session(&env, machine, unverified, &args.session, Some(khz), files).map_err(|error| match error.downcast() {
+    session(&env, machine, pager.as_ref(), &args.session, Some(khz), files).map_err(|error| match error.downcast() {
         Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),
         Ok(error) => error.into(),
         Err(error) => error,
     })
 }
 
+/// For damaged memory that keeps every thread waiting that could end the VM in good order.
+fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
+    Box::new(move |error| {
+        let error = anyhow::Error::msg(error.to_string()).context(name);
+        let _ = io::stderr().write_all(format!("vmm: {}\n", exit::one_line(&error)).as_bytes());
+        std::process::exit(exit::USAGE.into());
+    })
+}
+
 fn session(
     env: &HostEnvironment,
     machine: Machine,
-    unverified: Option<&Unverified>,
+    pager: Option<&Pager>,
     args: &Session,
     khz: Option<Khz>,
     files: Files,
@@ -128,7 +130,7 @@ fn session(
         timeout: args.timeout,
     };
     session::block_signals().context("cannot block signals")?;
-    let report = session::run(env, machine, unverified, &options)?;
+    let report = session::run(env, machine, pager, &options)?;
     tell(&report);
     files.write(&report)?;
     match &report.finish {

@@ -99,6 +99,24 @@ impl PageSet {
         })
     }
 
+    /// Those of its pages that are in `range`, as [`Self::runs`] gives them.
+    #[must_use]
+    pub fn runs_in(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let mut runs = Vec::new();
+        let mut at = range.start;
+        while let Some(start) = self.next(at, true).filter(|start| *start < range.end) {
+            at = self.next(start, false).unwrap_or(self.pages).min(range.end);
+            runs.push(start..at);
+        }
+        runs
+    }
+
+    /// Its first page from `page` on.
+    #[must_use]
+    pub fn first_from(&self, page: usize) -> Option<usize> {
+        self.next(page, true)
+    }
+
     /// The first page from `page` on that is in the set, or that is not.
     fn next(&self, page: usize, inside: bool) -> Option<usize> {
         let mut index = page / BITS;

@@ -11,10 +11,10 @@ use std::{
 use event_manager::{EventManager, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Request, SessionError, Subscriber, events, proof::Prover};
-use crate::{run::mailbox::Mailbox, snapshot::machine::Unverified};
+use super::{Request, SessionError, Subscriber, events};
+use crate::run::mailbox::Mailbox;
 
-/// VM time that the guest may run before anybody hears a signal, reads its console's input, or verifies its memory.
+/// VM time that the guest may run before anybody hears a signal or reads its console's input.
 pub(super) const HEAD_START: Duration = Duration::from_millis(2);
 
 /// What the threads are to do.
@@ -25,8 +25,6 @@ pub(super) struct Duties<'env> {
     pub done: &'env EventFd,
     /// Where requests go.
     pub inbox: &'env Mailbox<Request>,
-    /// What is to be verified, and by whom.
-    pub proving: Option<(Prover, &'env Unverified)>,
 }
 
 /// The threads.
@@ -57,7 +55,7 @@ impl<'scope, 'env> Company<'scope, 'env> {
             Threads::NotYet(duties) => {
                 let scope = self.scope;
                 let thread = thread::Builder::new().name("events".to_owned());
-                match thread.spawn_scoped(scope, move || attend(scope, duties)) {
+                match thread.spawn_scoped(scope, move || attend(duties)) {
                     Ok(thread) => Threads::Running(thread),
                     Err(error) => Threads::None(error.to_string()),
                 }
@@ -82,13 +80,9 @@ impl<'scope, 'env> Company<'scope, 'env> {
     }
 }
 
-fn attend<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, duties: Duties<'env>) -> Result<(), SessionError> {
-    let Duties { subscribers, done, inbox, proving } = duties;
-    let begun = proving.map_or(Ok(()), |(prover, unverified)| {
-        let thread = thread::Builder::new().name("verify".to_owned());
-        thread.spawn_scoped(scope, move || prover.prove(unverified, inbox)).map(drop).map_err(events)
-    });
-    let waited = begun.and_then(|()| wait(subscribers, done));
+fn attend(duties: Duties<'_>) -> Result<(), SessionError> {
+    let Duties { subscribers, done, inbox } = duties;
+    let waited = wait(subscribers, done);
     if waited.is_err() {
         // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
         let _ = inbox.post(Request::Stop);

@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
     run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
-    snapshot::{SnapshotError, machine::Unverified},
+    snapshot::{Pager, SnapshotError},
     time::{Khz, VmTime},
 };
 
@@ -169,7 +169,7 @@ impl Drop for Finished<'_> {
 
 type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
-/// Runs `machine` to its end, and verifies meanwhile what is `unverified` of it. Call [`block_signals`] before any thread is
+/// Runs `machine` to its end; `pager` gives its RAM, if not all of it is there yet. Call [`block_signals`] before any thread is
 /// started.
 ///
 /// # Errors
@@ -177,7 +177,7 @@ type Subscriber = Box<dyn MutEventSubscriber + Send>;
 pub fn run(
     env: &HostEnvironment,
     machine: Machine,
-    unverified: Option<&Unverified>,
+    pager: Option<&Pager>,
     options: &Options,
 ) -> Result<Report, SessionError> {
     let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
@@ -197,16 +197,10 @@ pub fn run(
     }
     subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 
+    let proof = Proof::new(pager, &inbox);
     thread::scope(|scope| {
         let (inbox, done) = (&*inbox, &done);
-        let (proof, proving) = match unverified {
-            None => (Proof::needless(), None),
-            Some(unverified) => {
-                let (proof, prover) = Proof::wanted();
-                (proof, Some((prover, unverified)))
-            }
-        };
-        let mut company = Company::new(scope, Duties { subscribers, done, inbox, proving });
+        let mut company = Company::new(scope, Duties { subscribers, done, inbox });
         let finished = Finished { inbox, done };
         let report = worker::work(env, machine, proof, &mut company, options, inbox);
         drop(finished);

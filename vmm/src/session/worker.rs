@@ -38,7 +38,7 @@ struct Worker<'a, 'scope, 'env> {
     env: &'a HostEnvironment,
     /// None only after a migration failed half-way.
     machine: Option<Machine>,
-    proof: Proof,
+    proof: Proof<'a>,
     company: &'a mut Company<'scope, 'env>,
     options: &'a Options,
     next_migration: Option<VmTime>,
@@ -49,7 +49,7 @@ struct Worker<'a, 'scope, 'env> {
 pub(super) fn work(
     env: &HostEnvironment,
     machine: Machine,
-    proof: Proof,
+    proof: Proof<'_>,
     company: &mut Company<'_, '_>,
     options: &Options,
     inbox: &Mailbox<Request>,
@@ -65,8 +65,8 @@ pub(super) fn work(
         host_stops: 0,
     };
     let finish = worker.start().and_then(|()| worker.run(inbox));
-    // Before anything else is said: on damaged memory neither an end nor an error means anything.
-    worker.settle()?;
+    // Before anything else is said: where memory is damaged, an error may come from that.
+    worker.proof.check()?;
     let finish = finish?;
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
@@ -122,14 +122,6 @@ impl Worker<'_, '_, '_> {
         Ok(after(now, cycle.every))
     }
 
-    /// Waits for the proof, if there is one to wait for.
-    fn settle(&mut self) -> Result<(), SessionError> {
-        if self.proof.is_open() {
-            self.company.start()?;
-        }
-        self.proof.settle()
-    }
-
     /// Until when the guest runs without company; none if it needs it from the first.
     fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
         let Options { api_sock, paused, .. } = self.options;
@@ -173,7 +165,7 @@ impl Worker<'_, '_, '_> {
                 Outcome::Reached if stop == save_at => {
                     if let Some((_, dir)) = &self.options.save {
                         self.machine()?.pause()?;
-                        self.settle()?;
+                        self.proof.settle()?;
                         let env = self.env;
                         snapshot::machine::save(self.machine()?, env, dir, None)?;
                         return Ok(Finish::Saved);
@@ -228,7 +220,7 @@ impl Worker<'_, '_, '_> {
     fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
         match request {
             Request::Stop => Ok(Some(Finish::Stopped)),
-            Request::Damaged => self.settle().map(|()| None),
+            Request::Damaged => self.proof.check().map(|()| None),
             Request::TimedOut(after) => {
                 let cpus = self.machine()?.positions()?;
                 Ok(Some(Finish::TimedOut { after, cpus }))
@@ -279,7 +271,7 @@ impl Worker<'_, '_, '_> {
                 let ran = !machine.is_paused();
                 machine.pause()?;
                 // It may take its time: the VM stands still meanwhile.
-                self.settle()?;
+                self.proof.settle()?;
                 let machine = self.machine()?;
                 let saved = snapshot::machine::save(machine, env, &dir, base.as_deref());
                 if ran && !(stay_paused && saved.is_ok()) {

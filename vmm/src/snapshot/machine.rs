@@ -8,6 +8,7 @@ use super::{
     ChainError, DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter,
     chain::{self, BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
     directory, memory,
+    pager::{LastWord, Pager},
 };
 use crate::{
     boot::GuestRam,
@@ -24,6 +25,10 @@ const DEVICES_VERSION: u32 = 2;
 const CLOCK_VERSION: u32 = 2;
 /// 2: whether KVM moves a guest's TSC.
 const HOST_VERSION: u32 = 2;
+
+/// What is checked before a VM is made, in bytes: the lowest pages with data, where kernels lie. A guest that waits for a block
+/// waits ten times as long as it takes to read one.
+const CHECKED_FIRST_BYTES: u64 = 256 << 10;
 
 /// Section names, in the order in which they are written.
 const MACHINE: &str = "machine";
@@ -92,8 +97,7 @@ fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
 /// # Errors
 /// [`SnapshotError`]; `to` is then as it was.
 pub fn merge(from: &Path, to: &Path) -> Result<(), SnapshotError> {
-    let Loaded { state, host, memory: ram, unverified } = load(from)?;
-    unverified.verify(|| ())?;
+    let Loaded { state, host, memory: ram, .. } = load(from, Verify::First)?;
     directory::save(to, |temporary| {
         let file = directory::create_file(temporary, MEMORY_FILE)?;
         let layout = memory::write(&file, &temporary.join(MEMORY_FILE), &ram, &memory::in_use(&ram)?)?;
@@ -146,26 +150,12 @@ fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
     Ok((reader, chain))
 }
 
-/// What was loaded and is not yet known to be undamaged: the content of RAM. A guest can run meanwhile, but nothing that
-/// it comes to may be passed on before [`Self::verify`] says that it ran on what was saved.
-#[derive(Debug)]
-#[must_use = "nothing else finds damaged memory"]
-pub struct Unverified(Chain);
-
-impl Unverified {
-    /// Reads RAM from the snapshot and checks it. Calls `between` often enough to change priorities there.
-    ///
-    /// # Errors
-    /// It is damaged, or cannot be read.
-    pub fn verify(&self, between: impl FnMut()) -> Result<(), SnapshotError> {
-        Ok(self.0.verify(between)?)
-    }
-
-    /// The id of the snapshot.
-    #[must_use]
-    pub fn id(&self) -> SnapshotId {
-        self.0.id()
-    }
+/// When RAM is checked.
+pub enum Verify {
+    /// All of it, before the VM is made.
+    First,
+    /// Each block before its first use; all of it first where the host cannot do that. The function ends the process.
+    BeforeUse(LastWord),
 }
 
 /// A machine that was loaded.
@@ -175,20 +165,41 @@ pub struct Loaded {
     pub state: MachineState,
     /// The host that it was saved on, if that told who it is.
     pub host: Option<HostNote>,
+    /// The id of the snapshot.
+    pub id: SnapshotId,
     /// RAM, mapped privately: the files are never written.
     pub memory: Arc<GuestRam>,
-    /// What is to be checked yet.
-    pub unverified: Unverified,
+    /// Who gives RAM, if not all of it is there yet.
+    pub pager: Option<Pager>,
 }
 
-/// Reads and checks the snapshot in `dir`, but the content of RAM.
+/// Reads and checks the snapshot in `dir`; RAM as `verify` says.
 ///
 /// # Errors
 /// [`SnapshotError`] naming the file, the section and the reason.
-pub fn load(dir: &Path) -> Result<Loaded, SnapshotError> {
+pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
     let (reader, chain) = open(dir)?;
     let (state, host) = decode(reader)?;
-    Ok(Loaded { state, host, memory: Arc::new(chain.map()?), unverified: Unverified(chain) })
+    let (id, memory) = (chain.id(), Arc::new(chain.map()?));
+    let mut loaded = Loaded { state, host, id, memory, pager: None };
+    let Verify::BeforeUse(last_word) = verify else {
+        // Also what is of no use: nobody should go on with a file that is not what it was.
+        chain.verify()?;
+        chain.complete(&loaded.memory, u64::MAX)?;
+        return Ok(loaded);
+    };
+    if let Some(rest) = chain.complete(&loaded.memory, CHECKED_FIRST_BYTES)? {
+        let chain = Arc::new(chain);
+        match Pager::start(&chain, &loaded.memory, rest, last_word) {
+            Ok(pager) => loaded.pager = Some(pager),
+            Err(error) => {
+                log::debug!("all of guest memory is checked first: {error}");
+                loaded.memory = Arc::new(chain.map()?);
+                chain.complete(&loaded.memory, u64::MAX)?;
+            }
+        }
+    }
+    Ok(loaded)
 }
 
 /// The machine's state in `dir`, without looking at its RAM.

@@ -16,11 +16,13 @@ pub mod container;
 pub mod directory;
 pub mod machine;
 pub mod memory;
+pub mod pager;
 
 pub use chain::ChainError;
 pub use container::{ContainerError, SectionInfo, StateReader, StateWriter};
 pub use directory::{DirectoryError, MEMORY_FILE, STATE_FILE};
 pub use memory::{MemoryError, MemoryLayout, RegionLayout};
+pub use pager::Pager;
 
 /// Anything that can go wrong with a snapshot's files.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,9 @@ pub enum SnapshotError {
     /// The directory or one of its files could not be made or opened.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// Guest RAM cannot be mapped block by block.
+    #[error("guest memory cannot be mapped from the snapshot: {0}")]
+    Paging(std::io::Error),
     /// KVM did not tell the state.
     #[error(transparent)]
     Run(#[from] crate::run::RunError),

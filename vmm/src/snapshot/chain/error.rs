@@ -42,6 +42,16 @@ pub enum ChainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It says of how many snapshots its chain consists, and that is not so.
+    #[error("snapshot {}: it counts {layers} snapshots in its chain, which has {found}", dir.display())]
+    Layers {
+        /// The snapshot.
+        dir: PathBuf,
+        /// What it says.
+        layers: usize,
+        /// How many there are.
+        found: usize,
+    },
     /// The VM was not started for it.
     #[error("no account is kept of the pages that change: start the VM with --track-dirty, or save it without a base")]
     NotTracked,

@@ -6,8 +6,9 @@
 
 mod error;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::memory::{self, MemoryError, MemoryLayout};
+use super::memory::{self, MemoryError, MemoryLayout, PAGE_BYTES};
 use super::{SnapshotError, StateReader, directory};
 use crate::{
     boot::GuestRam,
@@ -32,7 +33,8 @@ pub(super) const BASE: &str = "base";
 pub(super) const BASE_VERSION: u32 = 1;
 /// The section that every snapshot has, and its version.
 pub(super) const MEMORY: &str = "memory";
-pub(super) const MEMORY_VERSION: u32 = 1;
+/// 2: a checksum for each block.
+pub(super) const MEMORY_VERSION: u32 = 2;
 
 /// What a snapshot of changes says of its base.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,8 +130,10 @@ impl Chain {
     /// all that it is based on. Nothing of them is read yet.
     pub(super) fn open(dir: &Path, state: Vec<u8>, reader: &mut StateReader) -> Result<Self, SnapshotError> {
         let mut upper = Vec::new();
+        let mut counts = Vec::new();
         let (mut layer, mut base) = open_layer(dir, reader)?;
-        while let Some(BaseState { dir: there, id, .. }) = base {
+        while let Some(BaseState { dir: there, id, layers, .. }) = base {
+            counts.push(layers);
             if upper.len().saturating_add(1) >= MAX_LAYERS {
                 return Err(ChainError::TooLong { dir: dir.to_owned() }.into());
             }
@@ -142,39 +146,122 @@ impl Chain {
             }
             let mut reader = directory::parse_state(&there, &bytes).map_err(|error| unusable(error.into()))?;
             let (below, next) = open_layer(&there, &mut reader).map_err(unusable)?;
-            if below.layout.regions != layer.layout.regions {
-                let reason = "it has other regions than its base".to_owned();
+            if below.layout.regions != layer.layout.regions || below.layout.block_bytes != layer.layout.block_bytes {
+                let reason = "it has other regions or blocks than its base".to_owned();
                 return Err(MemoryError::Layout { reason }.into());
             }
             upper.push((std::mem::replace(&mut layer, below), id));
             base = next;
         }
+        for (found, (layers, (layer, _))) in (2..).zip(counts.into_iter().zip(&upper).rev()) {
+            if layers != found {
+                return Err(ChainError::Layers { dir: layer.dir.clone(), layers, found }.into());
+            }
+        }
         Ok(Self { state, upper, whole: layer })
     }
 
-    /// Maps guest RAM: the whole snapshot's file, with the newest of each changed page in place. Those are read now: there
-    /// are few, and as a mapping of its own each run of them would cost as much.
+    /// Maps guest RAM as the whole snapshot's file alone: [`Self::complete`] brings it up to date.
     pub(super) fn map(&self) -> Result<GuestRam, MemoryError> {
         let Layer { file, path, layout, .. } = &self.whole;
-        let ram = memory::map(file, path, layout)?;
-        let mut covered: Option<PageSet> = None;
-        for (layer, _) in &self.upper {
-            let Some(mut pages) = layer.own.clone() else { continue };
-            match &mut covered {
-                Some(covered) => {
-                    pages.subtract(covered);
-                    covered.union(&pages);
-                }
-                None => covered = Some(pages.clone()),
-            }
-            memory::read_pages(&layer.file, &layer.path, &ram, layout, &pages)?;
-        }
-        Ok(ram)
+        memory::map(file, path, layout)
     }
 
-    /// Reads all memory files and checks them. Calls `between` often.
-    pub(super) fn verify(&self, mut between: impl FnMut()) -> Result<(), MemoryError> {
-        self.layers().try_for_each(|layer| memory::verify(&layer.file, &layer.path, &layer.layout, &mut between))
+    /// Checks `ram`, which was just mapped, and puts the newest of each changed page in place: from its beginning until `most`
+    /// bytes were read, and then to the end of a block. The number of the first block that is still to be done; none if
+    /// there is none.
+    pub(super) fn complete(&self, ram: &GuestRam, most: u64) -> Result<Option<u64>, MemoryError> {
+        let Layer { file, path, layout, .. } = &self.whole;
+        let rest = memory::check_mapped(ram, file, path, layout, most)?;
+        let mut buffer = Vec::new();
+        let mut next = 0;
+        while let Some(block) = self.next_changed(next).filter(|block| rest.is_none_or(|rest| *block < rest)) {
+            for (at, page) in self.changes(block, &mut buffer)? {
+                memory::write_page(ram, layout, at, &page)?;
+            }
+            next = block.saturating_add(1);
+        }
+        Ok(rest)
+    }
+
+    /// Reads all memory files and checks them.
+    pub(super) fn verify(&self) -> Result<(), MemoryError> {
+        self.layers().try_for_each(|layer| memory::verify(&layer.file, &layer.path, &layer.layout))
+    }
+
+    /// Where guest RAM is in memory files.
+    pub(super) fn layout(&self) -> &MemoryLayout {
+        &self.whole.layout
+    }
+
+    /// The end of the blocks from `first` on in which RAM is not known to be zero.
+    pub(super) fn end_of_data(&self, first: u64) -> Result<u64, MemoryError> {
+        let layout = self.layout();
+        let (total, size) = (layout.file_bytes()?, layout.block_bytes);
+        let changed = self.upper.iter().filter_map(|(layer, _)| layer.own.as_ref()?.runs().last());
+        let changed = changed.map(|run| self.block_of(run.end.saturating_sub(1)).saturating_add(1)).max().unwrap_or(0);
+        let listed = layout.blocks.last().map_or(0, |(last, _)| last.saturating_add(1));
+        let end = listed.max(changed).max(first);
+        let zero = memory::is_hole(&self.whole.file, end.saturating_mul(size)..total);
+        Ok(if zero { end } else { total.div_ceil(size) })
+    }
+
+    /// How many blocks from `first` on, up to `end`, are known to be zero in RAM.
+    pub(super) fn zero_blocks(&self, first: u64, end: u64) -> u64 {
+        let Layer { file, layout, .. } = &self.whole;
+        let listed = layout.blocks.get(layout.blocks.partition_point(|(block, _)| *block < first)..);
+        let listed = listed.and_then(|blocks| blocks.first()).map_or(end, |(block, _)| *block);
+        let end = end.min(listed).min(self.next_changed(first).unwrap_or(end)).max(first);
+        let bytes = first.saturating_mul(layout.block_bytes)..end.saturating_mul(layout.block_bytes);
+        // Where somebody wrote into it, each block is looked at.
+        if end > first && memory::is_hole(file, bytes) { end.saturating_sub(first) } else { 0 }
+    }
+
+    /// Reads and checks block number `block` of the whole snapshot.
+    pub(super) fn check_whole(&self, block: u64, buffer: &mut Vec<u8>) -> Result<(), MemoryError> {
+        let Layer { file, path, layout, .. } = &self.whole;
+        let (first, count) = (self.first_page(block), self.pages_in_block());
+        let end = first.saturating_add(count).min(memory::pages(layout)?);
+        memory::read_block(file, path, layout, block, std::slice::from_ref(&(first..end)), buffer)
+    }
+
+    /// Reads and checks what RAM has in block number `block` in place of the whole snapshot's: offset in the file, and content,
+    /// of each page.
+    pub(super) fn changes(&self, block: u64, buffer: &mut Vec<u8>) -> Result<BTreeMap<u64, Vec<u8>>, MemoryError> {
+        let mut pages: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        let (first, count) = (self.first_page(block), self.pages_in_block());
+        for (layer, _) in &self.upper {
+            let own = layer.own.as_ref().map(|own| own.runs_in(first..first.saturating_add(count))).unwrap_or_default();
+            let offset = |page: usize| u64::try_from(page.saturating_mul(PAGE_BYTES)).unwrap_or(u64::MAX);
+            // What newer ones have all of is of no use.
+            if own.iter().cloned().flatten().all(|page| pages.contains_key(&offset(page))) {
+                continue;
+            }
+            memory::read_block(&layer.file, &layer.path, &layer.layout, block, &own, buffer)?;
+            for (page, content) in own.into_iter().flatten().zip(buffer.chunks(PAGE_BYTES)) {
+                pages.entry(offset(page)).or_insert_with(|| content.to_vec());
+            }
+        }
+        Ok(pages)
+    }
+
+    /// The first block from `block` on that has other pages than the whole snapshot's.
+    fn next_changed(&self, block: u64) -> Option<u64> {
+        let from = self.first_page(block);
+        let next = self.upper.iter().filter_map(|(layer, _)| layer.own.as_ref()?.first_from(from)).min()?;
+        Some(self.block_of(next))
+    }
+
+    fn pages_in_block(&self) -> usize {
+        usize::try_from(self.layout().block_bytes).unwrap_or(usize::MAX) / PAGE_BYTES
+    }
+
+    fn first_page(&self, block: u64) -> usize {
+        usize::try_from(block).unwrap_or(usize::MAX).saturating_mul(self.pages_in_block())
+    }
+
+    fn block_of(&self, page: usize) -> u64 {
+        u64::try_from(page / self.pages_in_block().max(1)).unwrap_or(u64::MAX)
     }
 
     /// The id of the newest.

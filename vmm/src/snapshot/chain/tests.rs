@@ -11,22 +11,22 @@ use crate::{
 
 /// Two regions, neither a multiple of 64 pages, so that the second begins inside a word of a page set.
 const REGIONS: [(u64, usize); 2] = [(0, 37), (1 << 32, 91)];
-const PAGES: usize = 128;
-const PAGE: usize = 4096;
+pub(in crate::snapshot) const PAGES: usize = 128;
+pub(in crate::snapshot) const PAGE: usize = 4096;
 
-fn ram() -> GuestRam {
+pub(in crate::snapshot) fn ram() -> GuestRam {
     GuestRam::from_ranges(&REGIONS.map(|(base, pages)| (GuestAddress(base), pages * PAGE))).unwrap()
 }
 
 /// Where page number `page` of a memory file is in the guest.
-fn address(page: usize) -> GuestAddress {
+pub(in crate::snapshot) fn address(page: usize) -> GuestAddress {
     let [(_, low), (high, _)] = REGIONS;
     let (base, inside) = if page < low { (0, page) } else { (high, page - low) };
     GuestAddress(base + u64::try_from(inside * PAGE).unwrap())
 }
 
 /// All of RAM, page by page.
-fn contents(ram: &GuestRam) -> Vec<u8> {
+pub(in crate::snapshot) fn contents(ram: &GuestRam) -> Vec<u8> {
     let mut all = Vec::new();
     for region in ram.iter() {
         let mut bytes = vec![0; usize::try_from(region.len()).unwrap()];
@@ -37,7 +37,7 @@ fn contents(ram: &GuestRam) -> Vec<u8> {
 }
 
 /// Writes RAM as the snapshot `dir`: what `changed` names on top of `base`, or all of it.
-fn save(ram: &GuestRam, dir: &Path, base: Option<(&Path, SnapshotId, &PageSet)>) -> SnapshotId {
+pub(in crate::snapshot) fn save(ram: &GuestRam, dir: &Path, base: Option<(&Path, SnapshotId, &PageSet)>) -> SnapshotId {
     fs::create_dir(dir).unwrap();
     let path = dir.join(MEMORY_FILE);
     let file = File::create_new(&path).unwrap();
@@ -60,10 +60,17 @@ fn save(ram: &GuestRam, dir: &Path, base: Option<(&Path, SnapshotId, &PageSet)>)
     id_of(&bytes)
 }
 
-fn open(dir: &Path) -> Result<Chain, SnapshotError> {
+pub(in crate::snapshot) fn open(dir: &Path) -> Result<Chain, SnapshotError> {
     let bytes = directory::read_state(dir)?;
     let mut reader = directory::parse_state(dir, &bytes)?;
     Chain::open(dir, bytes, &mut reader)
+}
+
+/// All of RAM, restored.
+fn restored(chain: &Chain) -> GuestRam {
+    let ram = chain.map().unwrap();
+    assert_eq!(chain.complete(&ram, u64::MAX).unwrap(), None);
+    ram
 }
 
 /// A chain of `count` snapshots, named by number, of which each changed one page.
@@ -147,9 +154,9 @@ proptest! {
         }
         for (number, model) in models.iter().enumerate() {
             let chain = open(&dir(number)).unwrap();
-            chain.verify(|| ()).unwrap();
+            chain.verify().unwrap();
             prop_assert_eq!(chain.links().len(), number + 1);
-            let restored = chain.map().unwrap();
+            let restored = restored(&chain);
             prop_assert!(&contents(&restored) == model, "snapshot {}", number);
             // Saved whole, it is the same again: pages of every layer are known to be in use.
             let whole = parent.path().join(format!("whole-{number}"));
@@ -165,13 +172,13 @@ fn a_chain_has_an_end() {
     let (ram, id) = chain_of(parent.path(), MAX_LAYERS);
     let last = parent.path().join((MAX_LAYERS - 1).to_string());
     let chain = open(&last).unwrap();
-    chain.verify(|| ()).unwrap();
-    assert!(contents(&chain.map().unwrap()) == contents(&ram));
+    chain.verify().unwrap();
+    assert!(contents(&restored(&chain)) == contents(&ram));
     let error = new_base(id, &last, &parent.path().join("next")).unwrap_err().to_string();
     assert!(error.contains("is the last of a chain of 64 snapshots: save without a base, or merge it"), "{error}");
     // Somebody who lies about the number of layers gets no further.
     let mut writer = StateWriter::new();
-    let layout = MemoryLayout { pages: 0, checksum: 0, ..chain.whole.layout.clone() };
+    let layout = MemoryLayout { pages: 0, blocks: Vec::new(), ..chain.whole.layout.clone() };
     let base = BaseState { dir: last, id, layers: 2, pages: Vec::new() };
     writer.section(MEMORY, MEMORY_VERSION, &layout).unwrap();
     writer.section(BASE, BASE_VERSION, &base).unwrap();
@@ -181,6 +188,32 @@ fn a_chain_has_an_end() {
     File::create(dir.join(MEMORY_FILE)).unwrap().set_len(layout.file_bytes().unwrap()).unwrap();
     let error = open(&dir).unwrap_err().to_string();
     assert!(error.contains("liar: a chain of more than 64 snapshots"), "{error}");
+}
+
+// Catches: a number of snapshots that is not the chain's, by which a later save would judge whether there is room for it.
+#[test]
+fn a_chain_counts_its_snapshots() {
+    let parent = tempfile::tempdir().unwrap();
+    let (_, id) = chain_of(parent.path(), 2);
+    for layers in [0, 1, 2, 3, 4, 64, 65, usize::MAX] {
+        let mut writer = StateWriter::new();
+        let layout = open(&parent.path().join("0")).unwrap().whole.layout;
+        let layout = MemoryLayout { pages: 0, blocks: Vec::new(), ..layout };
+        let base = BaseState { dir: "../1".into(), id, layers, pages: Vec::new() };
+        writer.section(MEMORY, MEMORY_VERSION, &layout).unwrap();
+        writer.section(BASE, BASE_VERSION, &base).unwrap();
+        let dir = parent.path().join(format!("of {layers}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(STATE_FILE), writer.finish()).unwrap();
+        File::create(dir.join(MEMORY_FILE)).unwrap().set_len(layout.file_bytes().unwrap()).unwrap();
+        match open(&dir) {
+            Ok(_) => assert_eq!(layers, 3),
+            Err(error) => {
+                let reason = format!("it counts {layers} snapshots in its chain, which has 3");
+                assert!(layers != 3 && error.to_string().contains(&reason), "{error}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -216,7 +249,7 @@ fn a_base_that_is_missing_another_or_damaged_is_named() {
     let elsewhere = path("elsewhere");
     fs::rename(moved.path(), &elsewhere).unwrap();
     std::os::unix::fs::symlink(elsewhere.join("2"), path("link")).unwrap();
-    assert!(contents(&open(&path("link")).unwrap().map().unwrap()) == contents(&other));
+    assert!(contents(&restored(&open(&path("link")).unwrap())) == contents(&other));
 
     // Memory of any layer.
     for name in ["0", "1", "2"] {
@@ -225,7 +258,7 @@ fn a_base_that_is_missing_another_or_damaged_is_named() {
         let mut damaged = before.clone();
         damaged[9 * PAGE + 100] ^= 1;
         fs::write(&file, damaged).unwrap();
-        let error = open(&path("link")).unwrap().verify(|| ()).unwrap_err().to_string();
+        let error = open(&path("link")).unwrap().verify().unwrap_err().to_string();
         assert!(error.contains("is not what was saved"), "{name}: {error}");
         fs::write(&file, &before[..PAGE]).unwrap();
         let error = open(&path("link")).unwrap_err().to_string();

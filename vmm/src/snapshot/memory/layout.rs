@@ -8,8 +8,17 @@ use crate::boot::GuestRam;
 
 /// The most regions that a layout may have. A VM has one, or two around the hole below 4 GiB.
 pub const MAX_REGIONS: usize = 16;
+/// The smallest block that has a checksum of its own, in bytes. Reading and checking one takes some 20 µs, about what it costs
+/// to find out that it is wanted.
+const SMALLEST_BLOCK: u64 = 16 * PAGE;
+/// The most blocks that a file has: larger files have larger ones, so that their checksums stay few.
+const MOST_BLOCKS: u64 = 16_384;
 /// No guest physical address reaches this: x86-64 has at most 52 address bits.
 pub const GUEST_ADDRESS_END: u64 = 1 << 52;
+
+/// Where no RAM may be: from the local APICs' page on to 4 GiB, which has the pages that KVM needs for real mode, too.
+const DEVICES_START: u64 = 0xfee0_0000;
+const DEVICES_END: u64 = 1 << 32;
 
 /// Where guest RAM is in the `memory` file, and what it was when it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +28,11 @@ pub struct MemoryLayout {
     pub regions: Vec<RegionLayout>,
     /// How many pages of [`PAGE_BYTES`](super::PAGE_BYTES) have a byte that is not zero.
     pub pages: u64,
-    /// CRC-32 (IEEE) over those pages in file order, each behind its index in the file as a little-endian u64.
-    pub checksum: u32,
+    /// The size of a block, a power of two.
+    pub block_bytes: u64,
+    /// The blocks with such pages, rising: number, and CRC-32 (IEEE) over those pages in file order, each behind its index in
+    /// the file as a little-endian u64.
+    pub blocks: Vec<(u64, u32)>,
 }
 
 /// One contiguous piece of guest RAM.
@@ -47,14 +59,15 @@ impl MemoryLayout {
                 layout
             })
             .collect();
-        Self { regions, pages: 0, checksum: 0 }
+        Self { regions, pages: 0, block_bytes: block_bytes(file_offset), blocks: Vec::new() }
     }
 
     /// The size that the file must have, in bytes.
     ///
     /// # Errors
     /// [`MemoryError::Layout`] when regions are none or too many, empty, of odd size or place, overlapping, beyond
-    /// [`GUEST_ADDRESS_END`], or not one behind the other in the file.
+    /// [`GUEST_ADDRESS_END`], where a VM has something else, or not one behind the other in the file; or when blocks are
+    /// not possible.
     pub fn file_bytes(&self) -> Result<u64, MemoryError> {
         let wrong = |reason: String| Err(MemoryError::Layout { reason });
         if self.regions.is_empty() || self.regions.len() > MAX_REGIONS {
@@ -72,12 +85,42 @@ impl MemoryLayout {
                 Some(end) if end <= GUEST_ADDRESS_END => end,
                 _ => return wrong(format!("a region at {guest_base:#x} of {bytes} bytes ends beyond 52 address bits")),
             };
+            if guest_base < DEVICES_END && guest_end > DEVICES_START {
+                return wrong(format!(
+                    "a region at {guest_base:#x} of {bytes} bytes covers addresses from {DEVICES_START:#x} to \
+                     {DEVICES_END:#x}, where the local APICs are"
+                ));
+            }
             if file_offset != file_bytes {
                 return wrong(format!("a region is at {file_offset} in the file, expected {file_bytes}"));
             }
             // No overflow: disjoint ranges below 2^52.
             file_bytes = file_bytes.saturating_add(bytes);
         }
+        self.check_blocks(file_bytes)?;
         Ok(file_bytes)
     }
+
+    fn check_blocks(&self, file_bytes: u64) -> Result<(), MemoryError> {
+        let wrong = |reason: String| Err(MemoryError::Layout { reason });
+        let block_bytes = self.block_bytes;
+        if !block_bytes.is_power_of_two() || block_bytes < SMALLEST_BLOCK {
+            return wrong(format!("blocks of {block_bytes} bytes"));
+        }
+        let blocks = file_bytes.div_ceil(block_bytes);
+        if blocks > MOST_BLOCKS {
+            return wrong(format!("{blocks} blocks, not at most {MOST_BLOCKS}"));
+        }
+        let rising = self.blocks.is_sorted_by(|(one, _), (next, _)| one < next);
+        if !rising || self.blocks.last().is_some_and(|(last, _)| *last >= blocks) {
+            return wrong(format!("the checksums are not those of {blocks} blocks in their order"));
+        }
+        Ok(())
+    }
+}
+
+/// The size of the blocks of a file of `file_bytes`.
+pub(super) fn block_bytes(file_bytes: u64) -> u64 {
+    let least = file_bytes.div_ceil(MOST_BLOCKS).max(SMALLEST_BLOCK);
+    least.checked_next_power_of_two().unwrap_or(SMALLEST_BLOCK)
 }

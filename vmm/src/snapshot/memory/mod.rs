@@ -7,6 +7,7 @@
 
 mod error;
 mod layout;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod touched;
@@ -27,6 +28,8 @@ use crate::{
     run::{PageSet, begin_writeback},
 };
 
+use sums::Sums;
+
 pub use error::MemoryError;
 pub use layout::{GUEST_ADDRESS_END, MAX_REGIONS, MemoryLayout, RegionLayout};
 
@@ -36,27 +39,6 @@ const PAGE: u64 = 4096;
 const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// How much is read at once, in bytes: enough to make system calls rare, small enough to stay in the cache.
 const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
-
-/// Counts and sums up the pages that are not zero, for the writer and the reader alike.
-#[derive(Default)]
-struct Tally {
-    pages: u64,
-    crc: crc32fast::Hasher,
-}
-
-impl Tally {
-    /// Takes the page at `offset` in the file; says whether it has a byte that is not zero.
-    fn page(&mut self, offset: u64, page: &[u8]) -> bool {
-        // One comparison of slices is a memcmp, which beats a loop over bytes in builds of every kind.
-        if page == ZERO_PAGE.as_slice() {
-            return false;
-        }
-        self.pages = self.pages.saturating_add(1);
-        self.crc.update(&(offset / PAGE).to_le_bytes());
-        self.crc.update(page);
-        true
-    }
-}
 
 /// The pages of guest RAM that may hold a byte that is not zero, by their index in a file of `layout`. See [`touched`]
 /// for how they are found without reading RAM.
@@ -78,36 +60,15 @@ pub fn write(file: &File, path: &Path, memory: &GuestRam, pages: &PageSet) -> Re
     let total = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     file.set_len(total).map_err(io)?;
-    let mut tally = Tally::default();
+    let mut sums = Sums::of_blocks(layout.block_bytes);
     for_each_piece(memory, &layout, pages, |Piece { region, place, inside, at }, chunk| {
         let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
         region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
-        write_chunk(file, chunk, at, &mut tally).map_err(io)
+        write_chunk(file, chunk, at, &mut sums).map_err(io)
     })?;
     begin_writeback(file);
-    layout.pages = tally.pages;
-    layout.checksum = tally.crc.finalize();
+    (layout.pages, layout.blocks) = sums.finish();
     Ok(layout)
-}
-
-/// Reads `pages` of `file`, which is named `path` in errors and has this `layout`, into guest RAM, zeros too.
-///
-/// # Errors
-/// The file cannot be read, or RAM has another layout.
-pub fn read_pages(
-    file: &File,
-    path: &Path,
-    memory: &GuestRam,
-    layout: &MemoryLayout,
-    pages: &PageSet,
-) -> Result<(), MemoryError> {
-    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
-    for_each_piece(memory, layout, pages, |Piece { region, place, inside, at }, chunk| {
-        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
-        file.read_exact_at(chunk, at).map_err(io)?;
-        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_from(chunk);
-        Ok(())
-    })
 }
 
 /// How many pages a file of this layout has.
@@ -154,7 +115,7 @@ fn for_each_piece(
 }
 
 /// Writes the pages of `chunk` that are not zero, neighbours at once.
-fn write_chunk(file: &File, chunk: &[u8], at: u64, tally: &mut Tally) -> io::Result<()> {
+fn write_chunk(file: &File, chunk: &[u8], at: u64, sums: &mut Sums) -> io::Result<()> {
     let mut unwritten = 0..0usize;
     let flush = |range: std::ops::Range<usize>| match chunk.get(range.clone()) {
         Some(bytes) if !bytes.is_empty() => {
@@ -164,7 +125,7 @@ fn write_chunk(file: &File, chunk: &[u8], at: u64, tally: &mut Tally) -> io::Res
     };
     for (page, start) in chunk.chunks(PAGE_BYTES).zip((0..).step_by(PAGE_BYTES)) {
         let end = start + page.len();
-        if tally.page(at.saturating_add(u64::try_from(start).unwrap_or(u64::MAX)), page) {
+        if sums.page(at.saturating_add(u64::try_from(start).unwrap_or(u64::MAX)), page) {
             unwritten.end = end;
         } else {
             flush(unwritten)?;
@@ -191,35 +152,131 @@ pub fn check_size(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(),
     Ok(())
 }
 
-/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero. Calls
-/// `between` every [`CHUNK_BYTES`], or more often.
+/// Checks that `file` holds exactly what `layout` was made from. Reads data only: holes are known to be zero.
 ///
 /// # Errors
 /// As [`check_size`], or the file has other content, or cannot be read.
-pub fn verify(file: &File, path: &Path, layout: &MemoryLayout, mut between: impl FnMut()) -> Result<(), MemoryError> {
+pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), MemoryError> {
     check_size(file, path, layout)?;
     let expected = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
-    let mut tally = Tally::default();
+    let mut sums = Sums::of_blocks(layout.block_bytes);
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;
     while let Some((start, end)) = next_data(file, at, expected).map_err(io)? {
         at = start;
         while at < end {
-            between();
             let chunk = take(&mut buffer, end - at);
             file.read_exact_at(chunk, at).map_err(io)?;
             for (page, offset) in chunk.chunks(PAGE_BYTES).zip((at..).step_by(PAGE_BYTES)) {
-                tally.page(offset, page);
+                sums.page(offset, page);
             }
             at = at.saturating_add(length(chunk));
         }
     }
-    if tally.pages == layout.pages && tally.crc.finalize() == layout.checksum {
+    if sums.finish() == (layout.pages, layout.blocks.clone()) {
         Ok(())
     } else {
         Err(MemoryError::Damaged { path: path.to_owned() })
     }
+}
+
+/// Checks that `memory`, which is mapped from `file` and was not written to, is what `layout` was made from, from its beginning
+/// until `most` bytes or more were read, and then to the end of a block. The number of the first block that was not checked;
+/// none if all were.
+///
+/// # Errors
+/// It is not, or the file system does not tell where data is.
+pub fn check_mapped(
+    memory: &GuestRam,
+    file: &File,
+    path: &Path,
+    layout: &MemoryLayout,
+    most: u64,
+) -> Result<Option<u64>, MemoryError> {
+    let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
+    let total = layout.file_bytes()?;
+    let mut sums = Sums::of_blocks(layout.block_bytes);
+    // A page at a time: fresh memory for a larger buffer would cost more than the reading.
+    let mut page = ZERO_PAGE;
+    let (mut at, mut read, mut rest) = (0, 0_u64, None);
+    'data: while let Some((start, end)) = next_data(file, at, total).map_err(io)? {
+        for offset in (start..end).step_by(PAGE_BYTES) {
+            let block = offset.checked_div(layout.block_bytes).unwrap_or(0);
+            if read >= most && sums.present_block() != Some(block) {
+                rest = Some(block);
+                break 'data;
+            }
+            let (region, inside) = locate(memory, layout, offset)?;
+            let guest = |source| MemoryError::Guest { address: region.start_addr().0.saturating_add(inside), source };
+            region.get_slice(MemoryRegionAddress(inside), PAGE_BYTES).map_err(guest)?.copy_to(&mut page);
+            sums.page(offset, &page);
+            read = read.saturating_add(PAGE);
+        }
+        at = end;
+    }
+    let (pages, blocks) = sums.finish();
+    let expected = layout.blocks.partition_point(|(block, _)| rest.is_none_or(|rest| *block < rest));
+    let good = layout.blocks.get(..expected) == Some(blocks.as_slice()) && (rest.is_some() || pages == layout.pages);
+    if good { Ok(rest) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
+}
+
+/// Where `offset` in the file is in guest RAM: the region, and the byte in it.
+fn locate<'a>(memory: &'a GuestRam, layout: &MemoryLayout, offset: u64) -> Result<(&'a RamRegion, u64), MemoryError> {
+    // Regions follow one another: the first that ends behind it has it.
+    let has = |(_, place): &(_, &RegionLayout)| offset < place.file_offset.saturating_add(place.bytes);
+    let found = memory.iter().zip(&layout.regions).find(has);
+    let located = found.map(|(region, place)| (region, offset.saturating_sub(place.file_offset)));
+    located.ok_or_else(|| MemoryError::Layout { reason: format!("no region has what is at {offset} in the file") })
+}
+
+/// Writes the page that is at `offset` in the file into guest RAM.
+///
+/// # Errors
+/// RAM has another layout.
+pub fn write_page(memory: &GuestRam, layout: &MemoryLayout, offset: u64, page: &[u8]) -> Result<(), MemoryError> {
+    let (region, inside) = locate(memory, layout, offset)?;
+    let guest = |source| MemoryError::Guest { address: region.start_addr().0.saturating_add(inside), source };
+    region.get_slice(MemoryRegionAddress(inside), page.len()).map_err(guest)?.copy_from(page);
+    Ok(())
+}
+
+/// Reads and checks a block of `file`, of which `pages` (numbers in the file, rising) are looked at and all others known to be
+/// zero, or of no use: those pages, in order, in `buffer`.
+///
+/// # Errors
+/// They are not what `layout` was made from, or cannot be read.
+pub fn read_block(
+    file: &File,
+    path: &Path,
+    layout: &MemoryLayout,
+    block: u64,
+    pages: &[std::ops::Range<usize>],
+    buffer: &mut Vec<u8>,
+) -> Result<(), MemoryError> {
+    let mut sums = Sums::of_blocks(layout.block_bytes);
+    buffer.resize(pages.iter().map(std::ops::Range::len).sum::<usize>().saturating_mul(PAGE_BYTES), 0);
+    let mut rest = buffer.as_mut_slice();
+    for run in pages {
+        let (chunk, behind) = rest.split_at_mut(run.len().saturating_mul(PAGE_BYTES).min(rest.len()));
+        if let Err(source) = file.read_exact_at(chunk, bytes(run.start)) {
+            // More to the point, if it became shorter.
+            check_size(file, path, layout)?;
+            return Err(MemoryError::Io { path: path.to_owned(), action: "read", source });
+        }
+        for (page, offset) in chunk.chunks(PAGE_BYTES).zip((bytes(run.start)..).step_by(PAGE_BYTES)) {
+            sums.page(offset, page);
+        }
+        rest = behind;
+    }
+    let place = layout.blocks.binary_search_by_key(&block, |(block, _)| *block);
+    let expected = place.ok().and_then(|place| layout.blocks.get(place));
+    if sums.finish().1.first() == expected { Ok(()) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
+}
+
+/// Whether `file` has no data in `range`; not known is no.
+pub fn is_hole(file: &File, range: std::ops::Range<u64>) -> bool {
+    next_data(file, range.start, range.end).is_ok_and(|data| data.is_none_or(|(start, _)| start >= range.end))
 }
 
 /// The next range at or after `at` that may hold data, widened to whole pages; none when only zeros are left.

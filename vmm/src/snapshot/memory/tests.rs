@@ -2,7 +2,7 @@ use std::os::unix::fs::MetadataExt;
 
 use vm_memory::Bytes;
 
-use super::*;
+use super::{layout::block_bytes, *};
 
 const MIB: u64 = 1 << 20;
 
@@ -42,7 +42,7 @@ impl Saved {
 
     fn map(&self) -> Result<GuestRam, MemoryError> {
         let file = Arc::new(File::open(self.path()).unwrap());
-        verify(&file, &self.path(), &self.layout, || ())?;
+        verify(&file, &self.path(), &self.layout)?;
         map(&file, &self.path(), &self.layout)
     }
 }
@@ -72,7 +72,7 @@ fn writes_of_the_restored_guest_do_not_reach_the_file() {
     let saved = Saved::new();
     let restored = saved.map().unwrap();
     restored.write_slice(&[1, 2, 3], GuestAddress(0x5000)).unwrap();
-    verify(&saved.open(), &saved.path(), &saved.layout, || ()).unwrap();
+    verify(&saved.open(), &saved.path(), &saved.layout).unwrap();
 }
 
 #[test]
@@ -157,9 +157,105 @@ fn hostile_layouts_are_errors() {
         assert!(matches!(result, Err(MemoryError::Layout { .. })), "{regions:?}: {result:?}");
     }
     // Possible, but far more than the file: found before anything is mapped.
-    let layout = MemoryLayout { regions: vec![region(0, GUEST_ADDRESS_END, 0)], ..saved.layout.clone() };
+    let large = 1 << 40;
+    let blocks = MemoryLayout { block_bytes: 1 << 26, ..saved.layout.clone() };
+    assert_eq!(
+        MemoryLayout { regions: vec![region(0, large, 0)], ..blocks.clone() }.file_bytes().ok(),
+        None,
+        "over devices"
+    );
+    let layout = MemoryLayout { regions: vec![region(1 << 32, large, 0)], ..blocks };
     let result = map(&Arc::new(saved.open()), &saved.path(), &layout);
     assert!(matches!(result, Err(MemoryError::Truncated { .. })), "{result:?}");
+}
+
+// Catches: RAM where a VM has its local APICs, or where Intel CPUs need pages for the guest's real mode.
+#[test]
+fn ram_over_the_local_apics_is_refused() {
+    let layout = |guest_base, bytes| MemoryLayout {
+        regions: vec![RegionLayout { guest_base, bytes, file_offset: 0 }],
+        ..MemoryLayout::of(&ram())
+    };
+    for (guest_base, bytes) in [(0xfee0_0000, 4096), (0xfedf_f000, 8192), (0xfffb_c000, 4096), (0, 1 << 32)] {
+        let error = layout(guest_base, bytes).file_bytes().unwrap_err().to_string();
+        assert!(error.contains("where the local APICs are"), "{guest_base:#x}: {error}");
+    }
+    assert!(layout(0xfedf_f000, 4096).file_bytes().is_ok());
+    assert!(layout(1 << 32, 4096).file_bytes().is_ok());
+}
+
+#[test]
+fn hostile_blocks_are_errors() {
+    let good = Saved::new().layout;
+    assert_eq!(good.file_bytes().unwrap(), 3 * MIB);
+    assert_eq!(good.blocks.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [0, 8, 31, 32, 47]);
+    let with =
+        |block_bytes, blocks: &[(u64, u32)]| MemoryLayout { block_bytes, blocks: blocks.to_vec(), ..good.clone() };
+    for bad in [
+        with(0, &[]),
+        with(4096, &[]),
+        with(65_537, &[]),
+        with(65_536, &[(48, 1)]),
+        with(65_536, &[(1, 1), (1, 1)]),
+        with(65_536, &[(2, 1), (1, 1)]),
+        with(u64::MAX, &[]),
+    ] {
+        assert!(matches!(bad.file_bytes(), Err(MemoryError::Layout { .. })), "{bad:?}");
+    }
+}
+
+// Catches: a block that passes although another page of it, a page of zeros or a page of another block changed.
+#[test]
+fn each_block_stands_for_itself() {
+    let saved = Saved::new();
+    let check = |block: u64| {
+        let (mut buffer, first) = (Vec::new(), usize::try_from(block * 16).unwrap());
+        let pages = first..first + 16;
+        read_block(&saved.open(), &saved.path(), &saved.layout, block, &[pages], &mut buffer).map(|()| buffer.len())
+    };
+    for block in 0..48 {
+        assert_eq!(check(block).unwrap(), 65_536, "{block}");
+    }
+    for (at, byte, damaged) in [(0x80_000 + 5, 1, 8), (0x9_0000, 7, 9), (3 * MIB - 1, 0, 47)] {
+        saved.open().write_all_at(&[byte], at).unwrap();
+        for block in 0..48 {
+            assert_eq!(check(block).is_err(), block == damaged, "{block} of {damaged}");
+        }
+        let undo = if damaged == 47 { 0xa5 } else { 0 };
+        saved.open().write_all_at(&[undo], at).unwrap();
+    }
+    saved.open().set_len(MIB).unwrap();
+    assert!(matches!(check(20), Err(MemoryError::Truncated { .. })));
+}
+
+// Catches: a part that is taken for checked and is not; one block too many or too few.
+#[test]
+fn what_is_checked_in_place_ends_with_a_block() {
+    let check = |saved: &Saved, most| {
+        let memory = map(&Arc::new(saved.open()), &saved.path(), &saved.layout)?;
+        check_mapped(&memory, &saved.open(), &saved.path(), &saved.layout, most)
+    };
+    let saved = Saved::new();
+    for (most, rest) in [(0, Some(0)), (1, Some(8)), (2 * PAGE, Some(8)), (2 * PAGE + 1, Some(31)), (1 << 20, None)] {
+        assert_eq!(check(&saved, most).unwrap(), rest, "{most}");
+    }
+    // Damage in block 31, and in a hole before it.
+    saved.open().write_all_at(&[1], 2 * MIB - 1).unwrap();
+    assert!(check(&saved, u64::MAX).is_err());
+    assert_eq!(check(&saved, 2 * PAGE + 1).unwrap(), Some(31));
+    saved.open().write_all_at(&[1], MIB).unwrap();
+    assert!(check(&saved, 5 * PAGE).is_err());
+}
+
+// Catches: checksums that grow with RAM.
+#[test]
+fn larger_files_have_larger_blocks() {
+    for (mib, block) in [(1, 1 << 16), (1024, 1 << 16), (1025, 1 << 17), (4096, 1 << 18), (1 << 20, 1 << 26)] {
+        let region = RegionLayout { guest_base: 1 << 32, bytes: mib * MIB, file_offset: 0 };
+        assert_eq!(block_bytes(region.bytes), block, "{mib} MiB");
+        let layout = MemoryLayout { regions: vec![region], pages: 0, block_bytes: block, blocks: Vec::new() };
+        assert_eq!(layout.file_bytes().unwrap(), mib * MIB);
+    }
 }
 
 #[test]
