@@ -5,13 +5,11 @@ use std::{
     io::{Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
-    process::Stdio,
     thread,
     time::Duration,
 };
 
 use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -300,50 +298,6 @@ fn a_signal_that_comes_at_once_is_heard() {
         let ended = process.finish().expect(0);
         assert!(ended.stderr.ends_with("vmm: stopped\n"), "{ended:#?}");
     }
-}
-
-// Catches: a console that nobody reads, which stops the machine's thread before another one hears signals.
-#[test]
-fn a_console_that_takes_nothing_does_not_keep_signals_out() {
-    if !kvm() {
-        return;
-    }
-    if fs::read_to_string("/proc/self/syscall").is_err() {
-        eprintln!("skipped: this host does not tell what a process waits in");
-        return;
-    }
-    let lab = Lab::new();
-    let (_unread, mut full) = std::io::pipe().unwrap();
-    let flags = OFlag::from_bits_retain(fcntl(&full, FcntlArg::F_GETFL).unwrap());
-    fcntl(&full, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
-    while full.write(&[0; 4096]).is_ok() {}
-    fcntl(&full, FcntlArg::F_SETFL(flags)).unwrap();
-
-    let mut vmm = lab.guest("scenario=idle hz=200", "");
-    let mut vmm = vmm.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-    let pid = i32::try_from(vmm.id()).unwrap();
-    // proc(5): the number of the system call that it waits in, write(2), and its first argument.
-    let writes = || fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|call| call.starts_with("1 0x1 "));
-    for _ in 0..LOOKS {
-        if writes() {
-            break;
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-    assert!(writes(), "it does not print");
-    for _ in 0..500 {
-        if vmm.try_wait().unwrap().is_some() {
-            break;
-        }
-        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
-        thread::sleep(20 * LOOK_AGAIN);
-    }
-    // If nothing else ends it.
-    let _ = vmm.kill();
-    let ended = vmm.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(1), "{said}");
-    assert!(said.ends_with("vmm: stopped at once, on a second signal\n"), "{said}");
 }
 
 // Catches: a VM that runs before it was told to.

@@ -5,18 +5,17 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
-        .format(|out, record| {
-            use std::io::Write;
-            writeln!(out, "vmm: {}: {}", record.level().as_str().to_lowercase(), record.args())
-        })
-        .init();
+    cli::logging::begin();
     let first = std::env::args_os().nth(1);
-    match cli::dispatch(&cli::commands::grammar(first.as_deref()).get_matches()) {
+    let code = match cli::dispatch(&cli::commands::grammar(first.as_deref()).get_matches()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vmm: {}", cli::exit::one_line(&error));
+            vmm::say!("vmm: {}", cli::exit::one_line(&error));
             cli::exit::code_of(&error)
         }
-    }
+    };
+    log::logger().flush();
+    // Who does not read it now never will.
+    let _ = vmm::output::stderr().finish(vmm::output::END_PATIENCE);
+    code
 }

@@ -96,6 +96,10 @@ pub struct Session {
     pub summary: Option<PathBuf>,
     #[command(flatten)]
     pub report: ReportFile,
+    /// What becomes of what the guest prints when nobody reads it and 1 MiB waits: the guest waits too, or it is dropped and
+    /// counted.
+    #[arg(long, value_enum, value_name = "HOW", default_value = "wait")]
+    pub console_full: ConsoleFull,
     /// Migrate within the process every so much VM time, for example 500ms.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub migrate_every: Option<Duration>,
@@ -234,6 +238,14 @@ pub enum Verify {
     Now,
     /// Each block before its first use, the rest in the background; a snapshot of the VM waits for that.
     Background,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleFull {
+    /// The guest's vCPUs stand still until somebody reads.
+    Wait,
+    /// The guest runs on.
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -7,6 +7,7 @@ pub mod ctl_args;
 mod demo;
 mod doctor;
 pub mod exit;
+pub mod logging;
 pub mod output;
 mod progress;
 mod run;

@@ -1,14 +1,11 @@
 //! Running a guest: from an image or from a snapshot.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use vmm::{
     boot::{self, Image},
+    output::{END_PATIENCE, Outlet, Sink, WhenFull},
     run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
     session::{self, Cycle, Finish, Report, SessionError},
     snapshot::{
@@ -19,7 +16,7 @@ use vmm::{
 };
 
 use super::{
-    args::{DebugExitStatus, OnOff, Restore, Run, Session, Verify},
+    args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
     exit::{self, Failed},
     run_files::Files,
 };
@@ -49,14 +46,15 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
         pv_eoi: args.pv_eoi == OnOff::On,
     };
     let files = Files::open(&args.session)?;
-    let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
+    let console = console(&args.session);
+    let outputs = Outputs::to_outlet(console.clone(), files.trace());
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;
     // They are in guest memory now.
     drop((image, options));
     if args.session.track_dirty {
         machine.track_changes(None)?;
     }
-    session(&env, machine, None, &args.session, None, files)
+    session(&env, machine, None, &args.session, None, files, &console)
 }
 
 /// `vmm restore`.
@@ -81,15 +79,18 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
     let files = Files::open(&args.session)?;
-    let outputs = Outputs::new(Box::new(io::stdout()), files.trace());
+    let console = console(&args.session);
+    let outputs = Outputs::to_outlet(console.clone(), files.trace());
     let mut machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
     if args.session.track_dirty {
         machine.track_changes(Some(id))?;
     }
-    session(&env, machine, pager.as_ref(), &args.session, Some(khz), files).map_err(|error| match error.downcast() {
-        Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),
-        Ok(error) => error.into(),
-        Err(error) => error,
+    session(&env, machine, pager.as_ref(), &args.session, Some(khz), files, &console).map_err(|error| {
+        match error.downcast() {
+            Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),
+            Ok(error) => error.into(),
+            Err(error) => error,
+        }
     })
 }
 
@@ -97,7 +98,8 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
 fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
         let error = anyhow::Error::msg(error.to_string()).context(name);
-        let _ = io::stderr().write_all(format!("vmm: {}\n", exit::one_line(&error)).as_bytes());
+        vmm::say!("vmm: {}", exit::one_line(&error));
+        let _ = vmm::output::stderr().finish(END_PATIENCE);
         std::process::exit(exit::USAGE.into());
     })
 }
@@ -109,10 +111,10 @@ fn session(
     args: &Session,
     khz: Option<Khz>,
     files: Files,
+    console: &Outlet,
 ) -> Result<ExitCode> {
     let (source, why) = machine.source_and_why();
-    // In one write: standard error has no buffer.
-    let _ = io::stderr().write_all(format!("vmm: TSC source {}: {why}\n", source.as_str()).as_bytes());
+    vmm::say!("vmm: TSC source {}: {why}", source.as_str());
     let policies = Policies {
         khz,
         deadline: args.deadline.into(),
@@ -130,7 +132,9 @@ fn session(
         timeout: args.timeout,
     };
     session::block_signals().context("cannot block signals")?;
-    let report = session::run(env, machine, pager, &options)?;
+    let report = session::run(env, machine, pager, &options);
+    finish_console(console);
+    let report = report?;
     tell(&report);
     files.write(&report)?;
     match &report.finish {
@@ -147,6 +151,31 @@ fn session(
     }
 }
 
+/// What is kept of a console that somebody reads slowly.
+const CONSOLE_BYTES: usize = 1 << 20;
+
+/// Standard output, for the guest's console.
+fn console(args: &Session) -> Outlet {
+    let when_full = match args.console_full {
+        ConsoleFull::Wait => WhenFull::Wait,
+        ConsoleFull::Drop => WhenFull::Drop,
+    };
+    let sink = Sink::inherited(io::stdout());
+    sink.map_or_else(Outlet::closed, |sink| Outlet::new(sink, CONSOLE_BYTES, when_full))
+}
+
+/// Passes on what is left of the console, and tells what is lost. A reader that went away wants no more.
+fn finish_console(console: &Outlet) {
+    if let Err(error) = console.finish(END_PATIENCE)
+        && error.kind() == io::ErrorKind::TimedOut
+    {
+        vmm::say!("vmm: the end of the console's output is lost: {error}");
+    }
+    if console.dropped() > 0 {
+        vmm::say!("vmm: {} bytes of the console's output were dropped, because nobody read them", console.dropped());
+    }
+}
+
 fn vm_time(length: Duration) -> VmTime {
     VmTime(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -157,7 +186,7 @@ fn tell(report: &Report) {
     let micros = |ns: u64| Length(Duration::from_nanos(ns / 1000 * 1000)).to_string();
     let by_host = |what: fn(Lateness) -> u64| host.map_or_else(|| "-".to_owned(), |late| micros(what(late)));
     if summary.ticks > 0 {
-        eprintln!(
+        vmm::say!(
             "vmm: {} ticks, {} lost, {} woken early; late p99 {} worst {} by the guest, p99 {} worst {} by the host; clock \
              steps back {}; migrations {}; VM time {}",
             summary.ticks,
@@ -175,11 +204,11 @@ fn tell(report: &Report) {
     match finish {
         Finish::Ended(end) => {
             if let Some(message) = end.message() {
-                eprintln!("vmm: {message}");
+                vmm::say!("vmm: {message}");
             }
         }
-        Finish::Stopped => eprintln!("vmm: stopped"),
-        Finish::Saved => eprintln!("vmm: saved"),
+        Finish::Stopped => vmm::say!("vmm: stopped"),
+        Finish::Saved => vmm::say!("vmm: saved"),
         // Said with the exit code.
         Finish::TimedOut { .. } => {}
     }

@@ -111,6 +111,17 @@ pub struct Status {
     pub ticks: u64,
     /// How often the VM was migrated within this process.
     pub migrations: u64,
+    /// How far the snapshot is that is being made; none if there is none.
+    pub saving: Option<Saving>,
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// Bytes done: first of guest RAM into the host's page cache, while the VM stands still, then of those to the disk.
+    pub done_bytes: u64,
+    /// Of how many.
+    pub total_bytes: u64,
 }
 
 /// A command that was carried out.

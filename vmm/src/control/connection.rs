@@ -11,7 +11,7 @@ use super::api::ApiError;
 use super::http::{self, Parsed, Request};
 
 /// How much a client may still send after its answer before it is cut off, in bytes: a body that was refused for its size.
-const DRAIN_BYTES: usize = 1 << 30;
+const DRAIN_BYTES: usize = 256 << 20;
 /// Steps at a time: a client that sends as fast as it is read must let others be served.
 const STEPS: usize = 64;
 

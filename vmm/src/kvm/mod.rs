@@ -41,4 +41,4 @@ pub use tsc::read_tsc;
 pub use vcpu::{Bus, Calls, Exit, GpFault, Operation, Registers, Vcpu};
 pub use vm::{Lapics, Vm};
 pub use withheld::{Piece, Withheld};
-pub use writeback::begin_writeback;
+pub use writeback::{begin_writeback, write_back};

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use nix::poll::PollTimeout;
+use nix::{poll::PollTimeout, sys::signal::SigSet};
 
 use super::Sink;
 
@@ -37,7 +37,7 @@ struct Shared {
     limit: usize,
     when_full: WhenFull,
     state: Mutex<State>,
-    /// The buffer became empty, or the sink failed.
+    /// Bytes went out, or the sink failed.
     done: Condvar,
 }
 
@@ -56,8 +56,7 @@ impl Outlet {
     /// For `sink`, keeping at most about `limit` bytes.
     #[must_use]
     pub fn new(sink: Sink, limit: usize, when_full: WhenFull) -> Self {
-        let state =
-            State { sink: Some(sink), buffer: VecDeque::new(), dropped: 0, failed: None, on_room: None };
+        let state = State { sink: Some(sink), buffer: VecDeque::new(), dropped: 0, failed: None, on_room: None };
         Self { shared: Arc::new(Shared { limit, when_full, state: Mutex::new(state), done: Condvar::new() }) }
     }
 
@@ -147,12 +146,11 @@ impl Outlet {
     /// The first write that failed, or [`io::ErrorKind::TimedOut`] if bytes are left.
     pub fn finish(&self, patience: Duration) -> io::Result<()> {
         let mut state = self.state();
+        // The thread says each time that it got on.
         while state.failed.is_none() && !state.buffer.is_empty() {
-            let before = state.buffer.len();
-            let (next, waited) =
-                self.shared.done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            let (next, waited) = self.shared.done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
             state = next;
-            if waited.timed_out() && state.buffer.len() >= before {
+            if waited.timed_out() && !state.buffer.is_empty() {
                 let left = state.buffer.len();
                 let why = format!("nobody reads it: {left} bytes are left");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
@@ -179,11 +177,13 @@ fn push(sink: &mut Sink, bytes: &[u8]) -> io::Result<usize> {
 
 /// The thread: passes on what is kept until that is nothing, or nobody has the outlet any more.
 fn empty(mut sink: Sink, shared: &Weak<Shared>) {
+    // Signals are for threads that were told what to do about them. This one may be older than that.
+    let _ = SigSet::all().thread_block();
     loop {
         {
             let Some(shared) = shared.upgrade() else { return };
             let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let was_full = state.buffer.len() >= shared.limit;
+            let before = state.buffer.len();
             let (piece, _) = state.buffer.as_slices();
             let piece = piece.get(..PIECE).unwrap_or(piece);
             match push(&mut sink, piece) {
@@ -193,13 +193,15 @@ fn empty(mut sink: Sink, shared: &Weak<Shared>) {
                     state.buffer.clear();
                 }
             }
-            if was_full
+            if before >= shared.limit
                 && state.buffer.len() < shared.limit
                 && let Some(wake) = &state.on_room
             {
                 wake();
             }
-            shared.done.notify_all();
+            if state.buffer.len() < before || state.failed.is_some() {
+                shared.done.notify_all();
+            }
             if state.buffer.is_empty() {
                 state.sink = Some(sink);
                 return;
@@ -283,7 +285,8 @@ mod tests {
         outlet.put(&all);
         let dropped = usize::try_from(outlet.dropped()).unwrap();
         assert!(!outlet.is_full());
-        let left = outlet.finish(Duration::from_millis(1)).unwrap_err();
+        // Longer than the thread takes between two looks.
+        let left = outlet.finish(Duration::from_millis(3 * u64::from(LOOK_MS))).unwrap_err();
         assert_eq!(left.kind(), io::ErrorKind::TimedOut);
         assert!(take(&reader, all.len() - dropped) == all[..all.len() - dropped]);
         outlet.finish(LONG).unwrap();

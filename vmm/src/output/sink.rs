@@ -97,9 +97,7 @@ impl Sink {
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                 Ok(send(self.file.as_raw_fd(), bytes, flags)?)
             }
-            Kind::Polled if self.has_room(PollTimeout::ZERO) => {
-                self.file.write(bytes.get(..ATOMIC).unwrap_or(bytes))
-            }
+            Kind::Polled if self.has_room(PollTimeout::ZERO) => self.file.write(bytes.get(..ATOMIC).unwrap_or(bytes)),
             Kind::Polled => Err(io::ErrorKind::WouldBlock.into()),
         }
     }

@@ -19,6 +19,8 @@ pub type SnapshotId = [u8; 32];
 pub(super) struct Changes {
     /// They differ from the latest snapshot, or may.
     pages: PageSet,
+    /// So did these, which a snapshot has that is not whole yet.
+    in_save: Option<PageSet>,
     /// Of which every other page is the same; none before the first.
     latest: Option<SnapshotId>,
 }
@@ -29,7 +31,7 @@ impl Changes {
         vm.log_dirty_pages()?;
         memory.iter().for_each(|region| write_log(region).begin());
         let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-        Ok(Self { pages: PageSet::none(page(bytes)), latest })
+        Ok(Self { pages: PageSet::none(page(bytes)), in_save: None, latest })
     }
 
     /// Adds what was written since the last time.
@@ -84,15 +86,26 @@ impl Machine {
         Ok(Some(changes.pages.clone()))
     }
 
-    /// Notes that the paused machine was saved as `id`, wholly and for good.
-    pub fn saved_as(&mut self, id: SnapshotId) {
+    /// The snapshot that is being made has all of RAM: patches trap sites again, so that the guest may run on.
+    pub fn memory_is_saved(&mut self) {
+        self.platform.sites.patch(&self.platform.memory);
         let Some(changes) = &mut self.changes else { return };
+        changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
-        changes.latest = Some(id);
         // What the VMM wrote meanwhile are the guest's own instructions at trap sites and its patches again: no change. The
         // guest wrote nothing.
         for region in self.platform.memory.iter() {
             let _ = write_log(region).take();
+        }
+    }
+
+    /// That snapshot is whole, and is `id`; or there is none, and what it had counts as changed again.
+    pub fn saved_as(&mut self, id: Option<SnapshotId>) {
+        let Some(changes) = &mut self.changes else { return };
+        match (id, changes.in_save.take()) {
+            (Some(id), _) => changes.latest = Some(id),
+            (None, Some(pages)) => changes.pages.union(&pages),
+            (None, None) => {}
         }
     }
 

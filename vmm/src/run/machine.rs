@@ -486,12 +486,16 @@ impl Machine {
         Ok(lines)
     }
 
-    /// Shows `what` the guest's RAM with its own instructions at trap sites.
-    pub fn with_original_code<R>(&self, what: impl FnOnce(&GuestRam) -> R) -> R {
+    /// The guest's RAM.
+    #[must_use]
+    pub fn memory(&self) -> Arc<GuestRam> {
+        Arc::clone(&self.platform.memory)
+    }
+
+    /// Puts the guest's own instructions at trap sites, for a save: a snapshot can be restored where nothing is patched. The
+    /// machine must be paused, and stay so up to [`Self::memory_is_saved`].
+    pub fn show_original_code(&self) {
         self.platform.sites.unpatch(&self.platform.memory);
-        let result = what(&self.platform.memory);
-        self.platform.sites.patch(&self.platform.memory);
-        result
     }
 
     /// Timer interrupts that entered vCPU number `cpu` so far, in this process.

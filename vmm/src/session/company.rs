@@ -68,6 +68,18 @@ impl<'scope, 'env> Company<'scope, 'env> {
         }
     }
 
+    /// Starts a thread beside those.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(super) fn spawn<T: Send + 'scope>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'scope,
+    ) -> std::io::Result<ScopedJoinHandle<'scope, T>> {
+        thread::Builder::new().name(name.to_owned()).spawn_scoped(self.scope, work)
+    }
+
     /// Waits for the event loop, which the machine has told that it is done.
     ///
     /// # Errors

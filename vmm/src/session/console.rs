@@ -1,6 +1,11 @@
 //! Standard input as the serial console's.
 
-use std::{fs::File, io::Read, os::fd::{AsFd, AsRawFd}, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::timerfd::TimerFd;
@@ -84,10 +89,7 @@ impl MutEventSubscriber for Input {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        let answers = [
-            ops.add(Events::new(&self.taken, EventSet::IN)),
-            ops.add(Events::new(&self.full, EventSet::IN)),
-        ];
+        let answers = [ops.add(Events::new(&self.taken, EventSet::IN)), ops.add(Events::new(&self.full, EventSet::IN))];
         match answers.into_iter().find_map(Result::err) {
             None => self.watch(ops),
             Some(error) => log::error!("cannot wait for the console's input: {error}"),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{kvm::exit_at_once, say};
+use crate::{run::exit_at_once, say};
 
 /// How long an end may take.
 const PATIENCE: Duration = Duration::from_millis(1500);

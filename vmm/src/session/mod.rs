@@ -8,16 +8,12 @@ mod company;
 mod console;
 mod ending;
 mod proof;
+mod save;
 mod signals;
 mod timeout;
 mod worker;
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

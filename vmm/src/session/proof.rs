@@ -9,6 +9,7 @@ use super::{Inbox, Request, SessionError};
 use crate::snapshot::Pager;
 
 /// What the machine's thread has of it.
+#[derive(Clone, Copy)]
 pub(super) struct Proof<'a>(Option<&'a Pager>);
 
 impl<'a> Proof<'a> {

@@ -1,22 +1,22 @@
 //! The machine's own thread: runs it, and between runs does what was asked for.
 
-use std::{sync::mpsc::Sender, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Cycle, Finish, Options, Report, SessionError,
     company::{self, Company},
     proof::Proof,
+    save::Save,
 };
 use crate::{
     control::{
-        ApiError, Command, Reply, Status,
+        Answer, ApiError, Command, Reply, Status,
         api::{self, RunState},
     },
     run::{
         HostEnvironment, Machine, Outcome, Policies, RunError, TimeMode, check_ratio, judge, mailbox::Mailbox,
         platform::lock,
     },
-    snapshot::{self, DirectoryError, SnapshotError},
     time::{Length, VmTime},
 };
 
@@ -32,27 +32,36 @@ pub enum Request {
     TimedOut(Duration),
     /// The restored memory is not what was saved.
     Damaged,
+    /// The snapshot that is being made has all of RAM.
+    MemorySaved,
+    /// The snapshot is made, or could not be.
+    Saved,
 }
 
-struct Worker<'a, 'scope, 'env> {
-    env: &'a HostEnvironment,
+pub(super) struct Worker<'a, 'scope, 'env> {
+    pub(super) env: &'a HostEnvironment,
     /// None only after a migration failed half-way.
     machine: Option<Machine>,
-    proof: Proof<'a>,
-    company: &'a mut Company<'scope, 'env>,
-    options: &'a Options,
+    pub(super) proof: Proof<'env>,
+    pub(super) company: &'a mut Company<'scope, 'env>,
+    pub(super) options: &'a Options,
+    pub(super) inbox: &'env Mailbox<Request>,
+    /// The snapshot that is being made.
+    pub(super) save: Option<Save<'scope>>,
+    /// What has to wait for that.
+    deferred: VecDeque<Request>,
     next_migration: Option<VmTime>,
     migrations: usize,
     host_stops: u64,
 }
 
-pub(super) fn work(
+pub(super) fn work<'env>(
     env: &HostEnvironment,
     machine: Machine,
-    proof: Proof<'_>,
-    company: &mut Company<'_, '_>,
+    proof: Proof<'env>,
+    company: &mut Company<'_, 'env>,
     options: &Options,
-    inbox: &Mailbox<Request>,
+    inbox: &'env Mailbox<Request>,
 ) -> Result<Report, SessionError> {
     let mut worker = Worker {
         env,
@@ -60,14 +69,20 @@ pub(super) fn work(
         proof,
         company,
         options,
+        inbox,
+        save: None,
+        deferred: VecDeque::new(),
         next_migration: None,
         migrations: 0,
         host_stops: 0,
     };
-    let finish = worker.start().and_then(|()| worker.run(inbox));
+    let finish = worker.start().and_then(|()| worker.run());
+    // One that is asked for waits for nobody; a guest that has ended lets its snapshot become whole.
+    let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
     // Before anything else is said: where memory is damaged, an error may come from that.
     worker.proof.check()?;
     let finish = finish?;
+    saved?;
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
     let summary = judge::sum_up(machine.platform());
@@ -98,7 +113,7 @@ fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cy
     Ok(())
 }
 
-impl Worker<'_, '_, '_> {
+impl<'env> Worker<'_, '_, 'env> {
     fn start(&mut self) -> Result<(), SessionError> {
         let (env, options) = (self.env, self.options);
         let machine = self.machine()?;
@@ -112,7 +127,7 @@ impl Worker<'_, '_, '_> {
         Ok(())
     }
 
-    fn machine(&mut self) -> Result<&mut Machine, SessionError> {
+    pub(super) fn machine(&mut self) -> Result<&mut Machine, SessionError> {
         self.machine.as_mut().ok_or(SessionError::Lost)
     }
 
@@ -135,13 +150,14 @@ impl Worker<'_, '_, '_> {
         Ok((expects_nobody && alone && comes).then_some(end))
     }
 
-    fn run(&mut self, inbox: &Mailbox<Request>) -> Result<Finish, SessionError> {
+    fn run(&mut self) -> Result<Finish, SessionError> {
+        let inbox = self.inbox;
         let mut head_start = self.head_start()?;
         if head_start.is_none() {
             self.company.start()?;
         }
         loop {
-            while let Some(request) = inbox.take() {
+            while let Some(request) = self.ready().or_else(|| inbox.take()) {
                 if let Some(finish) = self.carry_out(request)? {
                     return Ok(finish);
                 }
@@ -164,11 +180,7 @@ impl Worker<'_, '_, '_> {
                 }
                 Outcome::Reached if stop == save_at => {
                     if let Some((_, dir)) = &self.options.save {
-                        self.machine()?.pause()?;
-                        self.proof.settle()?;
-                        let env = self.env;
-                        snapshot::machine::save(self.machine()?, env, dir, None)?;
-                        return Ok(Finish::Saved);
+                        self.save_and_end(dir)?;
                     }
                 }
                 Outcome::Reached => self.next_in_cycle()?,
@@ -217,44 +229,76 @@ impl Worker<'_, '_, '_> {
         Ok(())
     }
 
-    fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
+    /// The oldest request that waited for the snapshot, if it can be carried out now.
+    fn ready(&mut self) -> Option<Request> {
+        if self.deferred.front().is_some_and(|request| self.has_to_wait(request)) {
+            return None;
+        }
+        self.deferred.pop_front()
+    }
+
+    /// Whether a request has to wait for the snapshot that is being made: what would move the machine, until its RAM is
+    /// written; another snapshot, until this one is whole.
+    fn has_to_wait(&self, request: &Request) -> bool {
+        let Some(save) = &self.save else { return false };
         match request {
+            Request::Command(Command::Status | Command::Quit, _) => false,
+            Request::Command(Command::Snapshot(_), _) => true,
+            Request::Command(..) | Request::Type(..) => !save.has_memory(),
+            Request::Stop | Request::TimedOut(_) | Request::Damaged | Request::MemorySaved | Request::Saved => false,
+        }
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
+        // In order: what comes after a request that waits does so too, unless it needs no machine.
+        let behind = !self.deferred.is_empty() && matches!(request, Request::Command(..) | Request::Type(..));
+        let urgent = matches!(request, Request::Command(Command::Status | Command::Quit, _));
+        if self.has_to_wait(&request) || behind && !urgent {
+            self.deferred.push_back(request);
+            return Ok(None);
+        }
+        match request {
+            Request::MemorySaved => self.memory_saved().map(|()| None),
+            Request::Saved => self.saved(),
             Request::Stop => Ok(Some(Finish::Stopped)),
             Request::Damaged => self.proof.check().map(|()| None),
             Request::TimedOut(after) => {
                 let cpus = self.machine()?.positions()?;
                 Ok(Some(Finish::TimedOut { after, cpus }))
             }
-            Request::Type(bytes, sender) => {
-                let taken = lock(&self.machine()?.platform().devices).type_in(&bytes);
-                let _ = sender.send(taken);
+            Request::Type(bytes, answer) => {
+                answer.give(lock(&self.machine()?.platform().devices).type_in(&bytes));
                 Ok(None)
             }
-            Request::Command(command, sender) => {
+            Request::Command(Command::Snapshot(snapshot), answer) => self.save(snapshot, answer).map(|()| None),
+            Request::Command(command, answer) => {
                 let quit = command == Command::Quit;
-                let answer = match self.command(command) {
-                    Ok(answer) => answer,
+                match self.command(command) {
+                    Ok(result) => answer.give(result),
                     Err(error) => {
-                        let _ = sender.send(Err(ApiError::Internal(error.to_string())));
+                        answer.give(Err(ApiError::Internal(error.to_string())));
                         return Err(error);
                     }
-                };
-                // A client that went away needs no answer.
-                let _ = sender.send(answer);
+                }
                 Ok(quit.then_some(Finish::Stopped))
             }
         }
     }
 
+    /// How a pause ends. The frequency is for the first resume: a machine restored with --paused takes it then.
+    pub(super) fn resume_policies(&self) -> Policies {
+        let first = self.options.policies;
+        let migrated = self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations() != 0);
+        Policies { khz: first.khz.filter(|_| !migrated), ..first }
+    }
+
     /// Refusals are the client's; only a lost machine is an error here.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
-        let (env, first, restored_here) = (self.env, self.options.policies, self.migrations != 0);
+        let (env, policies) = (self.env, self.resume_policies());
+        let saving = self.save.as_ref().map(Save::status);
         let machine = self.machine()?;
-        // The frequency is for the first resume: a machine restored with --paused takes it then.
-        let khz = first.khz.filter(|_| !restored_here && machine.migrations() == 0);
-        let policies = Policies { khz, ..first };
         Ok(match command {
-            Command::Status => Ok(Reply::Status(Box::new(status(machine)))),
+            Command::Status => Ok(Reply::Status(Box::new(status(machine, saving)))),
             Command::Pause => {
                 machine.pause()?;
                 Ok(Reply::Done)
@@ -267,28 +311,8 @@ impl Worker<'_, '_, '_> {
                 });
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
-            Command::Snapshot(api::Snapshot { dir, base, stay_paused }) => {
-                let ran = !machine.is_paused();
-                machine.pause()?;
-                // It may take its time: the VM stands still meanwhile.
-                self.proof.settle()?;
-                let machine = self.machine()?;
-                let saved = snapshot::machine::save(machine, env, &dir, base.as_deref());
-                if ran && !(stay_paused && saved.is_ok()) {
-                    machine.resume(&policies)?;
-                }
-                saved.map(|()| Reply::Done).map_err(|error| match error {
-                    SnapshotError::Directory(
-                        DirectoryError::NoName { .. }
-                        | DirectoryError::NotEmpty { .. }
-                        | DirectoryError::NotADirectory { .. },
-                    ) => ApiError::BadRequest(error.to_string()),
-                    SnapshotError::Chain(ref reason) if reason.is_usage() => ApiError::BadRequest(error.to_string()),
-                    _ => ApiError::Internal(error.to_string()),
-                })
-            }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
-                let khz = tsc_khz.or(khz).unwrap_or(lock(&machine.platform().clock).khz());
+                let khz = tsc_khz.or(policies.khz).unwrap_or(lock(&machine.platform().clock).khz());
                 match machine.check_migration(env, khz) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
@@ -296,14 +320,14 @@ impl Worker<'_, '_, '_> {
                             khz: Some(khz),
                             deadline,
                             downtime,
-                            downtime_length: first.downtime_length,
+                            downtime_length: policies.downtime_length,
                             fault: None,
                         })?;
                         Ok(Reply::Done)
                     }
                 }
             }
-            Command::Quit => Ok(Reply::Done),
+            Command::Quit | Command::Snapshot(_) => Ok(Reply::Done),
         })
     }
 }
@@ -316,7 +340,7 @@ fn refusal(error: &RunError) -> ApiError {
     if error.is_usage() { ApiError::BadRequest(error.to_string()) } else { ApiError::Internal(error.to_string()) }
 }
 
-fn status(machine: &Machine) -> Status {
+fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
     let summary = judge::sum_up(machine.platform());
     let clock = lock(&machine.platform().clock);
     let now = clock.now(0);
@@ -330,5 +354,6 @@ fn status(machine: &Machine) -> Status {
         vm_time_ns: now.vm,
         ticks: summary.next_seq,
         migrations: machine.migrations(),
+        saving,
     }
 }

@@ -163,7 +163,7 @@ fn split(dir: &Path) -> Result<(&Path, &OsStr), DirectoryError> {
     }
 }
 
-fn refuse_occupied(dir: &Path) -> Result<(), DirectoryError> {
+pub(super) fn refuse_occupied(dir: &Path) -> Result<(), DirectoryError> {
     let look = |source| failed("look into", dir, source);
     match fs::symlink_metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

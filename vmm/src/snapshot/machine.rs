@@ -5,14 +5,15 @@ use std::{io::Write, path::Path, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    ChainError, DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter,
-    chain::{self, BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
+    DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter,
+    chain::{BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
     directory, memory,
     pager::{LastWord, Pager},
+    saving::Progress,
 };
 use crate::{
     boot::GuestRam,
-    run::{HostEnvironment, HostNote, Machine, SnapshotId, begin_writeback, state::MachineState},
+    run::{HostNote, SnapshotId, begin_writeback, state::MachineState},
 };
 
 /// Version of the sections that have not changed yet.
@@ -39,52 +40,7 @@ const SITES: &str = "trap-sites";
 const JUDGE: &str = "judge";
 const HOST: &str = "host";
 
-/// Writes a paused machine to the new (or empty) directory `dir`: all of it or nothing. With a `base`, which must be the
-/// machine's latest snapshot or the one that it was restored from, only those pages of RAM that differ from it.
-///
-/// # Errors
-/// [`SnapshotError`]; the machine is unharmed and `dir` is as it was.
-pub fn save(
-    machine: &mut Machine,
-    env: &HostEnvironment,
-    dir: &Path,
-    base: Option<&Path>,
-) -> Result<(), SnapshotError> {
-    let base = base.map(|base| -> Result<_, SnapshotError> {
-        if !machine.tracks_changes() {
-            return Err(ChainError::NotTracked.into());
-        }
-        chain::new_base(machine.latest_snapshot().ok_or(ChainError::NeverSaved)?, base, dir)
-    });
-    let mut base = base.transpose()?;
-    let state = machine.state(env)?;
-    let note = env.note().map_err(crate::run::RunError::from)?;
-    // After the state, whose reading lets KVM finish what it has begun to write.
-    let changed = machine.changed_pages()?;
-    let mut id = None;
-    directory::save(dir, |temporary| {
-        let path = temporary.join(MEMORY_FILE);
-        let file = directory::create_file(temporary, MEMORY_FILE)?;
-        // The file holds what the guest was loaded with, not our patches: it can be restored where nothing is patched.
-        let layout = machine.with_original_code(|ram| match (&mut base, &changed) {
-            (Some(base), Some(pages)) => {
-                base.pages = pages.runs().map(|run| (run.start, run.len())).collect();
-                memory::write(&file, &path, ram, pages)
-            }
-            _ => memory::write(&file, &path, ram, &memory::in_use(ram)?),
-        })?;
-        let bytes = encode(&state, note.as_ref(), &layout, base.as_ref())?;
-        write_state(temporary, &bytes)?;
-        id = changed.is_some().then(|| chain::id_of(&bytes));
-        Ok::<_, SnapshotError>(())
-    })?;
-    if let Some(id) = id {
-        machine.saved_as(id);
-    }
-    Ok(())
-}
-
-fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
+pub(super) fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
     let mut file = directory::create_file(temporary, STATE_FILE)?;
     let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };
     file.write_all(bytes).map_err(io)?;
@@ -100,12 +56,13 @@ pub fn merge(from: &Path, to: &Path) -> Result<(), SnapshotError> {
     let Loaded { state, host, memory: ram, .. } = load(from, Verify::First)?;
     directory::save(to, |temporary| {
         let file = directory::create_file(temporary, MEMORY_FILE)?;
-        let layout = memory::write(&file, &temporary.join(MEMORY_FILE), &ram, &memory::in_use(&ram)?)?;
+        let path = temporary.join(MEMORY_FILE);
+        let layout = memory::write(&file, &path, &ram, &memory::in_use(&ram)?, &Progress::default())?;
         Ok(write_state(temporary, &encode(&state, host.as_ref(), &layout, None)?)?)
     })
 }
 
-fn encode(
+pub(super) fn encode(
     state: &MachineState,
     host: Option<&HostNote>,
     layout: &MemoryLayout,

@@ -17,6 +17,7 @@ pub mod directory;
 pub mod machine;
 pub mod memory;
 pub mod pager;
+pub mod saving;
 
 pub use chain::ChainError;
 pub use container::{ContainerError, SectionInfo, StateReader, StateWriter};

@@ -111,7 +111,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
         if progress.is_shown() {
             progress.say(clockevent);
         } else {
-            eprintln!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC");
+            vmm::say!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC");
         }
         let dir = work.path().join("snapshot");
         // Only the report wants to know all that happened.

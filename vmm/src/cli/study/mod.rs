@@ -26,7 +26,7 @@ pub fn run(args: &Study) -> Result<ExitCode> {
     let report = OutFile::open("report", args.report.report.as_deref())?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
-    let mut told = |what: &str| eprintln!("vmm: {what}");
+    let mut told = |what: &str| vmm::say!("vmm: {what}");
     let mut sweeps = Vec::new();
     let mut studied = Studied { schema: SCHEMA.to_owned(), arithmetic: None, matrix: None, faults: None };
     if wanted(StudyPart::Arithmetic) {

@@ -125,9 +125,9 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     let progress = |done, total| bar.at(done, total);
     let (findings, cost) = sweep::sweep(&env, &image, &options, &CANCEL, &progress)?;
     bar.finish();
-    eprintln!("vmm: {}", table::cost(&findings, &cost));
+    vmm::say!("vmm: {}", table::cost(&findings, &cost));
     if !findings.complete {
-        eprintln!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
+        vmm::say!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
     }
     files.write(&findings)?;
     verdict(&findings)

@@ -147,7 +147,9 @@ impl<H: Handler> ControlServer<H> {
                             Ok(command) => self.handler.handle(command, answer),
                             Err(error) => answer.give(Err(error)),
                         },
-                        Err(error) => client.connection.respond(http::render(&Err(ApiError::Internal(error.to_string())))),
+                        Err(error) => {
+                            client.connection.respond(http::render(&Err(ApiError::Internal(error.to_string()))))
+                        }
                     }
                 }
                 Progress::Answer(Err(error)) => client.connection.respond(http::render(&Err(error))),

@@ -12,17 +12,21 @@ use event_manager::{EventManager, SubscriberOps};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::control::answer::Answer;
 use crate::control::api::{Migrate, RunState, Snapshot, Status};
 use crate::control::client::{ClientError, call};
 use crate::run::{LapicKind, source::TscSource};
 use crate::time::{GuestTsc, Khz, VmTime};
+
+/// Commands that wait for their answer.
+type Saving = Arc<Mutex<Vec<Answer<Result<Reply, ApiError>>>>>;
 
 /// A VM that remembers what it was asked, and can only be paused once.
 #[derive(Default)]
 struct Toy {
     seen: Arc<Mutex<Vec<Command>>>,
     /// Snapshots that take their time.
-    saving: Arc<Mutex<Vec<Answer<Result<Reply, ApiError>>>>>,
+    saving: Saving,
 }
 
 impl Handler for Toy {
@@ -32,7 +36,7 @@ impl Handler for Toy {
             return answer.give(Err(ApiError::WrongState("the guest \"has\" ended".to_owned())));
         }
         seen.push(command.clone());
-        if matches!(command, Command::Snapshot(_)) {
+        if matches!(&command, Command::Snapshot(snapshot) if snapshot.dir == Path::new("/slow")) {
             // On another thread, after others may have asked.
             self.saving.lock().unwrap().push(answer);
             return;
@@ -51,12 +55,14 @@ fn status() -> Status {
         vm_time_ns: VmTime(1),
         ticks: 1000,
         migrations: 0,
+        saving: None,
     }
 }
 
 struct Served {
     dir: tempfile::TempDir,
     seen: Arc<Mutex<Vec<Command>>>,
+    saving: Saving,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -65,7 +71,7 @@ impl Served {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let toy = Toy::default();
-        let (seen, stop) = (toy.seen.clone(), Arc::new(AtomicBool::new(false)));
+        let (seen, saving, stop) = (toy.seen.clone(), toy.saving.clone(), Arc::new(AtomicBool::new(false)));
         // Bound before the thread starts, so that no test has to wait for it.
         let server = ControlServer::bind(&dir.path().join("api.sock"), toy).unwrap();
         let stopped = stop.clone();
@@ -76,7 +82,7 @@ impl Served {
                 manager.run().unwrap();
             }
         });
-        Self { dir, seen, stop, thread: Some(thread) }
+        Self { dir, seen, saving, stop, thread: Some(thread) }
     }
 
     fn path(&self) -> PathBuf {
@@ -129,6 +135,64 @@ fn commands_arrive_and_answers_return() {
     }
 }
 
+// Catches: a loop that waits for one client's answer while others ask.
+#[test]
+fn a_command_that_takes_its_time_holds_nobody() {
+    let served = Served::new();
+    let path = served.path();
+    let snapshot = Command::Snapshot(Snapshot { dir: "/slow".into(), base: None, stay_paused: false });
+    let asked = snapshot.clone();
+    let waiting = std::thread::spawn(move || call(&path, &asked));
+    while served.saving.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    // More clients than there is room for: the one that waits for its answer is not cut off for them.
+    let idle: Vec<_> = (0..2 * CLIENTS).map(|_| served.connect()).collect();
+    served.assert_alive();
+    drop(idle);
+    assert!(!waiting.is_finished());
+    served.saving.lock().unwrap().pop().unwrap().give(Ok(Reply::Done));
+    assert_eq!(waiting.join().unwrap().unwrap(), Value::Null);
+    // One whose answer is lost is told so.
+    let path = served.path();
+    let waiting = std::thread::spawn(move || call(&path, &snapshot));
+    while served.saving.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    drop(served.saving.lock().unwrap().pop());
+    let error = waiting.join().unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::Refused { code: 409, .. }), "{error}");
+}
+
+// Catches: a client that goes away while it waits, and a server that then spins or answers another.
+#[test]
+fn a_client_that_does_not_wait_for_its_answer_is_forgotten() {
+    let served = Served::new();
+    let mut stream = served.connect();
+    stream.write_all(b"PUT /v1/snapshot HTTP/1.1\r\nContent-Length: 16\r\n\r\n{\"dir\": \"/slow\"}").unwrap();
+    while served.saving.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    drop(stream);
+    served.assert_alive();
+    served.saving.lock().unwrap().pop().unwrap().give(Ok(Reply::Done));
+    served.assert_alive();
+}
+
+// Catches: a body that is refused for its size, and whose sender gets a reset for an answer.
+#[test]
+fn a_large_body_gets_its_answer() {
+    let served = Served::new();
+    let mut stream = served.connect();
+    const BYTES: usize = 8 << 20;
+    stream.write_all(format!("PUT /v1/snapshot HTTP/1.1\r\nContent-Length: {BYTES}\r\n\r\n").as_bytes()).unwrap();
+    // As clients do that look for the answer only when all is sent.
+    stream.write_all(&vec![b' '; BYTES]).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
 #[test]
 fn a_refusal_carries_code_and_reason() {
     let served = Served::new();
@@ -177,8 +241,8 @@ fn a_huge_body_is_refused_without_being_stored() {
     stream.write_all(b"PUT /v1/snapshot HTTP/1.1\r\nContent-Length: 4294967296\r\n\r\n").unwrap();
     // It reads on for a while, so that a client that sends first and reads later sees the answer, and then hangs up.
     let block = [b' '; 1 << 16];
-    let sent = std::iter::from_fn(|| stream.write_all(&block).ok()).take(1000).count();
-    assert!((1..1000).contains(&sent), "{sent}");
+    let sent = std::iter::from_fn(|| stream.write_all(&block).ok()).take(10_000).count();
+    assert!((1..10_000).contains(&sent), "{sent}");
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     assert!(answer.starts_with(b"HTTP/1.1 413 "), "{}", String::from_utf8_lossy(&answer));

@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use super::*;
 use crate::{
     boot::write_log,
-    snapshot::{MEMORY_FILE, STATE_FILE, StateWriter},
+    snapshot::{MEMORY_FILE, STATE_FILE, StateWriter, saving::Progress},
 };
 
 /// Two regions, neither a multiple of 64 pages, so that the second begins inside a word of a page set.
@@ -44,13 +44,13 @@ pub(in crate::snapshot) fn save(ram: &GuestRam, dir: &Path, base: Option<(&Path,
     let mut writer = StateWriter::new();
     match base {
         None => {
-            let layout = memory::write(&file, &path, ram, &memory::in_use(ram).unwrap()).unwrap();
+            let layout = memory::write(&file, &path, ram, &memory::in_use(ram).unwrap(), &Progress::default()).unwrap();
             writer.section(MEMORY, MEMORY_VERSION, &layout).unwrap();
         }
         Some((base, latest, changed)) => {
             let mut base = new_base(latest, base, dir).unwrap();
             base.pages = changed.runs().map(|run| (run.start, run.len())).collect();
-            let layout = memory::write(&file, &path, ram, changed).unwrap();
+            let layout = memory::write(&file, &path, ram, changed, &Progress::default()).unwrap();
             writer.section(MEMORY, MEMORY_VERSION, &layout).unwrap();
             writer.section(BASE, BASE_VERSION, &base).unwrap();
         }

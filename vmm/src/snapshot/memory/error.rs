@@ -8,6 +8,9 @@ use vm_memory::{GuestMemoryError, GuestRegionCollectionError};
 /// Why guest RAM was not saved or not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
+    /// Somebody asked for the save to end.
+    #[error("the save was given up")]
+    Cancelled,
     /// A layout that no VM has.
     #[error("the memory layout of the snapshot is not possible: {reason}")]
     Layout {

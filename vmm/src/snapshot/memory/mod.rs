@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, MmapRegion};
 
+use super::saving::Progress;
 use crate::{
     boot::{GuestRam, RamRegion},
     run::{PageSet, begin_writeback},
@@ -55,16 +56,24 @@ pub fn in_use(memory: &GuestRam) -> Result<PageSet, MemoryError> {
 ///
 /// # Errors
 /// RAM cannot be read, is not whole pages, or the file cannot be written.
-pub fn write(file: &File, path: &Path, memory: &GuestRam, pages: &PageSet) -> Result<MemoryLayout, MemoryError> {
+pub fn write(
+    file: &File,
+    path: &Path,
+    memory: &GuestRam,
+    pages: &PageSet,
+    progress: &Progress,
+) -> Result<MemoryLayout, MemoryError> {
     let mut layout = MemoryLayout::of(memory);
     let total = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     file.set_len(total).map_err(io)?;
     let mut sums = Sums::of_blocks(layout.block_bytes);
+    progress.begin(pages.runs().map(|run| bytes(run.len())).sum::<u64>().saturating_mul(2));
     for_each_piece(memory, &layout, pages, |Piece { region, place, inside, at }, chunk| {
         let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
         region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
-        write_chunk(file, chunk, at, &mut sums).map_err(io)
+        write_chunk(file, chunk, at, &mut sums).map_err(io)?;
+        progress.advance(length(chunk))
     })?;
     begin_writeback(file);
     (layout.pages, layout.blocks) = sums.finish();
@@ -329,7 +338,7 @@ fn take(buffer: &mut [u8], left: u64) -> &mut [u8] {
 }
 
 /// Where page number `page` begins in a file.
-fn bytes(page: usize) -> u64 {
+pub(super) fn bytes(page: usize) -> u64 {
     u64::try_from(page).unwrap_or(u64::MAX).saturating_mul(PAGE)
 }
 

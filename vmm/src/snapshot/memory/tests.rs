@@ -16,7 +16,7 @@ fn ram() -> GuestRam {
 }
 
 fn write_all(file: &File, path: &Path, memory: &GuestRam) -> Result<MemoryLayout, MemoryError> {
-    write(file, path, memory, &in_use(memory)?)
+    write(file, path, memory, &in_use(memory)?, &Progress::default())
 }
 
 struct Saved {
@@ -278,7 +278,7 @@ fn an_unwritable_file_is_an_error_with_its_name() {
 fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
     let file = tempfile::tempfile().unwrap();
     let pages = touched::pages(ram, &MemoryLayout::of(ram), Path::new(pagemap)).unwrap();
-    let layout = write(&file, Path::new("memory"), ram, &pages).unwrap();
+    let layout = write(&file, Path::new("memory"), ram, &pages, &Progress::default()).unwrap();
     let mut bytes = vec![0; usize::try_from(3 * MIB).unwrap()];
     file.read_exact_at(&mut bytes, 0).unwrap();
     (bytes, layout, pages.count())

@@ -1,0 +1,130 @@
+//! The log: lines on standard error, of which no guest and no client can make more than a few.
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use log::{Log, Metadata, Record};
+use vmm::output::stderr;
+
+/// So many lines of one place in the code are written within [`WINDOW`]; the rest is counted.
+const BURST: u64 = 10;
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Where a line comes from.
+type Place = (Option<String>, Option<u32>);
+
+/// What became of the lines of one place.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    since: Instant,
+    lines: u64,
+    left_out: u64,
+}
+
+/// What is to be done with a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is written, after a word about so many that were not.
+    Write { left_out: u64 },
+    /// It is counted.
+    LeaveOut,
+}
+
+impl Seen {
+    fn new(now: Instant) -> Self {
+        Self { since: now, lines: 0, left_out: 0 }
+    }
+
+    fn line(&mut self, now: Instant) -> Verdict {
+        let left_out = self.left_out;
+        if now.duration_since(self.since) >= WINDOW {
+            *self = Self::new(now);
+        } else if self.lines >= BURST {
+            self.left_out = left_out.saturating_add(1);
+            return Verdict::LeaveOut;
+        }
+        self.lines = self.lines.saturating_add(1);
+        Verdict::Write { left_out: if self.lines == 1 { left_out } else { 0 } }
+    }
+}
+
+/// The logger.
+struct Limited {
+    inner: env_logger::Logger,
+    seen: Mutex<HashMap<Place, Seen>>,
+}
+
+impl Log for Limited {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.inner.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.inner.matches(record) {
+            return;
+        }
+        // As many places as the code has.
+        let place = (record.module_path().map(str::to_owned), record.line());
+        let now = Instant::now();
+        let verdict = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.entry(place).or_insert_with(|| Seen::new(now)).line(now)
+        };
+        match verdict {
+            Verdict::LeaveOut => {}
+            Verdict::Write { left_out } => {
+                if left_out > 0 {
+                    tell(left_out);
+                }
+                self.inner.log(record);
+            }
+        }
+    }
+
+    fn flush(&self) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = seen.values().fold(0u64, |sum, seen| sum.saturating_add(seen.left_out));
+        if left_out > 0 {
+            tell(left_out);
+        }
+    }
+}
+
+fn tell(left_out: u64) {
+    vmm::say!("vmm: {left_out} lines of the log like those above were left out");
+}
+
+/// Begins to log, from `warn` on unless `RUST_LOG` says otherwise.
+pub fn begin() {
+    let inner = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format(|out, record| writeln!(out, "vmm: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .target(env_logger::Target::Pipe(Box::new(stderr().clone())))
+        .build();
+    log::set_max_level(inner.filter());
+    // It fails if there is a logger already, which then logs.
+    let _ = log::set_boxed_logger(Box::new(Limited { inner, seen: Mutex::default() }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Catches: a guest that fills a disk with one line, and a count that is lost.
+    #[test]
+    fn a_place_gets_a_burst_and_then_a_count() {
+        let start = Instant::now();
+        let mut seen = Seen::new(start);
+        for _ in 0..BURST {
+            assert_eq!(seen.line(start), Verdict::Write { left_out: 0 });
+        }
+        for _ in 0..1000 {
+            assert_eq!(seen.line(start), Verdict::LeaveOut);
+        }
+        assert_eq!(seen.line(start + WINDOW), Verdict::Write { left_out: 1000 });
+        assert_eq!(seen.line(start + WINDOW), Verdict::Write { left_out: 0 });
+    }
+}
