@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     cli::logging::begin();
+    // Refused only for signals that cannot be ignored.
+    let _ = vmm::kvm::ignore_file_size_signal();
     let first = std::env::args_os().nth(1);
     let code = match cli::dispatch(&cli::commands::grammar(first.as_deref()).get_matches()) {
         Ok(code) => code,

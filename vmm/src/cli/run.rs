@@ -10,7 +10,7 @@ use vmm::{
     session::{self, Cycle, Finish, Report, SessionError},
     snapshot::{
         self, Pager, SnapshotError,
-        machine::{Loaded, Verify as Check},
+        machine::{Loaded, MemoryFiles, Verify as Check},
     },
     time::{Khz, Length, VmTime},
 };
@@ -64,7 +64,8 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         Verify::Now => Check::First,
         Verify::Background => Check::BeforeUse(last_word(name())),
     };
-    let Loaded { state, host, id, memory, pager } = snapshot::machine::load(&args.dir, check).with_context(name)?;
+    let Loaded { state, host, id, memory, files: memory_files, pager } =
+        snapshot::machine::load(&args.dir, check).with_context(name)?;
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
     env.spin_limit = args.session.spin_limit.0;
@@ -85,13 +86,32 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     if args.session.track_dirty {
         machine.track_changes(Some(id))?;
     }
-    session(&env, machine, pager.as_ref(), &args.session, Some(khz), files, &console).map_err(|error| {
-        match error.downcast() {
-            Ok(SessionError::Damaged(error)) => anyhow::Error::new(error).context(name()),
-            Ok(error) => error.into(),
-            Err(error) => error,
+    let source = Source { name: name(), files: memory_files, pager };
+    session(&env, machine, Some(&source), &args.session, Some(khz), files, &console)
+}
+
+/// The snapshot that a VM runs from.
+struct Source {
+    name: String,
+    files: MemoryFiles,
+    pager: Option<Pager>,
+}
+
+impl Source {
+    /// What came of a session, unless the snapshot is at fault for it.
+    fn check(&self, report: Result<Report, SessionError>) -> Result<Report> {
+        if let Err(SessionError::Damaged(error)) = report {
+            return Err(anyhow::Error::new(error).context(self.name.clone()));
         }
-    })
+        let lost = report.as_ref().err().and_then(|error| match error {
+            SessionError::Run(error) | SessionError::Snapshot(SnapshotError::Run(error)) if error.is_lost_memory() => {
+                Some(error.to_string())
+            }
+            _ => None,
+        });
+        self.files.check(lost).with_context(|| self.name.clone())?;
+        Ok(report?)
+    }
 }
 
 /// For damaged memory that keeps every thread waiting that could end the VM in good order.
@@ -107,7 +127,7 @@ fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
 fn session(
     env: &HostEnvironment,
     machine: Machine,
-    pager: Option<&Pager>,
+    restored: Option<&Source>,
     args: &Session,
     khz: Option<Khz>,
     files: Files,
@@ -132,9 +152,12 @@ fn session(
         timeout: args.timeout,
     };
     session::block_signals().context("cannot block signals")?;
-    let report = session::run(env, machine, pager, &options);
+    let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
     finish_console(console);
-    let report = report?;
+    let report = match restored {
+        Some(source) => source.check(report)?,
+        None => report?,
+    };
     tell(&report);
     files.write(&report)?;
     match &report.finish {

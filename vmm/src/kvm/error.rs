@@ -44,6 +44,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Guest RAM that the kernel cannot read or write: its file became shorter, or the medium under it fails.
+    #[error("guest memory cannot be accessed{}: {source}", at.map(|at| format!(" at {at:#x}")).unwrap_or_default())]
+    Memory {
+        /// The guest physical address, if KVM tells it.
+        at: Option<u64>,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A vCPU state of other architectures or of times to come.
     #[error("KVM reports MP state {0}, which no vCPU here can have")]
     MpState(u32),

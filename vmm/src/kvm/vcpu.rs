@@ -1,13 +1,14 @@
 //! One vCPU: run it until it asks for something, answer, inject, step.
 
-use std::{cell::Cell, io};
+use std::{cell::Cell, io, sync::Arc};
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVMIO, kvm_cpuid_entry2, kvm_regs, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
 use super::{Error, Vm, kick};
-use crate::boot::cpuid::Leaf;
+use crate::boot::{GuestRam, cpuid::Leaf};
 
 // Not wrapped by kvm-ioctls.
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
@@ -125,6 +126,7 @@ pub struct Vcpu {
     pub(super) debugging: bool,
     calls: Cell<Calls>,
     pub(super) has_xcrs: bool,
+    memory: Arc<GuestRam>,
     /// Registers as they were when KVM made the vCPU: those of a reset.
     pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
 }
@@ -168,6 +170,7 @@ impl Vcpu {
             debugging: false,
             calls: Cell::default(),
             has_xcrs: vm.has_xcrs,
+            memory: Arc::clone(vm.memory()),
             fresh: Box::new((regs, sregs)),
         })
     }
@@ -201,6 +204,12 @@ impl Vcpu {
         let (data, read) = match result {
             Ok(VcpuExit::IoIn(_, data)) => (std::ptr::from_mut(data), true),
             Ok(VcpuExit::IoOut(_, data)) => (std::ptr::from_ref(data).cast_mut(), false),
+            // An instruction that KVM emulates, at RAM that it cannot access: it takes that for a device's.
+            Ok(VcpuExit::MmioRead(at, _) | VcpuExit::MmioWrite(at, _))
+                if self.memory.address_in_range(GuestAddress(at)) =>
+            {
+                return Err(Error::Memory { at: Some(at), source: io::Error::from_raw_os_error(libc::EFAULT) });
+            }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 bus.mmio_read(address, data);
                 self.incomplete = true;
@@ -233,6 +242,9 @@ impl Vcpu {
             Ok(VcpuExit::InternalError) => return Ok(Exit::InternalError(self.internal_suberror())),
             Ok(_) => return Ok(Exit::Other(self.fd.get_kvm_run().exit_reason)),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                return Err(Error::Memory { at: None, source: io::Error::from_raw_os_error(error.errno()) });
+            }
             Err(error) => return Err(Error::call("KVM_RUN")(error)),
         };
         self.port(data, read, bus);

@@ -165,6 +165,12 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// Guest RAM cannot be accessed any more.
+    #[must_use]
+    pub fn is_lost_memory(&self) -> bool {
+        matches!(self, Self::Kvm(kvm::Error::Memory { .. }))
+    }
+
     /// The host cannot do it (exit code 3), rather than the user or the guest being wrong.
     #[must_use]
     pub fn is_host(&self) -> bool {

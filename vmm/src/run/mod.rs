@@ -52,7 +52,7 @@ mod wire;
 /// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
 pub const MAX_CPUS: u32 = 16;
 
-pub use crate::kvm::{Piece, Withheld, begin_writeback, write_back};
+pub use crate::kvm::{Piece, Withheld, begin_writeback, exit_at_once, guard_mapped_file, write_back};
 pub use changes::SnapshotId;
 pub use costs::Costs;
 pub use disassembly::{INSTRUCTION_MAX, disassemble};

@@ -1,10 +1,14 @@
 //! The snapshot's directory: made whole or not at all, and opened with suspicion.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Permissions};
+mod temporary;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use temporary::Temporary;
 
 use super::container::{ContainerError, MAX_STATE_BYTES, StateReader};
 
@@ -68,7 +72,7 @@ pub enum DirectoryError {
 /// result: guest memory holds the guest's secrets.
 ///
 /// If anything fails, `write` included, nothing is left behind. (A VMM that is killed leaves a directory `.NAME.….tmp`,
-/// which never passes for a snapshot.)
+/// which never passes for a snapshot; the next save of `dir` removes it.)
 ///
 /// # Errors
 /// What `write` returned, or a [`DirectoryError`]. After an error in the last step, flushing the parent, the snapshot
@@ -76,15 +80,9 @@ pub enum DirectoryError {
 pub fn save<E: From<DirectoryError>>(dir: &Path, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
     let (parent, name) = split(dir)?;
     refuse_occupied(dir)?;
-    let mut prefix = OsString::from(".");
-    prefix.push(name);
-    prefix.push(".");
-    let temporary = tempfile::Builder::new()
-        .prefix(&prefix)
-        .suffix(".tmp")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .map_err(|source| failed("create a directory in", parent, source))?;
+    let prefix = temporary::prefix(name);
+    temporary::remove_stale(parent, &prefix);
+    let temporary = Temporary::create(parent, &prefix)?;
     write(temporary.path())?;
     flush(temporary.path())?;
     // rename(2): "newpath must either not exist, or it must specify an empty directory". So this is also the check that
@@ -96,8 +94,7 @@ pub fn save<E: From<DirectoryError>>(dir: &Path, write: impl FnOnce(&Path) -> Re
         io::ErrorKind::NotADirectory => DirectoryError::NotADirectory { dir: dir.to_owned() },
         _ => failed("create", dir, source),
     })?;
-    // The name is gone: there is nothing for the guard to remove.
-    let _ = temporary.keep();
+    temporary.was_renamed();
     sync(parent)?;
     Ok(())
 }
@@ -195,6 +192,9 @@ fn failed(action: &'static str, path: &Path, source: io::Error) -> DirectoryErro
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::snapshot::{SnapshotError, StateWriter};
 

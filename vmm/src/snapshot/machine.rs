@@ -7,13 +7,14 @@ use serde::Serialize;
 use super::{
     DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter,
     chain::{BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
-    directory, memory,
+    directory,
+    memory::{self, MemoryError},
     pager::{LastWord, Pager},
     saving::Progress,
 };
 use crate::{
     boot::GuestRam,
-    run::{HostNote, SnapshotId, begin_writeback, state::MachineState},
+    run::{HostNote, SnapshotId, begin_writeback, guard_mapped_file, state::MachineState},
 };
 
 /// Version of the sections that have not changed yet.
@@ -126,8 +127,26 @@ pub struct Loaded {
     pub id: SnapshotId,
     /// RAM, mapped privately: the files are never written.
     pub memory: Arc<GuestRam>,
+    /// The files that RAM is mapped from.
+    pub files: MemoryFiles,
     /// Who gives RAM, if not all of it is there yet.
     pub pager: Option<Pager>,
+}
+
+/// The memory files of a snapshot that a VM runs from.
+#[derive(Debug)]
+pub struct MemoryFiles(Arc<Chain>);
+
+impl MemoryFiles {
+    /// Whether they are still there, after the VM has run. `lost`: why not, if that is known already.
+    ///
+    /// # Errors
+    /// One became shorter meanwhile, or `lost`: whatever the guest came to does not count.
+    pub fn check(&self, lost: Option<String>) -> Result<(), SnapshotError> {
+        self.0.check_sizes()?;
+        let path = self.0.mapped_path().to_owned();
+        lost.map_or(Ok(()), |reason| Err(MemoryError::Lost { path, reason }.into()))
+    }
 }
 
 /// Reads and checks the snapshot in `dir`; RAM as `verify` says.
@@ -137,8 +156,16 @@ pub struct Loaded {
 pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
     let (reader, chain) = open(dir)?;
     let (state, host) = decode(reader)?;
-    let (id, memory) = (chain.id(), Arc::new(chain.map()?));
-    let mut loaded = Loaded { state, host, id, memory, pager: None };
+    let chain = Arc::new(chain);
+    let map = || -> Result<Arc<GuestRam>, SnapshotError> {
+        let memory = chain.map()?;
+        let path = chain.mapped_path().display();
+        let why = "was truncated, or cannot be read, while it was in use";
+        guard_mapped_file(&memory, &format!("vmm: snapshot {}: memory file {path} {why}", dir.display()));
+        Ok(Arc::new(memory))
+    };
+    let (id, files) = (chain.id(), MemoryFiles(Arc::clone(&chain)));
+    let mut loaded = Loaded { state, host, id, memory: map()?, files, pager: None };
     let Verify::BeforeUse(last_word) = verify else {
         // Also what is of no use: nobody should go on with a file that is not what it was.
         chain.verify()?;
@@ -146,12 +173,11 @@ pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
         return Ok(loaded);
     };
     if let Some(rest) = chain.complete(&loaded.memory, CHECKED_FIRST_BYTES)? {
-        let chain = Arc::new(chain);
         match Pager::start(&chain, &loaded.memory, rest, last_word) {
             Ok(pager) => loaded.pager = Some(pager),
             Err(error) => {
                 log::debug!("all of guest memory is checked first: {error}");
-                loaded.memory = Arc::new(chain.map()?);
+                loaded.memory = map()?;
                 chain.complete(&loaded.memory, u64::MAX)?;
             }
         }

@@ -264,6 +264,16 @@ impl Chain {
         u64::try_from(page / self.pages_in_block().max(1)).unwrap_or(u64::MAX)
     }
 
+    /// Whether all memory files still have their sizes.
+    pub(super) fn check_sizes(&self) -> Result<(), MemoryError> {
+        self.layers().try_for_each(|layer| memory::check_size(&layer.file, &layer.path, &layer.layout))
+    }
+
+    /// The memory file that RAM is mapped from.
+    pub(super) fn mapped_path(&self) -> &Path {
+        &self.whole.path
+    }
+
     /// The id of the newest.
     pub(super) fn id(&self) -> SnapshotId {
         id_of(&self.state)

@@ -53,6 +53,14 @@ pub enum MemoryError {
         /// What the host said.
         source: io::Error,
     },
+    /// The file was there at first, and is not any more.
+    #[error("memory file {} can no longer be read, the VM ran from it: {reason}", path.display())]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// What was seen of it.
+        reason: String,
+    },
     /// Guest RAM of the running VM cannot be read.
     #[error("guest memory at {address:#x} cannot be read: {source}")]
     Guest {
