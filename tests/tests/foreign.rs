@@ -193,8 +193,8 @@ fn an_instruction_that_cannot_be_executed_is_named() {
         eprintln!("skipped: this host executes FINIT");
         return;
     }
-    flat.refused(1, &["cannot execute the guest's code at 0x100020 (cpu 0; 9b: fwait): KVM cannot emulate"]);
-    based.refused(1, &["cannot execute the guest's code at 0x10002e (cpu 0; 9b: fwait): KVM cannot emulate"]);
+    flat.refused(1, &["cannot execute the guest's code at 0x100020 (9b: fwait): KVM cannot emulate"]);
+    based.refused(1, &["cannot execute the guest's code at 0x10002e (9b: fwait): KVM cannot emulate"]);
 }
 
 // Catches: a frequency that hardware takes for the host's, announced as the host's.

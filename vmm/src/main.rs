@@ -9,7 +9,11 @@ fn main() -> ExitCode {
     // Refused only for signals that cannot be ignored.
     let _ = vmm::kvm::ignore_file_size_signal();
     let first = std::env::args_os().nth(1);
-    let code = match cli::dispatch(&cli::commands::grammar(first.as_deref()).get_matches()) {
+    let matches = match cli::commands::grammar(first.as_deref()).try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return cli::exit::refuse(&error),
+    };
+    let code = match cli::dispatch(&matches) {
         Ok(code) => code,
         Err(error) => {
             vmm::say!("vmm: {}", cli::exit::one_line(&error));

@@ -4,10 +4,13 @@ use std::{fs, io::Read, path::Path};
 
 use object::{
     Endianness,
-    elf::{FileHeader32, FileHeader64},
+    elf::{ELFMAG, FileHeader32, FileHeader64},
 };
 
-use super::{GuestRam, ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites};
+use super::{
+    GuestRam, ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, regular::open_regular,
+    sites::Sites,
+};
 
 /// An image or initrd larger than this is a mistake.
 const FILE_MAX: u64 = 1 << 30;
@@ -48,23 +51,47 @@ pub struct Entry {
     pub pc: bool,
 }
 
-/// Reads all of the file at `path`, which is to be a `what`.
+/// How much of an image says what it is: Multiboot's header may be the last of it.
+const HEAD_BYTES: u64 = 8192;
+
+/// Reads all of the initrd at `path`, for a guest with `memory` bytes of RAM.
 ///
 /// # Errors
-/// [`ImageError`] naming the file and the reason; a file of more than 1 GiB is not read to its end.
-pub fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
-    let name = || path.display().to_string();
-    let read = |source| ImageError::Read { what, name: name(), source };
-    let file = fs::File::open(path).map_err(read)?;
-    let too_large = || ImageError::TooLarge { what, name: name(), limit: FILE_MAX };
-    // A pipe or a device has no length; of a file's, one read takes all.
-    let expected = file.metadata().map_err(read)?.len();
-    if expected > FILE_MAX {
-        return Err(too_large());
+/// [`ImageError`] naming the file and the reason; one that is larger than RAM is not read.
+pub fn read_initrd(path: &Path, memory: u64) -> Result<Vec<u8>, ImageError> {
+    let what = "initrd";
+    let (file, length) = open(what, path)?;
+    if length > memory {
+        return Err(ImageError::InitrdTooBig(usize::try_from(length).unwrap_or(usize::MAX)));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
-    let length = file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(read)?;
-    if u64::try_from(length).is_ok_and(|length| length > FILE_MAX) { Err(too_large()) } else { Ok(bytes) }
+    read(what, path, &file, length, Vec::new())
+}
+
+/// Opens a file that is to be a `what`, and looks at its size.
+fn open(what: &'static str, path: &Path) -> Result<(fs::File, u64), ImageError> {
+    let name = || path.display().to_string();
+    let (file, length) = open_regular(path).map_err(|source| ImageError::Read { what, name: name(), source })?;
+    if length > FILE_MAX {
+        Err(ImageError::TooLarge { what, name: name(), limit: FILE_MAX })
+    } else {
+        Ok((file, length))
+    }
+}
+
+/// Reads `file`, of which `bytes` have been read, up to `length` bytes: more than it had is not asked for.
+fn read(
+    what: &'static str,
+    path: &Path,
+    file: &fs::File,
+    length: u64,
+    mut bytes: Vec<u8>,
+) -> Result<Vec<u8>, ImageError> {
+    let left = length.saturating_sub(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    // Of a file of a known length, one read takes all.
+    bytes.reserve_exact(usize::try_from(left).unwrap_or(0));
+    let failed = |source| ImageError::Read { what, name: path.display().to_string(), source };
+    file.take(left).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
 }
 
 impl Image {
@@ -73,7 +100,13 @@ impl Image {
     /// # Errors
     /// [`ImageError`] naming the file and the reason.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        Self::parse(path.display().to_string(), read_file("guest image", path)?)
+        let what = "guest image";
+        let (file, length) = open(what, path)?;
+        let head = read(what, path, &file, length.min(HEAD_BYTES), Vec::new())?;
+        let known = head.starts_with(&ELFMAG) || multiboot::Header::find(&head).is_some() || bzimage::is_one(&head);
+        // What is none of the formats is not read any further.
+        let bytes = if known { read(what, path, &file, length, head)? } else { head };
+        Self::parse(path.display().to_string(), bytes)
     }
 
     /// Understands an image in memory; `name` is for messages.

@@ -14,8 +14,10 @@ mod multiboot;
 mod place;
 mod pvh;
 mod ram;
+mod regular;
 pub mod sites;
 
 pub use error::ImageError;
-pub use image::{Entry, Image, read_file};
+pub use image::{Entry, Image, read_initrd};
 pub use ram::{GuestRam, RamError, RamRegion, WriteLog, allocate, write_log};
+pub use regular::{kind as file_kind, open_regular};

@@ -11,6 +11,8 @@ use vmm::{
     sweep::SweepError,
 };
 
+use super::text::{LINE_CHARS, printable};
+
 /// The user's input is wrong: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -69,7 +71,22 @@ pub fn code_of(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// The error and its causes in one line. Most errors tell their cause themselves: that is not said again.
+/// Says what is wrong with the command line, or the help that was asked for. Where words are very long, their middle is left
+/// out.
+pub fn refuse(error: &clap::Error) -> ExitCode {
+    let said = error.render().to_string();
+    if said.lines().any(|line| line.chars().count() > LINE_CHARS) && error.use_stderr() {
+        for line in said.lines() {
+            eprintln!("{}", printable(line, LINE_CHARS));
+        }
+    } else {
+        // Nobody is there to be told that nobody listens.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE))
+}
+
+/// The error and its causes in one bounded line. Most errors tell their cause themselves: that is not said again.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -77,7 +94,7 @@ pub fn one_line(error: &anyhow::Error) -> String {
             line = format!("{line}: {cause}");
         }
     }
-    line.replace('\n', " ")
+    printable(&line, LINE_CHARS)
 }
 
 /// The exit code for a guest's end. `raw` passes the debug-exit status through as QEMU does: `(code << 1) | 1`.

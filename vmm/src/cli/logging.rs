@@ -10,6 +10,8 @@ use std::{
 use log::{Log, Metadata, Record};
 use vmm::output::stderr;
 
+use super::text::{LINE_CHARS, printable};
+
 /// So many lines of one place in the code are written within [`WINDOW`]; the rest is counted.
 const BURST: u64 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
@@ -101,7 +103,10 @@ fn tell(left_out: u64) {
 /// Begins to log, from `warn` on unless `RUST_LOG` says otherwise.
 pub fn begin() {
     let inner = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
-        .format(|out, record| writeln!(out, "vmm: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .format(|out, record| {
+            let said = printable(&record.args().to_string(), LINE_CHARS);
+            writeln!(out, "vmm: {}: {said}", record.level().as_str().to_lowercase())
+        })
         .target(env_logger::Target::Pipe(Box::new(stderr().clone())))
         .build();
     log::set_max_level(inner.filter());

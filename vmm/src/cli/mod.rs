@@ -16,7 +16,7 @@ mod snapshot;
 mod study;
 mod sweep;
 pub mod sweep_args;
-mod text;
+pub mod text;
 mod units;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use tempfile::NamedTempFile;
@@ -67,7 +67,7 @@ impl OutFile {
         matches!(self.to, To::Stdout)
     }
 
-    /// Writes all of it.
+    /// Writes all of it. Where that fails, the flag named a place that cannot take it.
     pub fn write(self, content: &[u8]) -> Result<()> {
         let Self { flag, path, to } = self;
         let written = match to {
@@ -77,7 +77,7 @@ impl OutFile {
                 file.write_all(content).and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
             }
         };
-        written.with_context(|| format!("cannot write --{flag} {}", path.display()))
+        written.map_err(|error| Usage(format!("cannot write --{flag} {}: {error}", path.display())).into())
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
     exit::{self, Failed},
     run_files::Files,
+    text::{LINE_CHARS, printable},
 };
 
 /// `vmm --guest`.
@@ -26,7 +27,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     let path = args.guest.as_deref().context("no guest")?;
     let image = Image::open(path).map_err(vmm::run::RunError::from)?;
     let initrd = match &args.initrd {
-        Some(path) => Some(boot::read_file("initrd", path).map_err(vmm::run::RunError::from)?),
+        Some(path) => Some(boot::read_initrd(path, args.memory).map_err(vmm::run::RunError::from)?),
         None => None,
     };
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
@@ -134,7 +135,7 @@ fn session(
     console: &Outlet,
 ) -> Result<ExitCode> {
     let (source, why) = machine.source_and_why();
-    vmm::say!("vmm: TSC source {}: {why}", source.as_str());
+    vmm::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
     let policies = Policies {
         khz,
         deadline: args.deadline.into(),

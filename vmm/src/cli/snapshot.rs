@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use vmm::{
     apic::Armed,
     kvm::state::MpState,
@@ -12,29 +12,36 @@ use vmm::{
 
 use super::{
     args::{Snapshot, SnapshotCommand},
-    text::Text,
+    text::{self, Text},
 };
+
+/// How much of an image's name is shown.
+const IMAGE_CHARS: usize = 200;
 
 pub fn run(args: &Snapshot) -> Result<ExitCode> {
     match &args.command {
         SnapshotCommand::Show { dir, json } => show(dir, *json),
         SnapshotCommand::Merge { dir, out } => {
-            snapshot::machine::merge(dir, out)?;
+            snapshot::machine::merge(dir, out).with_context(|| name(dir))?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
+fn name(dir: &Path) -> String {
+    format!("snapshot {}", dir.display())
+}
+
 fn show(dir: &Path, json: bool) -> Result<ExitCode> {
-    let overview = snapshot::machine::show(dir)?;
+    let overview = snapshot::machine::show(dir).with_context(|| name(dir))?;
     if json {
         Text::json(&overview)?.print()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let state = snapshot::machine::load_state(dir)?;
+    let state = &overview.state;
     let mut text = Text::default();
     text.line(&overview.dir);
-    for section in &overview.sections {
+    for section in overview.sections.iter().map(|section| &section.info) {
         text.line(format_args!("  {:<12} version {}  {:>6} bytes", section.name, section.version, section.bytes));
     }
     if let [_, below @ ..] = overview.chain.as_slice()
@@ -50,7 +57,8 @@ fn show(dir: &Path, json: bool) -> Result<ExitCode> {
         LapicKind::User => "vmm's",
         LapicKind::Kvm => "KVM's",
     };
-    text.line(format_args!("  image {}, {} vCPU, {lapic} LAPIC", state.machine.image, state.cpus.count()));
+    let image = text::printable(&state.machine.image, IMAGE_CHARS);
+    text.line(format_args!("  image {image}, {} vCPU, {lapic} LAPIC", state.cpus.count()));
     text.line(format_args!(
         "  saved at TSC {} ({}), VM time {} ns, {} time, TSC source {}",
         moment.tsc.0,
@@ -59,19 +67,19 @@ fn show(dir: &Path, json: bool) -> Result<ExitCode> {
         state.machine.time.as_str(),
         state.machine.source.as_str()
     ));
-    let mut tell = |index, rip, halted, armed: Armed| {
+    let mut tell = |index, address, halted, armed: Armed| {
         let halted = if halted { " (halted)" } else { "" };
-        text.line(format_args!("  cpu {index}: RIP {rip:#x}{halted}, timer {armed:?}"));
+        text.line(format_args!("  cpu {index}: at {address:#x}{halted}, timer {armed:?}"));
     };
     match &state.cpus {
         CpuStates::User(cpus) => {
             for (index, cpu) in cpus.iter().enumerate() {
-                tell(index, cpu.kvm.registers.rip, cpu.halted, cpu.apic.timer.armed);
+                tell(index, cpu.kvm.code_address(), cpu.halted, cpu.apic.timer.armed);
             }
         }
         CpuStates::Kvm(cpus) => {
             for (index, cpu) in cpus.iter().enumerate() {
-                tell(index, cpu.kvm.registers.rip, cpu.lapic.mp_state == MpState::Halted, cpu.lapic.armed);
+                tell(index, cpu.kvm.code_address(), cpu.lapic.mp_state == MpState::Halted, cpu.lapic.armed);
             }
         }
     }

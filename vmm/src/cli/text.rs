@@ -46,6 +46,32 @@ impl Text {
     }
 }
 
+/// The most characters of one line of a message.
+pub const LINE_CHARS: usize = 2000;
+
+/// `text` for a terminal: one line, without characters that do something to it, and of `most` characters at most. In the middle
+/// of a longer one is an ellipsis: messages quote what files and guests say, and end with the reason.
+pub fn printable(text: &str, most: usize) -> String {
+    let plain = |c: char| {
+        // Marks of direction and of no width make a line look like another one.
+        let invisible =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        match c {
+            '\n' | '\t' => ' ',
+            _ if c.is_control() || invisible => '\u{fffd}',
+            _ => c,
+        }
+    };
+    let count = text.chars().count();
+    if count <= most {
+        return text.chars().map(plain).collect();
+    }
+    let tail = most / 4;
+    let head = most.saturating_sub(tail).saturating_sub(1);
+    let ends = text.chars().take(head).chain(['…']).chain(text.chars().skip(count.saturating_sub(tail)));
+    ends.map(plain).collect()
+}
+
 /// A table without lines but one under its header.
 pub fn plain<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
@@ -55,4 +81,23 @@ pub fn plain<const N: usize>(header: [&str; N]) -> Table {
         column.set_padding((0, 2));
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Catches: a message that moves the cursor, or that hides its reason behind 100 KB of a file.
+    #[test]
+    fn a_message_is_one_bounded_line_with_its_end() {
+        assert_eq!(printable("plain – ü", 20), "plain – ü");
+        assert_eq!(printable("a\nb\tc", 20), "a b c");
+        assert_eq!(printable("\x1b[2Jgone\u{202e}x", 20), "\u{fffd}[2Jgone\u{fffd}x");
+        let long = format!("field `{}`: the reason", "é".repeat(100_000));
+        let cut = printable(&long, LINE_CHARS);
+        assert_eq!(cut.chars().count(), LINE_CHARS);
+        assert!(cut.starts_with("field `éé") && cut.contains("é…é") && cut.ends_with("é`: the reason"));
+        assert_eq!(printable("abcdefgh", 4), "ab…h");
+        assert_eq!(printable("abcd", 0).chars().count(), 1);
+    }
 }

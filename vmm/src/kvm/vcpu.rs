@@ -117,6 +117,12 @@ const RFLAGS_IF: u64 = 1 << 9;
 /// EFER.LMA: long mode is active.
 const EFER_LMA: u64 = 1 << 10;
 
+/// The linear address of the instruction at `rip` of a code segment, whose L bit is `long`.
+pub(super) fn code_address(rip: u64, base: u64, long: bool, efer: u64) -> u64 {
+    // Outside 64-bit mode linear addresses have 32 bits.
+    if efer & EFER_LMA != 0 && long { rip } else { base.wrapping_add(rip) & 0xffff_ffff }
+}
+
 /// One virtual CPU.
 pub struct Vcpu {
     pub(super) fd: VcpuFd,
@@ -348,12 +354,11 @@ impl Vcpu {
 
     /// Registers as of the last exit.
     pub fn registers(&mut self) -> Registers {
-        let in_64bit_mode = self.code_bits() == 64;
         let shared = self.fd.sync_regs_mut();
         let (regs, system) = (&shared.regs, &shared.sregs);
         Registers {
             rip: regs.rip,
-            linear_rip: if in_64bit_mode { regs.rip } else { system.cs.base.wrapping_add(regs.rip) & 0xffff_ffff },
+            linear_rip: code_address(regs.rip, system.cs.base, system.cs.l != 0, system.efer),
             rax: regs.rax,
             rcx: regs.rcx,
             rdx: regs.rdx,

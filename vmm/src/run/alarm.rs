@@ -13,7 +13,7 @@ use super::{
     host_stop::Pulse,
     idle,
     platform::{Post, lock},
-    wire,
+    turn, wire,
 };
 use crate::{
     kvm::{
@@ -282,7 +282,7 @@ impl Alarm {
     pub(super) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
         let budget = self.armed.take() == Some(Armed::Budget);
         let limit = platform.spin_limit.filter(|limit| budget && lock(&platform.clock).since_operation() >= *limit)?;
-        Some(End::Spins { rip: cpu.vcpu.registers().linear_rip, limit })
+        Some(End::Spins { at: turn::at(cpu.local.index, &mut cpu.vcpu), limit })
     }
 }
 

@@ -9,45 +9,44 @@ use crate::{
     time::{AdjustError, Khz, Length},
 };
 
+/// Where a vCPU was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Its number.
+    pub cpu: u32,
+    /// The linear address of its next instruction.
+    pub address: u64,
+}
+
 /// Why the guest does not go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// The guest asked for it.
     Guest(GuestExit),
-    /// Triple fault.
-    TripleFault,
-    /// HLT with interrupts off: nothing can wake it.
-    HaltedForever {
-        /// Address after the HLT.
-        rip: u64,
+    /// Triple fault of this vCPU.
+    TripleFault {
+        /// Its number.
+        cpu: u32,
     },
+    /// HLT with interrupts off: nothing can wake it. The address is that after the HLT.
+    HaltedForever(At),
     /// Every CPU waits for a start-up message: none is left to send it.
     AllParked,
-    /// HLT in virtual time with no timer armed: nothing will wake it.
-    NothingWillWake {
-        /// Address after the HLT.
-        rip: u64,
-    },
+    /// HLT in virtual time with no timer armed: nothing will wake it. The address is that after the HLT.
+    NothingWillWake(At),
     /// Virtual time: the guest ran for this long without an operation, so that time stands still.
     Spins {
         /// Where it was.
-        rip: u64,
+        at: At,
         /// The limit, in host time.
         limit: Duration,
     },
     /// The guest went where there is no RAM.
-    NoMemory {
-        /// Which vCPU.
-        cpu: u32,
-        /// Where: a linear address.
-        rip: u64,
-    },
+    NoMemory(At),
     /// KVM cannot execute what the guest executes.
     CannotExecute {
-        /// Which vCPU.
-        cpu: u32,
-        /// Where: a linear address.
-        rip: u64,
+        /// Where.
+        at: At,
         /// The instruction: its bytes and its text.
         instruction: String,
         /// KVM's reason.
@@ -62,24 +61,24 @@ impl End {
         match self {
             Self::Guest(GuestExit::Debug(0) | GuestExit::Reset) => None,
             Self::Guest(GuestExit::Debug(code)) => Some(format!("the guest failed with code {code}")),
-            Self::TripleFault => Some("the guest's CPU shut down (triple fault)".to_owned()),
-            Self::HaltedForever { rip } => {
-                Some(format!("the guest halted at {rip:#x} with interrupts off: nothing can wake it"))
+            Self::TripleFault { cpu } => Some(format!("cpu {cpu}: the guest's CPU shut down (triple fault)")),
+            Self::HaltedForever(At { cpu, address }) => {
+                Some(format!("cpu {cpu}: the guest halted at {address:#x} with interrupts off: nothing can wake it"))
             }
             Self::AllParked => Some("every CPU waits for a start-up message: none is left to send it".to_owned()),
-            Self::NothingWillWake { rip } => {
-                Some(format!("the guest halted at {rip:#x} with no timer armed: nothing will wake it in virtual time"))
-            }
-            Self::Spins { rip, limit } => Some(format!(
-                "the guest ran {} near {rip:#x} without any operation that moves virtual time; use --time real for guests \
+            Self::NothingWillWake(At { cpu, address }) => Some(format!(
+                "cpu {cpu}: the guest halted at {address:#x} with no timer armed: nothing will wake it in virtual time"
+            )),
+            Self::Spins { at: At { cpu, address }, limit } => Some(format!(
+                "cpu {cpu}: the guest ran {} near {address:#x} without any operation that moves virtual time; use --time real for guests \
                  that spin, or a longer --spin-limit for one that is only slow on this host",
                 Length(*limit)
             )),
-            Self::NoMemory { cpu, rip } => {
-                Some(format!("the guest went on at {rip:#x} (cpu {cpu}), where there is no memory"))
+            Self::NoMemory(At { cpu, address }) => {
+                Some(format!("cpu {cpu}: the guest went on at {address:#x}, where there is no memory"))
             }
-            Self::CannotExecute { cpu, rip, instruction, reason } => Some(format!(
-                "this host cannot execute the guest's code at {rip:#x} (cpu {cpu}; {instruction}): {reason}"
+            Self::CannotExecute { at: At { cpu, address }, instruction, reason } => Some(format!(
+                "cpu {cpu}: this host cannot execute the guest's code at {address:#x} ({instruction}): {reason}"
             )),
         }
     }

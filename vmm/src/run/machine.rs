@@ -473,14 +473,14 @@ impl Machine {
         for cpu in &mut self.cpus {
             cpu.drain(&self.platform)?;
             let Cpu { vcpu, local } = cpu;
-            let (index, rip) = (local.index, vcpu.registers().linear_rip);
+            let (index, address) = (local.index, vcpu.registers().linear_rip);
             let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
             lines.push(match local.phase {
                 Phase::WaitForSipi => format!("cpu {index} waits for a start-up message"),
                 Phase::Running if local.halted => {
-                    format!("cpu {index} halted before {rip:#x}, interrupts {interrupts}")
+                    format!("cpu {index} halted before {address:#x}, interrupts {interrupts}")
                 }
-                Phase::Running => format!("cpu {index} at {rip:#x}, interrupts {interrupts}"),
+                Phase::Running => format!("cpu {index} at {address:#x}, interrupts {interrupts}"),
             });
         }
         Ok(lines)

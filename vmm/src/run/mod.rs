@@ -56,7 +56,7 @@ pub use crate::kvm::{Piece, Withheld, begin_writeback, exit_at_once, guard_mappe
 pub use changes::SnapshotId;
 pub use costs::Costs;
 pub use disassembly::{INSTRUCTION_MAX, disassemble};
-pub use error::{End, Outcome, RunError};
+pub use error::{At, End, Outcome, RunError};
 pub use host_note::HostNote;
 pub use machine::{Machine, Outputs, TraceTo};
 pub use migrate::{Migration, Policies, check_ratio};

@@ -16,7 +16,7 @@ use guest_abi::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    End, LapicKind,
+    At, End, LapicKind,
     bell::Bell,
     clock::Clock,
     costs::Counters,
@@ -60,8 +60,8 @@ pub struct Post {
 pub(super) enum Deaf {
     /// It halted with interrupts off.
     Halted {
-        /// Address after the HLT.
-        rip: u64,
+        /// Linear address after the HLT.
+        address: u64,
     },
     /// It waits for a start-up message.
     Parked,
@@ -195,8 +195,8 @@ impl Platform {
         *lock(&post.deaf) = Some(why);
         let all: Option<Vec<Deaf>> = self.posts.iter().map(|post| *lock(&post.deaf)).collect();
         let all = all.filter(|_| self.posts.iter().all(|post| lock(&post.inbox).is_empty()))?;
-        let halted = all.into_iter().find_map(|deaf| match deaf {
-            Deaf::Halted { rip } => Some(End::HaltedForever { rip }),
+        let halted = (0u32..).zip(all).find_map(|(cpu, deaf)| match deaf {
+            Deaf::Halted { address } => Some(End::HaltedForever(At { cpu, address })),
             Deaf::Parked => None,
         });
         Some(halted.unwrap_or(End::AllParked))

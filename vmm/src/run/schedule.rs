@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, thread};
 
 use super::{
-    End, Platform, RunError,
+    At, End, Platform, RunError,
     alarm::Alarm,
     cpu::Cpu,
     mailbox::Interruptions,
@@ -156,8 +156,8 @@ pub(super) fn virtually(
                 lock(&platform.clock).slept();
             }
             Ok(Given::NobodyWakes | Given::EndOfTime) => {
-                let rip = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
-                break Ok(Stop::Ended(End::NothingWillWake { rip }));
+                let address = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
+                break Ok(Stop::Ended(End::NothingWillWake(At { cpu: 0, address })));
             }
             Ok(Given::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),

@@ -5,7 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LapicKind, TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, pv_eoi::PvEoiState, source::TscSource,
+    LapicKind, MAX_CPUS, RunError, TimeMode, clock::ClockState, cpu::Phase, judge::JudgeState, pv_eoi::PvEoiState,
+    source::TscSource,
 };
 use crate::{
     apic,
@@ -31,6 +32,42 @@ pub struct MachineState {
     pub sites: Vec<SiteState>,
     /// Where reading the tick ring goes on.
     pub judge: JudgeState,
+}
+
+/// The longest name of an image, in bytes: that of a path whose bytes are no text, and shown as such.
+const MAX_IMAGE_BYTES: usize = 3 * 4096;
+/// The most leaves of a CPUID, and MSRs of a vCPU: KVM takes no more (KVM_MAX_CPUID_ENTRIES, MAX_IO_MSRS).
+const MAX_ENTRIES: usize = 256;
+
+impl MachineState {
+    /// Whether a machine can have it, as far as that shows without KVM and RAM.
+    ///
+    /// # Errors
+    /// [`RunError`]: what contradicts itself, or is too many.
+    pub fn check(&self) -> Result<(), RunError> {
+        let bad = |reason: String| Err(RunError::BadState(reason));
+        let Self { machine, clock, cpus, devices: _, sites: _, judge: _ } = self;
+        clock.moment.check()?;
+        let (since, now) = (clock.judge.since(), clock.moment.tsc);
+        if since > now {
+            return bad(format!("its account of VM time begins at TSC {}, after the saved TSC {}", since.0, now.0));
+        }
+        if machine.image.len() > MAX_IMAGE_BYTES {
+            return bad(format!("the name of its image has {} bytes", machine.image.len()));
+        }
+        let count = u32::try_from(cpus.count()).unwrap_or(u32::MAX);
+        if !(1..=MAX_CPUS).contains(&count) {
+            return Err(RunError::Cpus(count));
+        }
+        let lists: Vec<(usize, usize)> = match cpus {
+            CpuStates::User(cpus) => cpus.iter().map(|cpu| (cpu.cpuid.len(), cpu.kvm.msrs.len())).collect(),
+            CpuStates::Kvm(cpus) => cpus.iter().map(|cpu| (cpu.cpuid.len(), cpu.kvm.msrs.len())).collect(),
+        };
+        match lists.iter().position(|(leaves, msrs)| *leaves > MAX_ENTRIES || *msrs > MAX_ENTRIES) {
+            Some(cpu) => bad(format!("cpu {cpu}: more than {MAX_ENTRIES} CPUID leaves or MSRs")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a machine is.

@@ -6,7 +6,7 @@
 //! of what the guest will do.
 
 use super::{
-    End, HostEnvironment, Machine, Policies, RunError, TimeMode,
+    At, End, HostEnvironment, Machine, Policies, RunError, TimeMode,
     alarm::Alarm,
     checkpoint::Checkpoint,
     cpu::Cpu,
@@ -117,8 +117,8 @@ impl Stepper {
                 // Nobody reads a machine that is stepped.
                 Given::Nothing | Given::Waited | Given::Unread => {}
                 Given::NobodyWakes | Given::EndOfTime => {
-                    let rip = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
-                    return Ok(Came::ToEnd(End::NothingWillWake { rip }));
+                    let address = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
+                    return Ok(Came::ToEnd(End::NothingWillWake(At { cpu: 0, address })));
                 }
                 Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),
                 Given::Stop(Stop::Reached | Stop::Asked) => {

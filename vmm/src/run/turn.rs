@@ -3,7 +3,7 @@
 use guest_abi::sites::Kind;
 
 use super::{
-    End, Platform, RunError, TimeMode,
+    At, End, Platform, RunError, TimeMode,
     access::{Access, Changed},
     alarm::Alarm,
     cpu::{Cpu, Local, Phase},
@@ -104,8 +104,8 @@ pub(super) fn turn(
         let deaf = !cpu.vcpu.interrupts_enabled();
         // Another CPU could still send an NMI or INIT.
         if deaf {
-            let rip = cpu.vcpu.registers().linear_rip;
-            if let Some(end) = platform.deafened(cpu.local.index, Deaf::Halted { rip }) {
+            let address = cpu.vcpu.registers().linear_rip;
+            if let Some(end) = platform.deafened(cpu.local.index, Deaf::Halted { address }) {
                 return Ok(Turn::Stop(Stop::Ended(end)));
             }
         } else if mode == TimeMode::Real {
@@ -278,7 +278,7 @@ pub(super) fn cannot_go_on(
 ) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) | Exit::Halt | Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
-        Exit::Shutdown => Ok(Some(End::TripleFault)),
+        Exit::Shutdown => Ok(Some(End::TripleFault { cpu })),
         Exit::InternalError(suberror) => {
             let reason = match suberror {
                 1 => "KVM cannot emulate this instruction".to_owned(),
@@ -298,12 +298,18 @@ pub(super) fn cannot_go_on(
 }
 
 fn cannot_execute(cpu: u32, vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
-    let (rip, bits) = (vcpu.registers().linear_rip, vcpu.code_bits());
-    let bytes = step::instruction_at(vcpu, platform, rip)?;
+    let at = at(cpu, vcpu);
+    let bytes = step::instruction_at(vcpu, platform, at.address)?;
     if bytes.is_empty() {
-        return Ok(End::NoMemory { cpu, rip });
+        return Ok(End::NoMemory(at));
     }
-    Ok(End::CannotExecute { cpu, rip, instruction: disassembly::describe(&bytes, rip, bits), reason })
+    let instruction = disassembly::describe(&bytes, at.address, vcpu.code_bits());
+    Ok(End::CannotExecute { at, instruction, reason })
+}
+
+/// Where vCPU number `cpu` is, as of the last exit.
+pub(super) fn at(cpu: u32, vcpu: &mut Vcpu) -> At {
+    At { cpu, address: vcpu.registers().linear_rip }
 }
 
 /// Does what the guest's own instruction at a trap site would have done. All are two bytes long.

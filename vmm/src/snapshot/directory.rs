@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use temporary::Temporary;
 
 use super::container::{ContainerError, MAX_STATE_BYTES, StateReader};
+use crate::boot::file_kind;
 
 /// The file with the sections.
 pub const STATE_FILE: &str = "state";
@@ -52,10 +53,12 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// A file of the snapshot is a directory, a pipe or a device.
-    #[error("snapshot file {} is not a regular file", path.display())]
+    #[error("snapshot file {} is {kind}, not a regular file", path.display())]
     NotAFile {
         /// The file.
         path: PathBuf,
+        /// What it is.
+        kind: &'static str,
     },
     /// The `state` file is not usable.
     #[error("snapshot file {}: {source}", path.display())]
@@ -148,8 +151,11 @@ fn open_file(path: &Path) -> Result<File, DirectoryError> {
     // Without O_NONBLOCK, opening a pipe that somebody put there waits for a writer. Regular files ignore it.
     options.read(true).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).map_err(|source| failed("open", path, source))?;
-    let kind = file.metadata().map_err(|source| failed("read", path, source))?;
-    if kind.is_file() { Ok(file) } else { Err(DirectoryError::NotAFile { path: path.to_owned() }) }
+    let kind = file.metadata().map_err(|source| failed("read", path, source))?.file_type();
+    if kind.is_file() {
+        return Ok(file);
+    }
+    Err(DirectoryError::NotAFile { path: path.to_owned(), kind: file_kind(kind) })
 }
 
 fn split(dir: &Path) -> Result<(&Path, &OsStr), DirectoryError> {

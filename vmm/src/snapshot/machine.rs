@@ -13,8 +13,14 @@ use super::{
     saving::Progress,
 };
 use crate::{
-    boot::GuestRam,
-    run::{HostNote, SnapshotId, begin_writeback, guard_mapped_file, state::MachineState},
+    boot::{GuestRam, sites::SiteState},
+    run::{
+        HostNote, SnapshotId, begin_writeback,
+        clock::ClockState,
+        guard_mapped_file,
+        judge::JudgeState,
+        state::{CpuStates, DevicesState, MachineSection, MachineState},
+    },
 };
 
 /// Version of the sections that have not changed yet.
@@ -98,6 +104,7 @@ fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostNote>), S
     };
     let host = reader.take_optional(HOST, HOST_VERSION)?;
     reader.finish()?;
+    state.check()?;
     Ok((state, host))
 }
 
@@ -112,7 +119,8 @@ fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
 pub enum Verify {
     /// All of it, before the VM is made.
     First,
-    /// Each block before its first use; all of it first where the host cannot do that. The function ends the process.
+    /// Each block before its first use; all of it first where the host cannot do that, or where blocks have no checksums. The
+    /// function ends the process.
     BeforeUse(LastWord),
 }
 
@@ -164,9 +172,13 @@ pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
         guard_mapped_file(&memory, &format!("vmm: snapshot {}: memory file {path} {why}", dir.display()));
         Ok(Arc::new(memory))
     };
+    let before_use = match verify {
+        Verify::First => None,
+        Verify::BeforeUse(last_word) => Some(last_word),
+    };
     let (id, files) = (chain.id(), MemoryFiles(Arc::clone(&chain)));
     let mut loaded = Loaded { state, host, id, memory: map()?, files, pager: None };
-    let Verify::BeforeUse(last_word) = verify else {
+    let Some(last_word) = before_use.filter(|_| chain.has_blocks()) else {
         // Also what is of no use: nobody should go on with a file that is not what it was.
         chain.verify()?;
         chain.complete(&loaded.memory, u64::MAX)?;
@@ -185,23 +197,44 @@ pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
     Ok(loaded)
 }
 
-/// The machine's state in `dir`, without looking at its RAM.
-///
-/// # Errors
-/// As [`load`].
-pub fn load_state(dir: &Path) -> Result<MachineState, SnapshotError> {
-    Ok(decode(open(dir)?.0)?.0)
-}
-
 /// What `vmm snapshot show` tells.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Overview {
     /// The directory.
     pub dir: String,
     /// Its sections, in the file's order.
-    pub sections: Vec<super::SectionInfo>,
+    pub sections: Vec<Shown>,
     /// The snapshots that make it up, the newest first: itself, and what it is based on.
     pub chain: Vec<Link>,
+    /// The machine's state, which the sections have, too.
+    #[serde(skip)]
+    pub state: MachineState,
+}
+
+/// One section.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// What it is.
+    #[serde(flatten)]
+    pub info: super::SectionInfo,
+    /// What it holds.
+    pub payload: Payload,
+}
+
+/// What a section holds, read and checked: as it is written again, it is no larger than it was.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "each is named as its section")]
+pub enum Payload {
+    Machine(Box<MachineSection>),
+    Clock(Box<ClockState>),
+    Cpus(Box<CpuStates>),
+    Devices(Box<DevicesState>),
+    Sites(Vec<SiteState>),
+    Judge(JudgeState),
+    Host(Box<HostNote>),
+    Memory(MemoryLayout),
+    Base(BaseState),
 }
 
 /// Describes the snapshot in `dir` without looking at its RAM.
@@ -209,7 +242,30 @@ pub struct Overview {
 /// # Errors
 /// [`SnapshotError`].
 pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
-    let sections = directory::parse_state(dir, &directory::read_state(dir)?)?.sections()?;
-    let (_, chain) = open(dir)?;
-    Ok(Overview { dir: dir.display().to_string(), sections, chain: chain.links() })
+    let (reader, chain) = open(dir)?;
+    let (state, host) = decode(reader)?;
+    // Opening it has taken what it says of its memory.
+    let mut again = directory::parse_state(dir, chain.state())?;
+    let infos = again.sections();
+    let mut layout = Some(again.take(MEMORY, MEMORY_VERSION)?);
+    let mut base = again.take_optional(BASE, BASE_VERSION)?;
+    let mut host = host.map(Box::new);
+    let MachineState { machine, clock, cpus, devices, sites, judge } = &state;
+    let payload = |name: &str| match name {
+        MACHINE => Some(Payload::Machine(Box::new(machine.clone()))),
+        CLOCK => Some(Payload::Clock(Box::new(*clock))),
+        CPUS => Some(Payload::Cpus(Box::new(cpus.clone()))),
+        DEVICES => Some(Payload::Devices(Box::new(devices.clone()))),
+        SITES => Some(Payload::Sites(sites.clone())),
+        JUDGE => Some(Payload::Judge(judge.clone())),
+        HOST => host.take().map(Payload::Host),
+        MEMORY => layout.take().map(Payload::Memory),
+        BASE => base.take().map(Payload::Base),
+        // There is no other: `decode` has taken them all.
+        _ => None,
+    };
+    let shown = infos.iter().map(|info| info.name.as_str()).map(payload).collect::<Vec<_>>();
+    let sections = infos.into_iter().zip(shown);
+    let sections = sections.filter_map(|(info, payload)| Some(Shown { info, payload: payload? })).collect();
+    Ok(Overview { dir: dir.display().to_string(), sections, chain: chain.links(), state })
 }

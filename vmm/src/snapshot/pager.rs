@@ -270,7 +270,7 @@ impl Blocks {
         let layout = self.chain.layout();
         let base = layout.regions.get(region).map_or(0, |region| region.file_offset);
         let at = base.saturating_add(u64::try_from(inside).unwrap_or(u64::MAX));
-        let block = at.checked_div(layout.block_bytes).unwrap_or(0);
+        let block = at.checked_div(layout.blocks.bytes).unwrap_or(0);
         let index = block.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         if let Some(false) = index.and_then(|index| self.given.get(index).copied()) {
             return self.give(block);
@@ -292,7 +292,7 @@ impl Blocks {
         let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let block = self.first.saturating_add(wide(index));
         match self.chain.zero_blocks(block, block.saturating_add(wide(run))) {
-            0 => self.give(block).map(|()| Some(self.chain.layout().block_bytes)),
+            0 => self.give(block).map(|()| Some(self.chain.layout().blocks.bytes)),
             zero => self.give_pieces(block, zero, &BTreeMap::new()).map(|()| Some(0)),
         }
     }
@@ -323,7 +323,7 @@ impl Blocks {
 
 /// Where `count` blocks from number `first` on are in guest RAM, in file order.
 fn pieces(layout: &MemoryLayout, first: u64, count: u64) -> Vec<Piece> {
-    let bytes = |block: u64| block.saturating_mul(layout.block_bytes);
+    let bytes = |block: u64| block.saturating_mul(layout.blocks.bytes);
     let (start, end) = (bytes(first), bytes(first.saturating_add(count)));
     let piece = |(number, region): (usize, &RegionLayout)| {
         let inside = |at: u64| usize::try_from(at.saturating_sub(region.file_offset).min(region.bytes)).ok();

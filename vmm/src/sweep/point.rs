@@ -161,7 +161,7 @@ impl Bench {
 /// A guest that halts with nothing to wake it has lost its tick; others did not go on.
 fn finish_of(end: &End) -> Finish {
     match end {
-        End::NothingWillWake { .. } => Finish::Missing,
+        End::NothingWillWake(_) => Finish::Missing,
         end => Finish::Ended(reason(end)),
     }
 }

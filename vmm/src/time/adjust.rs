@@ -83,6 +83,24 @@ pub struct Moment {
     pub wall_ns: u64,
 }
 
+impl Moment {
+    /// Whether its clocks agree.
+    ///
+    /// # Errors
+    /// [`AdjustError::BeforePage`], [`AdjustError::Contradiction`].
+    pub fn check(&self) -> Result<(), AdjustError> {
+        let Self { tsc, vm, khz: _, page, wall_ns: _ } = *self;
+        if tsc < page.tsc_timestamp {
+            return Err(AdjustError::BeforePage { tsc, base: page.tsc_timestamp });
+        }
+        // vm = page(tsc)
+        if page.vm_time(tsc) != vm {
+            return Err(AdjustError::Contradiction { vm, page: page.vm_time(tsc) });
+        }
+        Ok(())
+    }
+}
+
 /// How long a VM stood still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stood {
@@ -172,14 +190,8 @@ pub fn restore(
     held_tsc: Option<GuestTsc>,
 ) -> Result<Adjusted, AdjustError> {
     // The old frequency is in the old page already, with the page's rounding.
-    let Moment { tsc: tsc_saved, vm: vm_saved, khz: _, page: old, wall_ns } = *saved;
-    if tsc_saved < old.tsc_timestamp {
-        return Err(AdjustError::BeforePage { tsc: tsc_saved, base: old.tsc_timestamp });
-    }
-    // vm_saved = page_old(tsc_saved)
-    if old.vm_time(tsc_saved) != vm_saved {
-        return Err(AdjustError::Contradiction { vm: vm_saved, page: old.vm_time(tsc_saved) });
-    }
+    let Moment { tsc: tsc_saved, vm: vm_saved, khz: _, page: _, wall_ns } = *saved;
+    saved.check()?;
 
     // downtime = 0                                           freeze
     //          = max(wall_now − wall, 0), or what was given  catch-up

@@ -31,6 +31,12 @@ impl JudgeClock {
         Self { ns: at.0, part: Part { num: 0, den: 1 }, tsc, khz }
     }
 
+    /// Where the current stretch began.
+    #[must_use]
+    pub fn since(&self) -> GuestTsc {
+        self.tsc
+    }
+
     /// VM time at `tsc`, rounded down; a `tsc` before the current stretch gives the stretch's beginning.
     #[must_use]
     pub fn at(&self, tsc: GuestTsc) -> VmTime {

@@ -3,7 +3,7 @@
 mod table;
 
 use std::{
-    fs, io,
+    io,
     path::Path,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use vmm::{
-    boot::Image,
+    boot::{self, Image},
     guest_image::GUEST_ELF,
     report::{self, cases::Suite},
     run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, fault::Fault, source::SourceChoice},
@@ -164,6 +164,9 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A result that is larger is a mistake. Those of a million points have some MiB.
+const MAX_RESULT_BYTES: u64 = 256 << 20;
+
 fn merge_files(
     files: &[std::path::PathBuf],
     output: &Output,
@@ -178,7 +181,10 @@ fn merge_files(
 
 fn read(path: &Path) -> Result<(String, Findings)> {
     let name = path.display().to_string();
-    let file = fs::File::open(path).map_err(|error| Usage(format!("{name}: {error}")))?;
+    let (file, bytes) = boot::open_regular(path).map_err(|error| Usage(format!("{name}: {error}")))?;
+    if bytes > MAX_RESULT_BYTES {
+        return Err(Usage(format!("{name}: larger than {MAX_RESULT_BYTES} bytes, which no result is")).into());
+    }
     let findings = serde_json::from_reader(io::BufReader::new(file))
         .map_err(|error| Usage(format!("{name} is not the result of a sweep: {error}")))?;
     Ok((name, findings))

@@ -40,6 +40,15 @@ pub struct VcpuState {
     pub msrs: Vec<Msr>,
 }
 
+impl VcpuState {
+    /// The linear address of the next instruction.
+    #[must_use]
+    pub fn code_address(&self) -> u64 {
+        let SystemRegisters { cs, efer, .. } = &self.system;
+        super::vcpu::code_address(self.registers.rip, cs.base, cs.l != 0, *efer)
+    }
+}
+
 /// Exceptions, interrupts and NMIs on their way into the guest (KVM_GET_VCPU_EVENTS).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -89,7 +89,7 @@ fn turn(
             lock(&platform.judge).read_rings(platform);
         }
         if platform.posts.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
-            return Ok(Some(Stop::Ended(End::HaltedForever { rip: cpu.vcpu.registers().linear_rip })));
+            return Ok(Some(Stop::Ended(End::HaltedForever(turn::at(cpu.index, &mut cpu.vcpu)))));
         }
         let left = match stop {
             None => LOOK_AFTER,

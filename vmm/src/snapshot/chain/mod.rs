@@ -146,7 +146,7 @@ impl Chain {
             }
             let mut reader = directory::parse_state(&there, &bytes).map_err(|error| unusable(error.into()))?;
             let (below, next) = open_layer(&there, &mut reader).map_err(unusable)?;
-            if below.layout.regions != layer.layout.regions || below.layout.block_bytes != layer.layout.block_bytes {
+            if below.layout.regions != layer.layout.regions || below.layout.blocks.bytes != layer.layout.blocks.bytes {
                 let reason = "it has other regions or blocks than its base".to_owned();
                 return Err(MemoryError::Layout { reason }.into());
             }
@@ -189,6 +189,11 @@ impl Chain {
         self.layers().try_for_each(|layer| memory::verify(&layer.file, &layer.path, &layer.layout))
     }
 
+    /// Whether each block of all memory files can be checked for itself.
+    pub(super) fn has_blocks(&self) -> bool {
+        self.layers().all(|layer| layer.layout.has_blocks())
+    }
+
     /// Where guest RAM is in memory files.
     pub(super) fn layout(&self) -> &MemoryLayout {
         &self.whole.layout
@@ -197,10 +202,10 @@ impl Chain {
     /// The end of the blocks from `first` on in which RAM is not known to be zero.
     pub(super) fn end_of_data(&self, first: u64) -> Result<u64, MemoryError> {
         let layout = self.layout();
-        let (total, size) = (layout.file_bytes()?, layout.block_bytes);
+        let (total, size) = (layout.file_bytes()?, layout.blocks.bytes);
         let changed = self.upper.iter().filter_map(|(layer, _)| layer.own.as_ref()?.runs().last());
         let changed = changed.map(|run| self.block_of(run.end.saturating_sub(1)).saturating_add(1)).max().unwrap_or(0);
-        let listed = layout.blocks.last().map_or(0, |(last, _)| last.saturating_add(1));
+        let listed = layout.blocks.sums.last().map_or(0, |(last, _)| last.saturating_add(1));
         let end = listed.max(changed).max(first);
         let zero = memory::is_hole(&self.whole.file, end.saturating_mul(size)..total);
         Ok(if zero { end } else { total.div_ceil(size) })
@@ -209,10 +214,11 @@ impl Chain {
     /// How many blocks from `first` on, up to `end`, are known to be zero in RAM.
     pub(super) fn zero_blocks(&self, first: u64, end: u64) -> u64 {
         let Layer { file, layout, .. } = &self.whole;
-        let listed = layout.blocks.get(layout.blocks.partition_point(|(block, _)| *block < first)..);
+        let listed = &layout.blocks.sums;
+        let listed = listed.get(listed.partition_point(|(block, _)| *block < first)..);
         let listed = listed.and_then(|blocks| blocks.first()).map_or(end, |(block, _)| *block);
         let end = end.min(listed).min(self.next_changed(first).unwrap_or(end)).max(first);
-        let bytes = first.saturating_mul(layout.block_bytes)..end.saturating_mul(layout.block_bytes);
+        let bytes = first.saturating_mul(layout.blocks.bytes)..end.saturating_mul(layout.blocks.bytes);
         // Where somebody wrote into it, each block is looked at.
         if end > first && memory::is_hole(file, bytes) { end.saturating_sub(first) } else { 0 }
     }
@@ -253,7 +259,7 @@ impl Chain {
     }
 
     fn pages_in_block(&self) -> usize {
-        usize::try_from(self.layout().block_bytes).unwrap_or(usize::MAX) / PAGE_BYTES
+        usize::try_from(self.layout().blocks.bytes).unwrap_or(usize::MAX) / PAGE_BYTES
     }
 
     fn first_page(&self, block: u64) -> usize {
@@ -272,6 +278,11 @@ impl Chain {
     /// The memory file that RAM is mapped from.
     pub(super) fn mapped_path(&self) -> &Path {
         &self.whole.path
+    }
+
+    /// The `state` file of the newest.
+    pub(super) fn state(&self) -> &[u8] {
+        &self.state
     }
 
     /// The id of the newest.

@@ -178,7 +178,7 @@ fn a_chain_has_an_end() {
     assert!(error.contains("is the last of a chain of 64 snapshots: save without a base, or merge it"), "{error}");
     // Somebody who lies about the number of layers gets no further.
     let mut writer = StateWriter::new();
-    let layout = MemoryLayout { pages: 0, blocks: Vec::new(), ..chain.whole.layout.clone() };
+    let layout = MemoryLayout { pages: 0, ..chain.whole.layout.clone() };
     let base = BaseState { dir: last, id, layers: 2, pages: Vec::new() };
     writer.section(MEMORY, MEMORY_VERSION, &layout).unwrap();
     writer.section(BASE, BASE_VERSION, &base).unwrap();
@@ -198,7 +198,7 @@ fn a_chain_counts_its_snapshots() {
     for layers in [0, 1, 2, 3, 4, 64, 65, usize::MAX] {
         let mut writer = StateWriter::new();
         let layout = open(&parent.path().join("0")).unwrap().whole.layout;
-        let layout = MemoryLayout { pages: 0, blocks: Vec::new(), ..layout };
+        let layout = MemoryLayout { pages: 0, ..layout };
         let base = BaseState { dir: "../1".into(), id, layers, pages: Vec::new() };
         writer.section(MEMORY, MEMORY_VERSION, &layout).unwrap();
         writer.section(BASE, BASE_VERSION, &base).unwrap();

@@ -22,6 +22,16 @@ pub enum ContainerError {
         /// The size in bytes.
         bytes: u64,
     },
+    /// A section is larger than any of its name is.
+    #[error("section `{name}` has {bytes} bytes, more than the {most} that it may have")]
+    SectionTooLarge {
+        /// The section.
+        name: String,
+        /// Its size in bytes.
+        bytes: u64,
+        /// What it may have.
+        most: usize,
+    },
     /// More than [`MAX_SECTIONS`].
     #[error("{found} sections, more than the {MAX_SECTIONS} that a snapshot may have")]
     TooManySections {

@@ -33,6 +33,12 @@ pub const MAGIC: [u8; 8] = *b"VMMSNAP\0";
 pub const FORMAT_VERSION: u32 = 1;
 /// The largest `state` file that is written or read, in bytes. Real ones are some tens of KiB.
 pub const MAX_STATE_BYTES: usize = 64 << 20;
+/// The largest section, but one, in bytes. What becomes of JSON in memory is up to ten times as large.
+pub const MAX_SECTION_BYTES: usize = 4 << 20;
+/// The one, which lists pages of RAM.
+const LARGE_SECTION: &str = "base";
+/// How large it may be, in bytes.
+const MAX_LARGE_SECTION_BYTES: usize = 32 << 20;
 /// The most sections that a `state` file may hold.
 pub const MAX_SECTIONS: u32 = 256;
 /// The width of a section's name, in bytes.
@@ -77,6 +83,11 @@ impl StateWriter {
             return Err(ContainerError::TooManySections { found: count });
         }
         let payload = serde_json::to_vec(value).map_err(|source| ContainerError::Encode { name, source })?;
+        let most = most_bytes(name);
+        if payload.len() > most {
+            let bytes = widen(payload.len());
+            return Err(ContainerError::SectionTooLarge { name: name.to_owned(), bytes, most });
+        }
         let bytes = [PREAMBLE_BYTES, self.body.len(), HEADER_BYTES, payload.len()].iter().sum::<usize>();
         if bytes > MAX_STATE_BYTES {
             return Err(ContainerError::TooLarge { bytes: widen(bytes) });
@@ -105,7 +116,7 @@ impl StateWriter {
 }
 
 /// One section as `vmm snapshot show` prints it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SectionInfo {
     /// The section's name.
     pub name: String,
@@ -113,8 +124,11 @@ pub struct SectionInfo {
     pub version: u32,
     /// The size of its payload, in bytes.
     pub bytes: usize,
-    /// Its payload. Integers of more than 64 bits show as floating point here; [`StateReader::take`] reads them exactly.
-    pub payload: serde_json::Value,
+}
+
+/// How large the section `name` may be, in bytes.
+fn most_bytes(name: &str) -> usize {
+    if name == LARGE_SECTION { MAX_LARGE_SECTION_BYTES } else { MAX_SECTION_BYTES }
 }
 
 #[derive(Clone, Debug)]
@@ -207,18 +221,15 @@ impl StateReader {
         Err(ContainerError::Unknown { names: names.join(", ") })
     }
 
-    /// What is left in the file, for people: nothing is taken, and no state type need exist for it.
-    ///
-    /// # Errors
-    /// A payload that is not JSON at all.
-    pub fn sections(&self) -> Result<Vec<SectionInfo>, ContainerError> {
-        let show = |section: &Section| {
-            let payload = serde_json::from_slice(&section.payload)
-                .map_err(|source| ContainerError::Decode { name: section.name.clone(), source })?;
-            let (name, version, bytes) = (section.name.clone(), section.version, section.payload.len());
-            Ok(SectionInfo { name, version, bytes, payload })
+    /// What is left in the file, for people: nothing is taken, and no payload is parsed.
+    #[must_use]
+    pub fn sections(&self) -> Vec<SectionInfo> {
+        let info = |Section { name, version, payload }: &Section| SectionInfo {
+            name: name.clone(),
+            version: *version,
+            bytes: payload.len(),
         };
-        self.sections.iter().map(show).collect()
+        self.sections.iter().map(info).collect()
     }
 }
 
@@ -229,6 +240,10 @@ fn read_section(rest: &mut &[u8], index: u32) -> Result<Section, ContainerError>
     let version = read_u32(rest, &what())?;
     let length = u64::from_le_bytes(*rest.split_off_chunk().ok_or_else(|| truncated(what(), 8, rest))?);
     let stored = read_u32(rest, &what())?;
+    let most = most_bytes(&name);
+    if length > widen(most) {
+        return Err(ContainerError::SectionTooLarge { name, bytes: length, most });
+    }
     // Compared with what the file has before anything is allocated: a length is only a claim.
     let payload = usize::try_from(length).ok().and_then(|length| rest.split_off(..length)).ok_or_else(|| {
         ContainerError::Truncated { what: format!("section `{name}`"), needed: length, left: widen(rest.len()) }

@@ -118,10 +118,16 @@ fn a_payload_with_an_unknown_field_or_trailing_json_is_an_error() {
 
 #[test]
 fn a_length_beyond_the_file_is_an_error_and_no_allocation() {
-    for length in [4u64, 1 << 40, u64::MAX] {
+    for length in [4u64, 1 << 22, 1 << 40, u64::MAX] {
         let mut section = raw_section(b"a", b"1");
         section[28..36].copy_from_slice(&length.to_le_bytes());
-        assert!(matches!(StateReader::parse(&raw_file(&[section])), Err(ContainerError::Truncated { .. })));
+        let error = StateReader::parse(&raw_file(&[section])).unwrap_err();
+        let expected = if length <= widen(MAX_SECTION_BYTES) {
+            matches!(error, ContainerError::Truncated { .. })
+        } else {
+            matches!(error, ContainerError::SectionTooLarge { .. })
+        };
+        assert!(expected, "{length}: {error}");
     }
     let mut count = small();
     count[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -143,11 +149,30 @@ fn a_name_is_lower_case_ascii_padded_with_zeros() {
 
 #[test]
 fn show_lists_sections_in_order() {
-    let listed = StateReader::parse(&small()).unwrap().sections().unwrap();
+    let listed = StateReader::parse(&small()).unwrap().sections();
     let heads: Vec<_> = listed.iter().map(|s| (s.name.as_str(), s.version)).collect();
     assert_eq!(heads, [("clock", 3), ("vcpu-0", 1)]);
-    assert_eq!(listed[1].payload, serde_json::json!([1, 2, 3]));
     assert_eq!(listed[1].bytes, 7);
+}
+
+// Catches: JSON that becomes gigabytes in memory before anybody looks at it.
+#[test]
+fn a_section_that_is_too_large_is_neither_written_nor_read() {
+    let fits = |name: &'static str, bytes: usize| {
+        let text = "x".repeat(bytes - 2);
+        let written = StateWriter::new().section(name, 1, &text);
+        let read = StateReader::parse(&raw_file(&[raw_section(name.as_bytes(), format!("\"{text}\"").as_bytes())]));
+        let too_large = |error: ContainerError| matches!(error, ContainerError::SectionTooLarge { bytes: b, .. } if b == widen(bytes));
+        let written = written.map_err(|error| assert!(too_large(error))).is_ok();
+        assert_eq!(read.map_err(|error| assert!(too_large(error))).is_ok(), written);
+        written
+    };
+    assert!(fits("cpus", MAX_SECTION_BYTES) && !fits("cpus", MAX_SECTION_BYTES + 1));
+    assert!(fits("base", MAX_LARGE_SECTION_BYTES) && !fits("base", MAX_LARGE_SECTION_BYTES + 1));
+    // A length is only a claim: it is refused before the bytes are looked for.
+    let mut file = raw_file(&[raw_section(b"cpus", b"1")]);
+    file[PREAMBLE_BYTES + NAME_BYTES + 4..][..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(matches!(StateReader::parse(&file), Err(ContainerError::SectionTooLarge { bytes: u64::MAX, .. })));
 }
 
 proptest! {

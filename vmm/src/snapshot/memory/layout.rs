@@ -28,11 +28,22 @@ pub struct MemoryLayout {
     pub regions: Vec<RegionLayout>,
     /// How many pages of [`PAGE_BYTES`](super::PAGE_BYTES) have a byte that is not zero.
     pub pages: u64,
+    /// CRC-32 (IEEE) over those pages in file order, each behind its index in the file as a little-endian u64.
+    pub checksum: u32,
+    /// The same by blocks.
+    pub blocks: Blocks,
+}
+
+/// Checksums of the parts of a `memory` file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blocks {
     /// The size of a block, a power of two.
-    pub block_bytes: u64,
-    /// The blocks with such pages, rising: number, and CRC-32 (IEEE) over those pages in file order, each behind its index in
-    /// the file as a little-endian u64.
-    pub blocks: Vec<(u64, u32)>,
+    pub bytes: u64,
+    /// The checksum of the file that they are of.
+    pub of: u32,
+    /// The blocks with pages that are not zero, rising: number, and checksum as that of the file.
+    pub sums: Vec<(u64, u32)>,
 }
 
 /// One contiguous piece of guest RAM.
@@ -59,7 +70,15 @@ impl MemoryLayout {
                 layout
             })
             .collect();
-        Self { regions, pages: 0, block_bytes: block_bytes(file_offset), blocks: Vec::new() }
+        let blocks = Blocks { bytes: block_bytes(file_offset), of: 0, sums: Vec::new() };
+        Self { regions, pages: 0, checksum: 0, blocks }
+    }
+
+    /// Whether the checksums of blocks are those of the file as it is. Whoever edits a snapshot may have changed the one of
+    /// the file only.
+    #[must_use]
+    pub fn has_blocks(&self) -> bool {
+        self.blocks.of == self.checksum
     }
 
     /// The size that the file must have, in bytes.
@@ -103,16 +122,16 @@ impl MemoryLayout {
 
     fn check_blocks(&self, file_bytes: u64) -> Result<(), MemoryError> {
         let wrong = |reason: String| Err(MemoryError::Layout { reason });
-        let block_bytes = self.block_bytes;
-        if !block_bytes.is_power_of_two() || block_bytes < SMALLEST_BLOCK {
+        let Blocks { bytes: block_bytes, of: _, sums } = &self.blocks;
+        if !block_bytes.is_power_of_two() || *block_bytes < SMALLEST_BLOCK {
             return wrong(format!("blocks of {block_bytes} bytes"));
         }
-        let blocks = file_bytes.div_ceil(block_bytes);
+        let blocks = file_bytes.div_ceil(*block_bytes);
         if blocks > MOST_BLOCKS {
             return wrong(format!("{blocks} blocks, not at most {MOST_BLOCKS}"));
         }
-        let rising = self.blocks.is_sorted_by(|(one, _), (next, _)| one < next);
-        if !rising || self.blocks.last().is_some_and(|(last, _)| *last >= blocks) {
+        let rising = sums.is_sorted_by(|(one, _), (next, _)| one < next);
+        if !rising || sums.last().is_some_and(|(last, _)| *last >= blocks) {
             return wrong(format!("the checksums are not those of {blocks} blocks in their order"));
         }
         Ok(())

@@ -32,7 +32,7 @@ use crate::{
 use sums::Sums;
 
 pub use error::MemoryError;
-pub use layout::{GUEST_ADDRESS_END, MAX_REGIONS, MemoryLayout, RegionLayout};
+pub use layout::{Blocks, GUEST_ADDRESS_END, MAX_REGIONS, MemoryLayout, RegionLayout};
 
 /// The unit in which RAM is written and checked, in bytes.
 pub const PAGE_BYTES: usize = 4096;
@@ -67,7 +67,7 @@ pub fn write(
     let total = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     file.set_len(total).map_err(io)?;
-    let mut sums = Sums::of_blocks(layout.block_bytes);
+    let mut sums = Sums::of_blocks(layout.blocks.bytes);
     progress.begin(pages.runs().map(|run| bytes(run.len())).sum::<u64>().saturating_mul(2));
     for_each_piece(memory, &layout, pages, |Piece { region, place, inside, at }, chunk| {
         let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
@@ -76,7 +76,7 @@ pub fn write(
         progress.advance(length(chunk))
     })?;
     begin_writeback(file);
-    (layout.pages, layout.blocks) = sums.finish();
+    sums.describe(&mut layout);
     Ok(layout)
 }
 
@@ -169,7 +169,7 @@ pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), Mem
     check_size(file, path, layout)?;
     let expected = layout.file_bytes()?;
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
-    let mut sums = Sums::of_blocks(layout.block_bytes);
+    let mut sums = Sums::of_blocks(layout.blocks.bytes);
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut at = 0;
     while let Some((start, end)) = next_data(file, at, expected).map_err(io)? {
@@ -183,11 +183,7 @@ pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), Mem
             at = at.saturating_add(length(chunk));
         }
     }
-    if sums.finish() == (layout.pages, layout.blocks.clone()) {
-        Ok(())
-    } else {
-        Err(MemoryError::Damaged { path: path.to_owned() })
-    }
+    if sums.are_those_of(layout, None) { Ok(()) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
 }
 
 /// Checks that `memory`, which is mapped from `file` and was not written to, is what `layout` was made from, from its beginning
@@ -205,13 +201,13 @@ pub fn check_mapped(
 ) -> Result<Option<u64>, MemoryError> {
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
     let total = layout.file_bytes()?;
-    let mut sums = Sums::of_blocks(layout.block_bytes);
+    let mut sums = Sums::of_blocks(layout.blocks.bytes);
     // A page at a time: fresh memory for a larger buffer would cost more than the reading.
     let mut page = ZERO_PAGE;
     let (mut at, mut read, mut rest) = (0, 0_u64, None);
     'data: while let Some((start, end)) = next_data(file, at, total).map_err(io)? {
         for offset in (start..end).step_by(PAGE_BYTES) {
-            let block = offset.checked_div(layout.block_bytes).unwrap_or(0);
+            let block = offset.checked_div(layout.blocks.bytes).unwrap_or(0);
             if read >= most && sums.present_block() != Some(block) {
                 rest = Some(block);
                 break 'data;
@@ -224,10 +220,7 @@ pub fn check_mapped(
         }
         at = end;
     }
-    let (pages, blocks) = sums.finish();
-    let expected = layout.blocks.partition_point(|(block, _)| rest.is_none_or(|rest| *block < rest));
-    let good = layout.blocks.get(..expected) == Some(blocks.as_slice()) && (rest.is_some() || pages == layout.pages);
-    if good { Ok(rest) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
+    if sums.are_those_of(layout, rest) { Ok(rest) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
 }
 
 /// Where `offset` in the file is in guest RAM: the region, and the byte in it.
@@ -263,7 +256,7 @@ pub fn read_block(
     pages: &[std::ops::Range<usize>],
     buffer: &mut Vec<u8>,
 ) -> Result<(), MemoryError> {
-    let mut sums = Sums::of_blocks(layout.block_bytes);
+    let mut sums = Sums::of_blocks(layout.blocks.bytes);
     buffer.resize(pages.iter().map(std::ops::Range::len).sum::<usize>().saturating_mul(PAGE_BYTES), 0);
     let mut rest = buffer.as_mut_slice();
     for run in pages {
@@ -278,9 +271,15 @@ pub fn read_block(
         }
         rest = behind;
     }
-    let place = layout.blocks.binary_search_by_key(&block, |(block, _)| *block);
-    let expected = place.ok().and_then(|place| layout.blocks.get(place));
-    if sums.finish().1.first() == expected { Ok(()) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
+    let listed = &layout.blocks.sums;
+    let place = listed.binary_search_by_key(&block, |(block, _)| *block);
+    let expected = place.ok().and_then(|place| listed.get(place));
+    // Where blocks have no checksums, all of the file was checked before.
+    if !layout.has_blocks() || sums.of_block().as_ref() == expected {
+        Ok(())
+    } else {
+        Err(MemoryError::Damaged { path: path.to_owned() })
+    }
 }
 
 /// Whether `file` has no data in `range`; not known is no.

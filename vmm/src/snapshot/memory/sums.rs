@@ -1,12 +1,14 @@
 //! The checksums of a `memory` file, block by block, for the writer and the reader alike.
 
-use super::{PAGE, ZERO_PAGE};
+use super::{Blocks, MemoryLayout, PAGE, ZERO_PAGE};
 
 /// Counts and sums up pages that are not zero. They come in file order.
 pub(super) struct Sums {
     block_bytes: u64,
     pages: u64,
     blocks: Vec<(u64, u32)>,
+    /// Of all blocks that are over.
+    all: crc32fast::Hasher,
     /// The block that the last page was in.
     present: Option<(u64, crc32fast::Hasher)>,
 }
@@ -14,7 +16,7 @@ pub(super) struct Sums {
 impl Sums {
     /// Of no page yet, in blocks of `block_bytes`.
     pub(super) fn of_blocks(block_bytes: u64) -> Self {
-        Self { block_bytes, pages: 0, blocks: Vec::new(), present: None }
+        Self { block_bytes, pages: 0, blocks: Vec::new(), all: crc32fast::Hasher::new(), present: None }
     }
 
     /// Takes the page at `offset` in the file; says whether it has a byte that is not zero.
@@ -40,12 +42,31 @@ impl Sums {
     }
 
     fn end_block(&mut self) {
-        self.blocks.extend(self.present.take().map(|(block, crc)| (block, crc.finalize())));
+        let Some((block, crc)) = self.present.take() else { return };
+        self.all.combine(&crc);
+        self.blocks.push((block, crc.finalize()));
     }
 
-    /// How many pages there were, and each block that had some with its sum.
-    pub(super) fn finish(mut self) -> (u64, Vec<(u64, u32)>) {
+    /// The checksum of the block that all pages were in; none if there was no page.
+    pub(super) fn of_block(mut self) -> Option<(u64, u32)> {
         self.end_block();
-        (self.pages, self.blocks)
+        self.blocks.first().copied()
+    }
+
+    /// Writes into `layout` what it says of the pages.
+    pub(super) fn describe(mut self, layout: &mut MemoryLayout) {
+        self.end_block();
+        layout.pages = self.pages;
+        layout.checksum = self.all.finalize();
+        layout.blocks = Blocks { bytes: self.block_bytes, of: layout.checksum, sums: self.blocks };
+    }
+
+    /// Whether `layout` says the same of the blocks before number `end`, or of all.
+    pub(super) fn are_those_of(mut self, layout: &MemoryLayout, end: Option<u64>) -> bool {
+        self.end_block();
+        let sums = &layout.blocks.sums;
+        let before = end.map_or(sums.len(), |end| sums.partition_point(|(block, _)| *block < end));
+        let blocks = !layout.has_blocks() || sums.get(..before) == Some(self.blocks.as_slice());
+        blocks && (end.is_some() || (self.pages, self.all.finalize()) == (layout.pages, layout.checksum))
     }
 }

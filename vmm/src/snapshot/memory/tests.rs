@@ -158,7 +158,8 @@ fn hostile_layouts_are_errors() {
     }
     // Possible, but far more than the file: found before anything is mapped.
     let large = 1 << 40;
-    let blocks = MemoryLayout { block_bytes: 1 << 26, ..saved.layout.clone() };
+    let larger = Blocks { bytes: 1 << 26, ..saved.layout.blocks.clone() };
+    let blocks = MemoryLayout { blocks: larger, ..saved.layout.clone() };
     assert_eq!(
         MemoryLayout { regions: vec![region(0, large, 0)], ..blocks.clone() }.file_bytes().ok(),
         None,
@@ -188,9 +189,11 @@ fn ram_over_the_local_apics_is_refused() {
 fn hostile_blocks_are_errors() {
     let good = Saved::new().layout;
     assert_eq!(good.file_bytes().unwrap(), 3 * MIB);
-    assert_eq!(good.blocks.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [0, 8, 31, 32, 47]);
-    let with =
-        |block_bytes, blocks: &[(u64, u32)]| MemoryLayout { block_bytes, blocks: blocks.to_vec(), ..good.clone() };
+    assert_eq!(good.blocks.sums.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [0, 8, 31, 32, 47]);
+    let with = |bytes, sums: &[(u64, u32)]| {
+        let blocks = Blocks { bytes, sums: sums.to_vec(), ..good.blocks };
+        MemoryLayout { blocks, ..good.clone() }
+    };
     for bad in [
         with(0, &[]),
         with(4096, &[]),
@@ -247,13 +250,30 @@ fn what_is_checked_in_place_ends_with_a_block() {
     assert!(check(&saved, 5 * PAGE).is_err());
 }
 
+// Catches: a file that was edited together with its checksum, and is refused for those of its blocks; or that passes unchecked.
+#[test]
+fn blocks_of_another_checksum_are_not_used() {
+    let saved = Saved::new();
+    saved.open().write_all_at(&[7], 0x9_0000).unwrap();
+    let path = saved.path();
+    let ram = map(&Arc::new(saved.open()), &path, &saved.layout).unwrap();
+    let MemoryLayout { pages, checksum, .. } = write_all(&tempfile::tempfile().unwrap(), &path, &ram).unwrap();
+    let layout = MemoryLayout { pages, checksum, ..saved.layout.clone() };
+    assert!(saved.layout.has_blocks() && !layout.has_blocks());
+    verify(&saved.open(), &path, &layout).unwrap();
+    assert!(matches!(verify(&saved.open(), &path, &saved.layout), Err(MemoryError::Damaged { .. })));
+    saved.open().write_all_at(&[8], 0x9_0000).unwrap();
+    assert!(matches!(verify(&saved.open(), &path, &layout), Err(MemoryError::Damaged { .. })));
+}
+
 // Catches: checksums that grow with RAM.
 #[test]
 fn larger_files_have_larger_blocks() {
     for (mib, block) in [(1, 1 << 16), (1024, 1 << 16), (1025, 1 << 17), (4096, 1 << 18), (1 << 20, 1 << 26)] {
         let region = RegionLayout { guest_base: 1 << 32, bytes: mib * MIB, file_offset: 0 };
         assert_eq!(block_bytes(region.bytes), block, "{mib} MiB");
-        let layout = MemoryLayout { regions: vec![region], pages: 0, block_bytes: block, blocks: Vec::new() };
+        let blocks = Blocks { bytes: block, of: 0, sums: Vec::new() };
+        let layout = MemoryLayout { regions: vec![region], pages: 0, checksum: 0, blocks };
         assert_eq!(layout.file_bytes().unwrap(), mib * MIB);
     }
 }
