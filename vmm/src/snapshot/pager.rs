@@ -10,6 +10,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::AsFd,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -318,6 +319,22 @@ impl Blocks {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         self.given.iter_mut().skip(start).take(count).for_each(|given| *given = true);
         Ok(())
+    }
+}
+
+impl Drop for Blocks {
+    /// After a panic nobody gets any memory any more: those who wait must hear of it.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut progress = self.shared.lock();
+            progress.damage = Some(SnapshotError::Paging(io::Error::other("the thread that does it panicked")));
+            let alarm = progress.alarm.take();
+            self.shared.changed.notify_all();
+            drop(progress);
+            if let Some(alarm) = alarm {
+                alarm();
+            }
+        }
     }
 }
 
