@@ -130,3 +130,32 @@ pub fn pvh_with_sites(address: u32, contents: &[u8], sites: &[(u32, Kind)]) -> V
     put(&mut bytes, 58, &[64, 0, 3, 0, 2, 0]);
     bytes
 }
+
+/// As [`pvh`], of `code` at 0x100000, with a section `.tick_ring` that holds `ring`, at 0x101000. A guest that is loaded with a
+/// ring needs no code to fill it.
+#[must_use]
+pub fn pvh_with_ring(code: &[u8], ring: &[u8]) -> Vec<u8> {
+    const RING: usize = 0x1000;
+    let mut contents = Vec::new();
+    put(&mut contents, 0, code);
+    put(&mut contents, RING, ring);
+    let mut bytes = pvh(LOAD, &contents);
+    let names = b"\0.tick_ring\0.shstrtab\0";
+    let names_at = bytes.len() as u64;
+    bytes.extend_from_slice(names);
+    let headers_at = bytes.len() as u64;
+    // Name, type, flags, address, offset, size, and what is 0 here (System V ABI, `Elf64_Shdr`).
+    let section = |name: u32, kind: u32, address: u64, offset: u64, size: usize| {
+        let quads = [0, address, offset, size as u64, 0, 1, 0].map(u64::to_le_bytes).concat();
+        [words(&[name, kind]), quads].concat()
+    };
+    let at = u64::from(LOAD) + RING as u64;
+    bytes.extend(
+        [section(0, 0, 0, 0, 0), section(1, 1, at, 0x2000, ring.len()), section(12, 3, 0, names_at, names.len())]
+            .concat(),
+    );
+    put(&mut bytes, 40, &headers_at.to_le_bytes());
+    // Size and number of section headers, and which of them has the names.
+    put(&mut bytes, 58, &[64, 0, 3, 0, 2, 0]);
+    bytes
+}

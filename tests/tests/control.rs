@@ -366,7 +366,8 @@ fn a_migration_before_the_first_resume_takes_the_restores_frequency() {
     let mut vm = Idle { lab, process };
     vm.until(|vm| UnixStream::connect(vm.lab.path("s")).is_ok());
     let _ = vm.ctl("migrate").expect(0);
-    assert_eq!((vm.number("tsc_khz"), vm.number("migrations")), (1_300_000, 1));
+    assert_eq!((vm.number("tsc_khz"), vm.number("migrations")), (1_300_000, 2));
+    assert_eq!(vm.number("migrations_here"), 1);
     let _ = vm.ctl("resume").expect(0);
     vm.ticks_on();
     assert_eq!(vm.number("tsc_khz"), 1_300_000);

@@ -178,12 +178,15 @@ impl LocalApic {
     ///
     /// Periods that passed unnoticed count as one expiry, and the phase is kept. A `now` before an earlier one
     /// expires nothing.
-    pub fn advance(&mut self, now: Now) {
+    ///
+    /// Says whether the timer expired and asked for its interrupt.
+    pub fn advance(&mut self, now: Now) -> bool {
         let lvtt = self.lvt.timer;
-        if !self.timer.expire(lvtt.timer_mode(), now) || lvtt.masked() {
-            return;
+        let interrupts = self.timer.expire(lvtt.timer_mode(), now) && !lvtt.masked();
+        if interrupts {
+            let _ = self.take(lvtt.vector(), false);
         }
-        let _ = self.take(lvtt.vector(), false);
+        interrupts
     }
 
     /// The vector in the timer's LVT entry.

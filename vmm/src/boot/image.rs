@@ -9,7 +9,7 @@ use object::{
 
 use super::{
     GuestRam, ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, regular::open_regular,
-    sites::Sites,
+    sites::Sites, unlisted::Unlisted,
 };
 
 /// An image or initrd larger than this is a mistake.
@@ -152,6 +152,12 @@ impl Image {
     #[must_use]
     pub fn sites(&self) -> &Sites {
         &self.sites
+    }
+
+    /// Instructions that read the TSC and are not among its trap sites.
+    #[must_use]
+    pub fn unlisted(&self) -> Unlisted {
+        Unlisted::scan(&self.bytes, &self.sites)
     }
 
     /// Guest physical address of its tick ring, if it has one.

@@ -16,6 +16,7 @@ mod pvh;
 mod ram;
 mod regular;
 pub mod sites;
+pub mod unlisted;
 
 pub use error::ImageError;
 pub use image::{Entry, Image, read_initrd};

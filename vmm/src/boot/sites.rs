@@ -143,6 +143,11 @@ impl Sites {
         self.by_address.get(&address).copied()
     }
 
+    /// All addresses, rising.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.by_address.keys().copied()
+    }
+
     /// The sites that `keep` accepts.
     #[must_use]
     pub fn only(&self, keep: impl Fn(Kind) -> bool) -> Self {

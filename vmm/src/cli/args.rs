@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmm::{
     run::{
         EmulatedHost, LapicKind, TimeMode,
+        checks::{BadCheck, Checks},
         source::{SourceChoice, TscSource},
     },
     time::{self, Khz},
@@ -67,8 +68,6 @@ pub struct Run {
     #[arg(long, conflicts_with = "guest")]
     pub json: bool,
     #[command(flatten)]
-    pub cases: CaseFiles,
-    #[command(flatten)]
     pub session: Session,
 }
 
@@ -88,10 +87,10 @@ pub struct Session {
     /// costs a little more.
     #[arg(long)]
     pub track_dirty: bool,
-    /// Write what happens to this file, one JSON object a line.
+    /// Write what happens to this file, one JSON object a line; - is standard output.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Write what the ticks came to as JSON to this file at the end.
+    /// Write what the ticks came to as JSON to this file at the end; - is standard output.
     #[arg(long, value_name = "FILE")]
     pub summary: Option<PathBuf>,
     #[command(flatten)]
@@ -100,6 +99,13 @@ pub struct Session {
     /// counted.
     #[arg(long, value_enum, value_name = "HOW", default_value = "wait")]
     pub console_full: ConsoleFull,
+    #[command(flatten)]
+    pub cases: CaseFiles,
+    /// What ends a run with exit code 1, and only that: late=TIME (a tick came later after its expiry), early (an interrupt
+    /// came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the guest says of a
+    /// tick cannot be, by the host's account); or none. By default lost,clock,accounts.
+    #[arg(long, value_name = "CHECK,…", value_parser = checks)]
+    pub fail_on: Option<Checks>,
     /// Migrate within the process every so much VM time, for example 500ms.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub migrate_every: Option<Duration>,
@@ -351,6 +357,10 @@ pub enum DebugExitStatus {
     Map,
     /// (code << 1) | 1.
     Raw,
+}
+
+fn checks(text: &str) -> Result<Checks, String> {
+    text.parse().map_err(|error: BadCheck| error.to_string())
 }
 
 pub fn size(text: &str) -> Result<u64, String> {

@@ -20,7 +20,7 @@ pub const HELP_WIDTH: usize = 110;
 #[derive(Debug)]
 pub enum Command {
     /// `vmm restore`.
-    Restore(Restore),
+    Restore(Box<Restore>),
     /// `vmm ctl`.
     Ctl(Ctl),
     /// `vmm snapshot`.
@@ -73,7 +73,7 @@ impl Command {
     pub fn called(matches: &ArgMatches) -> Option<Result<Self, clap::Error>> {
         let (name, flags) = matches.subcommand()?;
         Some(match name {
-            "restore" => Restore::from_arg_matches(flags).map(Self::Restore),
+            "restore" => Restore::from_arg_matches(flags).map(Box::new).map(Self::Restore),
             "ctl" => Ctl::from_arg_matches(flags).map(Self::Ctl),
             "snapshot" => Snapshot::from_arg_matches(flags).map(Self::Snapshot),
             "doctor" => Doctor::from_arg_matches(flags).map(Self::Doctor),

@@ -77,7 +77,7 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
     let said = error.render().to_string();
     if said.lines().any(|line| line.chars().count() > LINE_CHARS) && error.use_stderr() {
         for line in said.lines() {
-            eprintln!("{}", printable(line, LINE_CHARS));
+            vmm::say!("{}", printable(line, LINE_CHARS));
         }
     } else {
         // Nobody is there to be told that nobody listens.

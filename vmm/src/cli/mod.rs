@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 pub mod args;
+mod closing;
 pub mod commands;
 mod control;
 pub mod ctl_args;
@@ -12,6 +13,7 @@ pub mod output;
 mod progress;
 mod run;
 mod run_files;
+mod run_page;
 mod snapshot;
 mod study;
 mod sweep;

@@ -19,7 +19,7 @@ use super::exit::Usage;
 /// Where results for people go.
 #[derive(Debug, Args)]
 pub struct ReportFile {
-    /// Write a report to this file: one HTML page with charts and tables, which needs no network.
+    /// Write a report to this file: one HTML page with charts and tables, which needs no network; - is standard output.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 }
@@ -27,7 +27,7 @@ pub struct ReportFile {
 /// Where results for CI go.
 #[derive(Debug, Args)]
 pub struct CaseFiles {
-    /// Write test results to this file as JUnit XML.
+    /// Write test results to this file as JUnit XML; - is standard output.
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
     /// Write test results to this file as TAP; - is standard output.
@@ -54,7 +54,7 @@ impl OutFile {
     /// Opens the file that `--flag` names, if it names one; `-` is standard output.
     pub fn open(flag: &'static str, path: Option<&Path>) -> Result<Option<Self>> {
         let Some(path) = path else { return Ok(None) };
-        let to = if path == Path::new("-") {
+        let to = if is_stdout(path) {
             To::Stdout
         } else {
             To::open(path).map_err(|error| Usage(format!("--{flag} {}: {error}", path.display())))?
@@ -100,8 +100,16 @@ impl To {
     }
 }
 
+/// Whether `path` is standard output: `-`, or one of its names.
+pub fn is_stdout(path: &Path) -> bool {
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].into_iter().any(|name| path == Path::new(name))
+}
+
 /// The file that is meant, however it is spelled.
 fn target(path: &Path) -> PathBuf {
+    if is_stdout(path) {
+        return PathBuf::from("/dev/stdout");
+    }
     let in_its_directory = || {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Some(fs::canonicalize(directory).ok()?.join(path.file_name()?))
@@ -224,6 +232,16 @@ mod tests {
         distinct(&[("json", Some(a)), ("report", None), ("tap", Some(b))]).unwrap();
         let error = distinct(&[("json", Some(a)), ("report", Some(b)), ("tap", Some(a))]).unwrap_err();
         assert_eq!(error.to_string(), "--json and --tap both name a");
+    }
+
+    #[test]
+    fn standard_output_takes_one_result_by_whatever_name() {
+        let [dash, device, file] = ["-", "/dev/stdout", "./-"].map(Path::new);
+        distinct(&[("json", Some(dash)), ("report", Some(file))]).unwrap();
+        distinct(&[("json", Some(dash)), ("report", Some(device))]).unwrap_err();
+        for path in [dash, device] {
+            assert!(open(path).unwrap().is_stdout(), "{}", path.display());
+        }
     }
 
     #[test]

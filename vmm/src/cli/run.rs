@@ -5,8 +5,11 @@ use std::{io, process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use vmm::{
     boot::{self, Image},
+    devices::GuestExit,
     output::{END_PATIENCE, Outlet, Sink, WhenFull},
-    run::{BootOptions, HostEnvironment, Machine, Outputs, Policies, TimeMode, judge::Lateness, source::SourceChoice},
+    run::{
+        BootOptions, End, HostEnvironment, Machine, Outputs, Policies, TimeMode, checks::Evidence, source::SourceChoice,
+    },
     session::{self, Cycle, Finish, Report, SessionError},
     snapshot::{
         self, Pager, SnapshotError,
@@ -17,6 +20,7 @@ use vmm::{
 
 use super::{
     args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
+    closing,
     exit::{self, Failed},
     run_files::Files,
     text::{LINE_CHARS, printable},
@@ -47,7 +51,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
         pv_eoi: args.pv_eoi == OnOff::On,
     };
     let files = Files::open(&args.session)?;
-    let console = console(&args.session);
+    let console = console(&args.session, &files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;
     // They are in guest memory now.
@@ -55,7 +59,8 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     if args.session.track_dirty {
         machine.track_changes(None)?;
     }
-    session(&env, machine, None, &args.session, None, files, &console)
+    let what = format!("vmm --guest {}", path.display());
+    session(&what, &env, machine, None, &args.session, None, files, &console)
 }
 
 /// `vmm restore`.
@@ -81,14 +86,15 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
     let files = Files::open(&args.session)?;
-    let console = console(&args.session);
+    let console = console(&args.session, &files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());
     let mut machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
     if args.session.track_dirty {
         machine.track_changes(Some(id))?;
     }
     let source = Source { name: name(), files: memory_files, pager };
-    session(&env, machine, Some(&source), &args.session, Some(khz), files, &console)
+    let what = format!("vmm restore {}", args.dir.display());
+    session(&what, &env, machine, Some(&source), &args.session, Some(khz), files, &console)
 }
 
 /// The snapshot that a VM runs from.
@@ -126,6 +132,7 @@ fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
 }
 
 fn session(
+    name: &str,
     env: &HostEnvironment,
     machine: Machine,
     restored: Option<&Source>,
@@ -159,18 +166,51 @@ fn session(
         Some(source) => source.check(report)?,
         None => report?,
     };
-    tell(&report);
-    files.write(&report)?;
+    let raw = args.debug_exit_status == DebugExitStatus::Raw;
+    let failed = failed(&report, options.save.is_some());
+    let checks = args.fail_on.clone().unwrap_or_default();
+    let verdict = checks.judge(&Evidence {
+        ticks: report.summary.as_ref(),
+        timer: report.timer.as_ref(),
+        no_ring: &report.no_ring,
+        ended: matches!(report.finish, Finish::Ended(_)),
+        failed: failed.as_deref(),
+    });
+    if let Some(line) = closing::line(&report, &verdict) {
+        vmm::say!("vmm: {line}");
+    }
     match &report.finish {
-        Finish::Ended(_) if options.save.is_some() => {
-            Err(Failed("the guest ended before --save-at: nothing was saved".to_owned()).into())
+        Finish::Stopped => vmm::say!("vmm: stopped"),
+        Finish::Saved => vmm::say!("vmm: saved"),
+        // How it ended is in `failed`.
+        Finish::Ended(_) | Finish::TimedOut { .. } => {}
+    }
+    files.write(name, &report, &verdict)?;
+    match &report.finish {
+        // The guest's own status says what it says, whatever its ticks came to.
+        Finish::Ended(end @ End::Guest(GuestExit::Debug(_))) if raw && options.save.is_none() => {
+            verdict.reasons.iter().for_each(|reason| vmm::say!("vmm: {reason}"));
+            Ok(exit::code_of_end(end, raw))
         }
-        Finish::Ended(end) => Ok(exit::code_of_end(end, args.debug_exit_status == DebugExitStatus::Raw)),
-        Finish::Stopped | Finish::Saved => Ok(ExitCode::SUCCESS),
+        _ if verdict.pass => Ok(ExitCode::SUCCESS),
+        _ => Err(Failed(verdict.reasons.join("; ")).into()),
+    }
+}
+
+/// Why the run itself did not go as it should, if it did not.
+fn failed(report: &Report, was_to_save: bool) -> Option<String> {
+    match &report.finish {
+        Finish::Ended(end) => {
+            let message = end.message();
+            let early = was_to_save.then(|| "the guest ended before --save-at: nothing was saved".to_owned());
+            let both: Vec<String> = message.into_iter().chain(early).collect();
+            (!both.is_empty()).then(|| both.join("; "))
+        }
+        Finish::Stopped | Finish::Saved => None,
         Finish::TimedOut { after, cpus } => {
             let after = Length(*after);
             let places = if cpus.is_empty() { String::new() } else { format!(": {}", cpus.join("; ")) };
-            Err(Failed(format!("the guest has not ended after {after}{places}")).into())
+            Some(format!("the guest has not ended after {after}{places}"))
         }
     }
 }
@@ -178,13 +218,13 @@ fn session(
 /// What is kept of a console that somebody reads slowly.
 const CONSOLE_BYTES: usize = 1 << 20;
 
-/// Standard output, for the guest's console.
-fn console(args: &Session) -> Outlet {
+/// The guest's console: standard output, or standard error if a result is there.
+fn console(args: &Session, files: &Files) -> Outlet {
     let when_full = match args.console_full {
         ConsoleFull::Wait => WhenFull::Wait,
         ConsoleFull::Drop => WhenFull::Drop,
     };
-    let sink = Sink::inherited(io::stdout());
+    let sink = if files.use_stdout() { Sink::inherited(io::stderr()) } else { Sink::inherited(io::stdout()) };
     sink.map_or_else(Outlet::closed, |sink| Outlet::new(sink, CONSOLE_BYTES, when_full))
 }
 
@@ -202,38 +242,4 @@ fn finish_console(console: &Outlet) {
 
 fn vm_time(length: Duration) -> VmTime {
     VmTime(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX))
-}
-
-fn tell(report: &Report) {
-    let Report { finish, summary, costs: _, vm_ns, migrations, host_stops: _ } = report;
-    let (late, host) = (&summary.late_by_guest, summary.late_by_host);
-    let micros = |ns: u64| Length(Duration::from_nanos(ns / 1000 * 1000)).to_string();
-    let by_host = |what: fn(Lateness) -> u64| host.map_or_else(|| "-".to_owned(), |late| micros(what(late)));
-    if summary.ticks > 0 {
-        vmm::say!(
-            "vmm: {} ticks, {} lost, {} woken early; late p99 {} worst {} by the guest, p99 {} worst {} by the host; clock \
-             steps back {}; migrations {}; VM time {}",
-            summary.ticks,
-            summary.lost(matches!(finish, Finish::Ended(_))),
-            summary.early_wakes,
-            micros(late.p99_ns),
-            micros(late.worst_ns),
-            by_host(|late| late.p99_ns),
-            by_host(|late| late.worst_ns),
-            summary.clock_steps_back,
-            migrations,
-            micros(vm_ns.0),
-        );
-    }
-    match finish {
-        Finish::Ended(end) => {
-            if let Some(message) = end.message() {
-                vmm::say!("vmm: {message}");
-            }
-        }
-        Finish::Stopped => vmm::say!("vmm: stopped"),
-        Finish::Saved => vmm::say!("vmm: saved"),
-        // Said with the exit code.
-        Finish::TimedOut { .. } => {}
-    }
 }

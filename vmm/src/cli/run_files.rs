@@ -1,4 +1,4 @@
-//! What a run leaves: trace, summary, report.
+//! What a run leaves: trace, summary, report, test results.
 
 use std::{
     fs::{self, File},
@@ -8,13 +8,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 use tempfile::TempDir;
 use vmm::{
-    report::{Found, Page, Section, Table, Tone, timeline::Timeline, units},
-    run::{
-        Costs,
-        judge::{Lateness, Summary},
-    },
+    report::timeline::Timeline,
+    run::{Costs, TraceTo, checks::Verdict, judge::Summary, judge::TimerSummary},
     session::{Finish, Report},
     time::VmTime,
 };
@@ -22,11 +20,12 @@ use vmm::{
 use super::{
     args::Session,
     exit::Usage,
-    output::{self, OutFile},
+    output::{self, OutFile, Results},
+    run_page,
 };
 
 /// Version of the summary file's layout.
-const SUMMARY_SCHEMA: &str = "vmm-summary/1";
+const SUMMARY_SCHEMA: &str = "vmm-summary/2";
 
 /// What `--summary` writes.
 #[derive(Debug, Serialize)]
@@ -36,100 +35,133 @@ struct SummaryFile<'a> {
     finish: &'static str,
     /// Why the guest ended, if not in good order.
     detail: Option<String>,
+    verdict: &'a Verdict,
     vm_ns: VmTime,
+    /// Since boot, in whatever process.
     migrations: u64,
+    /// Within this process.
+    migrations_here: u64,
     /// How often no vCPU ran for a while, although nobody had asked for that.
     host_stops: u64,
-    lost: u64,
-    ticks: &'a Summary,
+    /// The guest has a tick ring that can be read; else `lost` and all of `ticks` are null.
+    judged: bool,
+    lost: Option<u64>,
+    ticks: Ticks<'a>,
+    /// Null where the LAPICs are KVM's.
+    timer: Option<&'a TimerSummary>,
     costs: &'a Costs,
 }
 
 /// The files, opened.
 pub(super) struct Files {
     summary: Option<OutFile>,
-    report: Option<OutFile>,
+    results: Results,
     trace: Option<PathBuf>,
+    stdout: bool,
     /// Where the trace is that only the report needs.
     _temporary: Option<TempDir>,
 }
 
 impl Files {
     pub(super) fn open(args: &Session) -> Result<Self> {
-        let named = [("summary", &args.summary), ("report", &args.report.report), ("trace", &args.trace)];
+        let named = [
+            ("summary", &args.summary),
+            ("report", &args.report.report),
+            ("trace", &args.trace),
+            ("junit", &args.cases.junit),
+            ("tap", &args.cases.tap),
+        ];
         output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
+        let stdout = named.into_iter().filter_map(|(_, path)| path.as_deref()).any(output::is_stdout);
         let summary = OutFile::open("summary", args.summary.as_deref())?;
-        let report = OutFile::open("report", args.report.report.as_deref())?;
+        let results = Results::open(&args.report, &args.cases)?;
         let (trace, temporary) = match &args.trace {
-            Some(path) if report.is_some() && fs::metadata(path).is_ok_and(|meta| !meta.is_file()) => {
+            Some(path) if results.has_report() && !can_be_read_again(path) => {
                 let why = format!("--report reads the trace again, and --trace {} is not a file", path.display());
                 return Err(Usage(why).into());
             }
-            None if report.is_some() => {
+            None if results.has_report() => {
                 let dir = tempfile::tempdir().context("cannot make a directory for the trace")?;
                 (Some(dir.path().join("trace.jsonl")), Some(dir))
             }
             path => (path.clone(), None),
         };
-        Ok(Self { summary, report, trace, _temporary: temporary })
+        Ok(Self { summary, results, trace, stdout, _temporary: temporary })
     }
 
     /// Where to trace.
-    pub(super) fn trace(&self) -> Option<&Path> {
-        self.trace.as_deref()
+    pub(super) fn trace(&self) -> TraceTo {
+        match &self.trace {
+            None => TraceTo::Nowhere,
+            Some(path) if output::is_stdout(path) => TraceTo::Stdout,
+            Some(path) => TraceTo::File(path.clone()),
+        }
     }
 
-    /// Writes summary and report; the trace is complete.
-    pub(super) fn write(self, report: &Report) -> Result<()> {
+    /// Whether one of them is standard output, which then takes nothing else.
+    pub(super) fn use_stdout(&self) -> bool {
+        self.stdout
+    }
+
+    /// Writes all but the trace, which is complete. `name`: what was run.
+    pub(super) fn write(self, name: &str, report: &Report, verdict: &Verdict) -> Result<()> {
         let (finish, detail, ended) = match &report.finish {
             Finish::Ended(end) => ("ended", end.message(), true),
             Finish::Stopped => ("stopped", None, false),
             Finish::Saved => ("saved", None, false),
             Finish::TimedOut { cpus, .. } => ("timed out", Some(cpus.join("; ")), false),
         };
-        let lost = report.summary.lost(ended);
-        let Report { vm_ns, migrations, host_stops, summary: ticks, costs, finish: _ } = report;
+        let lost = report.summary.as_ref().map(|summary| summary.lost(ended));
+        let Report { vm_ns, migrations, migrations_here, host_stops, summary, timer, costs, finish: _, no_ring: _ } =
+            report;
         if let Some(file) = self.summary {
             let content = SummaryFile {
                 schema: SUMMARY_SCHEMA,
                 finish,
-                detail: detail.clone(),
+                detail,
+                verdict,
                 vm_ns: *vm_ns,
                 migrations: *migrations,
+                migrations_here: *migrations_here,
                 host_stops: *host_stops,
+                judged: summary.is_some(),
                 lost,
-                ticks,
+                ticks: summary.as_ref().map_or_else(Ticks::nulls, |summary| Ok(Ticks::Judged(summary)))?,
+                timer: timer.as_ref(),
                 costs,
             };
             let mut text = serde_json::to_vec_pretty(&content)?;
             text.push(b'\n');
             file.write(&text)?;
         }
-        let Some(file) = self.report else { return Ok(()) };
-        let timeline = read(self.trace.as_deref().into_iter())?;
-        let intervals = ticks.interval_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("×{ratio:.3}"));
-        let mut page =
-            Page::new("A guest and its ticks", output::command_line(), found(detail.as_deref(), lost, ticks))
-                .fact("VM time", format!("{} ms", units::exact_ms(vm_ns.0)))
-                .fact("the run", finish)
-                .fact("migrations", units::grouped(*migrations))
-                .fact("stopped by the host", units::grouped(*host_stops))
-                .fact("intervals last, since the last", intervals);
-        let counts = [
-            ("ticks", ticks.ticks),
-            ("lost", lost),
-            ("early wakes", ticks.early_wakes),
-            ("too early by the host", ticks.early_by_host),
-            ("clock steps back", ticks.clock_steps_back),
-            ("GUEST_STOPPED seen", ticks.guest_stopped_seen),
-        ];
-        for (name, count) in counts {
-            page = page.fact(name, units::grouped(count));
-        }
-        let timeline = timeline.section("Timeline");
-        let page = page.section(Section::new("Ticks").table(lateness(ticks))).section(timeline);
-        file.write(page.render().as_bytes())
+        let timeline =
+            if self.results.has_report() { read(self.trace.as_deref().into_iter())? } else { Timeline::default() };
+        let page = || run_page::page(report, finish, lost, verdict, &timeline);
+        self.results.write(page, || run_page::suite(name, verdict))
     }
+}
+
+/// What the ticks came to.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Ticks<'a> {
+    Judged(&'a Summary),
+    /// The same fields, all null: a zero would say that nothing was wrong.
+    Nulls(Value),
+}
+
+impl Ticks<'_> {
+    fn nulls() -> serde_json::Result<Self> {
+        let mut fields = serde_json::to_value(Summary::default())?;
+        for value in fields.as_object_mut().into_iter().flat_map(|fields| fields.values_mut()) {
+            *value = Value::Null;
+        }
+        Ok(Self::Nulls(fields))
+    }
+}
+
+fn can_be_read_again(path: &Path) -> bool {
+    !output::is_stdout(path) && fs::metadata(path).map_or(true, |meta| meta.is_file())
 }
 
 /// Reads traces of one guest, in order.
@@ -140,39 +172,4 @@ pub(super) fn read<'a>(traces: impl Iterator<Item = &'a Path>) -> Result<Timelin
         timeline.read(BufReader::new(File::open(path).with_context(name)?)).with_context(name)?;
     }
     Ok(timeline)
-}
-
-fn found(detail: Option<&str>, lost: u64, ticks: &Summary) -> Found {
-    let late = units::time(ticks.late_by_guest.worst_ns);
-    let mut text = format!(
-        "{}, {} lost, {}; the latest was {late} late by the guest's clock.",
-        units::count(ticks.ticks, "tick"),
-        units::grouped(lost),
-        units::count(ticks.early_wakes, "early wake"),
-    );
-    if ticks.clock_steps_back != 0 {
-        text.push_str(&format!(" The clock stepped back {} times.", units::grouped(ticks.clock_steps_back)));
-    }
-    let (tone, word) = match detail {
-        Some(detail) => {
-            text.push_str(&format!(" {detail}."));
-            (Tone::Bad, "failed")
-        }
-        None if lost != 0 => (Tone::Bad, "ticks lost"),
-        None if ticks.clock_steps_back != 0 => (Tone::Bad, "clock stepped back"),
-        None if ticks.ticks == 0 => (Tone::Good, "no ticks"),
-        None => (Tone::Good, "every tick came"),
-    };
-    Found { tone, word: word.to_owned(), text }
-}
-
-/// How late ticks were, by either account.
-fn lateness(ticks: &Summary) -> Table {
-    let mut table = Table::new(["lateness", "p50", "p99", "worst"]).numeric(1..4);
-    let accounts = [("by the guest", Some(ticks.late_by_guest)), ("by the host", ticks.late_by_host)];
-    for (account, late) in accounts.into_iter().filter_map(|(account, late)| Some((account, late?))) {
-        let Lateness { p50_ns, p99_ns, worst_ns } = late;
-        table.row([account.to_owned()].into_iter().chain([p50_ns, p99_ns, worst_ns].map(units::time)));
-    }
-    table
 }

@@ -107,10 +107,14 @@ pub struct Status {
     pub guest_tsc: GuestTsc,
     /// What the guest's kvmclock shows at `guest_tsc`, in nanoseconds.
     pub vm_time_ns: VmTime,
-    /// How many ticks the guest has recorded since it booted.
-    pub ticks: u64,
-    /// How often the VM was migrated within this process.
+    /// Whether the guest has made a tick ring that can be read.
+    pub judged: bool,
+    /// How many ticks the guest has recorded since it booted; null if it has no ring, or one that cannot be read.
+    pub ticks: Option<u64>,
+    /// How often the VM was migrated since it booted, in whatever process; a restore is a migration.
     pub migrations: u64,
+    /// How often within this process; a restore is none of these.
+    pub migrations_here: u64,
     /// How far the snapshot is that is being made; none if there is none.
     pub saving: Option<Saving>,
 }

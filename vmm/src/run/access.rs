@@ -53,7 +53,9 @@ impl<'a> Access<'a> {
     pub(super) fn operation(&mut self) -> Now {
         let (mut clock, host) = self.platform.read_clock();
         clock.spend_operation();
-        self.local.now(&clock, host)
+        let now = self.local.now(&clock, host);
+        self.local.advance(&clock, now);
+        now
     }
 
     fn trace(&self, now: Now, event: &Event<'_>) {
@@ -95,8 +97,13 @@ impl<'a> Access<'a> {
             );
             return Err(GpFault);
         }
+        // Ticks so far were read from the TSC as it was.
+        lock(&self.platform.judge).read_rings(self.platform);
         self.local.tsc_adjust = adjust;
         self.local.apic.move_tsc(now, now.ahead(adjust));
+        if let Some(post) = self.platform.post(self.local.index) {
+            post.tsc_adjust.store(adjust, Ordering::Relaxed);
+        }
         self.changed.tsc = true;
         if self.platform.posts.len() > 1 {
             // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between

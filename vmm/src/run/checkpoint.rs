@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What a [`Post`] holds.
-type Posted = (Inbox, Option<Route>, Option<Deaf>, u64);
+type Posted = (Inbox, Option<Route>, Option<Deaf>, u64, u64);
 
 /// A machine at one instant, its RAM aside.
 pub(super) struct Checkpoint {
@@ -46,8 +46,9 @@ impl Machine {
         // Before the clock is locked: a traced tick asks it for the time.
         lock(&self.platform.judge).read_rings(&self.platform);
         // Only real time asks when a vCPU last ran.
-        let post = |Post { bell: _, inbox, route, deaf, page, last_run: _ }: &Post| {
-            (*lock(inbox), *lock(route), *lock(deaf), page.load(Ordering::Relaxed))
+        let post = |Post { bell: _, inbox, route, deaf, page, tsc_adjust, last_run: _ }: &Post| {
+            let [page, tsc_adjust] = [page, tsc_adjust].map(|value| value.load(Ordering::Relaxed));
+            (*lock(inbox), *lock(route), *lock(deaf), page, tsc_adjust)
         };
         Checkpoint {
             cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
@@ -69,9 +70,10 @@ impl Machine {
             cpu.vcpu.set_running_state(running);
             cpu.local.clone_from(local);
         }
-        for (post, (inbox, route, deaf, page)) in self.platform.posts.iter().zip(posts) {
+        for (post, (inbox, route, deaf, page, tsc_adjust)) in self.platform.posts.iter().zip(posts) {
             *lock(&post.deaf) = *deaf;
             post.page.store(*page, Ordering::Relaxed);
+            post.tsc_adjust.store(*tsc_adjust, Ordering::Relaxed);
             *lock(&post.inbox) = *inbox;
             *lock(&post.route) = *route;
         }

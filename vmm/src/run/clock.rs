@@ -25,6 +25,10 @@ const OPERATIONS_PER_MS: u32 = 1000;
 /// VM time between two renewals of the page.
 const RENEWAL_NS: u64 = 100_000_000_000;
 
+/// Stretches before the present one that [`Clock::account`] knows. The rings are read when a guest halts; in between it can be
+/// stopped and started again a few times.
+const STRETCHES_KEPT: usize = 4;
+
 /// The machine's clock.
 #[derive(Clone, Debug)]
 pub struct Clock {
@@ -39,6 +43,9 @@ pub struct Clock {
     timeline: Timeline,
     page: PageClock,
     judge: JudgeClock,
+    /// The judge's clock of the stretches before the last restores, the newest first, each with the last TSC that it holds
+    /// for: a guest may report a tick after the restore that it handled before.
+    before: [Option<(JudgeClock, GuestTsc)>; STRETCHES_KEPT],
     /// Virtual time: operations so far.
     operations: u64,
     /// When the last operation was.
@@ -73,6 +80,7 @@ impl Clock {
             timeline: Timeline::Stopped { tsc },
             page,
             judge: JudgeClock::start(VmTime(0), tsc, khz),
+            before: [None; STRETCHES_KEPT],
             operations: 0,
             last_operation: host.tsc(),
         }
@@ -92,6 +100,7 @@ impl Clock {
             timeline: Timeline::Stopped { tsc: moment.tsc },
             page: moment.page,
             judge,
+            before: [None; STRETCHES_KEPT],
             operations,
             last_operation: host.tsc(),
         }
@@ -111,6 +120,7 @@ impl Clock {
             timeline: _,
             page: _,
             judge,
+            before: _,
             operations,
             last_operation: _,
         } = self;
@@ -212,6 +222,17 @@ impl Clock {
     #[must_use]
     pub fn judged(&self, tsc: GuestTsc) -> VmTime {
         self.judge.at(tsc)
+    }
+
+    /// VM time when the base TSC was `tsc`, by the host's own account; none for a TSC from before the stretches that are
+    /// remembered.
+    #[must_use]
+    pub fn account(&self, tsc: GuestTsc) -> Option<VmTime> {
+        if tsc >= self.judge.begins() {
+            return Some(self.judge.at(tsc));
+        }
+        let holds = |(judge, last): &&(JudgeClock, GuestTsc)| (judge.begins()..=*last).contains(&tsc);
+        self.before.iter().flatten().find(holds).map(|(judge, _)| judge.at(tsc))
     }
 
     /// The host's own account.
@@ -370,6 +391,8 @@ impl Clock {
             TscSource::Scaled => Some(self.timeline.tsc(host)),
         };
         let adjusted = adjust::restore(saved, khz, policy, stood, held)?;
+        self.before.rotate_right(1);
+        self.before[0] = Some((self.judge, saved.tsc));
         self.judge.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
         self.khz = khz;
         self.last_operation = host;

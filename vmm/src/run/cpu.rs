@@ -6,7 +6,7 @@ use crate::{
     apic::{Deadline, LocalApic},
     kvm::Vcpu,
     pvclock::Registration,
-    time::{HostTsc, Now},
+    time::{GuestTsc, HostTsc, Now, VmTime},
 };
 
 use super::{
@@ -55,6 +55,8 @@ pub struct Local {
     pub halted: bool,
     /// Timer interrupts that entered it so far, in this process.
     pub timer_interrupts: u64,
+    /// VM time by the host's account for which the timer was armed, if it has expired since and the interrupt has not entered.
+    pub(super) expired: Option<VmTime>,
     /// KVM was given an NMI, and may hold it still.
     pub(super) nmi: bool,
     /// The flags its page was last published with.
@@ -68,6 +70,17 @@ impl Local {
     #[must_use]
     pub fn now(&self, clock: &Clock, host: HostTsc) -> Now {
         clock.now_at(host, self.tsc_adjust)
+    }
+
+    /// Takes its LAPIC to `now`, and notes for when the timer was armed if it interrupts.
+    pub(super) fn advance(&mut self, clock: &Clock, now: Now) {
+        let armed = self.apic.next_deadline();
+        if self.apic.advance(now) && self.expired.is_none() {
+            self.expired = armed.map(|armed| match armed {
+                Deadline::Tsc(tsc) => clock.judged(GuestTsc(tsc.0.wrapping_sub(self.tsc_adjust))),
+                Deadline::Vm(at) => at,
+            });
+        }
     }
 
     /// The next instant at which its timer could interrupt it.

@@ -76,6 +76,7 @@ pub(super) fn boot(
             halted: false,
             nmi: false,
             timer_interrupts: 0,
+            expired: None,
             published_flags: 0,
             sti_shadow: false,
         };
@@ -106,6 +107,7 @@ pub(super) fn states(
             halted,
             nmi: _,
             timer_interrupts: _,
+            expired: _,
             published_flags: _,
             sti_shadow: _,
         } = local;
@@ -160,6 +162,7 @@ pub(super) fn restore(
             halted: *halted,
             nmi: kvm.events.nmi_pending > 0,
             timer_interrupts: 0,
+            expired: None,
             published_flags: 0,
             sti_shadow: false,
         };

@@ -110,8 +110,10 @@ fn init(local: &mut Local, platform: &Platform) {
         nmi,
         published_flags: _,
         sti_shadow,
+        expired,
     } = local;
     apic.init();
+    *expired = None;
     pvclock.reset();
     if let Some(pv_eoi) = pv_eoi {
         pv_eoi.reset();

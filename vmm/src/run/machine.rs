@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use guest_abi::report::Header;
+use guest_abi::{report::Header, sites::Kind};
 
 use super::{
     BootOptions, EmulatedHost, HostEnvironment, LapicKind, MAX_CPUS, Outcome, Platform, RunError, TimeMode,
@@ -33,7 +33,7 @@ use super::{
     turns::{Turns, Until},
 };
 use crate::{
-    boot::{self, GuestRam, Image, cpuid::Leaf, sites::Sites},
+    boot::{self, GuestRam, Image, cpuid::Leaf, sites::Sites, unlisted::Unlisted},
     devices::Devices,
     kvm::Vm,
     output::Outlet,
@@ -57,6 +57,8 @@ pub enum TraceTo {
     Nowhere,
     /// To a new file: created when the machine is, so that a machine that cannot be leaves an older one alone.
     File(PathBuf),
+    /// To standard output.
+    Stdout,
     /// On in this one.
     On(Trace),
 }
@@ -66,6 +68,7 @@ impl TraceTo {
         match self {
             Self::Nowhere => Ok(Trace::default()),
             Self::File(path) => Trace::to_file(&path),
+            Self::Stdout => Trace::to_stdout(),
             Self::On(trace) => Ok(trace),
         }
     }
@@ -79,10 +82,10 @@ impl Outputs {
         Self { console, trace, outlets: Vec::new() }
     }
 
-    /// The console to `console`, the trace to the file `trace`, if any.
+    /// The console to `console`, the trace to `trace`.
     #[must_use]
-    pub fn to_outlet(console: Outlet, trace: Option<&Path>) -> Self {
-        Self { outlets: vec![console.clone()], ..Self::new(Box::new(console), trace) }
+    pub fn to_outlet(console: Outlet, trace: TraceTo) -> Self {
+        Self { outlets: vec![console.clone()], console: Box::new(console), trace }
     }
 }
 
@@ -116,8 +119,12 @@ pub struct Machine {
     pub(super) paused: Option<Paused>,
     /// It ran before: starting it again is a resume, of which the guest is told.
     pub(super) has_run: bool,
-    /// Restores so far.
+    /// Migrations since it booted, in whatever process.
     pub(super) migrations: u64,
+    /// Those within this process; a restore is none of them.
+    pub(super) migrations_here: u64,
+    /// RDTSCs that the guest's trap-site table forgets.
+    unlisted: Unlisted,
     /// What has changed since it was saved, if somebody asked for that account.
     pub(super) changes: Option<Changes>,
     /// Declared last: the vCPUs are closed before the VM whose memory they map.
@@ -165,6 +172,9 @@ impl Machine {
                 Ok((chosen, clock, vm, Vec::new(), Some(cpus), leaves))
             }
         }?;
+        // Without a listed one no source but the host's is possible.
+        let unlisted = if image.sites().has(Kind::Rdtsc) { image.unlisted() } else { Unlisted::default() };
+        tell_unlisted(&unlisted, chosen.source, image.name());
         chosen.patched.patch(&memory);
         if env.facts()?.tsc_offset {
             clock.with_tsc_offset();
@@ -210,6 +220,8 @@ impl Machine {
             paused: Some(Paused::here(moment, BootTime::now())),
             has_run: false,
             migrations: 0,
+            migrations_here: 0,
+            unlisted,
             changes: None,
             vm,
         })
@@ -243,7 +255,9 @@ impl Machine {
     ) -> Result<Self, RunError> {
         let Onward { choice, time, khz, paused } = onward;
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, judge } = state;
-        let MachineSection { image, time: saved_time, source: _, order, tsc_stable } = machine;
+        let MachineSection { image, time: saved_time, source: saved_source, order, tsc_stable, migrations, unlisted } =
+            machine;
+        let in_process = paused.is_some();
         let count = u32::try_from(saved_cpus.count()).unwrap_or(u32::MAX);
         if !(1..=MAX_CPUS).contains(&count) {
             return Err(RunError::Cpus(count));
@@ -277,6 +291,10 @@ impl Machine {
                 Ok((chosen, vm, Vec::new(), Some(cpus)))
             }
         }?;
+        // Within the process it was told of already, unless the TSC was the host's until now.
+        if !in_process || *saved_source != TscSource::Trapped {
+            tell_unlisted(unlisted, chosen.source, image);
+        }
         chosen.patched.patch(&memory);
         let host_clock = host_clock(env, saved_cpus.lapic());
         let mut clock = Clock::from_state(chosen.source, time, host_clock, saved_clock);
@@ -294,7 +312,7 @@ impl Machine {
             wall: Mutex::new(WallRegistration::from_state(*wall)),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::from_state(judge, saved_cpus.count(), since)),
+            judge: Mutex::new(Judge::from_state(judge, saved_cpus.count(), since, *migrations)),
             outlets: outlets(outputs.outlets, &trace, &posts),
             trace,
             posts,
@@ -322,7 +340,9 @@ impl Machine {
             choice,
             paused: Some(paused),
             has_run: true,
-            migrations: 0,
+            migrations: migrations.saturating_add(1),
+            migrations_here: 0,
+            unlisted: unlisted.clone(),
             changes: None,
             vm,
         })
@@ -341,6 +361,10 @@ impl Machine {
         let stopped = self.run_and_renew(mailbox, stop);
         mailbox.ring_at(None);
         let stopped = stopped?;
+        if self.platform.has_gap() {
+            // While the gap is known: a tick that was handled before it was noticed may have an instant within it.
+            lock(&self.platform.judge).read_rings(&self.platform);
+        }
         let gap = lock(&self.platform.gap).take();
         match stopped {
             Stop::Reached | Stop::Asked if let Some(gap) = gap => {
@@ -452,6 +476,8 @@ impl Machine {
                 source: clock.source(),
                 order: self.turns.state(),
                 tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
+                migrations: self.migrations,
+                unlisted: self.unlisted.clone(),
             },
             clock: clock_state,
             cpus,
@@ -558,10 +584,27 @@ impl Machine {
         self.paused.is_some()
     }
 
-    /// Restores in this process so far.
+    /// Migrations since it booted, in whatever process; the restore that made it is one.
     #[must_use]
     pub fn migrations(&self) -> u64 {
         self.migrations
+    }
+
+    /// Migrations within this process; a restore is none.
+    #[must_use]
+    pub fn migrations_here(&self) -> u64 {
+        self.migrations_here
+    }
+}
+
+/// Warns of RDTSCs that give another TSC than the one that the VMM answers at trap sites.
+fn tell_unlisted(unlisted: &Unlisted, source: TscSource, image: &str) {
+    if source == TscSource::Trapped && !unlisted.is_empty() {
+        let reads = if unlisted.any_is_sure() { "reads" } else { "may read" };
+        log::warn!(
+            "guest image {image} {reads} the TSC where its trap-site table has no entry, and gets the host's there, not its \
+             own: {unlisted}"
+        );
     }
 }
 

@@ -111,7 +111,8 @@ impl Machine {
         let moment = clock.moment();
         for Cpu { local, .. } in &mut self.cpus {
             // What fell due before the stop is an interrupt, not a deadline in flight.
-            local.apic.advance(clock.now(local.tsc_adjust));
+            let now = clock.now(local.tsc_adjust);
+            local.advance(&clock, now);
         }
         drop(clock);
         self.paused = Some(Paused::here(moment, at));
@@ -222,6 +223,7 @@ impl Machine {
         ipi::publish_route(&self.platform, local);
         if let Some(post) = self.platform.posts.get(index) {
             post.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+            post.tsc_adjust.store(local.tsc_adjust, Ordering::Relaxed);
         }
         // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
         // not at save, so that a snapshot taken twice is the same snapshot.
@@ -299,7 +301,7 @@ impl Machine {
         let choice = self.choice_after(state.machine.source);
         let changes = self.take_changes()?;
         self.platform.sites.unpatch(&self.platform.memory);
-        let Self { cpus, in_kernel, platform, migrations, paused, vm, .. } = self;
+        let Self { cpus, in_kernel, platform, migrations_here, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((cpus, in_kernel, vm));
         let Platform { devices, memory, judge, trace, outlets, costs, settled_down, .. } = platform;
@@ -311,7 +313,7 @@ impl Machine {
         machine.platform.judge = judge;
         machine.platform.costs = costs;
         machine.platform.settled_down = settled_down;
-        machine.migrations = migrations.saturating_add(1);
+        machine.migrations_here = migrations_here.saturating_add(1);
         machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;
         let migration = migration.ok_or_else(|| RunError::BadState("a migrated machine cannot be new".to_owned()))?;

@@ -14,6 +14,7 @@ mod alarm;
 pub mod bell;
 mod changes;
 mod checkpoint;
+pub mod checks;
 pub mod clock;
 mod costs;
 pub mod cpu;

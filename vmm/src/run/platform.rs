@@ -51,6 +51,8 @@ pub struct Post {
     pub(super) deaf: Mutex<Option<Deaf>>,
     /// Where its kvmclock page is; 0 if it has none.
     pub(super) page: AtomicU64,
+    /// What its TSC is ahead of the base, modulo 2^64.
+    pub(super) tsc_adjust: AtomicU64,
     /// Until when it may have run.
     pub(super) last_run: LastRun,
 }
@@ -206,6 +208,15 @@ impl Platform {
     /// order.
     pub(super) fn ring_of(&self, index: u32) -> u32 {
         rank(&self.posts, index)
+    }
+
+    /// What the TSC of the vCPU with tick ring number `ring` is ahead of the base, modulo 2^64.
+    pub(super) fn tsc_adjust_of(&self, ring: usize) -> u64 {
+        let of = |(index, post): (u32, &Post)| {
+            (usize::try_from(self.ring_of(index)).is_ok_and(|of| of == ring))
+                .then(|| post.tsc_adjust.load(Ordering::Relaxed))
+        };
+        (0..).zip(&self.posts).find_map(of).unwrap_or(0)
     }
 
     /// Makes every vCPU come back at its next boundary.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     apic,
-    boot::{cpuid::Leaf, sites::SiteState},
+    boot::{cpuid::Leaf, sites::SiteState, unlisted::Unlisted},
     devices::{PicState, PitState, SerialState},
     kvm::state::{LapicPage, MpState, VcpuState},
     pvclock::{RegistrationState, WallState},
@@ -48,7 +48,7 @@ impl MachineState {
         let bad = |reason: String| Err(RunError::BadState(reason));
         let Self { machine, clock, cpus, devices: _, sites: _, judge: _ } = self;
         clock.moment.check()?;
-        let (since, now) = (clock.judge.since(), clock.moment.tsc);
+        let (since, now) = (clock.judge.begins(), clock.moment.tsc);
         if since > now {
             return bad(format!("its account of VM time begins at TSC {}, after the saved TSC {}", since.0, now.0));
         }
@@ -84,6 +84,10 @@ pub struct MachineSection {
     pub order: (u64, u64),
     /// All vCPUs' TSCs were equal.
     pub tsc_stable: bool,
+    /// How often it was migrated since it booted.
+    pub migrations: u64,
+    /// RDTSCs that its trap-site table forgets.
+    pub unlisted: Unlisted,
 }
 
 /// All vCPUs, by number. They are of one kind: who has the local APICs is the machine's affair.

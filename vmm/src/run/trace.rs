@@ -3,7 +3,7 @@
 //! In virtual time a line holds nothing that differs between two runs with the same inputs.
 
 use std::{
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -166,7 +166,7 @@ pub struct Trace {
 
 enum Output {
     /// A file, which takes everything; and the first error.
-    File(BufWriter<Sink>, Option<std::io::Error>),
+    File(BufWriter<Sink>, Option<io::Error>),
     /// A pipe or a device, which somebody may read slowly.
     Outlet(Outlet),
 }
@@ -181,12 +181,26 @@ impl Trace {
     /// [`RunError::Trace`] if it cannot be created.
     pub fn to_file(path: &Path) -> Result<Self, RunError> {
         let sink = Sink::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
+        Ok(Self::to_sink(sink, path.to_owned()))
+    }
+
+    fn to_sink(sink: Sink, name: PathBuf) -> Self {
         let output = if sink.can_stall() {
             Output::Outlet(Outlet::new(sink, LIMIT, WhenFull::Wait))
         } else {
             Output::File(BufWriter::new(sink), None)
         };
-        Ok(Self { file: Some((path.to_owned(), Mutex::new(output))) })
+        Self { file: Some((name, Mutex::new(output))) }
+    }
+
+    /// Traces to standard output.
+    ///
+    /// # Errors
+    /// [`RunError::Trace`] if there is none.
+    pub fn to_stdout() -> Result<Self, RunError> {
+        let sink = Sink::inherited(io::stdout());
+        let sink = sink.map_err(|source| RunError::Trace { path: "-".to_owned(), source })?;
+        Ok(Self::to_sink(sink, PathBuf::from("-")))
     }
 
     /// Writes one line.
@@ -196,7 +210,7 @@ impl Trace {
         match &mut *lock(output) {
             Output::File(_, Some(_)) => {}
             Output::File(writer, failed) => {
-                let written = serde_json::to_writer(&mut *writer, &line).map_err(std::io::Error::from);
+                let written = serde_json::to_writer(&mut *writer, &line).map_err(io::Error::from);
                 // A full disk must not change what the guest sees: the run goes on, and `finish` tells.
                 *failed = written.and_then(|()| writer.write_all(b"\n")).err();
             }

@@ -82,9 +82,10 @@ pub(super) fn turn(
         if clock.is_stopped() {
             return Ok(Turn::Stop(Stop::Asked));
         }
-        (cpu.local.now(&clock, host), clock.tsc_at(host), clock.mode(), host)
+        let now = cpu.local.now(&clock, host);
+        cpu.local.advance(&clock, now);
+        (now, clock.tsc_at(host), clock.mode(), host)
     };
-    cpu.local.apic.advance(now);
     wire::sample(cpu, platform, now)?;
     if stop.is_some_and(|stop| base >= stop) {
         return Ok(Turn::Stop(Stop::Reached));
@@ -237,7 +238,8 @@ fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Resul
     if vector == cpu.local.apic.timer_vector() {
         cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
         let judged = lock(&platform.clock).judged(base);
-        lock(&platform.judge).injected(platform.ring_of(cpu.local.index), judged);
+        let due = cpu.local.expired.take();
+        lock(&platform.judge).injected(platform.ring_of(cpu.local.index), judged, due);
     }
     platform.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Entry::Injected { vector, more: false })

@@ -20,7 +20,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
-    run::{Costs, End, HostEnvironment, Machine, Policies, RunError, judge::Summary, mailbox::Mailbox},
+    run::{
+        Costs, End, HostEnvironment, Machine, Policies, RunError,
+        judge::{Summary, TimerSummary},
+        mailbox::Mailbox,
+    },
     snapshot::{Pager, SnapshotError},
     time::{Khz, VmTime},
 };
@@ -82,14 +86,20 @@ pub enum Finish {
 pub struct Report {
     /// How it ended.
     pub finish: Finish,
-    /// What the ticks came to.
-    pub summary: Summary,
+    /// What the ticks came to; none if there is no tick ring that can be read.
+    pub summary: Option<Summary>,
+    /// Why there is none, for people.
+    pub no_ring: String,
+    /// What the timers of the LAPICs did; none where they are KVM's.
+    pub timer: Option<TimerSummary>,
     /// What running cost.
     pub costs: Costs,
     /// VM time at the end.
     pub vm_ns: VmTime,
-    /// Restores in this process.
+    /// Migrations since the guest booted, in whatever process.
     pub migrations: u64,
+    /// Those within this process.
+    pub migrations_here: u64,
     /// How often no vCPU ran for a while, although nobody had asked for that.
     pub host_stops: u64,
 }

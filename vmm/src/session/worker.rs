@@ -14,8 +14,8 @@ use crate::{
         api::{self, RunState},
     },
     run::{
-        HostEnvironment, Machine, Outcome, Policies, RunError, TimeMode, check_ratio, judge, mailbox::Mailbox,
-        platform::lock,
+        HostEnvironment, LapicKind, Machine, Outcome, Policies, RunError, TimeMode, check_ratio, judge,
+        mailbox::Mailbox, platform::lock,
     },
     time::{Length, VmTime},
 };
@@ -86,10 +86,15 @@ pub(super) fn work<'env>(
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
     let summary = judge::sum_up(machine.platform());
+    let (no_ring, timer) = {
+        let judge = lock(&machine.platform().judge);
+        (judge.why_not(), (machine.lapic() == LapicKind::User).then(|| judge.timer()))
+    };
     machine.platform().trace.finish()?;
     let vm_ns = lock(&machine.platform().clock).now(0).vm;
     let costs = machine.platform().costs.read();
-    Ok(Report { finish, summary, costs, vm_ns, migrations: machine.migrations(), host_stops })
+    let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
+    Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops })
 }
 
 /// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.
@@ -288,7 +293,7 @@ impl<'env> Worker<'_, '_, 'env> {
     /// How a pause ends. The frequency is for the first resume: a machine restored with --paused takes it then.
     pub(super) fn resume_policies(&self) -> Policies {
         let first = self.options.policies;
-        let migrated = self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations() != 0);
+        let migrated = self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations_here() != 0);
         Policies { khz: first.khz.filter(|_| !migrated), ..first }
     }
 
@@ -342,6 +347,7 @@ fn refusal(error: &RunError) -> ApiError {
 
 fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
     let summary = judge::sum_up(machine.platform());
+    let promised = lock(&machine.platform().judge).is_promised();
     let clock = lock(&machine.platform().clock);
     let now = clock.now(0);
     let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
@@ -352,8 +358,11 @@ fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
         tsc_khz: clock.khz(),
         guest_tsc: now.tsc,
         vm_time_ns: now.vm,
-        ticks: summary.next_seq,
+        judged: summary.is_some(),
+        // A ring that the guest has yet to make holds none.
+        ticks: summary.map(|summary| summary.next_seq).or_else(|| promised.then_some(0)),
         migrations: machine.migrations(),
+        migrations_here: machine.migrations_here(),
         saving,
     }
 }

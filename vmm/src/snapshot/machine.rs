@@ -25,6 +25,8 @@ use crate::{
 
 /// Version of the sections that have not changed yet.
 const VERSION: u32 = 1;
+/// 2: how often it was migrated; RDTSCs that are no trap sites.
+const MACHINE_VERSION: u32 = 2;
 /// 2: who has the LAPICs. 3: PV EOI.
 const CPUS_VERSION: u32 = 3;
 /// 2: the 8259 pair and the 8254.
@@ -77,7 +79,7 @@ pub(super) fn encode(
 ) -> Result<Vec<u8>, SnapshotError> {
     let MachineState { machine, clock, cpus, devices, sites, judge } = state;
     let mut writer = StateWriter::new();
-    writer.section(MACHINE, VERSION, machine)?;
+    writer.section(MACHINE, MACHINE_VERSION, machine)?;
     writer.section(CLOCK, CLOCK_VERSION, clock)?;
     writer.section(CPUS, CPUS_VERSION, cpus)?;
     writer.section(DEVICES, DEVICES_VERSION, devices)?;
@@ -95,7 +97,7 @@ pub(super) fn encode(
 
 fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostNote>), SnapshotError> {
     let state = MachineState {
-        machine: reader.take(MACHINE, VERSION)?,
+        machine: reader.take(MACHINE, MACHINE_VERSION)?,
         clock: reader.take(CLOCK, CLOCK_VERSION)?,
         cpus: reader.take(CPUS, CPUS_VERSION)?,
         devices: reader.take(DEVICES, DEVICES_VERSION)?,

@@ -31,9 +31,9 @@ impl JudgeClock {
         Self { ns: at.0, part: Part { num: 0, den: 1 }, tsc, khz }
     }
 
-    /// Where the current stretch began.
+    /// The TSC at which the current stretch began.
     #[must_use]
-    pub fn since(&self) -> GuestTsc {
+    pub fn begins(&self) -> GuestTsc {
         self.tsc
     }
 

@@ -60,7 +60,7 @@ fn overview(rows: &[Row]) -> Table {
             units::grouped(row.ticks).into(),
             units::grouped(row.lost).into(),
             units::grouped(after.early_wakes).into(),
-            lateness(after.late_by_guest).into(),
+            after.late_by_guest.map_or_else(|| "–".to_owned(), lateness).into(),
             after.late_by_host.map_or_else(|| "–".to_owned(), lateness).into(),
             after.interval_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("×{ratio:.2}")).into(),
             units::grouped(after.clock_steps_back).into(),
@@ -80,7 +80,8 @@ pub(super) fn suite(rows: &[Row]) -> Suite {
         };
         let wrong = matches!(row.verdict, Verdict::WrongAsExpected { .. });
         let remark = wrong.then(|| format!("{word}, as it must be: {}", details(row)));
-        Case { class: row.clockevent.to_owned(), name: format!("{} TSC, {}", row.tsc, arrow(row)), failure, remark }
+        let name = format!("{} TSC, {}", row.tsc, arrow(row));
+        Case { class: row.clockevent.to_owned(), name, failure, remark, skipped: None }
     };
     Suite { name: "vmm demonstration".to_owned(), cases: rows.iter().map(case).collect() }
 }
@@ -92,7 +93,7 @@ fn details(row: &Row) -> String {
         row.ticks,
         row.lost,
         after.early_wakes,
-        units::time(after.late_by_guest.worst_ns),
+        after.late_by_guest.map_or_else(|| "–".to_owned(), |late| units::time(late.worst_ns)),
         after.interval_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("×{ratio:.3}")),
     )
 }

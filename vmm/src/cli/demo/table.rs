@@ -40,7 +40,7 @@ pub(super) fn text(rows: &[Row], time: TimeMode) -> Text {
             row.ticks.to_string(),
             row.lost.to_string(),
             after.early_wakes.to_string(),
-            lateness(after.late_by_guest),
+            after.late_by_guest.map_or_else(|| "-".to_owned(), lateness),
             after.late_by_host.map_or_else(|| "-".to_owned(), lateness),
             after.interval_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("×{ratio:.2}")),
             after.clock_steps_back.to_string(),

@@ -53,8 +53,10 @@ fn status() -> Status {
         tsc_khz: Khz::new(2_600_000).unwrap(),
         guest_tsc: GuestTsc(u64::MAX),
         vm_time_ns: VmTime(1),
-        ticks: 1000,
+        judged: true,
+        ticks: Some(1000),
         migrations: 0,
+        migrations_here: 0,
         saving: None,
     }
 }

@@ -24,9 +24,14 @@ impl Suite {
 }
 
 fn test_case(case: &Case) -> TestCase {
-    let status = match &case.failure {
-        None => TestCaseStatus::success(),
-        Some(failure) => {
+    let status = match (&case.failure, &case.skipped) {
+        (None, None) => TestCaseStatus::success(),
+        (None, Some(reason)) => {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(reason.as_str());
+            status
+        }
+        (Some(failure), _) => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             status.set_message(failure.message.as_str()).set_type("verdict").set_description(failure.detail.as_str());
             status
@@ -49,11 +54,12 @@ mod tests {
         let xml = suite().junit().unwrap();
         // The crate that writes it also reads it, and refuses what is not well-formed.
         let report = quick_junit::Report::deserialize_from_str(&xml).unwrap();
-        assert_eq!((report.tests, report.failures, report.errors), (3, 1, 0));
+        assert_eq!((report.tests, report.failures, report.errors), (4, 1, 0));
+        assert!(xml.contains("skipped=\"1\"") && xml.contains("<skipped message=\"not # tried\""), "{xml}");
         let cases = &report.test_suites[0].test_cases;
         assert_eq!(
             cases.iter().filter(|case| !matches!(case.status, quick_junit::TestCaseStatus::Success { .. })).count(),
-            1
+            2
         );
         assert_eq!(cases[0].name.as_str(), "a # SKIP </script>");
         assert!(!xml.contains("<b>") && !xml.contains('\u{1b}') && !xml.contains("timestamp"), "{xml}");

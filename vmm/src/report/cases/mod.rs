@@ -26,6 +26,8 @@ pub struct Case {
     pub failure: Option<Failure>,
     /// A remark about a case that passed.
     pub remark: Option<String>,
+    /// Why it neither passed nor failed.
+    pub skipped: Option<String>,
 }
 
 /// Why a case failed.
@@ -49,12 +51,22 @@ impl Suite {
 mod samples {
     use super::*;
 
-    /// Three cases, of which the second failed, with names that are markup and directives.
+    /// Four cases, of which the second failed and the last was skipped, with names that are markup and directives.
     pub(super) fn suite() -> Suite {
-        let case =
-            |name: &str, failure| Case { class: "×0.5".to_owned(), name: name.to_owned(), failure, remark: None };
+        let case = |name: &str, failure, skipped| Case {
+            class: "×0.5".to_owned(),
+            name: name.to_owned(),
+            failure,
+            remark: None,
+            skipped,
+        };
         let failure = Failure { message: "2 \"late\" <b>".to_owned(), detail: "first\n...\n]]>\u{1b}".to_owned() };
-        let cases = vec![case("a # SKIP </script>", None), case("b \\ & c\nd", Some(failure)), case("e", None)];
+        let cases = vec![
+            case("a # SKIP </script>", None, None),
+            case("b \\ & c\nd", Some(failure), None),
+            case("e", None, None),
+            case("f", None, Some("not # tried".to_owned())),
+        ];
         Suite { name: "vmm <sweep>".to_owned(), cases }
     }
 }

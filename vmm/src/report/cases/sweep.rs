@@ -67,6 +67,7 @@ impl Suite {
                 name: "every point was tried".to_owned(),
                 failure: Some(Failure { detail: message.clone(), message }),
                 remark: None,
+                skipped: None,
             });
         }
         Self { name: format!("vmm sweep {}", findings.inputs.cmdline), cases }
@@ -128,7 +129,7 @@ impl<'a> Group<'a> {
         });
         let remark = (failure.is_none() && self.rearmed != 0)
             .then(|| format!("{} of {} points: woken early, armed again", self.rearmed, self.points));
-        Case { class, name: name.to_owned(), failure, remark }
+        Case { class, name: name.to_owned(), failure, remark, skipped: None }
     }
 }
 

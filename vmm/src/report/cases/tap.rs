@@ -16,7 +16,11 @@ impl Suite {
 
 fn point(text: &mut String, number: usize, case: &Case) {
     let verdict = if case.failure.is_some() { "not ok" } else { "ok" };
-    text.push_str(&format!("{verdict} {number} - {} {}\n", description(&case.class), description(&case.name)));
+    text.push_str(&format!("{verdict} {number} - {} {}", description(&case.class), description(&case.name)));
+    if let (None, Some(reason)) = (&case.failure, &case.skipped) {
+        text.push_str(&format!(" # SKIP {}", description(reason)));
+    }
+    text.push('\n');
     let diagnostics = match (&case.failure, &case.remark) {
         (Some(failure), _) => vec![("message", &failure.message), ("detail", &failure.detail)],
         (None, Some(remark)) => vec![("message", remark)],
@@ -49,9 +53,17 @@ mod tests {
         let tap = suite.tap();
         let mut lines = tap.lines();
         assert_eq!(lines.next(), Some("TAP version 14"));
-        assert_eq!(lines.next(), Some("1..3"));
+        assert_eq!(lines.next(), Some("1..4"));
         let points: Vec<&str> = lines.filter(|line| !line.starts_with(' ')).collect();
-        assert_eq!(points, ["ok 1 - ×0.5 a \\# SKIP </script>", "not ok 2 - ×0.5 b \\\\ & c d", "ok 3 - ×0.5 e"]);
+        assert_eq!(
+            points,
+            [
+                "ok 1 - ×0.5 a \\# SKIP </script>",
+                "not ok 2 - ×0.5 b \\\\ & c d",
+                "ok 3 - ×0.5 e",
+                "ok 4 - ×0.5 f # SKIP not \\# tried"
+            ]
+        );
         assert!(tap.contains(r#"  detail: "first\n...\n]]>\u001b""#), "{tap}");
     }
 }

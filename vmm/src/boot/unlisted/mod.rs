@@ -1,0 +1,270 @@
+//! Instructions that read the TSC and are not in the guest's trap-site table.
+//!
+//! Where the VMM answers RDTSC at trap sites, one that the table forgets gives the host's TSC, and what the guest computes
+//! with it is wrong in silence. So the image's code is searched for them.
+//!
+//! The two or three bytes of such an instruction can also be part of another one: an immediate value, a displacement. What
+//! they are is decided by decoding from the last address before them that begins an instruction: a symbol, a trap site, the
+//! entry point, the beginning of a section. Where that meets bytes that are no instruction, nobody can tell.
+
+use std::fmt;
+
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SectionFlags, SegmentFlags, SymbolKind, elf};
+use serde::{Deserialize, Serialize};
+
+use super::sites::Sites;
+
+/// How many are named; more are counted.
+const NAMED: usize = 16;
+/// Code that is decoded. Guests that list trap sites are small; a hostile file must not keep anybody waiting.
+const DECODED_MAX: usize = 8 << 20;
+
+/// The instructions that were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unlisted {
+    /// The first of them, by address within each section.
+    pub first: Vec<TscRead>,
+    /// How many more there are.
+    pub more: u64,
+}
+
+/// One instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TscRead {
+    /// Its linear address.
+    pub address: u64,
+    /// RDTSCP, not RDTSC.
+    pub rdtscp: bool,
+    /// It is one for sure; else the bytes may be something else.
+    pub sure: bool,
+}
+
+impl Unlisted {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.more == 0
+    }
+
+    /// Whether one of them is an instruction for sure.
+    #[must_use]
+    pub fn any_is_sure(&self) -> bool {
+        self.first.iter().any(|read| read.sure)
+    }
+
+    fn push(&mut self, read: TscRead) {
+        if self.first.len() < NAMED {
+            self.first.push(read);
+        } else {
+            self.more = self.more.saturating_add(1);
+        }
+    }
+
+    /// Searches the executable sections of an ELF file, or its executable segments if it has no sections.
+    #[must_use]
+    pub fn scan(file: &[u8], sites: &Sites) -> Self {
+        let mut found = Self::default();
+        let Ok(elf) = object::File::parse(file) else { return found };
+        let mut left = DECODED_MAX;
+        for stretch in stretches(&elf) {
+            Search::new(&elf, &stretch, sites).search(&mut left, &mut found);
+        }
+        found
+    }
+}
+
+impl fmt::Display for Unlisted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, more } = self;
+        for (index, TscRead { address, rdtscp, sure }) in first.iter().enumerate() {
+            let (comma, name) = (if index == 0 { "" } else { ", " }, if *rdtscp { "RDTSCP" } else { "RDTSC" });
+            // If none is sure, the sentence around says so.
+            let perhaps = if self.any_is_sure() && !sure { " (or data)" } else { "" };
+            write!(f, "{comma}{name} at {address:#x}{perhaps}")?;
+        }
+        if *more != 0 {
+            write!(f, " and {more} more")?;
+        }
+        Ok(())
+    }
+}
+
+/// Consecutive code.
+struct Stretch<'a> {
+    address: u64,
+    bytes: &'a [u8],
+    /// It holds code only, so that its first byte begins an instruction.
+    section: bool,
+}
+
+fn stretches<'a>(elf: &object::File<'a>) -> Vec<Stretch<'a>> {
+    let sections: Vec<_> = elf
+        .sections()
+        .filter(|section| matches!(section.flags(), SectionFlags::Elf { sh_flags, .. } if is_code(sh_flags)))
+        .filter_map(|section| Some(Stretch { address: section.address(), bytes: section.data().ok()?, section: true }))
+        .collect();
+    if !sections.is_empty() {
+        return sections;
+    }
+    elf.segments()
+        .filter(|segment| matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & elf::PF_X.0 != 0))
+        .filter_map(|segment| Some(Stretch { address: segment.address(), bytes: segment.data().ok()?, section: false }))
+        .collect()
+}
+
+fn is_code(flags: elf::SectionFlags) -> bool {
+    let code = elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0;
+    flags.0 & code == code
+}
+
+/// What begins at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Begins {
+    /// Nobody knows what: a segment is not code only.
+    Anything,
+    /// Data in the midst of code.
+    Data,
+    /// An instruction.
+    Instruction,
+}
+
+/// What some bytes are, decoded in one mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Are {
+    Instruction,
+    PartOfAnother,
+    /// Bytes before them are no instruction, so that nobody knows where one begins.
+    Unknown,
+}
+
+/// The search of one stretch.
+struct Search<'a> {
+    stretch: &'a Stretch<'a>,
+    sites: &'a Sites,
+    /// Where things begin, by offset.
+    begins: Vec<(usize, Begins)>,
+    /// Modes, in bits, that all of it may be run in.
+    bits: u32,
+    /// Offsets of code that runs in 32-bit mode or in `bits`: it is entered in the former.
+    entered: std::ops::Range<usize>,
+}
+
+impl<'a> Search<'a> {
+    fn new(elf: &object::File<'_>, stretch: &'a Stretch<'a>, sites: &'a Sites) -> Self {
+        let offset = |address: u64| {
+            let offset = usize::try_from(address.checked_sub(stretch.address)?).ok()?;
+            (offset < stretch.bytes.len()).then_some(offset)
+        };
+        let mut begins: Vec<_> = elf
+            .symbols()
+            .filter(ObjectSymbol::is_definition)
+            .filter_map(|symbol| {
+                let begins = match symbol.kind() {
+                    SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown => Begins::Instruction,
+                    SymbolKind::Data | SymbolKind::Tls => Begins::Data,
+                    _ => return None,
+                };
+                Some((offset(symbol.address())?, begins))
+            })
+            .collect();
+        let entry = offset(elf.entry());
+        let end = |start: usize| {
+            begins.iter().map(|(at, _)| *at).filter(|at| *at > start).min().unwrap_or(stretch.bytes.len())
+        };
+        let entered = entry.map_or(0..0, |start| start..end(start));
+        begins.extend(entry.map(|entry| (entry, Begins::Instruction)));
+        begins.extend(sites.addresses().filter_map(|site| Some((offset(site)?, Begins::Instruction))));
+        begins.push((0, if stretch.section { Begins::Instruction } else { Begins::Anything }));
+        begins.sort_unstable();
+        // Of several things at one place, what is known best.
+        begins.dedup_by(|after, before| {
+            let same = after.0 == before.0;
+            if same {
+                before.1 = before.1.max(after.1);
+            }
+            same
+        });
+        Self { stretch, sites, begins, bits: if elf.is_64() { 64 } else { 32 }, entered }
+    }
+
+    fn search(&self, left: &mut usize, found: &mut Unlisted) {
+        let ends = self.begins.iter().skip(1).map(|(at, _)| *at).chain(std::iter::once(self.stretch.bytes.len()));
+        for ((start, begins), end) in self.begins.iter().zip(ends) {
+            let Some(code) = self.stretch.bytes.get(*start..end).filter(|_| *begins != Begins::Data) else { continue };
+            let address = |at: usize| {
+                let offset = u64::try_from(start.saturating_add(at)).unwrap_or(u64::MAX);
+                self.stretch.address.saturating_add(offset)
+            };
+            let mut suspects = suspects(code).filter(|(at, _)| self.sites.at(address(*at)).is_none()).peekable();
+            if suspects.peek().is_none() {
+                continue;
+            }
+            if code.len() > *left {
+                suspects.for_each(|(at, rdtscp)| found.push(TscRead { address: address(at), rdtscp, sure: false }));
+                continue;
+            }
+            *left = left.saturating_sub(code.len());
+            let suspects: Vec<_> = suspects.collect();
+            let modes: &[u32] = if self.entered.contains(start) && self.bits == 64 {
+                &[64, 32]
+            } else {
+                std::slice::from_ref(&self.bits)
+            };
+            let decoded: Vec<_> = modes.iter().map(|bits| decode(code, *bits, *begins, &suspects)).collect();
+            for (index, (at, rdtscp)) in suspects.iter().enumerate() {
+                let is = |what: Are| move |are: &Vec<Are>| are.get(index) == Some(&what);
+                if decoded.iter().all(is(Are::PartOfAnother)) {
+                    continue;
+                }
+                let sure = decoded.iter().all(is(Are::Instruction));
+                found.push(TscRead { address: address(*at), rdtscp: *rdtscp, sure });
+            }
+        }
+    }
+}
+
+/// Where RDTSC (0f 31) or RDTSCP (0f 01 f9) may stand in `code`, and whether it is the second.
+fn suspects(code: &[u8]) -> impl Iterator<Item = (usize, bool)> {
+    code.windows(2).enumerate().filter_map(|(at, bytes)| match bytes {
+        [0x0f, 0x31] => Some((at, false)),
+        [0x0f, 0x01] if code.get(at.saturating_add(2)) == Some(&0xf9) => Some((at, true)),
+        _ => None,
+    })
+}
+
+/// What the bytes at each of `suspects`, which rise, are if `code` runs in this mode.
+fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) -> Vec<Are> {
+    let mut decoder = Decoder::new(bits, code, DecoderOptions::NONE);
+    let (mut instruction, mut lost) = (Instruction::default(), begins != Begins::Instruction);
+    let mut are = Vec::with_capacity(suspects.len());
+    while are.len() < suspects.len() {
+        let start = decoder.position();
+        if !decoder.can_decode() {
+            are.push(Are::Unknown);
+            continue;
+        }
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            lost = true;
+            // The next byte may begin one.
+            let _ = decoder.set_position(start.saturating_add(1));
+        }
+        let end = decoder.position();
+        // Prefixes do not make another instruction of it.
+        let reads = matches!(instruction.code(), Code::Rdtsc | Code::Rdtscp);
+        while suspects.get(are.len()).is_some_and(|(suspect, _)| (start..end).contains(suspect)) {
+            are.push(match (lost, reads) {
+                (true, _) => Are::Unknown,
+                (false, true) => Are::Instruction,
+                (false, false) => Are::PartOfAnother,
+            });
+        }
+    }
+    are
+}
+
+#[cfg(test)]
+mod tests;

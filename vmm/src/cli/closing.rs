@@ -1,0 +1,54 @@
+//! The line that a run ends with.
+
+use std::time::Duration;
+
+use vmm::{
+    run::{
+        checks::Verdict,
+        judge::{Lateness, Summary, TimerSummary},
+    },
+    session::{Finish, Report},
+    time::Length,
+};
+
+/// What the ticks came to, or without ticks to judge the timer interrupts. None for a guest that failed before there was
+/// anything to tell of.
+pub(super) fn line(report: &Report, verdict: &Verdict) -> Option<String> {
+    let Report { finish, summary, no_ring, timer, vm_ns, migrations, .. } = report;
+    let something = summary.as_ref().map_or(timer.is_some_and(|timer| timer.interrupts != 0), |s| s.ticks != 0);
+    let ended = matches!(finish, Finish::Ended(_));
+    let what = match summary {
+        Some(summary) => ticks(summary, ended),
+        None => format!("ticks not judged: {no_ring}{}", timer.as_ref().map(interrupts).unwrap_or_default()),
+    };
+    let word = if verdict.pass { "passed" } else { "failed" };
+    (something || verdict.pass).then(|| format!("{what}; migrations {migrations}; VM time {}; {word}", micros(vm_ns.0)))
+}
+
+fn ticks(summary: &Summary, ended: bool) -> String {
+    let Summary { ticks, early_wakes, clock_steps_back, .. } = summary;
+    format!(
+        "{ticks} ticks, {} lost, {early_wakes} woken early; late {} by the guest, {} by the host; clock steps back \
+         {clock_steps_back}",
+        summary.lost(ended),
+        late(summary.late_by_guest),
+        late(summary.late_by_host),
+    )
+}
+
+fn interrupts(timer: &TimerSummary) -> String {
+    let TimerSummary { interrupts, early, late: by_host } = timer;
+    format!("; {interrupts} timer interrupts, {early} early; late {} by the host", late(*by_host))
+}
+
+fn late(late: Option<Lateness>) -> String {
+    late.map_or_else(
+        || "p99 - worst -".to_owned(),
+        |Lateness { p99_ns, worst_ns, .. }| format!("p99 {} worst {}", micros(p99_ns), micros(worst_ns)),
+    )
+}
+
+/// A time, to the microsecond.
+fn micros(ns: u64) -> String {
+    Length(Duration::from_nanos(ns / 1000 * 1000)).to_string()
+}
