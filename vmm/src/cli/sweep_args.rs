@@ -91,10 +91,11 @@ pub struct Sweep {
     /// Try only part I of N of the points, for `vmm sweep merge`.
     #[arg(long, value_name = "I/N", value_parser = shard)]
     pub shard: Option<Shard>,
-    /// Try only this point (with --depth 2: K,J), once, at the first ratio, and say what happened.
+    /// Try only this point (with --depth 2: K,J), once, at --ratio or else the first default, and say what happened.
     #[arg(long, value_name = "K", value_delimiter = ',', conflicts_with = "shard")]
     pub point: Vec<u64>,
-    /// With --point: write everything that happens to this file, one JSON object a line.
+    /// With --point: write everything that happens to this file, one JSON object a line; - is standard output, instead of
+    /// what happened.
     #[arg(long, value_name = "FILE", requires = "point")]
     pub trace: Option<PathBuf>,
     /// Pretend to be a host with this peculiarity, to test the way out of it.

@@ -1,6 +1,6 @@
 //! One point: migrate, run on, judge.
 
-use std::{path::Path, sync::atomic::AtomicBool, time::Duration};
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use guest_abi::report::Header;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     boot::Image,
-    run::{Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, judge::Handled, platform::lock},
+    run::{Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, TraceTo, judge::Handled, platform::lock},
     time::{Khz, VmTime},
 };
 
@@ -248,8 +248,7 @@ pub struct Replay {
     pub code: super::result::Code,
 }
 
-/// Boots, steps to point `at`, migrates there to `target`, runs on and judges, writing everything that happens to the
-/// file `trace`.
+/// Boots, steps to point `at`, migrates there to `target`, runs on and judges, writing everything that happens to `trace`.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -259,7 +258,7 @@ pub fn replay(
     options: &Options,
     at: &[u64],
     target: &Target,
-    trace: Option<&Path>,
+    trace: TraceTo,
     cancel: &AtomicBool,
 ) -> Result<Replay, SweepError> {
     let program = Program::read(image.bytes());
@@ -270,7 +269,7 @@ pub fn replay(
         walk.stepper.keep(0)?;
         Bench::measure(&mut walk, options, 0)?
     };
-    let outputs = Outputs::new(Box::new(std::io::sink()), trace);
+    let outputs = Outputs { console: Box::new(std::io::sink()), trace };
     let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
     let beyond = |number: u64, end: u64| {
         SweepError::Usage(format!("--point {number}: the stretch has no such boundary, they are 0 to {end}"))

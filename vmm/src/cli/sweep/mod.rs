@@ -17,7 +17,7 @@ use vmm::{
     boot::{self, Image},
     guest_image::GUEST_ELF,
     report::{self, cases::Suite},
-    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, fault::Fault, source::SourceChoice},
+    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo, fault::Fault, source::SourceChoice},
     sweep::{
         self, Depth, Options, Ratio, SweepError, merge,
         result::{Findings, Target},
@@ -141,10 +141,18 @@ fn verdict(findings: &Findings) -> Result<ExitCode> {
 }
 
 fn replay(args: &Sweep) -> Result<ExitCode> {
-    let files = [&args.output.json, &args.report.report, &args.cases.junit, &args.cases.tap];
-    if files.into_iter().any(Option::is_some) {
-        let why = "--json, --report, --junit and --tap are for a sweep; what one point did is in its --trace";
-        return Err(Usage(why.to_owned()).into());
+    let files = [
+        ("json", &args.output.json),
+        ("report", &args.report.report),
+        ("junit", &args.cases.junit),
+        ("tap", &args.cases.tap),
+    ];
+    if let Some((flag, _)) = files.into_iter().find(|(_, path)| path.is_some()) {
+        let why = format!("--{flag} is for a whole sweep: with --point, what that one point did is in its --trace");
+        return Err(Usage(why).into());
+    }
+    if args.ratio.len() > 1 {
+        return Err(Usage(format!("--point tries one ratio, and --ratio names {}: name one", args.ratio.len())).into());
     }
     let (image, options) = (image(args)?, options(args));
     wait_for_signals()?;
@@ -154,10 +162,17 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
         return Err(Usage("--point K is for --depth 1, --point K,J for --depth 2".to_owned()).into());
     }
     let target = Target { ratio: ratio.text.clone(), tsc_khz: ratio.of(options.khz)? };
-    let replay = sweep::replay(&env, &image, &options, &args.point, &target, args.trace.as_deref(), &CANCEL)?;
-    let mut text = Text::default();
-    text.line(table::replay(&replay));
-    text.print()?;
+    let (trace, quiet) = match &args.trace {
+        Some(path) if output::is_stdout(path) => (TraceTo::Stdout, true),
+        Some(path) => (TraceTo::File(path.clone()), false),
+        None => (TraceTo::Nowhere, false),
+    };
+    let replay = sweep::replay(&env, &image, &options, &args.point, &target, trace, &CANCEL)?;
+    if !quiet {
+        let mut text = Text::default();
+        text.line(table::replay(&replay));
+        text.print()?;
+    }
     if replay.outcome.verdict.is_bad() {
         return Err(Failed(format!("point {}: {}", table::numbers(&replay.at), replay.outcome.verdict.as_str())).into());
     }
@@ -173,9 +188,10 @@ fn merge_files(
     report: &ReportFile,
     cases: &CaseFiles,
 ) -> Result<ExitCode> {
+    let results = Files::open(output, report, cases)?;
     let shards: Vec<(String, Findings)> = files.iter().map(|path| read(path)).collect::<Result<_>>()?;
     let findings = merge::merge(shards).map_err(|error| Usage(error.to_string()))?;
-    Files::open(output, report, cases)?.write(&findings)?;
+    results.write(&findings)?;
     verdict(&findings)
 }
 
