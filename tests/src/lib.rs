@@ -5,6 +5,7 @@
 
 mod binary;
 mod browser;
+pub mod document;
 mod host;
 pub mod kernel;
 mod lab;

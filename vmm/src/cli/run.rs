@@ -173,7 +173,8 @@ fn session(
         ticks: report.summary.as_ref(),
         timer: report.timer.as_ref(),
         no_ring: &report.no_ring,
-        ended: matches!(report.finish, Finish::Ended(_)),
+        // A guest that crashed made no more ticks: that it crashed is said already.
+        ended: matches!(report.finish, Finish::Ended(_)) && failed.is_none(),
         failed: failed.as_deref(),
     });
     if let Some(line) = closing::line(&report, &verdict) {
