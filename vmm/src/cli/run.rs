@@ -59,8 +59,8 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     if args.session.track_dirty {
         machine.track_changes(None)?;
     }
-    let what = format!("vmm --guest {}", path.display());
-    session(&what, &env, machine, None, &args.session, None, files, &console)
+    let leaves = Leaves { name: format!("vmm --guest {}", path.display()), files, console };
+    session(&env, machine, None, &args.session, None, leaves)
 }
 
 /// `vmm restore`.
@@ -93,8 +93,8 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         machine.track_changes(Some(id))?;
     }
     let source = Source { name: name(), files: memory_files, pager };
-    let what = format!("vmm restore {}", args.dir.display());
-    session(&what, &env, machine, Some(&source), &args.session, Some(khz), files, &console)
+    let leaves = Leaves { name: format!("vmm restore {}", args.dir.display()), files, console };
+    session(&env, machine, Some(&source), &args.session, Some(khz), leaves)
 }
 
 /// The snapshot that a VM runs from.
@@ -131,16 +131,23 @@ fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     })
 }
 
+/// What a session leaves, and where.
+struct Leaves {
+    /// What was run, for results.
+    name: String,
+    files: Files,
+    console: Outlet,
+}
+
 fn session(
-    name: &str,
     env: &HostEnvironment,
     machine: Machine,
     restored: Option<&Source>,
     args: &Session,
     khz: Option<Khz>,
-    files: Files,
-    console: &Outlet,
+    leaves: Leaves,
 ) -> Result<ExitCode> {
+    let Leaves { name, files, console } = leaves;
     let (source, why) = machine.source_and_why();
     vmm::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
     let policies = Policies {
@@ -161,7 +168,7 @@ fn session(
     };
     session::block_signals().context("cannot block signals")?;
     let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
-    finish_console(console);
+    finish_console(&console);
     let report = match restored {
         Some(source) => source.check(report)?,
         None => report?,
@@ -186,7 +193,7 @@ fn session(
         // How it ended is in `failed`.
         Finish::Ended(_) | Finish::TimedOut { .. } => {}
     }
-    files.write(name, &report, &verdict)?;
+    files.write(&name, &report, &verdict)?;
     match &report.finish {
         // The guest's own status says what it says, whatever its ticks came to.
         Finish::Ended(end @ End::Guest(GuestExit::Debug(_))) if raw && options.save.is_none() => {

@@ -47,7 +47,7 @@ pub struct Outputs {
     pub console: Box<dyn Write + Send>,
     /// What happened.
     pub trace: TraceTo,
-    /// What somebody may read slowly, so that the vCPUs are to wait for it.
+    /// What somebody may read slowly, so that the vCPUs are to wait for it, and for a trace; none = they wait for nobody.
     pub outlets: Vec<Outlet>,
 }
 
@@ -619,6 +619,10 @@ fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
 
 /// What the vCPUs have to wait for, and how they are woken.
 fn outlets(given: Vec<Outlet>, trace: &Trace, posts: &[Post]) -> Vec<Outlet> {
+    // A machine that is stepped waits for nobody: who steps it reads what it traces.
+    if given.is_empty() {
+        return given;
+    }
     let mut all = given;
     // A trace that goes on after a migration is among those that were given.
     let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));

@@ -293,7 +293,8 @@ impl<'env> Worker<'_, '_, 'env> {
     /// How a pause ends. The frequency is for the first resume: a machine restored with --paused takes it then.
     pub(super) fn resume_policies(&self) -> Policies {
         let first = self.options.policies;
-        let migrated = self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations_here() != 0);
+        let migrated =
+            self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations_here() != 0);
         Policies { khz: first.khz.filter(|_| !migrated), ..first }
     }
 

@@ -269,7 +269,7 @@ pub fn replay(
         walk.stepper.keep(0)?;
         Bench::measure(&mut walk, options, 0)?
     };
-    let outputs = Outputs { console: Box::new(std::io::sink()), trace };
+    let outputs = Outputs { trace, ..Outputs::new(Box::new(std::io::sink()), None) };
     let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
     let beyond = |number: u64, end: u64| {
         SweepError::Usage(format!("--point {number}: the stretch has no such boundary, they are 0 to {end}"))
