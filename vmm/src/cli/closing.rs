@@ -15,7 +15,10 @@ use vmm::{
 /// anything to tell of.
 pub(super) fn line(report: &Report, verdict: &Verdict) -> Option<String> {
     let Report { finish, summary, no_ring, timer, vm_ns, migrations, .. } = report;
-    let something = summary.as_ref().map_or(timer.is_some_and(|timer| timer.interrupts != 0), |s| s.ticks != 0);
+    let something = match summary {
+        Some(summary) => summary.ticks != 0 || summary.malformed != 0,
+        None => timer.is_some_and(|timer| timer.interrupts != 0),
+    };
     let ended = matches!(finish, Finish::Ended(_));
     let what = match summary {
         Some(summary) => ticks(summary, ended),

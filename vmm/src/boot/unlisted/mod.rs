@@ -5,11 +5,12 @@
 //!
 //! The two or three bytes of such an instruction can also be part of another one: an immediate value, a displacement. What
 //! they are is decided by decoding from the last address before them that begins an instruction: a symbol, a trap site, the
-//! entry point, the beginning of a section. Where that meets bytes that are no instruction, nobody can tell.
+//! entry point, the beginning of a section. Where that meets bytes that are no instruction nobody can tell, up to where a
+//! branch leads.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SectionFlags, SegmentFlags, SymbolKind, elf};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,11 @@ impl Unlisted {
         let Ok(elf) = object::File::parse(file) else { return found };
         let mut left = DECODED_MAX;
         for stretch in stretches(&elf) {
+            let listed = |at: usize| sites.at(stretch.address_of(at)).is_some();
+            // What is right costs no decoding: guests start in milliseconds.
+            if suspects(stretch.bytes).all(|(at, _)| listed(at)) {
+                continue;
+            }
             Search::new(&elf, &stretch, sites).search(&mut left, &mut found);
         }
         found
@@ -98,6 +104,12 @@ struct Stretch<'a> {
     bytes: &'a [u8],
     /// It holds code only, so that its first byte begins an instruction.
     section: bool,
+}
+
+impl Stretch<'_> {
+    fn address_of(&self, offset: usize) -> u64 {
+        self.address.saturating_add(u64::try_from(offset).unwrap_or(u64::MAX))
+    }
 }
 
 fn stretches<'a>(elf: &object::File<'a>) -> Vec<Stretch<'a>> {
@@ -136,7 +148,7 @@ enum Begins {
 enum Are {
     Instruction,
     PartOfAnother,
-    /// Bytes before them are no instruction, so that nobody knows where one begins.
+    /// Bytes before them are no instruction, so that nobody knows where one begins; or nothing is known to lead there.
     Unknown,
 }
 
@@ -194,10 +206,7 @@ impl<'a> Search<'a> {
         let ends = self.begins.iter().skip(1).map(|(at, _)| *at).chain(std::iter::once(self.stretch.bytes.len()));
         for ((start, begins), end) in self.begins.iter().zip(ends) {
             let Some(code) = self.stretch.bytes.get(*start..end).filter(|_| *begins != Begins::Data) else { continue };
-            let address = |at: usize| {
-                let offset = u64::try_from(start.saturating_add(at)).unwrap_or(u64::MAX);
-                self.stretch.address.saturating_add(offset)
-            };
+            let address = |at: usize| self.stretch.address_of(start.saturating_add(at));
             let mut suspects = suspects(code).filter(|(at, _)| self.sites.at(address(*at)).is_none()).peekable();
             if suspects.peek().is_none() {
                 continue;
@@ -228,9 +237,10 @@ impl<'a> Search<'a> {
 
 /// Where RDTSC (0f 31) or RDTSCP (0f 01 f9) may stand in `code`, and whether it is the second.
 fn suspects(code: &[u8]) -> impl Iterator<Item = (usize, bool)> {
-    code.windows(2).enumerate().filter_map(|(at, bytes)| match bytes {
-        [0x0f, 0x31] => Some((at, false)),
-        [0x0f, 0x01] if code.get(at.saturating_add(2)) == Some(&0xf9) => Some((at, true)),
+    let may_begin = code.iter().enumerate().filter(|(_, byte)| **byte == 0x0f);
+    may_begin.filter_map(|(at, _)| match code.get(at.saturating_add(1)..) {
+        Some([0x31, ..]) => Some((at, false)),
+        Some([0x01, 0xf9, ..]) => Some((at, true)),
         _ => None,
     })
 }
@@ -238,7 +248,13 @@ fn suspects(code: &[u8]) -> impl Iterator<Item = (usize, bool)> {
 /// What the bytes at each of `suspects`, which rise, are if `code` runs in this mode.
 fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) -> Vec<Are> {
     let mut decoder = Decoder::new(bits, code, DecoderOptions::NONE);
-    let (mut instruction, mut lost) = (Instruction::default(), begins != Begins::Instruction);
+    let mut instruction = Instruction::default();
+    // Nobody knows where an instruction begins.
+    let mut lost = begins != Begins::Instruction;
+    // Nothing is known to lead here: data can follow a jump.
+    let mut reached = true;
+    // Where branches lead, further on.
+    let mut targets = BTreeSet::new();
     let mut are = Vec::with_capacity(suspects.len());
     while are.len() < suspects.len() {
         let start = decoder.position();
@@ -246,11 +262,20 @@ fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) ->
             are.push(Are::Unknown);
             continue;
         }
+        if targets.contains(&start) {
+            (lost, reached) = (false, true);
+        }
+        // Addresses count from the first byte of `code`.
+        decoder.set_ip(u64::try_from(start).unwrap_or(u64::MAX));
         decoder.decode_out(&mut instruction);
+        let next_target = targets.range(start.saturating_add(1)..).next().copied();
         if instruction.is_invalid() {
             lost = true;
             // The next byte may begin one.
             let _ = decoder.set_position(start.saturating_add(1));
+        } else if lost && let Some(target) = next_target.filter(|target| *target < decoder.position()) {
+            // What began in the midst of something goes on no further than where a branch leads.
+            let _ = decoder.set_position(target);
         }
         let end = decoder.position();
         // Prefixes do not make another instruction of it.
@@ -258,12 +283,24 @@ fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) ->
         while suspects.get(are.len()).is_some_and(|(suspect, _)| (start..end).contains(suspect)) {
             are.push(match (lost, reads) {
                 (true, _) => Are::Unknown,
+                (false, true) if !reached => Are::Unknown,
                 (false, true) => Are::Instruction,
                 (false, false) => Are::PartOfAnother,
             });
         }
+        if !lost {
+            let target = usize::try_from(instruction.near_branch_target()).ok().filter(|target| *target >= end);
+            targets.extend(target);
+            reached &= !ends_here(&instruction);
+        }
     }
     are
+}
+
+/// Whether execution does not go on at the next instruction.
+fn ends_here(instruction: &Instruction) -> bool {
+    use Mnemonic::{Iret, Iretd, Iretq, Jmp, Ret, Retf, Ud2};
+    matches!(instruction.mnemonic(), Jmp | Ret | Retf | Iret | Iretd | Iretq | Ud2)
 }
 
 #[cfg(test)]
