@@ -75,6 +75,10 @@ fn ticks_to_come_after_a_save_a_signal_or_a_timeout_are_not_lost() {
         format!("--guest {guest} --time virtual --save-at 55ms --save-to snapshot --fail-on lost,early,late=1ms");
     let (_, summary) = judged(&lab, &saving);
     assert_eq!((&summary["finish"], &summary["lost"]), (&"saved".into(), &0.into()));
+    // Before the guest has made its ring there is none, and no tick either.
+    let (_, summary) = judged(&lab, &format!("--guest {guest} --time virtual --save-at 10us --save-to sooner"));
+    assert_eq!((&summary["judged"], &summary["ticks"]["ticks"]), (&true.into(), &0.into()));
+    assert_eq!(summary["ticks"]["late_by_guest"], Value::Null);
     // Idle has no last tick, and this is the guest that a signal or `quit` ends.
     let mut idle = lab.guest("scenario=idle hz=100", "--timeout 300ms --fail-on lost,clock --summary s.json");
     let ended = finish(&mut idle).expect(1);

@@ -14,8 +14,10 @@ use crate::{
         api::{self, RunState},
     },
     run::{
-        HostEnvironment, LapicKind, Machine, Outcome, Policies, RunError, TimeMode, check_ratio, judge,
-        mailbox::Mailbox, platform::lock,
+        HostEnvironment, LapicKind, Machine, Outcome, Policies, RunError, TimeMode, check_ratio,
+        judge::{self, Summary},
+        mailbox::Mailbox,
+        platform::lock,
     },
     time::{Length, VmTime},
 };
@@ -86,10 +88,14 @@ pub(super) fn work<'env>(
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
     let summary = judge::sum_up(machine.platform());
-    let (no_ring, timer) = {
+    let (no_ring, timer, promised) = {
         let judge = lock(&machine.platform().judge);
-        (judge.why_not(), (machine.lapic() == LapicKind::User).then(|| judge.timer()))
+        let timer = (machine.lapic() == LapicKind::User).then(|| judge.timer());
+        (judge.why_not(), timer, judge.is_promised())
     };
+    // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
+    let too_soon = promised && !matches!(finish, Finish::Ended(_));
+    let summary = summary.or_else(|| too_soon.then(Summary::default));
     machine.platform().trace.finish()?;
     let vm_ns = lock(&machine.platform().clock).now(0).vm;
     let costs = machine.platform().costs.read();
