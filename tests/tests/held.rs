@@ -100,9 +100,9 @@ fn ends_all_the_same(lab: &Lab, more: &str, output: impl Fn(&mut Command) -> Opt
             until(|| status(lab).is_some());
         }
         let code = end(lab, &mut child, how);
-        // A trace that nobody read is not whole.
-        let wanted = if more.contains("trace") { 2 } else { i32::from(how == End::Timeout) };
-        assert_eq!(code, wanted, "{how:?} {more}");
+        // A trace that nobody read is not whole, unless all of it is in the pipe.
+        let wanted = i32::from(how == End::Timeout);
+        assert!(code == wanted || code == 2 && more.contains("trace"), "{how:?} {more}: {code}");
         if let Some(mut stderr) = child.stderr.take() {
             let mut said = String::new();
             stderr.read_to_string(&mut said).unwrap();
@@ -164,7 +164,7 @@ fn a_slow_reader_gets_everything() {
     }
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000";
-    let whole = lab.boot_traced("hz=100 count=3000", flags).trace.unwrap().bytes;
+    let whole = lab.boot_traced("hz=100 count=12000", flags).trace.unwrap().bytes;
     assert!(whole.len() > 2 << 20, "more than is kept");
     mkfifo(&lab.path("fifo"), Mode::S_IRWXU).unwrap();
     let path = lab.path("fifo");
@@ -175,7 +175,7 @@ fn a_slow_reader_gets_everything() {
         fifo.read_to_end(&mut bytes).unwrap();
         bytes
     });
-    finish(lab.guest("hz=100 count=3000", flags).args(["--trace", "fifo"])).expect(0);
+    finish(lab.guest("hz=100 count=12000", flags).args(["--trace", "fifo"])).expect(0);
     assert!(reader.join().unwrap() == whole);
 }
 
@@ -194,10 +194,11 @@ fn a_full_console_waits_or_drops_as_asked() {
         return;
     }
     let lab = Lab::new();
-    const BYTES: u32 = 2 << 20;
+    // More than is kept and a pipe holds.
+    const BYTES: u32 = (1 << 20) + (128 << 10);
     fs::write(lab.path("prints"), prints(BYTES)).unwrap();
-    let ended = finish(&mut lab.vmm("--guest prints"));
-    assert_eq!((ended.code(), ended.stdout.len()), (0, BYTES as usize));
+    let vmm = lab.vmm("--guest prints").output().unwrap();
+    assert_eq!((vmm.status.code(), vmm.stdout.len()), (Some(0), BYTES as usize));
     let (unread, full) = full_pipe();
     let vmm = lab.vmm("--guest prints --console-full drop").stdout(full).stderr(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&vmm.stderr);
@@ -255,12 +256,13 @@ fn a_socket_comes_back_when_descriptors_do() {
     assert_eq!(end(&lab, &mut child, End::Quit), 0);
 }
 
-/// A guest that changes every page of 512 MiB and halts with interrupts on.
+/// A guest that changes every page of 512 MiB and halts, with interrupts on and the 8259's masked.
 fn touches() -> Vec<u8> {
-    // MOV EDI, 0x1000000; MOV ECX, 131072; MOV [EDI], EDI; ADD EDI, 4096; LOOP; MOV DX, 0x3f8; MOV AL, '!'; OUT; STI; HLT; JMP
+    // MOV EDI, 0x1000000; MOV ECX, 131072; MOV [EDI], EDI; ADD EDI, 4096; LOOP; MOV AL, 0xff; OUT 0x21; MOV DX, 0x3f8; MOV AL,
+    // '!'; OUT; STI; HLT; JMP
     let code = [
-        0xbf, 0, 0, 0, 0x01, 0xb9, 0, 0, 0x02, 0, 0x89, 0x3f, 0x81, 0xc7, 0, 0x10, 0, 0, 0xe2, 0xf6, 0x66, 0xba, 0xf8,
-        0x03, 0xb0, b'!', 0xee, 0xfb, 0xf4, 0xeb, 0xfc,
+        0xbf, 0, 0, 0, 0x01, 0xb9, 0, 0, 0x02, 0, 0x89, 0x3f, 0x81, 0xc7, 0, 0x10, 0, 0, 0xe2, 0xf6, 0xb0, 0xff, 0xe6,
+        0x21, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xfb, 0xf4, 0xeb, 0xfc,
     ];
     raw::multiboot(&code)
 }
