@@ -97,13 +97,20 @@ impl ControlSocket {
     }
 }
 
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
+impl ControlSocket {
+    /// Removes the file, if it is still there and still ours: nobody can connect any more.
+    pub(super) fn leave(&self) {
         if identity(&self.path).is_ok_and(|id| id == self.id)
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("control socket {} is left behind: {error}", self.path.display());
         }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

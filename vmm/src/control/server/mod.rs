@@ -44,6 +44,8 @@ struct Client {
     connection: Connection,
     /// What it asked for, for the log; none before it did.
     asked: Option<String>,
+    /// It asked for the VM's end.
+    quits: bool,
     /// What the event manager watches for.
     watched: EventSet,
 }
@@ -104,7 +106,7 @@ impl<H: Handler> ControlServer<H> {
         match ops.add(Events::new(&connection, watched)) {
             Ok(()) => {
                 self.accepted = self.accepted.wrapping_add(1);
-                self.clients.push(Client { number: self.accepted, connection, asked: None, watched });
+                self.clients.push(Client { number: self.accepted, connection, asked: None, quits: false, watched });
             }
             Err(error) => log::warn!("control socket: cannot watch a client: {error}"),
         }
@@ -132,6 +134,10 @@ impl<H: Handler> ControlServer<H> {
                 (Ok(_), Some(asked)) => log::debug!("control socket: {asked}"),
                 (_, None) => {}
             }
+            // Who comes after the answer to that finds no socket, rather than one that closes without an answer.
+            if client.quits && result.is_ok() {
+                self.socket.leave();
+            }
             client.connection.respond(http::render(&result));
             self.advance(at, ops);
         }
@@ -144,7 +150,10 @@ impl<H: Handler> ControlServer<H> {
                     client.asked = Some(format!("{} {}", request.method, request.path));
                     match self.answers.expect(client.number) {
                         Ok(answer) => match Command::parse(&request.method, &request.path, &request.body) {
-                            Ok(command) => self.handler.handle(command, answer),
+                            Ok(command) => {
+                                client.quits = matches!(command, Command::Quit);
+                                self.handler.handle(command, answer);
+                            }
                             Err(error) => answer.give(Err(error)),
                         },
                         Err(error) => {
