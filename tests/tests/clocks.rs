@@ -136,6 +136,37 @@ impl Ticking {
     }
 }
 
+// Catches: a stop that ends with somebody asking for something, before any vCPU looks at the clock.
+#[test]
+fn a_stop_that_ends_with_a_request_is_a_pause() {
+    if !kvm() {
+        return;
+    }
+    for lapic in ["user", "kvm"] {
+        let lab = Lab::new();
+        let flags = format!("--lapic {lapic} --api-sock s --summary summary");
+        let mut vmm = start(&mut lab.guest("scenario=idle hz=100", &flags));
+        const STOPS: u64 = 4;
+        for _ in 0..STOPS {
+            let ran = (0..LOOKS).any(|_| {
+                thread::sleep(LOOK_AGAIN);
+                lab.run("ctl --api-sock s resume").code() == 0
+            });
+            assert!(ran && !vmm.has_ended(), "{lapic}: it is not there");
+            let process = Pid::from_raw(vmm.id());
+            kill(process, Signal::SIGSTOP).expect("it runs");
+            let mut client = lab.vmm("ctl --api-sock s pause").spawn().expect("it can be asked");
+            thread::sleep(Duration::from_millis(1200));
+            kill(process, Signal::SIGCONT).expect("it is there");
+            assert!(client.wait().expect("it ends").success());
+        }
+        lab.run("ctl --api-sock s quit").expect(0);
+        vmm.finish().expect(0);
+        let summary: Value = serde_json::from_slice(&fs::read(lab.path("summary")).unwrap()).unwrap();
+        assert!(summary["host_stops"].as_u64() >= Some(STOPS), "{lapic}: {summary}");
+    }
+}
+
 // Catches: VM time that leaps over a gap that nobody asked for, and a guest that is not told of it.
 #[test]
 fn a_stopped_process_is_a_pause() {

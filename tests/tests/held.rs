@@ -221,7 +221,7 @@ fn a_thousand_clients_are_a_few_lines() {
     assert_eq!(end(&lab, &mut child, End::Quit), 0);
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    let lines = said.lines().filter(|line| line.contains("the oldest that asks for nothing is cut off")).count();
+    let lines = said.lines().filter(|line| line.contains("the oldest that waits for no answer is cut off")).count();
     assert!((1..=20).contains(&lines), "{lines} lines: {said}");
     assert!(said.contains("lines of the log like those above were left out"), "{said}");
 }
@@ -340,4 +340,50 @@ fn a_vm_goes_on_while_its_snapshot_reaches_the_disk() {
         until(|| status(&lab).is_some_and(|status| status["ticks"].as_u64() > ticks));
         assert_eq!(end(&lab, &mut restored, End::Quit), 0, "{name}");
     }
+}
+
+// Catches: commands that wait for a save and then for each other, for ever; a pause that the end of a save undoes.
+#[test]
+fn commands_wait_for_a_save_in_order() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    fs::write(lab.path("touches"), touches()).unwrap();
+    let (mut console, output) = std::io::pipe().unwrap();
+    let mut vmm = lab.vmm("--guest touches --memory 600M --api-sock s");
+    let mut child = vmm.stdin(Stdio::null()).stdout(output).stderr(Stdio::null()).spawn().unwrap();
+    drop(vmm);
+    console.read_exact(&mut [0]).unwrap();
+    let ctl = |command: &str| lab.vmm(&format!("ctl --api-sock s {command}")).spawn().unwrap();
+    let clients =
+        ["snapshot one", "snapshot two", "pause", "snapshot three", "pause"].map(|command| (command, ctl(command)));
+    for (command, mut client) in clients {
+        assert!(client.wait().unwrap().success(), "{command}");
+    }
+    let status = status(&lab).unwrap();
+    assert_eq!((&status["state"], &status["saving"]), (&"paused".into(), &Value::Null));
+    assert_eq!(end(&lab, &mut child, End::Quit), 0);
+}
+
+// Catches: clients that got their answer and stay, and keep all others out.
+#[test]
+fn clients_that_stay_keep_nobody_out() {
+    if !kvm() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut child = idle(&lab, End::Quit, "").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until(|| status(&lab).is_some());
+    let stay: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = UnixStream::connect(lab.path("s")).unwrap();
+            client.write_all(b"GET /v1/status HTTP/1.1\r\n\r\n").unwrap();
+            client.read_exact(&mut [0; 12]).unwrap();
+            client
+        })
+        .collect();
+    assert!(status(&lab).is_some());
+    assert_eq!(end(&lab, &mut child, End::Quit), 0);
+    drop(stay);
 }

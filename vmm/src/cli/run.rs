@@ -126,7 +126,7 @@ fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
         let error = anyhow::Error::msg(error.to_string()).context(name);
         vmm::say!("vmm: {}", exit::one_line(&error));
-        let _ = vmm::output::stderr().finish(END_PATIENCE);
+        let _ = vmm::output::stderr().finish(END_PATIENCE, None);
         std::process::exit(exit::USAGE.into());
     })
 }
@@ -168,7 +168,9 @@ fn session(
     };
     session::block_signals().context("cannot block signals")?;
     let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
-    finish_console(&console);
+    // Who asked for the end does not wait for a slow reader.
+    let asked = report.as_ref().is_ok_and(|report| matches!(report.finish, Finish::Stopped | Finish::TimedOut { .. }));
+    finish_console(&console, asked.then_some(END_PATIENCE));
     let report = match restored {
         Some(source) => source.check(report)?,
         None => report?,
@@ -194,6 +196,8 @@ fn session(
         Finish::Ended(_) | Finish::TimedOut { .. } => {}
     }
     files.write(&name, &report, &verdict)?;
+    // The last error of all, so that it takes no other result with it.
+    report.trace?;
     match &report.finish {
         // The guest's own status says what it says, whatever its ticks came to.
         Finish::Ended(end @ End::Guest(GuestExit::Debug(_))) if raw && options.save.is_none() => {
@@ -237,8 +241,8 @@ fn console(args: &Session, files: &Files) -> Outlet {
 }
 
 /// Passes on what is left of the console, and tells what is lost. A reader that went away wants no more.
-fn finish_console(console: &Outlet) {
-    if let Err(error) = console.finish(END_PATIENCE)
+fn finish_console(console: &Outlet, limit: Option<Duration>) {
+    if let Err(error) = console.finish(END_PATIENCE, limit)
         && error.kind() == io::ErrorKind::TimedOut
     {
         vmm::say!("vmm: the end of the console's output is lost: {error}");

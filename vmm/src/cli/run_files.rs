@@ -112,8 +112,18 @@ impl Files {
             Finish::TimedOut { cpus, .. } => ("timed out", Some(cpus.join("; ")), false),
         };
         let lost = report.summary.as_ref().map(|summary| summary.lost(ended));
-        let Report { vm_ns, migrations, migrations_here, host_stops, summary, timer, costs, finish: _, no_ring: _ } =
-            report;
+        let Report {
+            vm_ns,
+            migrations,
+            migrations_here,
+            host_stops,
+            summary,
+            timer,
+            costs,
+            finish: _,
+            no_ring: _,
+            trace: _,
+        } = report;
         if let Some(file) = self.summary {
             let content = SummaryFile {
                 schema: SUMMARY_SCHEMA,

@@ -18,7 +18,7 @@ impl Vm {
     /// VM time, now.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn clock(&self) -> Result<KvmClock, Error> {
         let data = self.fd.get_clock().map_err(Error::call("KVM_GET_CLOCK"))?;
         // KVM tells the TSC only while all vCPUs share one base and the host's own clock is the TSC. A later one makes VM

@@ -129,7 +129,7 @@ impl Host {
     /// are given one for that.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn tsc_khz(&self) -> Result<u32, Error> {
         let vm = self.blank_vm()?;
         // SAFETY: KVM_GET_TSC_KHZ takes no argument and touches no memory of ours.
@@ -149,7 +149,7 @@ impl Host {
     /// The CPUID leaves this host's KVM can offer a guest.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn supported_cpuid(&self) -> Result<Vec<Leaf>, Error> {
         let cpuid =
             self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::call("KVM_GET_SUPPORTED_CPUID"))?;
@@ -184,7 +184,7 @@ impl Host {
     /// The MSRs that hold guest state on this host, as KVM lists them.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn msr_index_list(&self) -> Result<Vec<u32>, Error> {
         let list = self.kvm.get_msr_index_list().map_err(Error::call("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(list.as_slice().to_vec())

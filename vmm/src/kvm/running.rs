@@ -57,7 +57,7 @@ impl Vcpu {
     /// The resting state; `msr_indices` is the host's list of MSRs with state.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn resting_state(&self, msr_indices: &[u32]) -> Result<Resting, Error> {
         let super::state::VcpuState { registers: _, system: _, mut fpu, debug, events: _, msrs } =
             self.state(msr_indices)?;

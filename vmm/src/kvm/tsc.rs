@@ -48,7 +48,7 @@ impl Vcpu {
     /// The vCPU's TSC as KVM tells it, with the host TSC at about the same instant.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
         let guest = super::state::read_msr(&self.fd, 0x10)?;
         // Read afterwards, so that the guest's TSC is never taken to be further than it is.

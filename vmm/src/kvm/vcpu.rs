@@ -457,7 +457,7 @@ impl Vcpu {
     /// The guest physical address behind a linear one, if it is mapped.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn translate(&self, linear: u64) -> Result<Option<u64>, Error> {
         let translation = self.call().translate_gva(linear).map_err(Error::call("KVM_TRANSLATE"))?;
         Ok((translation.valid != 0).then_some(translation.physical_address))

@@ -111,7 +111,7 @@ impl Vm {
     /// itself is not among them.
     ///
     /// # Errors
-    /// If KVM does not tell, or no account is kept.
+    /// If the ioctl fails, or no account is kept.
     pub fn take_dirty_pages(&self, region: u32, bytes: usize) -> Result<Vec<u64>, Error> {
         self.fd.get_dirty_log(region, bytes).map_err(Error::call("KVM_GET_DIRTY_LOG"))
     }

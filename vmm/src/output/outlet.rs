@@ -140,23 +140,33 @@ impl Outlet {
         self.state().dropped
     }
 
-    /// Waits until all is written, but no longer than for `patience` without any progress.
+    /// Waits until all is written, but no longer than for `patience` without any progress, nor for `limit` in all if there is
+    /// one.
     ///
     /// # Errors
     /// The first write that failed, or [`io::ErrorKind::TimedOut`] if bytes are left.
-    pub fn finish(&self, patience: Duration) -> io::Result<()> {
+    pub fn finish(&self, patience: Duration, limit: Option<Duration>) -> io::Result<()> {
+        let done = &self.shared.done;
         let mut state = self.state();
-        // The thread says each time that it got on.
-        while state.failed.is_none() && !state.buffer.is_empty() {
-            let (next, waited) = self.shared.done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
-            state = next;
-            if waited.timed_out() && !state.buffer.is_empty() {
-                let left = state.buffer.len();
-                let why = format!("nobody reads it: {left} bytes are left");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        let is_unfinished = |state: &mut State| state.failed.is_none() && !state.buffer.is_empty();
+        if let Some(limit) = limit {
+            (state, _) = done.wait_timeout_while(state, limit, is_unfinished).unwrap_or_else(PoisonError::into_inner);
+        } else {
+            let mut timed_out = false;
+            // The thread says each time that it got on.
+            while !timed_out && is_unfinished(&mut state) {
+                let (next, waited) = done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+                (state, timed_out) = (next, waited.timed_out());
             }
         }
-        state.failed.as_ref().map_or(Ok(()), |error| Err(io::Error::new(error.kind(), error.to_string())))
+        match &state.failed {
+            Some(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            None if state.buffer.is_empty() => Ok(()),
+            None => {
+                let why = format!("it is not read, or too slowly: {} bytes are left", state.buffer.len());
+                Err(io::Error::new(io::ErrorKind::TimedOut, why))
+            }
+        }
     }
 }
 
@@ -268,7 +278,7 @@ mod tests {
             outlet.put(piece);
         }
         assert!(take(&reader, all.len()) == all);
-        outlet.finish(LONG).unwrap();
+        outlet.finish(LONG, None).unwrap();
         // The thread has gone, and the next one comes when it is needed.
         for _ in 0..3 {
             outlet.put(&all);
@@ -286,10 +296,10 @@ mod tests {
         let dropped = usize::try_from(outlet.dropped()).unwrap();
         assert!(!outlet.is_full());
         // Longer than the thread takes between two looks.
-        let left = outlet.finish(Duration::from_millis(3 * u64::from(LOOK_MS))).unwrap_err();
+        let left = outlet.finish(Duration::from_millis(3 * u64::from(LOOK_MS)), None).unwrap_err();
         assert_eq!(left.kind(), io::ErrorKind::TimedOut);
         assert!(take(&reader, all.len() - dropped) == all[..all.len() - dropped]);
-        outlet.finish(LONG).unwrap();
+        outlet.finish(LONG, None).unwrap();
     }
 
     // Catches: a producer that waits and is not woken.
@@ -312,7 +322,7 @@ mod tests {
         drop(reader);
         outlet.put(b"a");
         outlet.put(b"b");
-        assert_eq!(outlet.finish(LONG).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(outlet.finish(LONG, None).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(!outlet.is_full());
     }
 }

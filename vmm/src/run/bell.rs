@@ -48,7 +48,7 @@ impl Bell {
 
     /// The attached thread sleeps until it is rung, or kicked otherwise. May wake early.
     pub fn sleep(&self) {
-        // Whoever rings after this look kicks.
+        // A ring that comes after this test kicks the thread, so that kick::wait returns at once.
         if !self.rung.load(Ordering::SeqCst) {
             kick::wait();
         }

@@ -79,7 +79,7 @@ impl Machine {
     /// The machine is paused, and its vCPUs are drained: what KVM still has to write on their behalf is written.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn changed_pages(&mut self) -> Result<Option<PageSet>, RunError> {
         let Some(changes) = &mut self.changes else { return Ok(None) };
         changes.collect(&self.vm, &self.platform.memory)?;

@@ -441,7 +441,7 @@ impl Machine {
     /// Everything but RAM, of a paused machine.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn state(&mut self, env: &HostEnvironment) -> Result<MachineState, RunError> {
         let Some(Paused { moment, .. }) = self.paused else {
             return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
@@ -493,7 +493,7 @@ impl Machine {
     /// Where each vCPU is, one line each, for people; nothing of vCPUs whose LAPICs are KVM's.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
         let mut lines = Vec::new();
         for cpu in &mut self.cpus {

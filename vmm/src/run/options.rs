@@ -159,7 +159,7 @@ impl HostEnvironment {
     /// The CPUID leaves that KVM supports.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn supported(&self) -> Result<&[Leaf], kvm::Error> {
         if let Some(supported) = self.supported.get() {
             return Ok(supported);
@@ -171,7 +171,7 @@ impl HostEnvironment {
     /// The MSRs that hold guest state.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn msrs(&self) -> Result<&[u32], kvm::Error> {
         if let Some(msrs) = self.msrs.get() {
             return Ok(msrs);
@@ -193,7 +193,7 @@ impl HostEnvironment {
     /// What a snapshot is to remember of this host; nothing if the host has no identity.
     ///
     /// # Errors
-    /// If KVM does not tell what it supports.
+    /// If the ioctl that lists what KVM supports fails.
     pub fn note(&self) -> Result<Option<HostNote>, kvm::Error> {
         let Some(host) = self.host.id().filter(|_| !self.hides_features()) else { return Ok(None) };
         let facts = self.facts.get().copied().filter(|_| self.emulated.is_none()).map(Into::into);

@@ -6,6 +6,7 @@ use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::Mutex,
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -243,10 +244,18 @@ impl Trace {
     /// # Errors
     /// The first write that failed.
     pub fn finish(&self) -> Result<(), RunError> {
+        self.finish_within(None)
+    }
+
+    /// As [`Self::finish`], waiting for its reader no longer than for `limit`, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_within(&self, limit: Option<Duration>) -> Result<(), RunError> {
         let Some((path, output)) = &self.file else { return Ok(()) };
         let result = match &mut *lock(output) {
             Output::File(writer, failed) => failed.take().map_or_else(|| writer.flush(), Err),
-            Output::Outlet(outlet) => outlet.finish(END_PATIENCE),
+            Output::Outlet(outlet) => outlet.finish(END_PATIENCE, limit),
         };
         result.map_err(|source| RunError::Trace { path: path.display().to_string(), source })
     }

@@ -91,6 +91,10 @@ pub(super) fn turn(
         return Ok(Turn::Stop(Stop::Reached));
     }
     if platform.waits_for_reader() {
+        // It is not the host that keeps it from running.
+        if let Some(post) = platform.post(cpu.local.index) {
+            post.last_run.idle(host, None);
+        }
         return Ok(Turn::Unread);
     }
     if cpu.local.phase == Phase::WaitForSipi {

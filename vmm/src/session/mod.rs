@@ -82,7 +82,7 @@ pub enum Finish {
 }
 
 /// What a session leaves.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Report {
     /// How it ended.
     pub finish: Finish,
@@ -102,6 +102,8 @@ pub struct Report {
     pub migrations_here: u64,
     /// How often no vCPU ran for a while, although nobody had asked for that.
     pub host_stops: u64,
+    /// Whether the trace is whole.
+    pub trace: Result<(), RunError>,
 }
 
 /// What can go wrong with a session.

@@ -48,6 +48,11 @@ impl Save<'_> {
         self.has_memory
     }
 
+    /// Whether the session ends with it.
+    pub(super) fn ends_the_session(&self) -> bool {
+        matches!(self.then, Then::End)
+    }
+
     /// How far it is.
     pub(super) fn status(&self) -> Saving {
         let (done_bytes, total_bytes) = self.progress.bytes();
@@ -66,7 +71,7 @@ impl<'env> Worker<'_, '_, 'env> {
         let ran = !self.machine()?.is_paused();
         self.machine()?.pause()?;
         if let Err((error, then)) = self.begin(&dir, base.as_deref(), Then::Answer { to, ran, stay_paused })? {
-            self.answer(then, Err(error.into()))?;
+            self.answer(then, Err(error.into()), false)?;
         }
         Ok(())
     }
@@ -137,7 +142,7 @@ impl<'env> Worker<'_, '_, 'env> {
         match (then, result) {
             (_, Err(error @ SessionError::Damaged(_))) => Err(error),
             (Then::End, result) => result.map(|_| Some(Finish::Saved)),
-            (then @ Then::Answer { .. }, result) => self.answer(then, result.map(drop)).map(|()| None),
+            (then @ Then::Answer { .. }, result) => self.answer(then, result.map(drop), has_memory).map(|()| None),
         }
     }
 
@@ -149,10 +154,11 @@ impl<'env> Worker<'_, '_, 'env> {
         self.saved().map(drop)
     }
 
-    /// Tells a client what came of its snapshot, and lets a VM run that ran before.
-    fn answer(&mut self, then: Then, result: Result<(), SessionError>) -> Result<(), SessionError> {
+    /// Tells a client what came of its snapshot, and lets a VM run that ran before, unless it was let before: when it had all
+    /// of RAM. Then somebody else may have paused it.
+    fn answer(&mut self, then: Then, result: Result<(), SessionError>, had_memory: bool) -> Result<(), SessionError> {
         let Then::Answer { to, ran, stay_paused } = then else { return Ok(()) };
-        if ran && !(stay_paused && result.is_ok()) {
+        if ran && if stay_paused { result.is_err() } else { !had_memory } {
             self.go_on()?;
         }
         to.give(result.map(|()| Reply::Done).map_err(|error| refusal(&error)));

@@ -13,6 +13,7 @@ use crate::{
         Answer, ApiError, Command, Reply, Status,
         api::{self, RunState},
     },
+    output::END_PATIENCE,
     run::{
         HostEnvironment, LapicKind, Machine, Outcome, Policies, RunError, TimeMode, check_ratio,
         judge::{self, Summary},
@@ -96,11 +97,13 @@ pub(super) fn work<'env>(
     // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
     let too_soon = promised && !matches!(finish, Finish::Ended(_));
     let summary = summary.or_else(|| too_soon.then(Summary::default));
-    machine.platform().trace.finish()?;
+    // Who asked for the end does not wait for a slow reader.
+    let asked = matches!(finish, Finish::Stopped | Finish::TimedOut { .. });
+    let trace = machine.platform().trace.finish_within(asked.then_some(END_PATIENCE));
     let vm_ns = lock(&machine.platform().clock).now(0).vm;
     let costs = machine.platform().costs.read();
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
-    Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops })
+    Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops, trace })
 }
 
 /// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.
@@ -168,18 +171,26 @@ impl<'env> Worker<'_, '_, 'env> {
             self.company.start()?;
         }
         loop {
-            while let Some(request) = self.ready().or_else(|| inbox.take()) {
-                if let Some(finish) = self.carry_out(request)? {
+            loop {
+                let finish = match self.ready() {
+                    Some(request) => self.carry_out(request)?,
+                    None => match inbox.take() {
+                        Some(request) => self.receive(request)?,
+                        None => break,
+                    },
+                };
+                if let Some(finish) = finish {
                     return Ok(finish);
                 }
             }
             if self.machine()?.is_paused() {
-                if let Some(finish) = self.carry_out(inbox.wait_and_take())? {
+                if let Some(finish) = self.receive(inbox.wait_and_take())? {
                     return Ok(finish);
                 }
                 continue;
             }
-            let save_at = self.options.save.as_ref().map(|(at, _)| *at);
+            // A snapshot that a client wants is made whole first.
+            let save_at = self.options.save.as_ref().filter(|_| self.save.is_none()).map(|(at, _)| *at);
             let stop = [save_at, self.next_migration, head_start].into_iter().flatten().min();
             match self.machine()?.run(inbox, stop)? {
                 Outcome::Ended(end) => return Ok(Finish::Ended(end)),
@@ -260,14 +271,19 @@ impl<'env> Worker<'_, '_, 'env> {
         }
     }
 
-    fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
-        // In order: what comes after a request that waits does so too, unless it needs no machine.
-        let behind = !self.deferred.is_empty() && matches!(request, Request::Command(..) | Request::Type(..));
+    /// Carries a request out, now or when it is [ready](Self::ready).
+    fn receive(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
+        // Commands are carried out in order: what comes after one that waits does so too, unless it needs no machine.
         let urgent = matches!(request, Request::Command(Command::Status | Command::Quit, _));
-        if self.has_to_wait(&request) || behind && !urgent {
+        let behind = !self.deferred.is_empty() && matches!(request, Request::Command(..)) && !urgent;
+        if self.has_to_wait(&request) || behind {
             self.deferred.push_back(request);
             return Ok(None);
         }
+        self.carry_out(request)
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
         match request {
             Request::MemorySaved => self.memory_saved().map(|()| None),
             Request::Saved => self.saved(),
@@ -308,8 +324,12 @@ impl<'env> Worker<'_, '_, 'env> {
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
         let (env, policies) = (self.env, self.resume_policies());
         let saving = self.save.as_ref().map(Save::status);
+        let ends = self.save.as_ref().is_some_and(Save::ends_the_session);
         let machine = self.machine()?;
         Ok(match command {
+            Command::Resume(_) | Command::Migrate(_) if ends => {
+                Err(ApiError::WrongState("the VM is being saved by --save-at, and ends then".to_owned()))
+            }
             Command::Status => Ok(Reply::Status(Box::new(status(machine, saving)))),
             Command::Pause => {
                 machine.pause()?;

@@ -17,8 +17,8 @@ use crate::control::connection::{Connection, Progress};
 use crate::control::http;
 use crate::control::socket::{ControlSocket, SocketError};
 
-/// How many clients are served at a time. One more, and the one is cut off that has been connected for longest and has asked
-/// for nothing yet: with a limit in number there is no need for one in time, and no idle client can keep the others out.
+/// How many clients are served at a time. One more, and the one is cut off that has been connected for longest of those that
+/// wait for no answer: with a limit in number there is no need for one in time, and no idle client can keep the others out.
 const CLIENTS: usize = 32;
 /// How long no client is accepted after one could not be: descriptors and memory come back when somebody else frees them.
 const RETRY: Duration = Duration::from_millis(100);
@@ -97,9 +97,9 @@ impl<H: Handler> ControlServer<H> {
 
     fn add(&mut self, connection: Connection, ops: &mut EventOps<'_>) {
         if self.clients.len() >= CLIENTS {
-            log::warn!("control socket: more than {CLIENTS} clients, the oldest that asks for nothing is cut off");
+            log::warn!("control socket: more than {CLIENTS} clients, the oldest that waits for no answer is cut off");
             // If all wait for an answer, the new one is.
-            let Some(idle) = self.clients.iter().position(|client| client.asked.is_none()) else { return };
+            let Some(idle) = self.clients.iter().position(|client| !client.connection.is_asking()) else { return };
             self.remove(idle, ops);
         }
         let watched = EventSet::IN;

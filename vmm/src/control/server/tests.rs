@@ -81,7 +81,8 @@ impl Served {
             let mut manager = EventManager::new().unwrap();
             manager.add_subscriber(server);
             while !stopped.load(Ordering::Acquire) {
-                manager.run().unwrap();
+                // Nobody can wake it over a socket that it has left.
+                manager.run_with_timeout(20).unwrap();
             }
         });
         Self { dir, seen, saving, stop, thread: Some(thread) }
@@ -112,8 +113,6 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Wakes the loop so that it sees the flag.
-        drop(UnixStream::connect(self.path()));
         let ended = self.thread.take().unwrap().join();
         if !std::thread::panicking() {
             ended.unwrap();

@@ -115,7 +115,7 @@ impl Vcpu {
     /// before them.
     ///
     /// # Errors
-    /// If KVM does not tell, or tells what nothing here knows.
+    /// If the ioctl fails, or its answer has bits that nothing here knows.
     pub fn mp_state(&self) -> Result<MpState, Error> {
         MpState::from_kvm(self.call().get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?)
     }
@@ -131,7 +131,7 @@ impl Vcpu {
     /// KVM's LAPIC of this vCPU.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn kernel_lapic(&self) -> Result<KernelLapicState, Error> {
         let fd: &VcpuFd = &self.fd;
         // KVM's timer goes on while we read. The deadline before the registers: one that fires in between is then saved

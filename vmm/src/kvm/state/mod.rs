@@ -124,7 +124,7 @@ impl Vcpu {
     /// `msr_indices` is the host's list of MSRs with state.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If the ioctl fails.
     pub fn state(&self, msr_indices: &[u32]) -> Result<VcpuState, Error> {
         Ok(VcpuState {
             registers: GeneralRegisters::from_kvm(&self.fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?),

@@ -51,6 +51,8 @@ pub fn turns(
         }
         if !reached && platform.waits_for_reader() {
             timer.arm(LOOK_AFTER);
+            // It is not the host that keeps it from running.
+            post.last_run.idle(read, None);
             post.bell.sleep();
             continue;
         }
