@@ -387,3 +387,31 @@ fn clients_that_stay_keep_nobody_out() {
     assert_eq!(end(&lab, &mut child, End::Quit), 0);
     drop(stay);
 }
+
+// Catches: a handler of SIGBUS that waits until somebody reads its last word.
+#[test]
+fn lost_memory_ends_a_vm_that_nobody_hears() {
+    if !kvm() {
+        return;
+    }
+    // A resume writes the kvmclock page: the VMM itself touches what is lost. A snapshot reads everything.
+    for (flags, command) in [("--verify now --paused", "resume"), ("", "snapshot second")] {
+        let lab = Lab::new();
+        lab.boot("scenario=idle hz=100 touch=600", "--save-at 300ms --save-to snapshot");
+        let (unread, full) = full_pipe();
+        let mut vmm = lab.vmm(&format!("restore snapshot --api-sock s {flags}"));
+        let mut child = vmm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(full).spawn().unwrap();
+        drop(vmm);
+        until(|| lab.path("s").exists());
+        File::options().write(true).open(lab.path("snapshot/memory")).unwrap().set_len(0).unwrap();
+        let mut client = lab.vmm(&format!("ctl --api-sock s {command}")).stderr(Stdio::null()).spawn().unwrap();
+        let mut code = None;
+        until(|| {
+            code = child.try_wait().unwrap();
+            code.is_some()
+        });
+        assert_eq!(code.and_then(|code| code.code()), Some(2), "{flags}");
+        client.wait().unwrap();
+        drop(unread);
+    }
+}

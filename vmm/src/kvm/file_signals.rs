@@ -42,7 +42,9 @@ static GUARDED: AtomicPtr<Guarded> = AtomicPtr::new(ptr::null_mut());
 pub fn guard_mapped_file(memory: &GuestRam, line: &str) {
     let range = |start: usize, length: u64| start..start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
     let ranges = memory.iter().map(|region| range(region.as_ptr().addr(), region.len())).collect();
-    let line = format!("{}\n", line.replace('\n', " ")).into_bytes();
+    let mut line = line.replace('\n', " ").into_bytes();
+    line.truncate(libc::PIPE_BUF - 1);
+    line.push(b'\n');
     // Never freed: the handler may look at any time, on any thread. A process loads one snapshot.
     GUARDED.store(Box::into_raw(Box::new(Guarded { ranges, line })), Ordering::Release);
     static HANDLER: Once = Once::new();
@@ -63,8 +65,14 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     if let Some(Guarded { line, .. }) =
         guarded.filter(|guarded| guarded.ranges.iter().any(|range| range.contains(&address)))
     {
-        // SAFETY: the bytes outlive the call. Whether they were written changes nothing.
-        let _ = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+        let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+        // A write to a pipe that nobody reads would hold the process. pipe(7), "PIPE_BUF": a pipe with room takes so much at
+        // once.
+        // SAFETY: one pollfd, which outlives the call.
+        if unsafe { libc::poll(&raw mut stderr, 1, 0) } > 0 {
+            // SAFETY: the bytes outlive the call. Whether they were written changes nothing.
+            let _ = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+        }
         // SAFETY: it ends the process and runs nothing of it.
         unsafe { libc::_exit(EXIT_CODE) };
     }
