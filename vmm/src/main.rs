@@ -22,6 +22,6 @@ fn main() -> ExitCode {
     };
     log::logger().flush();
     // Who does not read it now never will.
-    let _ = vmm::output::stderr().finish(vmm::output::END_PATIENCE, None);
+    let _ = vmm::output::stderr().finish(vmm::output::AT_END);
     code
 }

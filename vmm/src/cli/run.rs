@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use vmm::{
     boot::{self, Image},
     devices::GuestExit,
-    output::{END_PATIENCE, Outlet, Sink, WhenFull},
+    output::{AT_END, Outlet, Patience, Sink, WhenFull},
     run::{
         BootOptions, End, HostEnvironment, Machine, Outputs, Policies, TimeMode, checks::Evidence, source::SourceChoice,
     },
@@ -59,8 +59,8 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     if args.session.track_dirty {
         machine.track_changes(None)?;
     }
-    let leaves = Leaves { name: format!("vmm --guest {}", path.display()), files, console };
-    session(&env, machine, None, &args.session, None, leaves)
+    let destinations = Destinations { name: format!("vmm --guest {}", path.display()), files, console };
+    session(&env, machine, None, &args.session, None, destinations)
 }
 
 /// `vmm restore`.
@@ -93,8 +93,8 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         machine.track_changes(Some(id))?;
     }
     let source = Source { name: name(), files: memory_files, pager };
-    let leaves = Leaves { name: format!("vmm restore {}", args.dir.display()), files, console };
-    session(&env, machine, Some(&source), &args.session, Some(khz), leaves)
+    let destinations = Destinations { name: format!("vmm restore {}", args.dir.display()), files, console };
+    session(&env, machine, Some(&source), &args.session, Some(khz), destinations)
 }
 
 /// The snapshot that a VM runs from.
@@ -126,13 +126,13 @@ fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
         let error = anyhow::Error::msg(error.to_string()).context(name);
         vmm::say!("vmm: {}", exit::one_line(&error));
-        let _ = vmm::output::stderr().finish(END_PATIENCE, None);
+        let _ = vmm::output::stderr().finish(AT_END);
         std::process::exit(exit::USAGE.into());
     })
 }
 
-/// What a session leaves, and where.
-struct Leaves {
+/// Where the console and the results of a session go.
+struct Destinations {
     /// What was run, for results.
     name: String,
     files: Files,
@@ -145,9 +145,9 @@ fn session(
     restored: Option<&Source>,
     args: &Session,
     khz: Option<Khz>,
-    leaves: Leaves,
+    destinations: Destinations,
 ) -> Result<ExitCode> {
-    let Leaves { name, files, console } = leaves;
+    let Destinations { name, files, console } = destinations;
     let (source, why) = machine.source_and_why();
     vmm::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
     let policies = Policies {
@@ -168,9 +168,7 @@ fn session(
     };
     session::block_signals().context("cannot block signals")?;
     let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
-    // Who asked for the end does not wait for a slow reader.
-    let asked = report.as_ref().is_ok_and(|report| matches!(report.finish, Finish::Stopped | Finish::TimedOut { .. }));
-    finish_console(&console, asked.then_some(END_PATIENCE));
+    finish_console(&console, report.as_ref().map_or(AT_END, |report| report.finish.patience()));
     let report = match restored {
         Some(source) => source.check(report)?,
         None => report?,
@@ -241,8 +239,8 @@ fn console(args: &Session, files: &Files) -> Outlet {
 }
 
 /// Passes on what is left of the console, and tells what is lost. A reader that went away wants no more.
-fn finish_console(console: &Outlet, limit: Option<Duration>) {
-    if let Err(error) = console.finish(END_PATIENCE, limit)
+fn finish_console(console: &Outlet, patience: Patience) {
+    if let Err(error) = console.finish(patience)
         && error.kind() == io::ErrorKind::TimedOut
     {
         vmm::say!("vmm: the end of the console's output is lost: {error}");

@@ -11,9 +11,9 @@ mod outlet;
 mod sink;
 mod stderr;
 
-pub use outlet::{Outlet, WhenFull};
+pub use outlet::{Outlet, Patience, WhenFull};
 pub use sink::Sink;
-pub use stderr::{END_PATIENCE, stderr};
+pub use stderr::{AT_END, AT_REQUESTED_END, stderr};
 
 /// Says one line on standard error, as `eprintln!` does, and never waits for who reads it.
 #[macro_export]

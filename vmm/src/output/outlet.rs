@@ -22,6 +22,15 @@ pub enum WhenFull {
     Wait,
 }
 
+/// How long [`Outlet::finish`] waits for a reader.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// As long as bytes go out, but no longer than this without any that do.
+    WithoutProgress(Duration),
+    /// No longer than this in all.
+    InAll(Duration),
+}
+
 /// How long the thread waits for room before it looks whether it is still wanted, in milliseconds.
 const LOOK_MS: u16 = 50;
 /// What is written at once.
@@ -140,23 +149,26 @@ impl Outlet {
         self.state().dropped
     }
 
-    /// Waits until all is written, but no longer than for `patience` without any progress, nor for `limit` in all if there is
-    /// one.
+    /// Waits until all is written, as far as `patience` lets it.
     ///
     /// # Errors
     /// The first write that failed, or [`io::ErrorKind::TimedOut`] if bytes are left.
-    pub fn finish(&self, patience: Duration, limit: Option<Duration>) -> io::Result<()> {
+    pub fn finish(&self, patience: Patience) -> io::Result<()> {
         let done = &self.shared.done;
         let mut state = self.state();
         let is_unfinished = |state: &mut State| state.failed.is_none() && !state.buffer.is_empty();
-        if let Some(limit) = limit {
-            (state, _) = done.wait_timeout_while(state, limit, is_unfinished).unwrap_or_else(PoisonError::into_inner);
-        } else {
-            let mut timed_out = false;
-            // The thread says each time that it got on.
-            while !timed_out && is_unfinished(&mut state) {
-                let (next, waited) = done.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
-                (state, timed_out) = (next, waited.timed_out());
+        match patience {
+            Patience::InAll(limit) => {
+                let waited = done.wait_timeout_while(state, limit, is_unfinished);
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+            Patience::WithoutProgress(limit) => {
+                let mut timed_out = false;
+                // The thread that empties the buffer notifies at each piece.
+                while !timed_out && is_unfinished(&mut state) {
+                    let (next, waited) = done.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
+                    (state, timed_out) = (next, waited.timed_out());
+                }
             }
         }
         match &state.failed {
@@ -244,7 +256,8 @@ mod tests {
     use std::sync::mpsc::channel;
 
     /// Longer than any of this takes.
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG_TIME: Duration = Duration::from_secs(60);
+    const LONG: Patience = Patience::WithoutProgress(LONG_TIME);
 
     fn pipe(limit: usize, when_full: WhenFull) -> (OwnedFd, Outlet) {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
@@ -278,7 +291,7 @@ mod tests {
             outlet.put(piece);
         }
         assert!(take(&reader, all.len()) == all);
-        outlet.finish(LONG, None).unwrap();
+        outlet.finish(LONG).unwrap();
         // The thread has gone, and the next one comes when it is needed.
         for _ in 0..3 {
             outlet.put(&all);
@@ -296,10 +309,10 @@ mod tests {
         let dropped = usize::try_from(outlet.dropped()).unwrap();
         assert!(!outlet.is_full());
         // Longer than the thread takes between two looks.
-        let left = outlet.finish(Duration::from_millis(3 * u64::from(LOOK_MS)), None).unwrap_err();
+        let left = outlet.finish(Patience::WithoutProgress(Duration::from_millis(3 * u64::from(LOOK_MS)))).unwrap_err();
         assert_eq!(left.kind(), io::ErrorKind::TimedOut);
         assert!(take(&reader, all.len() - dropped) == all[..all.len() - dropped]);
-        outlet.finish(LONG, None).unwrap();
+        outlet.finish(LONG).unwrap();
     }
 
     // Catches: a producer that waits and is not woken.
@@ -312,7 +325,7 @@ mod tests {
         outlet.put(&all);
         assert!(outlet.is_full());
         assert!(take(&reader, all.len()) == all);
-        woken.recv_timeout(LONG).unwrap();
+        woken.recv_timeout(LONG_TIME).unwrap();
         assert!(!outlet.is_full());
     }
 
@@ -322,7 +335,7 @@ mod tests {
         drop(reader);
         outlet.put(b"a");
         outlet.put(b"b");
-        assert_eq!(outlet.finish(LONG, None).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(outlet.finish(LONG).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(!outlet.is_full());
     }
 }

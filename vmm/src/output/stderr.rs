@@ -2,13 +2,16 @@
 
 use std::{io, sync::OnceLock, time::Duration};
 
-use super::{Outlet, Sink, WhenFull};
+use super::{Outlet, Patience, Sink, WhenFull};
 
 /// What is kept for somebody who reads slowly.
 const LIMIT: usize = 256 << 10;
 
-/// How long the process waits at its end for somebody to read what is left.
-pub const END_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the process waits, for each output, for somebody to read what is left when it ends.
+pub const AT_END: Patience = Patience::WithoutProgress(Duration::from_millis(500));
+
+/// The same if somebody asked for the end, who does not wait for a reader that is slow.
+pub const AT_REQUESTED_END: Patience = Patience::InAll(Duration::from_millis(500));
 
 /// Standard error, for messages and the log. What nobody reads is dropped.
 pub fn stderr() -> &'static Outlet {

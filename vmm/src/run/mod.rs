@@ -54,6 +54,7 @@ mod wire;
 pub const MAX_CPUS: u32 = 16;
 
 pub use crate::kvm::{Piece, Withheld, begin_writeback, exit_at_once, guard_mapped_file, write_back};
+pub use crate::output::AT_END;
 pub use changes::SnapshotId;
 pub use costs::Costs;
 pub use disassembly::{INSTRUCTION_MAX, disassemble};

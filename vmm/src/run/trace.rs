@@ -6,13 +6,12 @@ use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::Mutex,
-    time::Duration,
 };
 
 use serde::Serialize;
 
 use super::{RunError, platform::lock};
-use crate::output::{END_PATIENCE, Outlet, Sink, WhenFull};
+use crate::output::{Outlet, Patience, Sink, WhenFull};
 use crate::time::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
 
 /// One thing that happened.
@@ -243,19 +242,11 @@ impl Trace {
     ///
     /// # Errors
     /// The first write that failed.
-    pub fn finish(&self) -> Result<(), RunError> {
-        self.finish_within(None)
-    }
-
-    /// As [`Self::finish`], waiting for its reader no longer than for `limit`, if there is one.
-    ///
-    /// # Errors
-    /// As [`Self::finish`].
-    pub fn finish_within(&self, limit: Option<Duration>) -> Result<(), RunError> {
+    pub fn finish(&self, patience: Patience) -> Result<(), RunError> {
         let Some((path, output)) = &self.file else { return Ok(()) };
         let result = match &mut *lock(output) {
             Output::File(writer, failed) => failed.take().map_or_else(|| writer.flush(), Err),
-            Output::Outlet(outlet) => outlet.finish(END_PATIENCE, limit),
+            Output::Outlet(outlet) => outlet.finish(patience),
         };
         result.map_err(|source| RunError::Trace { path: path.display().to_string(), source })
     }

@@ -26,7 +26,9 @@ pub(super) fn soon() {
     let watch = || {
         thread::sleep(PATIENCE);
         if !OVER.load(Ordering::SeqCst) {
-            say!("vmm: the machine did not stop within {PATIENCE:?}: the process ends without it");
+            say!(
+                "vmm: the machine's thread did not stop within {PATIENCE:?}: the process ends at once, without results"
+            );
             at_once();
         }
     };

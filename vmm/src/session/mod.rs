@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
+    output::{AT_END, AT_REQUESTED_END, Patience},
     run::{
         Costs, End, HostEnvironment, Machine, Policies, RunError,
         judge::{Summary, TimerSummary},
@@ -79,6 +80,17 @@ pub enum Finish {
         /// Where each vCPU was, for people.
         cpus: Vec<String>,
     },
+}
+
+impl Finish {
+    /// How long readers of its output are waited for.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        match self {
+            Self::Ended(_) | Self::Saved => AT_END,
+            Self::Stopped | Self::TimedOut { .. } => AT_REQUESTED_END,
+        }
+    }
 }
 
 /// What a session leaves.

@@ -13,7 +13,6 @@ use crate::{
         Answer, ApiError, Command, Reply, Status,
         api::{self, RunState},
     },
-    output::END_PATIENCE,
     run::{
         HostEnvironment, LapicKind, Machine, Outcome, Policies, RunError, TimeMode, check_ratio,
         judge::{self, Summary},
@@ -97,9 +96,7 @@ pub(super) fn work<'env>(
     // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
     let too_soon = promised && !matches!(finish, Finish::Ended(_));
     let summary = summary.or_else(|| too_soon.then(Summary::default));
-    // Who asked for the end does not wait for a slow reader.
-    let asked = matches!(finish, Finish::Stopped | Finish::TimedOut { .. });
-    let trace = machine.platform().trace.finish_within(asked.then_some(END_PATIENCE));
+    let trace = machine.platform().trace.finish(finish.patience());
     let vm_ns = lock(&machine.platform().clock).now(0).vm;
     let costs = machine.platform().costs.read();
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());

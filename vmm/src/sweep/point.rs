@@ -14,7 +14,9 @@ use super::{
 };
 use crate::{
     boot::Image,
-    run::{Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, TraceTo, judge::Handled, platform::lock},
+    run::{
+        AT_END, Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, TraceTo, judge::Handled, platform::lock,
+    },
     time::{Khz, VmTime},
 };
 
@@ -308,6 +310,6 @@ pub fn replay(
         None => leg.finish(&bench, &mut walk)?,
     };
     let machine = walk.stepper.into_machine()?;
-    machine.platform().trace.finish()?;
+    machine.platform().trace.finish(AT_END)?;
     Ok(Replay { at: at.to_vec(), target: target.clone(), outcome, code })
 }

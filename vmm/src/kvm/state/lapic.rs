@@ -115,7 +115,7 @@ impl Vcpu {
     /// before them.
     ///
     /// # Errors
-    /// If the ioctl fails, or its answer has bits that nothing here knows.
+    /// If the ioctl fails, or reports a state that nothing here knows.
     pub fn mp_state(&self) -> Result<MpState, Error> {
         MpState::from_kvm(self.call().get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?)
     }
