@@ -9,11 +9,8 @@ use kvm_ioctls::SyncReg;
 
 use super::{
     Error, Vcpu,
-    state::{DebugRegisters, Fpu, Msr},
+    state::{DebugRegisters, Fpu, Msr, XSTATE_BV},
 };
-
-/// Where XSTATE_BV is in an XSAVE area (SDM vol. 1, "XSAVE Header").
-const XSTATE_BV: usize = 512;
 
 /// General and system registers, and events on their way, in KVM's own form: it never leaves this process.
 #[derive(Clone, Copy, Debug)]

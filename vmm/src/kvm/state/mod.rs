@@ -13,6 +13,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
+pub(super) use fpu::XSTATE_BV;
 pub use fpu::{DebugRegisters, Fpu, Xcr};
 pub use lapic::{KernelLapicState, LapicPage, MpState};
 pub(super) use msrs::read as read_msr;
