@@ -1,9 +1,7 @@
 //! Two local APICs, and whatever the bytes do to them.
 
-use vmm::apic::{
-    Config, Deadline, Delivery, DeliveryMode, Effects, LocalApic, LocalSource, Mode, Route, State, lowest_priority,
-};
-use vmm::time::{GuestTsc, Now, VmTime};
+use vlapic::{Config, Deadline, Delivery, DeliveryMode, Effects, LocalApic, LocalSource, Mode, Route, State, lowest_priority};
+use vmtime::{GuestTsc, Now, VmTime};
 
 use crate::bytes::Bytes;
 
@@ -119,7 +117,9 @@ fn operation(bytes: &mut Bytes<'_>, code: u8, apics: &mut [LocalApic; 2], cpu: u
         27 => apic.init(),
         28 => apic.reset(),
         29 => restore_garbage(bytes, apic)?,
-        _ => apic.advance(now),
+        _ => {
+            apic.advance(now);
+        }
     }
     Some(())
 }

@@ -1,4 +1,4 @@
-//! The guest kernel: `guest` (the library) with a machine under it. Built by `vmm/build.rs`.
+//! The guest kernel: `guest` (the library) with a machine under it. Built by `guest/image/build.rs`.
 
 #![no_std]
 #![no_main]

@@ -2,17 +2,14 @@
 
 use std::{alloc::System, io};
 
+use guest_image::GUEST_ELF;
+use machine::{
+    BootOptions, HostEnvironment, LapicKind, Machine, Outcome, Outputs, TimeMode, boot::Image, config::POLL,
+    sched::mailbox::Undisturbed,
+};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use vm_tests::kvm;
-use vmm::{
-    boot::Image,
-    guest_image::GUEST_ELF,
-    run::{
-        BootOptions, HostEnvironment, LapicKind, Machine, Outcome, Outputs, TimeMode, mailbox::Undisturbed,
-        options::POLL,
-    },
-    time::VmTime,
-};
+use vmtime::VmTime;
 
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -28,7 +25,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
         initrd: None,
         lapic: LapicKind::User,
         time,
-        source: vmm::run::source::SourceChoice::Auto,
+        source: machine::config::source::SourceChoice::Auto,
         khz: None,
         cpus: 1,
         seed: 0,

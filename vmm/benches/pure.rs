@@ -3,11 +3,9 @@
 use std::{cell::RefCell, hint::black_box};
 
 use criterion::Criterion;
-use vmm::{
-    apic::{Config, LocalApic},
-    pvclock::{GuestWrite, OutsideRam, Registration},
-    time::{DeadlinePolicy, GuestTsc, Khz, Now, PageClock, Scale, VmTime, adjust},
-};
+use kvm_pv::{GuestWrite, OutsideRam, Registration};
+use vlapic::{Config, LocalApic};
+use vmtime::{DeadlinePolicy, GuestTsc, Khz, Now, PageClock, Scale, VmTime, adjust};
 
 const APIC_BASE: u32 = 0x1b;
 const TSC_DEADLINE: u32 = 0x6e0;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     cli::logging::begin();
     // Refused only for signals that cannot be ignored.
-    let _ = vmm::kvm::ignore_file_size_signal();
+    let _ = machine::host::file_signals::ignore_file_size_signal();
     let first = std::env::args_os().nth(1);
     let matches = match cli::commands::grammar(first.as_deref()).try_get_matches() {
         Ok(matches) => matches,
@@ -16,12 +16,12 @@ fn main() -> ExitCode {
     let code = match cli::dispatch(&matches) {
         Ok(code) => code,
         Err(error) => {
-            vmm::say!("vmm: {}", cli::exit::one_line(&error));
+            machine::say!("vmm: {}", cli::exit::one_line(&error));
             cli::exit::code_of(&error)
         }
     };
     log::logger().flush();
     // Who does not read it now never will.
-    let _ = vmm::output::stderr().finish(vmm::output::AT_END);
+    let _ = machine::output::stderr().finish(machine::output::AT_END);
     code
 }

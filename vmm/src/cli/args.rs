@@ -2,18 +2,17 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use machine::{
+    EmulatedHost, LapicKind, TimeMode,
+    audit::checks::{BadCheck, Checks},
+    config::source::{SourceChoice, TscSource},
+};
+use vmtime::{self, Khz};
+
 use super::{
     commands::HELP_WIDTH,
     output::{CaseFiles, ReportFile},
-};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use vmm::{
-    run::{
-        EmulatedHost, LapicKind, TimeMode,
-        checks::{BadCheck, Checks},
-        source::{SourceChoice, TscSource},
-    },
-    time::{self, Khz},
 };
 
 /// Shows what live migration does to a guest's clock and timers.
@@ -293,7 +292,7 @@ pub enum Deadline {
     Fire,
 }
 
-impl From<Deadline> for time::DeadlinePolicy {
+impl From<Deadline> for vmtime::DeadlinePolicy {
     fn from(policy: Deadline) -> Self {
         match policy {
             Deadline::Keep => Self::Keep,
@@ -311,7 +310,7 @@ pub enum Downtime {
     CatchUp,
 }
 
-impl From<Downtime> for time::DowntimePolicy {
+impl From<Downtime> for vmtime::DowntimePolicy {
     fn from(policy: Downtime) -> Self {
         match policy {
             Downtime::Freeze => Self::Freeze,

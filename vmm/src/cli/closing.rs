@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use vmm::{
-    run::{
-        checks::Verdict,
-        judge::{Lateness, Summary, TimerSummary},
-    },
+use machine::{
+    audit::{Lateness, Summary, TimerSummary, checks::Verdict},
     session::{Finish, Report},
-    time::Length,
 };
+use vmtime::Length;
 
 /// What the ticks came to, or without ticks to judge the timer interrupts. None for a guest that failed before there was
 /// anything to tell of.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use vmm::control::{self, Command, api};
+use machine::control::{self, Command, api};
 
 use super::{
     ctl_args::{Ctl, CtlCommand},

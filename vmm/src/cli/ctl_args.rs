@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use vmm::time::Khz;
+use vmtime::Khz;
 
 use super::args::{Deadline, Downtime, khz};
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use vmm::doctor;
+use machine::doctor;
 
 use super::{args::Doctor, text::Text};
 

@@ -2,13 +2,9 @@
 
 use std::process::ExitCode;
 
-use vmm::{
-    control::ClientError,
-    devices::GuestExit,
-    run::{End, RunError},
-    session::SessionError,
-    snapshot::SnapshotError,
-    sweep::SweepError,
+use lab::sweep::SweepError;
+use machine::{
+    End, RunError, control::ClientError, devices::GuestExit, session::SessionError, snapshot::SnapshotError,
 };
 
 use super::text::{LINE_CHARS, printable};
@@ -77,7 +73,7 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
     let said = error.render().to_string();
     if said.lines().any(|line| line.chars().count() > LINE_CHARS) && error.use_stderr() {
         for line in said.lines() {
-            vmm::say!("{}", printable(line, LINE_CHARS));
+            machine::say!("{}", printable(line, LINE_CHARS));
         }
     } else {
         // Nobody is there to be told that nobody listens.

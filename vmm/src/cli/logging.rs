@@ -8,7 +8,7 @@ use std::{
 };
 
 use log::{Log, Metadata, Record};
-use vmm::output::stderr;
+use machine::output::stderr;
 
 use super::text::{LINE_CHARS, printable};
 
@@ -97,7 +97,7 @@ impl Log for Limited {
 }
 
 fn tell(left_out: u64) {
-    vmm::say!("vmm: {left_out} lines of the log like those above were left out");
+    machine::say!("vmm: {left_out} lines of the log like those above were left out");
 }
 
 /// Begins to log, from `warn` on unless `RUST_LOG` says otherwise.

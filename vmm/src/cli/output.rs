@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
+use lab::report::{Page, cases::Suite};
 use serde::Serialize;
 use tempfile::NamedTempFile;
-use vmm::report::{Page, cases::Suite};
 
 use super::exit::Usage;
 

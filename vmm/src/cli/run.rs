@@ -3,20 +3,20 @@
 use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
-use vmm::{
+use machine::{
+    BootOptions, End, HostEnvironment, Machine, Outputs, Policies, TimeMode,
+    audit::checks::Evidence,
     boot::{self, Image},
+    config::source::SourceChoice,
     devices::GuestExit,
     output::{AT_END, Outlet, Patience, Sink, WhenFull},
-    run::{
-        BootOptions, End, HostEnvironment, Machine, Outputs, Policies, TimeMode, checks::Evidence, source::SourceChoice,
-    },
     session::{self, Cycle, Finish, Report, SessionError},
     snapshot::{
         self, Pager, SnapshotError,
         machine::{Loaded, MemoryFiles, Verify as Check},
     },
-    time::{Khz, Length, VmTime},
 };
+use vmtime::{Khz, Length, VmTime};
 
 use super::{
     args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
@@ -29,9 +29,9 @@ use super::{
 /// `vmm --guest`.
 pub fn guest(args: &Run) -> Result<ExitCode> {
     let path = args.guest.as_deref().context("no guest")?;
-    let image = Image::open(path).map_err(vmm::run::RunError::from)?;
+    let image = Image::open(path).map_err(machine::RunError::from)?;
     let initrd = match &args.initrd {
-        Some(path) => Some(boot::read_initrd(path, args.memory).map_err(vmm::run::RunError::from)?),
+        Some(path) => Some(boot::read_initrd(path, args.memory).map_err(machine::RunError::from)?),
         None => None,
     };
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
@@ -125,8 +125,8 @@ impl Source {
 fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
         let error = anyhow::Error::msg(error.to_string()).context(name);
-        vmm::say!("vmm: {}", exit::one_line(&error));
-        let _ = vmm::output::stderr().finish(AT_END);
+        machine::say!("vmm: {}", exit::one_line(&error));
+        let _ = machine::output::stderr().finish(AT_END);
         std::process::exit(exit::USAGE.into());
     })
 }
@@ -149,7 +149,7 @@ fn session(
 ) -> Result<ExitCode> {
     let Destinations { name, files, console } = destinations;
     let (source, why) = machine.source_and_why();
-    vmm::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
+    machine::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
     let policies = Policies {
         khz,
         deadline: args.deadline.into(),
@@ -185,11 +185,11 @@ fn session(
         failed: failed.as_deref(),
     });
     if let Some(line) = closing::line(&report, &verdict) {
-        vmm::say!("vmm: {line}");
+        machine::say!("vmm: {line}");
     }
     match &report.finish {
-        Finish::Stopped => vmm::say!("vmm: stopped"),
-        Finish::Saved => vmm::say!("vmm: saved"),
+        Finish::Stopped => machine::say!("vmm: stopped"),
+        Finish::Saved => machine::say!("vmm: saved"),
         // How it ended is in `failed`.
         Finish::Ended(_) | Finish::TimedOut { .. } => {}
     }
@@ -199,7 +199,7 @@ fn session(
     match &report.finish {
         // The guest's own status says what it says, whatever its ticks came to.
         Finish::Ended(end @ End::Guest(GuestExit::Debug(_))) if raw && options.save.is_none() => {
-            verdict.reasons.iter().for_each(|reason| vmm::say!("vmm: {reason}"));
+            verdict.reasons.iter().for_each(|reason| machine::say!("vmm: {reason}"));
             Ok(exit::code_of_end(end, raw))
         }
         _ if verdict.pass => Ok(ExitCode::SUCCESS),
@@ -243,10 +243,13 @@ fn finish_console(console: &Outlet, patience: Patience) {
     if let Err(error) = console.finish(patience)
         && error.kind() == io::ErrorKind::TimedOut
     {
-        vmm::say!("vmm: the end of the console's output is lost: {error}");
+        machine::say!("vmm: the end of the console's output is lost: {error}");
     }
     if console.dropped() > 0 {
-        vmm::say!("vmm: {} bytes of the console's output were dropped, because nobody read them", console.dropped());
+        machine::say!(
+            "vmm: {} bytes of the console's output were dropped, because nobody read them",
+            console.dropped()
+        );
     }
 }
 

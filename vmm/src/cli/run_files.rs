@@ -7,15 +7,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use lab::report::timeline::Timeline;
+use machine::{
+    Costs, TraceTo,
+    audit::{Summary, TimerSummary, checks::Verdict},
+    session::{Finish, Report},
+};
 use serde::Serialize;
 use serde_json::Value;
 use tempfile::TempDir;
-use vmm::{
-    report::timeline::Timeline,
-    run::{Costs, TraceTo, checks::Verdict, judge::Summary, judge::TimerSummary},
-    session::{Finish, Report},
-    time::VmTime,
-};
+use vmtime::VmTime;
 
 use super::{
     args::Session,

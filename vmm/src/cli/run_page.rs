@@ -1,15 +1,15 @@
 //! A run as a page and as test cases.
 
-use vmm::{
-    report::{
-        Cell, Found as Word, Page, Section, Table, Tone,
-        cases::{Case, Failure, Suite},
-        timeline::Timeline,
-        units,
-    },
-    run::{
+use lab::report::{
+    Cell, Found as Word, Page, Section, Table, Tone,
+    cases::{Case, Failure, Suite},
+    timeline::Timeline,
+    units,
+};
+use machine::{
+    audit::{
+        Lateness, Summary, TimerSummary,
         checks::{Found, Verdict},
-        judge::{Lateness, Summary, TimerSummary},
     },
     session::Report,
 };

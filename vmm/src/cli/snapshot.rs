@@ -3,12 +3,8 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
-use vmm::{
-    apic::Armed,
-    kvm::state::MpState,
-    run::{LapicKind, state::CpuStates},
-    snapshot,
-};
+use machine::{LapicKind, kvm::state::MpState, snapshot, state::CpuStates};
+use vlapic::Armed;
 
 use super::{
     args::{Snapshot, SnapshotCommand},

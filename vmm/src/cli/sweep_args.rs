@@ -6,11 +6,9 @@ use clap::{
     Arg, Args, Command, Subcommand, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use vmm::{
-    run::fault::Fault,
-    sweep::{self, Edge, Ratio, result::Shard},
-    time::Khz,
-};
+use lab::sweep::{self, Edge, Ratio, result::Shard};
+use machine::policy::fault::Fault;
+use vmtime::Khz;
 
 use super::{
     args::{Deadline, Downtime, EmulateHost, OnOff, duration, khz, size},

@@ -1,3 +1,3 @@
 //! Numbers for people.
 
-pub use vmm::report::units::time;
+pub use lab::report::units::time;

@@ -1,7 +1,7 @@
 //! What each line of the table should be, and whether it is.
 
+use machine::{TimeMode, audit::Summary};
 use serde::Serialize;
-use vmm::run::{TimeMode, judge::Summary};
 
 use super::{BASE_KHZ, HZ};
 

@@ -14,12 +14,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use guest_image::GUEST_ELF;
+use judgement::Verdict;
+use lab::report::timeline::Timeline;
+use machine::{TimeMode, audit::Summary};
 use serde::{Deserialize, Serialize};
-use vmm::{
-    guest_image::GUEST_ELF,
-    report::timeline::Timeline,
-    run::{TimeMode, judge::Summary},
-};
 
 use super::{
     args::Run,
@@ -29,7 +28,6 @@ use super::{
     run_files::read as read_traces,
     text::Text,
 };
-use judgement::Verdict;
 
 /// The frequency the guest boots with.
 const BASE_KHZ: u32 = 2_600_000;
@@ -115,7 +113,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
         if progress.is_shown() {
             progress.say(clockevent);
         } else {
-            vmm::say!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC");
+            machine::say!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC");
         }
         let dir = work.path().join("snapshot");
         // Only the report wants to know all that happened.

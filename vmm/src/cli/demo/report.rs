@@ -1,14 +1,12 @@
 //! The demonstration as a page and as test cases.
 
-use vmm::{
-    report::{
-        Cell, Found, Page, Section, Table, Tone,
-        cases::{Case, Failure, Suite},
-        timeline::HOW_TO_READ,
-        units,
-    },
-    run::{TimeMode, judge::Lateness},
+use lab::report::{
+    Cell, Found, Page, Section, Table, Tone,
+    cases::{Case, Failure, Suite},
+    timeline::HOW_TO_READ,
+    units,
 };
+use machine::{TimeMode, audit::Lateness};
 
 use super::{BASE_KHZ, CLOCKEVENTS, COUNT, HZ, Row, SAVE_AT, judgement::Verdict, table};
 use crate::cli::output;

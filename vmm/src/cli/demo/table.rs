@@ -1,6 +1,6 @@
 //! The table for people.
 
-use vmm::run::{TimeMode, judge::Lateness};
+use machine::{TimeMode, audit::Lateness};
 
 use super::{BASE_KHZ, COUNT, HZ, Row, judgement::Verdict};
 use crate::cli::{

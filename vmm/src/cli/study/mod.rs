@@ -5,12 +5,12 @@ mod tables;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use vmm::{
+use lab::{
     report,
-    run::HostEnvironment,
     study::{self, SCHEMA, Study as Studied},
-    time::DeadlinePolicy,
 };
+use machine::HostEnvironment;
+use vmtime::DeadlinePolicy;
 
 use super::{
     output::{self, OutFile},
@@ -26,7 +26,7 @@ pub fn run(args: &Study) -> Result<ExitCode> {
     let report = OutFile::open("report", args.report.report.as_deref())?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
-    let mut told = |what: &str| vmm::say!("vmm: {what}");
+    let mut told = |what: &str| machine::say!("vmm: {what}");
     let mut sweeps = Vec::new();
     let mut studied = Studied { schema: SCHEMA.to_owned(), arithmetic: None, matrix: None, faults: None };
     if wanted(StudyPart::Arithmetic) {

@@ -1,7 +1,7 @@
 //! The study's tables, as Markdown.
 
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
-use vmm::{
+use lab::{
     report::study::{cell_in_a_word, fault_in_a_word},
     study::{
         Study,

@@ -12,17 +12,19 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
-use vmm::{
-    boot::{self, Image},
-    guest_image::GUEST_ELF,
+use guest_image::GUEST_ELF;
+use lab::{
     report::{self, cases::Suite},
-    run::{BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo, fault::Fault, source::SourceChoice},
     sweep::{
         self, Depth, Options, Ratio, SweepError, merge,
         result::{Findings, Target},
     },
 };
+use machine::{
+    BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo, boot::Image, config::source::SourceChoice,
+    host::regular_file, policy::fault::Fault,
+};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{
     args::OnOff,
@@ -125,9 +127,9 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
     let progress = |done, total| bar.at(done, total);
     let (findings, cost) = sweep::sweep(&env, &image, &options, &CANCEL, &progress)?;
     bar.finish();
-    vmm::say!("vmm: {}", table::cost(&findings, &cost));
+    machine::say!("vmm: {}", table::cost(&findings, &cost));
     if !findings.complete {
-        vmm::say!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
+        machine::say!("vmm: interrupted: the result has the {} points that were tried", findings.points.len());
     }
     files.write(&findings)?;
     verdict(&findings)
@@ -197,7 +199,7 @@ fn merge_files(
 
 fn read(path: &Path) -> Result<(String, Findings)> {
     let name = path.display().to_string();
-    let (file, bytes) = boot::open_regular(path).map_err(|error| Usage(format!("{name}: {error}")))?;
+    let (file, bytes) = regular_file::open_regular(path).map_err(|error| Usage(format!("{name}: {error}")))?;
     if bytes > MAX_RESULT_BYTES {
         return Err(Usage(format!("{name}: larger than {MAX_RESULT_BYTES} bytes, which no result is")).into());
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vmm::sweep::{
+use lab::sweep::{
     Cost, Replay,
     result::{Code, Findings, Window},
     verdict::Verdict,

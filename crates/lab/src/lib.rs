@@ -1,0 +1,5 @@
+//! Experiments on machines: a migration at every instruction, every clockevent against every policy, and reports of them.
+
+pub mod report;
+pub mod study;
+pub mod sweep;

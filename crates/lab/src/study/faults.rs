@@ -1,0 +1,67 @@
+//! Every fault of a host's restore, under every clockevent that is safe without one.
+
+use std::sync::atomic::AtomicBool;
+
+use machine::{HostEnvironment, policy::fault::Fault};
+use serde::{Deserialize, Serialize};
+use vmtime::DeadlinePolicy;
+
+use crate::sweep::{self, SweepError, result::Totals};
+
+/// The clockevents: those that bear a migration.
+pub const CLOCKEVENTS: [&str; 3] = ["kvm-tsc-deadline conversion=exact recheck=on", "kvm-ns-deadline", "lapic-oneshot"];
+/// One migration to a slower TSC.
+const RATIO: &str = "0.5";
+
+/// One fault under one clockevent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// The fault.
+    pub fault: String,
+    /// What it stands for.
+    pub story: String,
+    /// The clockevent.
+    pub clockevent: String,
+    /// Points of the tick.
+    pub points: u64,
+    /// How many had which verdict.
+    pub totals: Totals,
+    /// The command that does this row again.
+    pub command: String,
+}
+
+/// Sweeps all rows; `told` before each.
+///
+/// # Errors
+/// [`SweepError`].
+pub fn sweep(
+    env: &HostEnvironment,
+    workers: u32,
+    cancel: &AtomicBool,
+    told: &mut dyn FnMut(&str),
+) -> Result<Vec<Row>, SweepError> {
+    let image = super::guest()?;
+    let mut rows = Vec::new();
+    for fault in Fault::ALL {
+        for clockevent in CLOCKEVENTS {
+            told(&format!("{}, {clockevent}", fault.as_str()));
+            let mut options = super::options(clockevent, &[RATIO], DeadlinePolicy::Rescale, workers)?;
+            options.fault = Some(fault);
+            let (findings, _) = sweep::sweep(env, &image, &options, cancel, &|_, _| {})?;
+            if !findings.complete {
+                return Err(SweepError::Interrupted);
+            }
+            let totals = findings.totals.into_iter().next();
+            rows.push(Row {
+                fault: fault.as_str().to_owned(),
+                story: fault.story().to_owned(),
+                clockevent: clockevent.to_owned(),
+                points: u64::try_from(findings.points.len()).unwrap_or(u64::MAX),
+                totals: totals.ok_or_else(|| SweepError::Usage("a sweep without a ratio".to_owned()))?,
+                command: super::command(clockevent, &format!("--ratio {RATIO} --inject {}", fault.as_str())),
+            });
+        }
+    }
+    Ok(rows)
+}

@@ -1,0 +1,117 @@
+//! The study of the thread "x86, kvm: use kvmclock to compute TSC deadline value" (2016), by experiment.
+//!
+//! What it is: the questions that were argued there by hand, each as a table of numbers: what the two conversions cost and
+//! how precise they are ([`arithmetic`]), which clockevent is safe under which host policy ([`matrix`]), what it does on a
+//! host whose restore has a bug ([`faults`]).
+//!
+//! What it is not: prose. `docs/study/` says what the numbers mean.
+
+pub mod arithmetic;
+pub mod faults;
+pub mod matrix;
+
+use machine::{BootOptions, LapicKind, RunError, TimeMode, boot::Image, config::source::SourceChoice};
+use serde::{Deserialize, Serialize};
+use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
+
+use crate::sweep::{Depth, Edge, Every, Options, Ratio, SweepError};
+
+/// Version of the layout of the study's JSON.
+pub const SCHEMA: &str = "vmm-study/1";
+
+/// All that was studied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Study {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// See [`arithmetic`].
+    pub arithmetic: Option<arithmetic::Arithmetic>,
+    /// See [`matrix`].
+    pub matrix: Option<Vec<matrix::Row>>,
+    /// See [`faults`].
+    pub faults: Option<Vec<faults::Row>>,
+}
+
+/// The clockevents that are compared, as the guest's command line selects them.
+pub const CLOCKEVENTS: [&str; 9] = [
+    "lapic-deadline",
+    "kvm-tsc-deadline conversion=split recheck=off",
+    "kvm-tsc-deadline conversion=split recheck=on",
+    "kvm-tsc-deadline conversion=mult recheck=off",
+    "kvm-tsc-deadline conversion=mult recheck=on",
+    "kvm-tsc-deadline conversion=exact recheck=off",
+    "kvm-tsc-deadline conversion=exact recheck=on",
+    "kvm-ns-deadline",
+    "lapic-oneshot",
+];
+
+/// The TSC frequency that guests boot with.
+pub const BASE_KHZ: u32 = 2_600_000;
+/// Ticks a second: a period of 100 ms, in which 200 ppm are 20 µs, well above the cost of an operation.
+pub const HZ: u32 = 10;
+
+/// The embedded guest.
+///
+/// # Errors
+/// Never: it was built with this program.
+pub fn guest() -> Result<Image, SweepError> {
+    let image = Image::parse("the embedded guest".to_owned(), guest_image::GUEST_ELF.to_vec());
+    Ok(image.map_err(RunError::from)?)
+}
+
+/// The sweep of one tick with `clockevent`.
+///
+/// # Errors
+/// If the base frequency or a ratio cannot be.
+pub fn options(
+    clockevent: &str,
+    ratios: &[&str],
+    deadline: DeadlinePolicy,
+    workers: u32,
+) -> Result<Options, SweepError> {
+    let khz = Khz::new(u64::from(BASE_KHZ)).map_err(|bad| SweepError::Usage(bad.to_string()))?;
+    let ratios: Result<Vec<Ratio>, String> = ratios.iter().map(|ratio| ratio.parse()).collect();
+    Ok(Options {
+        boot: BootOptions {
+            memory: 16 << 20,
+            cmdline: format!("clockevent={clockevent} hz={HZ}"),
+            initrd: None,
+            time: TimeMode::Virtual,
+            source: SourceChoice::Auto,
+            khz: Some(khz),
+            cpus: 1,
+            seed: 0,
+            x2apic: true,
+            pv_eoi: true,
+            lapic: LapicKind::User,
+        },
+        khz,
+        from: Edge::Tick(3),
+        to: None,
+        every: Every::Instruction,
+        ratios: ratios.map_err(SweepError::Usage)?,
+        deadline,
+        downtime: DowntimePolicy::Freeze,
+        downtime_length: std::time::Duration::ZERO,
+        fault: None,
+        ticks: ticks(clockevent),
+        depth: Depth::One,
+        tolerance: std::time::Duration::from_micros(10),
+        patience: None,
+        workers,
+        shard: None,
+    })
+}
+
+/// Ticks to wait for: the native clockevent's error is in what it arms after the migration.
+#[must_use]
+pub fn ticks(clockevent: &str) -> u64 {
+    if clockevent.starts_with("lapic-deadline") { 2 } else { 1 }
+}
+
+/// The command that sweeps one row, for people.
+#[must_use]
+pub fn command(clockevent: &str, more: &str) -> String {
+    format!("vmm sweep --cmdline \"clockevent={clockevent} hz={HZ}\" {more}")
+}

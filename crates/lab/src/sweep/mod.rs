@@ -1,0 +1,86 @@
+//! Migrate at every instruction.
+//!
+//! **What it is.** A guest in virtual time is stepped through a stretch, by default one whole tick. At each instruction
+//! boundary it is migrated to other TSC frequencies, runs on until its next ticks came or should have, is judged, and is
+//! taken back. So a race of a few instructions, met once in a million migrations elsewhere, is met every time.
+//!
+//! **What it is not.** It knows no clockevent and no policy: it says what happened at each point. Nor does it look at
+//! host time, except to say how long it took: what it finds is the same on every run ([`result`]).
+//!
+//! **How.** Stepping costs no virtual time ([`machine::Stepper`]), so that boundaries between two operations differ
+//! only in what the guest holds in its registers and memory, which is what a race is made of. A point costs a checkpoint
+//! in memory and the run of about one tick.
+
+mod code;
+mod cost;
+pub mod merge;
+mod options;
+mod pairs;
+mod point;
+pub mod result;
+mod tally;
+pub mod verdict;
+mod walk;
+mod windows;
+mod workers;
+
+pub use cost::Cost;
+pub use options::{Depth, Edge, Every, Options, Ratio};
+pub use point::{Replay, replay};
+pub use tally::{Tally, tally};
+pub use workers::{Progress, sweep};
+
+use machine::{End, RunError};
+
+/// What can go wrong with a sweep.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The machine.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Asked for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// No function has this name.
+    #[error("the guest image has no function {0:?}; see its symbol table, for example with nm -C")]
+    NoSymbol(String),
+    /// Several functions have this name.
+    #[error("{name:?} could be any of: {}; write more of the name, or an address", .found.join(", "))]
+    SeveralSymbols {
+        /// The name.
+        name: String,
+        /// The functions.
+        found: Vec<String>,
+    },
+    /// The guest ended before the stretch did.
+    #[error("the guest ended before {before}: {}", reason(.end))]
+    GuestEnded {
+        /// What it did not get to.
+        before: String,
+        /// How it ended.
+        end: End,
+    },
+    /// The stretch is longer than anybody wants.
+    #[error("the stretch from {from} to {to} has more than {limit} instructions; choose a nearer end")]
+    TooLong {
+        /// Its beginning.
+        from: String,
+        /// Its end.
+        to: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The guest cannot be taken back.
+    #[error("the guest cannot be taken back to an earlier instant: {0}")]
+    NotBack(&'static str),
+    /// A thread.
+    #[error("a worker failed: {0}")]
+    Worker(String),
+    /// Interrupted before there was anything to keep.
+    #[error("interrupted before the first point")]
+    Interrupted,
+}
+
+fn reason(end: &End) -> String {
+    end.message().unwrap_or_else(|| "its scenario was over; let it make more ticks (count=…)".to_owned())
+}

@@ -1,0 +1,243 @@
+//! What a sweep found, as it is written down.
+//!
+//! Everything here is a function of the inputs: two runs write the same bytes, and shards merge to what one run writes.
+//! Host time is not in it.
+
+use serde::{Deserialize, Serialize};
+use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
+
+use super::verdict::{Outcome, Verdict};
+
+/// Version of the layout.
+pub const SCHEMA: &str = "vmm-sweep/1";
+
+/// The result of a sweep, of a shard of one, or of merged shards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Findings {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What was asked.
+    pub inputs: Inputs,
+    /// The shard that this is; none for the whole.
+    pub shard: Option<Shard>,
+    /// Every point that was to be tried was tried.
+    pub complete: bool,
+    /// The stretch that was looked at.
+    pub extent: Extent,
+    /// What happens without a migration.
+    pub baseline: Baseline,
+    /// How many points had which verdict, for each ratio.
+    pub totals: Vec<Totals>,
+    /// Neighbouring points with the same verdict, other than `on-time`.
+    pub windows: Vec<Window>,
+    /// The instructions at the points, by address.
+    pub code: Vec<Code>,
+    /// Every point, in order.
+    pub points: Vec<Point>,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    /// The image, for people.
+    pub guest: String,
+    /// CRC-32 of the image's bytes.
+    pub guest_crc32: u32,
+    /// The guest's command line.
+    pub cmdline: String,
+    /// Guest RAM in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// What fixes the order of their turns, and the sample of pairs.
+    pub seed: u64,
+    /// x2APIC was offered.
+    pub x2apic: bool,
+    /// TSC frequency at boot.
+    pub tsc_khz: Khz,
+    /// Where the stretch begins.
+    pub from: String,
+    /// Where it ends.
+    pub to: String,
+    /// Which boundaries are points.
+    pub every: String,
+    /// The frequencies to migrate to.
+    pub ratios: Vec<Target>,
+    /// Deadline policy.
+    pub deadline: DeadlinePolicy,
+    /// Downtime policy.
+    pub downtime: DowntimePolicy,
+    /// How long the VM counts as saved, in nanoseconds.
+    pub downtime_ns: u64,
+    /// The fault that was injected.
+    pub inject: Option<String>,
+    /// Ticks that must come after the one in hand.
+    pub ticks: u64,
+    /// Migrations at a point: 1, or 2 for out and back.
+    pub depth: u32,
+    /// With two: how many pairs were to be sampled.
+    pub samples: Option<u64>,
+    /// Lateness beyond the usual that counts as late.
+    pub tolerance_ns: u64,
+    /// VM time that a tick was waited for.
+    pub patience_ns: u64,
+}
+
+/// A frequency to migrate to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// As it was asked for.
+    pub ratio: String,
+    /// The frequency.
+    pub tsc_khz: Khz,
+}
+
+/// One of several parts of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// Which, from 1.
+    pub index: u32,
+    /// Of how many.
+    pub count: u32,
+}
+
+/// The stretch that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    /// Instruction boundaries in it.
+    pub boundaries: u64,
+    /// Those of them that are points.
+    pub points: u64,
+    /// Guest operations in it.
+    pub operations: u64,
+    /// VM time at its first boundary.
+    pub from_vm_ns: u64,
+    /// VM time at its last.
+    pub to_vm_ns: u64,
+}
+
+/// What happens without a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Baseline {
+    /// How late the latest tick was.
+    pub late_ns: u64,
+    /// Early wakes.
+    pub early_wakes: u64,
+    /// From one expiry to the next.
+    pub period_ns: u64,
+}
+
+/// How many points had which verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// The ratio.
+    pub ratio: String,
+    /// Verdict and count, from harmless to fatal; verdicts that no point had are absent.
+    pub verdicts: Vec<(Verdict, u64)>,
+    /// The latest tick of all points.
+    pub worst_late_ns: u64,
+    /// The most early wakes of any point.
+    pub most_early_wakes: u64,
+}
+
+/// An instruction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Code {
+    /// Its address.
+    #[serde(with = "hex_number")]
+    pub address: u64,
+    /// The function it is in, and how far into it.
+    pub symbol: Option<String>,
+    /// Its bytes, in hexadecimal.
+    pub bytes: String,
+    /// In words.
+    pub instruction: String,
+    /// File and line.
+    pub source: Option<String>,
+}
+
+/// A point: where the migration was, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Point {
+    /// The boundary's number, from 0 at the beginning of the stretch; with two migrations also the number of boundaries
+    /// from the first to the second.
+    pub at: Vec<u64>,
+    /// The vCPU that was stopped there.
+    pub cpu: u32,
+    /// The instruction that it would have executed next.
+    #[serde(with = "hex_number")]
+    pub address: u64,
+    /// It had halted.
+    pub halted: bool,
+    /// VM time.
+    pub vm_ns: u64,
+    /// What came of it, for each ratio in turn.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// Neighbouring points with one verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// The ratio.
+    pub ratio: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Its first point.
+    pub first: Vec<u64>,
+    /// Its last point.
+    pub last: Vec<u64>,
+    /// How many points.
+    pub points: u64,
+    /// Address of the instruction at the first point.
+    #[serde(with = "hex_number")]
+    pub first_address: u64,
+    /// Address of the instruction at the last point.
+    #[serde(with = "hex_number")]
+    pub last_address: u64,
+    /// The latest tick.
+    pub worst_late_ns: Option<u64>,
+    /// The most early wakes.
+    pub most_early_wakes: u64,
+    /// The largest clock error.
+    pub worst_clock_error_ns: i64,
+}
+
+impl Findings {
+    /// Whether no point harmed the guest.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.points.iter().flat_map(|point| &point.outcomes).all(|outcome| !outcome.verdict.is_bad())
+    }
+
+    /// The instruction at `address`.
+    #[must_use]
+    pub fn code_at(&self, address: u64) -> Option<&Code> {
+        let index = self.code.binary_search_by_key(&address, |code| code.address).ok()?;
+        self.code.get(index)
+    }
+}
+
+/// Addresses as `"0x…"`: a JSON number loses those beyond 2⁵³ in many readers.
+mod hex_number {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{value:#x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.strip_prefix("0x").unwrap_or_default();
+        u64::from_str_radix(digits, 16).map_err(|_| D::Error::custom(format!("{text:?} is no address like \"0x10\"")))
+    }
+}

@@ -1,0 +1,255 @@
+//! What a migration did to the ticks after it.
+
+use machine::audit::Handled;
+use serde::{Deserialize, Serialize};
+use vmtime::{GuestTsc, JudgeClock};
+
+/// The worst that happened; from harmless to fatal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Every tick came in time.
+    OnTime,
+    /// An interrupt came too early, and the guest armed again: it costs, it does not harm.
+    Rearmed,
+    /// The guest was not told that it had been stopped (PVCLOCK_GUEST_STOPPED).
+    Untold,
+    /// A tick came late.
+    Late,
+    /// The guest was woken early again and again, without end in sight: its clock and its timer disagree.
+    Storm,
+    /// The guest's clock stepped, or runs at the wrong rate.
+    ClockStepped,
+    /// A tick did not come in the time that was waited for it.
+    Lost,
+    /// The guest did not go on: it crashed, or ended before its time.
+    Ended,
+}
+
+impl Verdict {
+    /// All, from harmless to fatal.
+    pub const ALL: [Self; 8] = [
+        Self::OnTime,
+        Self::Rearmed,
+        Self::Untold,
+        Self::Late,
+        Self::Storm,
+        Self::ClockStepped,
+        Self::Lost,
+        Self::Ended,
+    ];
+
+    /// As in results.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OnTime => "on-time",
+            Self::Rearmed => "rearmed",
+            Self::Untold => "untold",
+            Self::Late => "late",
+            Self::Storm => "storm",
+            Self::ClockStepped => "clock-stepped",
+            Self::Lost => "lost",
+            Self::Ended => "ended",
+        }
+    }
+
+    /// Whether it harms the guest.
+    #[must_use]
+    pub fn is_bad(self) -> bool {
+        self > Self::Rearmed
+    }
+}
+
+/// What a migration did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// In a word.
+    pub verdict: Verdict,
+    /// Interrupts that came before their tick's expiry.
+    pub early_wakes: u64,
+    /// How late the latest tick was, by the guest's or the host's account, whichever is later; none if no tick came.
+    pub late_ns: Option<u64>,
+    /// The largest difference between the guest's clock and the host's account of it; positive = the guest's is ahead.
+    pub clock_error_ns: i64,
+    /// Why the guest did not go on, if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+}
+
+/// What the ticks are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Measure {
+    /// Lateness that ticks have without a migration.
+    pub usual_late_ns: u64,
+    /// Early wakes that they have without a migration.
+    pub usual_early_wakes: u64,
+    /// What lateness may be above the usual.
+    pub tolerance_ns: u64,
+}
+
+/// How far a reading of the guest's clock may be from the host's account: the page rounds each reading down by up to
+/// 2 ns and drifts by up to 1 ppb, which in the seconds of a sweep is a few nanoseconds more.
+const ACCOUNTS_AGREE_NS: u64 = 100;
+
+/// The host's account of VM time, before and after migrations.
+#[derive(Clone, Debug)]
+pub(super) struct Account {
+    /// Clocks that were, each with the last TSC that it holds for.
+    pub before: Vec<(JudgeClock, GuestTsc)>,
+    /// The clock that is.
+    pub now: JudgeClock,
+}
+
+impl Account {
+    /// VM time when the guest's TSC was `tsc`.
+    fn at(&self, tsc: GuestTsc) -> u64 {
+        let then = self.before.iter().find(|(_, last)| tsc <= *last).map_or(&self.now, |(clock, _)| clock);
+        then.at(tsc).0
+    }
+}
+
+/// What the guest's counters say of the time after the migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// Readings of its clock that were smaller than the one before.
+    pub steps_back: u64,
+    /// The worst of them, since boot.
+    pub worst_step_back_ns: u64,
+    /// On some CPU that ticks, GUEST_STOPPED was never seen.
+    pub untold: bool,
+}
+
+/// How the run after the migration came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// All ticks that were waited for came.
+    Handled,
+    /// Some did not.
+    Missing,
+    /// Timer interrupts came without end.
+    Storm,
+    /// The guest does not go on, for this reason.
+    Ended(String),
+}
+
+impl Measure {
+    /// Judges the ticks after a migration.
+    pub(super) fn judge(&self, ticks: &[Handled], account: &Account, counted: Counted, finish: Finish) -> Outcome {
+        let mut early_wakes = 0u64;
+        let mut late_ns = None;
+        let mut clock_error_ns = 0i64;
+        for Handled { cpu: _, record, host } in ticks {
+            early_wakes = early_wakes.saturating_add(u64::from(record.early_wakes));
+            // A tick armed after its expiry could not have come sooner.
+            let due_ns = record.expires_ns.max(record.armed_ns);
+            let at = host.map_or(record.fired_ns, |host| host.0.max(record.fired_ns));
+            late_ns = late_ns.max(Some(at.saturating_sub(due_ns)));
+            let error = difference(record.fired_ns, account.at(GuestTsc(record.fired_tsc)));
+            if error.unsigned_abs() > clock_error_ns.unsigned_abs() {
+                clock_error_ns = error;
+            }
+        }
+        if counted.steps_back != 0 {
+            let back = i64::try_from(counted.worst_step_back_ns).unwrap_or(i64::MAX).saturating_neg();
+            if back.unsigned_abs() > clock_error_ns.unsigned_abs() {
+                clock_error_ns = back;
+            }
+        }
+        let late = late_ns.unwrap_or(0) > self.usual_late_ns.saturating_add(self.tolerance_ns);
+        let verdict = match &finish {
+            Finish::Ended(_) => Verdict::Ended,
+            Finish::Missing => Verdict::Lost,
+            Finish::Handled | Finish::Storm
+                if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > ACCOUNTS_AGREE_NS =>
+            {
+                Verdict::ClockStepped
+            }
+            Finish::Storm => Verdict::Storm,
+            Finish::Handled if late => Verdict::Late,
+            Finish::Handled if counted.untold => Verdict::Untold,
+            Finish::Handled if early_wakes > self.usual_early_wakes => Verdict::Rearmed,
+            Finish::Handled => Verdict::OnTime,
+        };
+        let ended = match finish {
+            Finish::Ended(reason) => Some(reason),
+            Finish::Handled | Finish::Missing | Finish::Storm => None,
+        };
+        Outcome { verdict, early_wakes, late_ns, clock_error_ns, ended }
+    }
+}
+
+/// `a - b`, at the ends of the range if it leaves it.
+fn difference(a: u64, b: u64) -> i64 {
+    let distance = i64::try_from(a.abs_diff(b)).unwrap_or(i64::MAX);
+    if a >= b { distance } else { distance.saturating_neg() }
+}
+
+#[cfg(test)]
+mod tests {
+    use guest_abi::report::Record;
+    use vmtime::{Khz, VmTime};
+
+    use super::*;
+
+    const MEASURE: Measure = Measure { usual_late_ns: 2_000, usual_early_wakes: 0, tolerance_ns: 10_000 };
+
+    /// One nanosecond a tick up to TSC 1000, then half a nanosecond.
+    fn account() -> Account {
+        let slow = JudgeClock::start(VmTime(0), GuestTsc(0), Khz::new(1_000_000).unwrap());
+        let mut now = slow;
+        now.rebase(GuestTsc(1_000), 0, GuestTsc(1_000), Khz::new(2_000_000).unwrap());
+        Account { before: vec![(slow, GuestTsc(1_000))], now }
+    }
+
+    fn tick(expires_ns: u64, fired_ns: u64, fired_tsc: u64) -> Handled {
+        let record = Record { expires_ns, fired_ns, fired_tsc, ..Record::default() };
+        Handled { cpu: 0, record, host: Some(VmTime(expires_ns)) }
+    }
+
+    fn verdict(ticks: &[Handled], counted: Counted, finish: Finish) -> Verdict {
+        MEASURE.judge(ticks, &account(), counted, finish).verdict
+    }
+
+    #[test]
+    fn readings_are_held_against_the_clock_of_their_time() {
+        // 900 is before the migration, 3000 after: 1000 ns + 2000 ticks at 2 GHz.
+        let good = [tick(900, 900, 900), tick(1_900, 2_000, 3_000)];
+        assert_eq!(verdict(&good, Counted::default(), Finish::Handled), Verdict::OnTime);
+        // The old rate after the migration.
+        let outcome = MEASURE.judge(&[tick(1_900, 3_000, 3_000)], &account(), Counted::default(), Finish::Handled);
+        assert_eq!((outcome.verdict, outcome.clock_error_ns), (Verdict::ClockStepped, 1_000));
+    }
+
+    #[test]
+    fn the_worst_wins() {
+        let late = tick(1_900, 14_000, 27_000);
+        let early = Handled { record: Record { early_wakes: 1, ..tick(1_900, 2_000, 3_000).record }, ..late };
+        let untold = Counted { untold: true, ..Counted::default() };
+        let back = Counted { steps_back: 1, worst_step_back_ns: 7, ..Counted::default() };
+        assert_eq!(verdict(&[early], Counted::default(), Finish::Handled), Verdict::Rearmed);
+        assert_eq!(verdict(&[early], untold, Finish::Handled), Verdict::Untold);
+        assert_eq!(verdict(&[late, early], untold, Finish::Handled), Verdict::Late);
+        assert_eq!(verdict(&[late], untold, Finish::Storm), Verdict::Storm);
+        assert_eq!(verdict(&[late], back, Finish::Storm), Verdict::ClockStepped);
+        assert_eq!(verdict(&[late], back, Finish::Handled), Verdict::ClockStepped);
+        assert_eq!(verdict(&[late], back, Finish::Missing), Verdict::Lost);
+        assert_eq!(verdict(&[], back, Finish::Ended("crash".to_owned())), Verdict::Ended);
+    }
+
+    #[test]
+    fn late_by_either_account_is_late() {
+        let by_host = Handled { host: Some(VmTime(14_000)), ..tick(1_900, 2_000, 3_000) };
+        let outcome = MEASURE.judge(&[by_host], &account(), Counted::default(), Finish::Handled);
+        assert_eq!((outcome.verdict, outcome.late_ns), (Verdict::Late, Some(12_100)));
+    }
+
+    #[test]
+    fn verdicts_are_in_order_and_named_as_serialized() {
+        assert!(Verdict::ALL.is_sorted());
+        for verdict in Verdict::ALL {
+            assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
+        }
+    }
+}

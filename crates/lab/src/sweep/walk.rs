@@ -1,0 +1,244 @@
+//! A guest on its way through a stretch, boundary by boundary.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use guest_abi::sites::Kind;
+use machine::{
+    BootOptions, Came, HostEnvironment, Machine, Outputs, Pace, Place, RunError, Stepper, TimeMode, audit::Handled,
+    boot::Image, config::source::SourceChoice,
+};
+use vmtime::VmTime;
+
+use super::{Edge, Every, Options, SweepError, code::Program};
+
+/// VM time in which the stretch must begin.
+const BEGINS_WITHIN: VmTime = VmTime(600_000_000_000);
+/// Where the search for a function begins, if the stretch is to begin at one: by then a guest does what it will do for
+/// ever.
+pub(super) const SETTLED: u64 = 3;
+
+/// An edge, resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// CPU 0 enters its handler for this timer interrupt.
+    Tick(u64),
+    /// An instruction here is next, on any CPU.
+    Address(u64),
+}
+
+impl Mark {
+    fn is_at(self, place: &Place) -> bool {
+        match self {
+            Self::Tick(number) => place.cpu == 0 && place.timer_interrupts == number,
+            Self::Address(address) => place.rip == address,
+        }
+    }
+}
+
+/// What is remembered from one boundary to the next.
+#[derive(Clone, Debug)]
+pub(super) struct Track {
+    /// Where the CPU that ran last is.
+    pub place: Place,
+    /// Per CPU: ticks that it had handled when it last entered its timer's handler.
+    in_hand: Vec<u64>,
+    /// Per CPU: timer interrupts so far.
+    timer_interrupts: Vec<u64>,
+    /// Per CPU: the instruction that it executes next.
+    rip: Vec<u64>,
+    /// What the last step was.
+    kind: Every,
+}
+
+impl Track {
+    /// Whether this boundary is one that was asked for.
+    pub(super) fn is_point(&self, every: Every) -> bool {
+        match every {
+            Every::Instruction => true,
+            Every::Exit => self.kind != Every::Instruction,
+            Every::Read => self.kind == Every::Read,
+        }
+    }
+
+    /// Per CPU: how many ticks will have been handled when `ticks` more have come after the one in hand.
+    pub(super) fn targets(&self, ticks: u64) -> Vec<u64> {
+        self.in_hand.iter().map(|handled| handled.saturating_add(1).saturating_add(ticks)).collect()
+    }
+}
+
+/// A boundary that a step passes over would be missing from the sweep.
+fn can_step(env: &HostEnvironment) -> Result<(), RunError> {
+    if env.step().map_err(RunError::from)?.exact {
+        return Ok(());
+    }
+    Err(RunError::HostLacks(
+        "this host's single steps are not exact (probed): one ran more than one instruction, and a sweep stops at each; use \
+         a host of which vmm doctor says that they are (QEMU's emulation: 10.0 or later), or vmm --migrate-every, which does \
+         not step"
+            .to_owned(),
+    ))
+}
+
+/// See the module's documentation.
+pub(super) struct Walk {
+    pub stepper: Stepper,
+    pub track: Track,
+    to: Mark,
+    cpus: usize,
+}
+
+impl Walk {
+    /// Boots the guest and brings it to the beginning of the stretch.
+    pub(super) fn begin(
+        env: &HostEnvironment,
+        image: &Image,
+        program: &Program,
+        options: &Options,
+        outputs: Outputs,
+        cancel: &AtomicBool,
+    ) -> Result<Self, SweepError> {
+        let mark = |edge: &Edge| match edge {
+            Edge::Tick(number) => Ok(Mark::Tick(*number)),
+            Edge::Symbol(name) => program.address_of(name).map(Mark::Address),
+            Edge::Address(address) => Ok(Mark::Address(*address)),
+        };
+        let (from, to) = (mark(&options.from)?, options.to.as_ref().map(mark).transpose()?);
+        let boot = BootOptions {
+            time: TimeMode::Virtual,
+            source: SourceChoice::Auto,
+            khz: Some(options.khz),
+            ..options.boot.clone()
+        };
+        can_step(env)?;
+        let machine = Machine::boot(env, image, &boot, outputs)?;
+        if image.ring().is_none() {
+            return Err(SweepError::Usage(format!(
+                "{} reports no ticks (ELF section {}): there is nothing to judge a migration by",
+                image.name(),
+                guest_abi::report::SECTION
+            )));
+        }
+        let cpus = usize::try_from(options.boot.cpus).unwrap_or(1);
+        let place = Place { cpu: 0, rip: 0, halted: false, operations: 0, timer_interrupts: 0, vm: VmTime(0) };
+        let track = Track {
+            place,
+            in_hand: vec![0; cpus],
+            timer_interrupts: vec![0; cpus],
+            rip: vec![0; cpus],
+            kind: Every::Instruction,
+        };
+        let mut walk = Self { stepper: Stepper::new(machine)?, track, to: to.unwrap_or(Mark::Tick(0)), cpus };
+        let first = match from {
+            Mark::Tick(number) => number,
+            Mark::Address(_) => SETTLED,
+        };
+        walk.approach(first, cancel)?;
+        walk.step_to(Mark::Tick(first), &options.from, cancel)?;
+        if from != Mark::Tick(first) {
+            walk.step_to(from, &options.from, cancel)?;
+        }
+        if to.is_none() {
+            // One tick later, whichever function it began in.
+            let so_far = walk.track.timer_interrupts.first().copied().unwrap_or(0);
+            walk.to = Mark::Tick(so_far.saturating_add(1));
+        }
+        if let Mark::Tick(number) = walk.to
+            && walk.track.timer_interrupts.first().is_some_and(|so_far| number <= *so_far)
+        {
+            let to = options.to.as_ref().map_or_else(|| format!("tick:{number}"), ToString::to_string);
+            return Err(SweepError::Usage(format!("--to {to} is not after --from {}", options.from)));
+        }
+        // CPUs other than the one in its handler have no tick in hand that they could still report: one tick more is
+        // waited for there than needed, which harms nothing.
+        for (cpu, handled) in (0..).zip(walk.handled_so_far()) {
+            if Some(cpu) != usize::try_from(walk.track.place.cpu).ok()
+                && let Some(slot) = walk.track.in_hand.get_mut(cpu)
+            {
+                *slot = handled;
+            }
+        }
+        Ok(walk)
+    }
+
+    /// Runs freely to shortly before CPU 0's timer interrupt number `number`.
+    fn approach(&mut self, number: u64, cancel: &AtomicBool) -> Result<(), SweepError> {
+        let before = number.saturating_sub(1);
+        let came = self.stepper.run(Pace::Free, Some(BEGINS_WITHIN), |machine, cpu| {
+            cancel.load(Ordering::Relaxed)
+                || (cpu == 0 && machine.timer_interrupts(0) >= before && (before != 0 || machine.has_timer_armed(0)))
+        })?;
+        let what = format!("timer interrupt {number} of CPU 0");
+        match came {
+            Came::Here if cancel.load(Ordering::Relaxed) => Err(SweepError::Interrupted),
+            Came::Here => Ok(()),
+            Came::ToLimit => Err(SweepError::Usage(format!(
+                "the guest did not get to {what} within {} s of VM time",
+                BEGINS_WITHIN.0 / 1_000_000_000
+            ))),
+            Came::ToEnd(end) => Err(SweepError::GuestEnded { before: what, end }),
+        }
+    }
+
+    fn step_to(&mut self, mark: Mark, edge: &Edge, cancel: &AtomicBool) -> Result<(), SweepError> {
+        for _ in 0..super::workers::STRETCH_MAX {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(SweepError::Interrupted);
+            }
+            self.step(&edge.to_string())?;
+            if mark.is_at(&self.track.place) {
+                return Ok(());
+            }
+        }
+        Err(SweepError::TooLong {
+            from: format!("timer interrupt {SETTLED}"),
+            to: edge.to_string(),
+            limit: super::workers::STRETCH_MAX,
+        })
+    }
+
+    /// One boundary further; false at the end of the stretch, which is not in it.
+    pub(super) fn next(&mut self) -> Result<bool, SweepError> {
+        self.step("the end of the stretch (--to)")?;
+        Ok(!self.to.is_at(&self.track.place))
+    }
+
+    /// One boundary further; `goal` is what an end of the guest would be before.
+    pub(super) fn step(&mut self, goal: &str) -> Result<(), SweepError> {
+        let operations = self.track.place.operations;
+        let place = self.stepper.step()?.map_err(|end| SweepError::GuestEnded { before: goal.to_owned(), end })?;
+        let cpu = usize::try_from(place.cpu).unwrap_or(0);
+        let entered = self.track.timer_interrupts.get(cpu).is_some_and(|so_far| *so_far != place.timer_interrupts);
+        if entered {
+            let handled = self.handled_by(cpu);
+            if let (Some(slot), Some(in_hand)) =
+                (self.track.timer_interrupts.get_mut(cpu), self.track.in_hand.get_mut(cpu))
+            {
+                (*slot, *in_hand) = (place.timer_interrupts, handled);
+            }
+        }
+        self.track.kind = Every::Instruction;
+        if let Some(rip) = self.track.rip.get_mut(cpu) {
+            if place.operations != operations {
+                let read = self.stepper.machine().platform().sites.at(*rip) == Some(Kind::Rdtsc);
+                self.track.kind = if read { Every::Read } else { Every::Exit };
+            }
+            *rip = place.rip;
+        }
+        self.track.place = place;
+        Ok(())
+    }
+
+    /// Ticks that each CPU has handled so far.
+    pub(super) fn handled_so_far(&self) -> Vec<u64> {
+        (0..self.cpus).map(|cpu| self.handled_by(cpu)).collect()
+    }
+
+    fn handled_by(&self, cpu: usize) -> u64 {
+        self.stepper.machine().ticks_handled(cpu).unwrap_or(0)
+    }
+
+    /// The ticks since the last call.
+    pub(super) fn take_handled(&mut self) -> Vec<Handled> {
+        self.stepper.handled()
+    }
+}

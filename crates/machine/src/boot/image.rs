@@ -1,0 +1,200 @@
+//! A guest image: read, its format recognised, loaded.
+
+use std::{fs, io::Read, path::Path};
+
+use object::{
+    Endianness,
+    elf::{ELFMAG, FileHeader32, FileHeader64},
+};
+
+use super::{ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites, unlisted::Unlisted};
+use crate::{host::regular_file::open_regular, mem::ram::GuestRam, x86::EntryState};
+
+/// An image or initrd larger than this is a mistake.
+const FILE_MAX: u64 = 1 << 30;
+
+/// A guest image, read and understood.
+pub struct Image {
+    name: String,
+    bytes: Vec<u8>,
+    kind: Kind,
+    sites: Sites,
+    ring: Option<u64>,
+}
+
+/// What an image is, and so how it is entered.
+enum Kind {
+    /// An ELF64 file with a PVH entry note.
+    Pvh(Elf),
+    /// A file with a Multiboot 1 header; an ELF of either class, unless the header says where to load it.
+    Multiboot(multiboot::Header, Option<Elf>),
+    /// Linux as distributions ship it.
+    BzImage,
+}
+
+/// How much of an image says what it is: Multiboot's header may be the last of it.
+const HEAD_BYTES: u64 = 8192;
+
+/// Reads all of the initrd at `path`, for a guest with `memory` bytes of RAM.
+///
+/// # Errors
+/// [`ImageError`] naming the file and the reason; one that is larger than RAM is not read.
+pub fn read_initrd(path: &Path, memory: u64) -> Result<Vec<u8>, ImageError> {
+    let what = "initrd";
+    let (file, length) = open(what, path)?;
+    if length > memory {
+        return Err(ImageError::InitrdTooBig(usize::try_from(length).unwrap_or(usize::MAX)));
+    }
+    read(what, path, &file, length, Vec::new())
+}
+
+/// Opens a file that is to be a `what`, and looks at its size.
+fn open(what: &'static str, path: &Path) -> Result<(fs::File, u64), ImageError> {
+    let name = || path.display().to_string();
+    let (file, length) = open_regular(path).map_err(|source| ImageError::Read { what, name: name(), source })?;
+    if length > FILE_MAX {
+        Err(ImageError::TooLarge { what, name: name(), limit: FILE_MAX })
+    } else {
+        Ok((file, length))
+    }
+}
+
+/// Reads `file`, of which `bytes` have been read, up to `length` bytes: more than it had is not asked for.
+fn read(
+    what: &'static str,
+    path: &Path,
+    file: &fs::File,
+    length: u64,
+    mut bytes: Vec<u8>,
+) -> Result<Vec<u8>, ImageError> {
+    let left = length.saturating_sub(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    // Of a file of a known length, one read takes all.
+    bytes.reserve_exact(usize::try_from(left).unwrap_or(0));
+    let failed = |source| ImageError::Read { what, name: path.display().to_string(), source };
+    file.take(left).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+impl Image {
+    /// Reads the image at `path`.
+    ///
+    /// # Errors
+    /// [`ImageError`] naming the file and the reason.
+    pub fn open(path: &Path) -> Result<Self, ImageError> {
+        let what = "guest image";
+        let (file, length) = open(what, path)?;
+        let head = read(what, path, &file, length.min(HEAD_BYTES), Vec::new())?;
+        let known = head.starts_with(&ELFMAG) || multiboot::Header::find(&head).is_some() || bzimage::is_one(&head);
+        // What is none of the formats is not read any further.
+        let bytes = if known { read(what, path, &file, length, head)? } else { head };
+        Self::parse(path.display().to_string(), bytes)
+    }
+
+    /// Understands an image in memory; `name` is for messages.
+    ///
+    /// A file can be several things at once. A PVH entry is taken before a Multiboot header: it is the one that 64-bit
+    /// kernels are made for.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub fn parse(name: String, bytes: Vec<u8>) -> Result<Self, ImageError> {
+        let elf64 = Elf::parse::<FileHeader64<Endianness>>(&bytes);
+        let header = multiboot::Header::find(&bytes);
+        let kind = match (elf64, header) {
+            (Ok(elf), _) if elf.has_pvh_note => Kind::Pvh(elf),
+            (Ok(elf), Some(header)) => Kind::Multiboot(header, Some(elf)),
+            (Err(_), Some(header)) => Kind::Multiboot(header, Elf::parse::<FileHeader32<Endianness>>(&bytes).ok()),
+            (Ok(_), None) => return Err(ImageError::NoEntry(name)),
+            (Err(_), None) if bzimage::is_one(&bytes) => Kind::BzImage,
+            (Err(reason), None) => return Err(ImageError::Unknown { name, reason }),
+        };
+        let (sites, ring) = match &kind {
+            Kind::Pvh(elf) | Kind::Multiboot(_, Some(elf)) => (elf.sites.as_deref(), elf.ring),
+            Kind::Multiboot(_, None) | Kind::BzImage => (None, None),
+        };
+        let sites = sites.map(Sites::from_section).transpose();
+        let sites = sites.map_err(|source| ImageError::Sites { name: name.clone(), source })?.unwrap_or_default();
+        Ok(Self { name, bytes, kind, sites, ring })
+    }
+
+    /// The name for messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The trap sites it lists.
+    #[must_use]
+    pub fn sites(&self) -> &Sites {
+        &self.sites
+    }
+
+    /// Instructions that read the TSC and are not among its trap sites.
+    #[must_use]
+    pub fn unlisted(&self) -> Unlisted {
+        Unlisted::scan(&self.bytes, &self.sites)
+    }
+
+    /// Guest physical address of its tick ring, if it has one.
+    #[must_use]
+    pub fn ring(&self) -> Option<u64> {
+        self.ring
+    }
+
+    /// Puts the image, its command line and boot data into `memory`.
+    ///
+    /// # Errors
+    /// [`ImageError`]; `memory` is then of no use.
+    pub fn load(&self, memory: &GuestRam, cmdline: &str, initrd: Option<&[u8]>) -> Result<EntryState, ImageError> {
+        let mut places = Places::new(memory);
+        if !matches!(self.kind, Kind::Pvh(_)) {
+            // It is written before the image: what that puts there is its own.
+            firmware::write(memory)
+                .map_err(|error| ImageError::Load { name: self.name.clone(), reason: error.to_string() })?;
+        }
+        let file = File { name: &self.name, bytes: &self.bytes };
+        let entry = match &self.kind {
+            Kind::Pvh(elf) => pvh::load(file, elf, &mut places, cmdline, initrd),
+            Kind::Multiboot(header, elf) => multiboot::load(file, header, elf.as_ref(), &mut places, cmdline, initrd),
+            Kind::BzImage => bzimage::load(file, &mut places, cmdline, initrd),
+        }?;
+        self.sites.check(memory).map_err(|source| ImageError::Sites { name: self.name.clone(), source })?;
+        if let Some(address) = self.ring.filter(|address| !places.is_ram(*address, 1)) {
+            return Err(ImageError::Ring { name: self.name.clone(), address });
+        }
+        Ok(entry)
+    }
+}
+
+/// An image's bytes, and its name for messages.
+#[derive(Clone, Copy)]
+pub(super) struct File<'a> {
+    pub(super) name: &'a str,
+    pub(super) bytes: &'a [u8],
+}
+
+impl File<'_> {
+    /// `size` bytes from `start` must be RAM, and are taken.
+    pub(super) fn take(self, places: &mut Places<'_>, start: u64, size: u64) -> Result<(), ImageError> {
+        if size > 0 && !places.is_ram(start, size) {
+            let (needed, available) = (start.saturating_add(size), places.available());
+            return Err(ImageError::TooBigForMemory { name: self.name.to_owned(), needed, available });
+        }
+        places.take(start, size);
+        Ok(())
+    }
+
+    pub(super) fn failed(self, reason: String) -> ImageError {
+        ImageError::Load { name: self.name.to_owned(), reason }
+    }
+
+    pub(super) fn no_room(self) -> ImageError {
+        ImageError::NoRoom(self.name.to_owned())
+    }
+}

@@ -1,0 +1,229 @@
+//! Where things go in guest memory: beside what is there already.
+//!
+//! A kernel says where it wants to be; the rest (boot data, command line, modules) must find a place that no segment of
+//! the kernel covers, or the one would overwrite the other. The first megabyte's upper part counts as taken: PCs have
+//! firmware and video memory there, and no memory map offers it.
+
+use std::ops::Range;
+
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::ImageError;
+use crate::mem::ram::GuestRam;
+
+/// The first megabyte's RAM ends where the PC's firmware has its extended data area, a KiB below the video memory.
+pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
+/// Where it goes on.
+pub(super) const HIGH_RAM_START: u64 = 0x10_0000;
+/// Boot data begins here if it can: above the real-mode vectors, BIOS data and what real-mode code takes for its own.
+const BOOT_DATA: u64 = 0x6000;
+/// The longest command line, with its NUL.
+pub(super) const CMDLINE_MAX: usize = 0x1_0000;
+const PAGE: u64 = 4096;
+
+/// Which parts of guest memory are spoken for.
+#[derive(Clone, Debug)]
+pub(super) struct Places<'a> {
+    memory: &'a GuestRam,
+    taken: Vec<Range<u64>>,
+}
+
+impl<'a> Places<'a> {
+    /// Nothing but the hole in the first megabyte is taken.
+    pub(super) fn new(memory: &'a GuestRam) -> Self {
+        Self { memory, taken: std::iter::once(LOW_RAM_END..HIGH_RAM_START).collect() }
+    }
+
+    /// The memory in question.
+    pub(super) fn memory(&self) -> &'a GuestRam {
+        self.memory
+    }
+
+    /// RAM size.
+    pub(super) fn available(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add)
+    }
+
+    /// The end of RAM below the MMIO hole.
+    pub(super) fn low_end(&self) -> u64 {
+        self.memory.iter().next().map_or(0, |region| region.last_addr().raw_value().saturating_add(1))
+    }
+
+    /// Whether `size` bytes from `start` are RAM.
+    pub(super) fn is_ram(&self, start: u64, size: u64) -> bool {
+        start.checked_add(size).is_some()
+            && usize::try_from(size).is_ok_and(|size| self.memory.check_range(GuestAddress(start), size))
+    }
+
+    /// Speaks for `size` bytes from `start`.
+    pub(super) fn take(&mut self, start: u64, size: u64) {
+        if size > 0 {
+            self.taken.push(start..start.saturating_add(size));
+        }
+    }
+
+    /// The end of the highest part that is taken, at least 1 MiB.
+    pub(super) fn end(&self) -> u64 {
+        self.taken.iter().map(|range| range.end).fold(HIGH_RAM_START, u64::max)
+    }
+
+    /// Speaks for the lowest `size` free bytes of RAM in `within`, aligned to a page.
+    pub(super) fn lowest(&mut self, size: u64, within: Range<u64>) -> Option<u64> {
+        let mut start = within.start.checked_next_multiple_of(PAGE)?;
+        // Each round leaves one of the ranges behind for good.
+        while let Some(end) = start.checked_add(size).filter(|end| *end <= within.end) {
+            match self.taken.iter().find(|range| range.start < end && start < range.end) {
+                Some(range) => start = range.end.checked_next_multiple_of(PAGE)?,
+                None if !self.is_ram(start, size) => return None,
+                None => {
+                    self.take(start, size);
+                    return Some(start);
+                }
+            }
+        }
+        None
+    }
+
+    /// Speaks for the highest `size` free bytes of RAM below `limit`, aligned to a page.
+    pub(super) fn highest(&mut self, size: u64, limit: u64) -> Option<u64> {
+        let mut end = limit.min(self.low_end());
+        loop {
+            let start = end.checked_sub(size)? / PAGE * PAGE;
+            let end_of_it = start.saturating_add(size);
+            match self.taken.iter().find(|range| range.start < end_of_it && start < range.end) {
+                Some(range) => end = range.start.min(end.saturating_sub(1)),
+                None => {
+                    self.take(start, size);
+                    return Some(start);
+                }
+            }
+        }
+    }
+
+    /// A place for `size` bytes of boot data: in the first megabyte, or else behind everything.
+    pub(super) fn boot_data(&mut self, size: u64) -> Option<u64> {
+        self.lowest(size, BOOT_DATA..LOW_RAM_END).or_else(|| self.lowest(size, self.end()..self.low_end()))
+    }
+
+    /// The RAM that the guest is told of, as (start, end).
+    pub(super) fn map(&self) -> Vec<Range<u64>> {
+        let mut map: Vec<_> = std::iter::once(0..LOW_RAM_END).collect();
+        for region in self.memory.iter() {
+            let end = region.last_addr().raw_value().saturating_add(1);
+            map.push(region.start_addr().raw_value().max(HIGH_RAM_START)..end);
+        }
+        map
+    }
+}
+
+/// A command line with its NUL, at most `most` bytes without it.
+pub(super) fn cmdline_bytes(cmdline: &str, most: usize) -> Result<Vec<u8>, ImageError> {
+    let most = most.min(CMDLINE_MAX - 1);
+    if cmdline.len() > most {
+        return Err(ImageError::CmdlineTooLong { length: cmdline.len(), most });
+    }
+    if cmdline.contains('\0') {
+        return Err(ImageError::CmdlineNul);
+    }
+    Ok([cmdline.as_bytes(), &[0]].concat())
+}
+
+/// Puts the initrd where `place` says; gives (address, size).
+pub(super) fn put_initrd(
+    places: &mut Places<'_>,
+    bytes: &[u8],
+    place: impl FnOnce(&mut Places<'_>, u64) -> Option<u64>,
+) -> Result<(u64, u64), ImageError> {
+    let too_big = || ImageError::InitrdTooBig(bytes.len());
+    let size = u64::try_from(bytes.len()).map_err(|_| too_big())?;
+    let address = place(places, size).ok_or_else(too_big)?;
+    places.memory().write_slice(bytes, GuestAddress(address)).map_err(|_| too_big())?;
+    Ok((address, size))
+}
+
+/// Bytes that are written to one place, with the addresses of their parts known as they are added.
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    /// Adds `part`, aligned to 16 bytes; gives its offset.
+    pub(super) fn add(&mut self, part: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let offset = self.size();
+        self.bytes.extend_from_slice(part);
+        offset
+    }
+
+    /// Puts `part` at `offset`, over what was added there.
+    pub(super) fn replace(&mut self, offset: u64, part: &[u8]) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (to, from) in self.bytes.iter_mut().skip(offset).zip(part) {
+            *to = *from;
+        }
+    }
+
+    /// Its size so far.
+    pub(super) fn size(&self) -> u64 {
+        u64::try_from(self.bytes.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Writes all of it at `address`.
+    pub(super) fn write(&self, places: &Places<'_>, address: u64) -> Result<(), String> {
+        places.memory().write_slice(&self.bytes, GuestAddress(address)).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RAM: usize = 4 << 20;
+
+    fn memory() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
+    }
+
+    proptest! {
+        // Whatever is placed overlaps nothing and lies in RAM, from both ends.
+        #[test]
+        fn places_are_disjoint(
+            kernel in prop::collection::vec((0u64..0x50_0000, 0u64..0x10_0000), 0..4),
+            sizes in prop::collection::vec((0u64..0x8_0000, any::<bool>()), 0..12),
+        ) {
+            let memory = memory();
+            let mut places = Places::new(&memory);
+            let mut all: Vec<_> = std::iter::once(LOW_RAM_END..HIGH_RAM_START).collect();
+            for (start, size) in kernel {
+                places.take(start, size);
+                all.push(start..start + size);
+            }
+            for (size, high) in sizes {
+                let end = places.low_end();
+                let found = if high { places.highest(size, end) } else { places.lowest(size, BOOT_DATA..end) };
+                let Some(at) = found else { continue };
+                prop_assert_eq!(at % PAGE, 0);
+                prop_assert!(at + size <= RAM as u64);
+                prop_assert!(size == 0 || all.iter().all(|r| r.is_empty() || r.end <= at || at + size <= r.start), "{:?}", all);
+                all.push(at..at + size);
+            }
+        }
+    }
+
+    #[test]
+    fn boot_data_gives_way_to_the_kernel() {
+        let memory = memory();
+        let mut places = Places::new(&memory);
+        assert_eq!(places.clone().boot_data(0x100), Some(0x6000));
+        places.take(0x5000, 0x2800);
+        assert_eq!(places.clone().boot_data(0x100), Some(0x8000));
+        places.take(0, LOW_RAM_END);
+        places.take(0x20_0000, 0x100);
+        assert_eq!(places.clone().boot_data(0x100), Some(0x20_1000));
+        places.take(0x20_0000, RAM as u64);
+        assert_eq!(places.boot_data(0x100), None);
+    }
+}

@@ -1,0 +1,233 @@
+//! Trap sites: instructions of the guest that the VMM owns.
+//!
+//! The image lists them (see [`guest_abi::sites`]). Patched, each holds `HLT; NOP`; the HLT exit at a known address is
+//! answered as the original instruction would be. The table comes from an image or a snapshot and is not trusted: every
+//! entry must stand in RAM on the bytes that its kind says.
+
+use std::collections::BTreeMap;
+
+use guest_abi::sites::{Kind, PATCH, SITE_BYTES, Site};
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::mem::ram::GuestRam;
+
+/// More than any guest has; bounds what a hostile image makes us hold.
+const MAX_SITES: usize = 65_536;
+
+/// A table that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SiteError {
+    /// The section is not an array of entries.
+    #[error("the trap-site table has {0} bytes, which is not a whole number of {SITE_BYTES}-byte entries")]
+    Ragged(usize),
+    /// Too many.
+    #[error("the trap-site table has {0} entries; at most {MAX_SITES} are possible")]
+    TooMany(usize),
+    /// An unknown kind of site.
+    #[error("trap site {address:#x} has the unknown kind {kind}")]
+    UnknownKind {
+        /// Its address.
+        address: u64,
+        /// The kind's number.
+        kind: u32,
+    },
+    /// Not in RAM.
+    #[error("trap site {0:#x} is not in guest memory")]
+    OutsideMemory(u64),
+    /// Another instruction stands there.
+    #[error("trap site {address:#x} should hold {expected:02x?} ({kind:?}) but holds {found:02x?}")]
+    WrongBytes {
+        /// Its address.
+        address: u64,
+        /// The kind in the table.
+        kind: Kind,
+        /// The instruction of that kind.
+        expected: [u8; 2],
+        /// What is there.
+        found: [u8; 2],
+    },
+    /// Two sites share a byte.
+    #[error("trap site {0:#x} overlaps the one before it")]
+    Overlap(u64),
+}
+
+/// The guest's trap sites, by address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sites {
+    by_address: BTreeMap<u64, Kind>,
+}
+
+/// A site as a snapshot holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SiteState {
+    /// Linear (and physical) address.
+    pub address: u64,
+    /// The kind's number, see [`Kind`].
+    pub kind: u32,
+}
+
+impl Sites {
+    /// The table in an image's section.
+    ///
+    /// # Errors
+    /// [`SiteError`] for a table that is not one.
+    pub fn from_section(bytes: &[u8]) -> Result<Self, SiteError> {
+        let (entries, rest) = bytes.as_chunks::<SITE_BYTES>();
+        if !rest.is_empty() {
+            return Err(SiteError::Ragged(bytes.len()));
+        }
+        Self::collect(entries.len(), entries.iter().map(Site::from_bytes).map(|site| (site.address, site.kind)))
+    }
+
+    /// The table in a snapshot.
+    ///
+    /// # Errors
+    /// [`SiteError`] for a table that is not one.
+    pub fn from_state(state: &[SiteState]) -> Result<Self, SiteError> {
+        Self::collect(state.len(), state.iter().map(|site| (site.address, site.kind)))
+    }
+
+    /// The table for a snapshot.
+    #[must_use]
+    pub fn state(&self) -> Vec<SiteState> {
+        self.by_address.iter().map(|(address, kind)| SiteState { address: *address, kind: *kind as u32 }).collect()
+    }
+
+    fn collect(count: usize, entries: impl Iterator<Item = (u64, u32)>) -> Result<Self, SiteError> {
+        if count > MAX_SITES {
+            return Err(SiteError::TooMany(count));
+        }
+        let mut by_address = BTreeMap::new();
+        for (address, kind) in entries {
+            let kind = Kind::from_number(kind).ok_or(SiteError::UnknownKind { address, kind })?;
+            if by_address.insert(address, kind).is_some() {
+                return Err(SiteError::Overlap(address));
+            }
+        }
+        let mut previous = None;
+        for address in by_address.keys() {
+            if previous.is_some_and(|previous: u64| *address - previous < 2) {
+                return Err(SiteError::Overlap(*address));
+            }
+            previous = Some(*address);
+        }
+        Ok(Self { by_address })
+    }
+
+    /// Checks that every site stands in RAM on its original bytes.
+    ///
+    /// # Errors
+    /// [`SiteError::OutsideMemory`], [`SiteError::WrongBytes`].
+    pub fn check(&self, memory: &GuestRam) -> Result<(), SiteError> {
+        for (address, kind) in &self.by_address {
+            let mut found = [0; 2];
+            memory.read_slice(&mut found, GuestAddress(*address)).map_err(|_| SiteError::OutsideMemory(*address))?;
+            if found != kind.original() {
+                return Err(SiteError::WrongBytes { address: *address, kind: *kind, expected: kind.original(), found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a site of this kind.
+    #[must_use]
+    pub fn has(&self, kind: Kind) -> bool {
+        self.by_address.values().any(|k| *k == kind)
+    }
+
+    /// The site at `address`.
+    #[must_use]
+    pub fn at(&self, address: u64) -> Option<Kind> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// All addresses, rising.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.by_address.keys().copied()
+    }
+
+    /// The sites that `keep` accepts.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(Kind) -> bool) -> Self {
+        Self { by_address: self.by_address.iter().filter(|(_, k)| keep(**k)).map(|(a, k)| (*a, *k)).collect() }
+    }
+
+    /// The sites that hold what the table says, patched or not: a guest may overwrite its own code.
+    #[must_use]
+    pub fn alive(&self, memory: &GuestRam) -> Self {
+        let holds = |address: u64, kind: Kind| {
+            let mut bytes = [0; 2];
+            memory.read_slice(&mut bytes, GuestAddress(address)).is_ok() && (bytes == kind.original() || bytes == PATCH)
+        };
+        Self { by_address: self.by_address.iter().filter(|(a, k)| holds(**a, **k)).map(|(a, k)| (*a, *k)).collect() }
+    }
+
+    /// Puts `HLT; NOP` at every site that holds its original bytes.
+    pub fn patch(&self, memory: &GuestRam) {
+        self.replace(memory, |kind| (kind.original(), PATCH));
+    }
+
+    /// Puts the original bytes back at every site that is patched.
+    pub fn unpatch(&self, memory: &GuestRam) {
+        self.replace(memory, |kind| (PATCH, kind.original()));
+    }
+
+    fn replace(&self, memory: &GuestRam, change: impl Fn(Kind) -> ([u8; 2], [u8; 2])) {
+        for (address, kind) in &self.by_address {
+            let (from, to) = change(*kind);
+            let address = GuestAddress(*address);
+            let mut found = [0; 2];
+            // A site outside RAM was refused by `check`; a guest that overwrote its own site keeps what it wrote.
+            if memory.read_slice(&mut found, address).is_ok() && found == from {
+                let _ = memory.write_slice(&to, address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section(entries: &[(u64, u32)]) -> Vec<u8> {
+        entries
+            .iter()
+            .flat_map(|(address, kind)| [address.to_le_bytes(), u64::from(*kind).to_le_bytes()].concat())
+            .collect()
+    }
+
+    fn memory() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap()
+    }
+
+    #[test]
+    fn patches_and_restores_only_what_the_table_says() {
+        let memory = memory();
+        memory.write_slice(&[0x0f, 0x31, 0x90, 0x0f, 0x30], GuestAddress(0x1000)).unwrap();
+        let sites = Sites::from_section(&section(&[(0x1000, 1), (0x1003, 2)])).unwrap();
+        sites.check(&memory).unwrap();
+        sites.patch(&memory);
+        let mut bytes = [0; 5];
+        memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        assert_eq!(bytes, [0xf4, 0x90, 0x90, 0xf4, 0x90]);
+        // The guest overwrote one: it keeps what it wrote.
+        memory.write_slice(&[0xcc, 0xcc], GuestAddress(0x1003)).unwrap();
+        sites.unpatch(&memory);
+        memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        assert_eq!(bytes, [0x0f, 0x31, 0x90, 0xcc, 0xcc]);
+    }
+
+    #[test]
+    fn hostile_tables_are_refused() {
+        assert_eq!(Sites::from_section(&[0; 17]), Err(SiteError::Ragged(17)));
+        assert_eq!(Sites::from_section(&section(&[(8, 99)])), Err(SiteError::UnknownKind { address: 8, kind: 99 }));
+        assert_eq!(Sites::from_section(&section(&[(8, 1), (9, 1)])), Err(SiteError::Overlap(9)));
+        assert_eq!(Sites::from_section(&section(&[(8, 1), (8, 2)])), Err(SiteError::Overlap(8)));
+        let sites = Sites::from_section(&section(&[(u64::MAX, 1)])).unwrap();
+        assert_eq!(sites.check(&memory()), Err(SiteError::OutsideMemory(u64::MAX)));
+        let sites = Sites::from_section(&section(&[(0x1000, 1)])).unwrap();
+        assert!(matches!(sites.check(&memory()), Err(SiteError::WrongBytes { .. })));
+    }
+}

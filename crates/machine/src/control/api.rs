@@ -1,0 +1,201 @@
+//! What can be asked of a running VM, and what it answers.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | 200, [`Status`] |
+//! | `PUT /v1/pause` | | 204 |
+//! | `PUT /v1/resume` | [`Resume`] or none | 204 |
+//! | `PUT /v1/snapshot` | [`Snapshot`] | 204 |
+//! | `PUT /v1/migrate` | [`Migrate`] or none | 204 |
+//! | `PUT /v1/quit` | | 204 |
+//!
+//! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so that
+//! a misspelt option is an error and not a default; answers may gain fields within `v1`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, VmTime};
+
+use super::Answer;
+use crate::machine::config::{LapicKind, source::TscSource};
+
+/// One request to the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Tell how the VM is. Changes nothing, works in every state.
+    Status,
+    /// Stop the vCPUs at an instruction boundary. Pausing a paused VM is no error.
+    Pause,
+    /// Let a paused VM run. Resuming a running VM is no error.
+    Resume(Resume),
+    /// Save the VM to a directory.
+    Snapshot(Snapshot),
+    /// Save and restore within the process, at another TSC frequency if wanted.
+    Migrate(Migrate),
+    /// End the VM and the VMM, without asking the guest.
+    Quit,
+}
+
+/// The body of `PUT /v1/resume`. What it leaves out is as the VM was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resume {
+    /// What becomes of a deadline in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<DeadlinePolicy>,
+    /// What VM time does between pause and resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<DowntimePolicy>,
+}
+
+/// The body of `PUT /v1/snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// The directory to create: an absolute path, because the server cannot know where a client stands.
+    pub dir: PathBuf,
+    /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. An absolute path
+    /// too. The VM must have been started with --track-dirty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
+    /// Leave the VM paused afterwards. Otherwise it goes on as it was before: running or paused.
+    #[serde(default)]
+    pub stay_paused: bool,
+}
+
+/// The body of `PUT /v1/migrate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The guest TSC frequency after the migration, in kHz; none = the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsc_khz: Option<Khz>,
+    /// What becomes of a deadline in flight.
+    #[serde(default)]
+    pub deadline: DeadlinePolicy,
+    /// What VM time does between save and restore.
+    #[serde(default)]
+    pub downtime: DowntimePolicy,
+}
+
+/// Whether the guest makes progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// The vCPUs run, or wait for an interrupt.
+    Running,
+    /// The vCPUs are stopped; VM time stands still.
+    Paused,
+}
+
+/// The answer to `GET /v1/status`. Numbers are 64-bit integers: readers that keep them as floating point lose the low
+/// bits of `guest_tsc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether the guest makes progress.
+    pub state: RunState,
+    /// Who has the local APICs.
+    pub lapic: LapicKind,
+    /// Where the guest's RDTSC gets its value.
+    pub tsc_source: TscSource,
+    /// The guest TSC frequency now, in kHz.
+    pub tsc_khz: Khz,
+    /// The guest TSC now, in ticks.
+    pub guest_tsc: GuestTsc,
+    /// What the guest's kvmclock shows at `guest_tsc`, in nanoseconds.
+    pub vm_time_ns: VmTime,
+    /// Whether the guest has made a tick ring that can be read.
+    pub judged: bool,
+    /// How many ticks the guest has recorded since it booted; null if it has no ring, or one that cannot be read.
+    pub ticks: Option<u64>,
+    /// How often the VM was migrated since it booted, in whatever process; a restore is a migration.
+    pub migrations: u64,
+    /// How often within this process; a restore is none of these.
+    pub migrations_here: u64,
+    /// How far the snapshot is that is being made; none if there is none.
+    pub saving: Option<Saving>,
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saving {
+    /// Bytes done: first of guest RAM into the host's page cache, while the VM stands still, then of those to the disk.
+    pub done_bytes: u64,
+    /// Of how many.
+    pub total_bytes: u64,
+}
+
+/// A command that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Done; there is nothing to say. 204.
+    Done,
+    /// How the VM is. 200.
+    Status(Box<Status>),
+}
+
+/// A command that was not carried out. The VM is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The request is malformed, or asks for something that no VM can do. 400.
+    #[error("{0}")]
+    BadRequest(String),
+    /// There is no such path. 404.
+    #[error("no such path {path}: the API is under /v1/ (status, pause, resume, snapshot, migrate, quit)")]
+    NotFound {
+        /// The path asked for.
+        path: String,
+    },
+    /// The path knows another method. 405.
+    #[error("use {allow} for this path")]
+    MethodNotAllowed {
+        /// The method to use.
+        allow: &'static str,
+    },
+    /// The VM is not in a state for it, such as pausing after the guest has ended. 409.
+    #[error("{0}")]
+    WrongState(String),
+    /// The body has no `Content-Length`. 411.
+    #[error("send the body with a Content-Length, not chunked")]
+    LengthRequired,
+    /// The body is larger than any request needs. 413.
+    #[error("a body of {bytes} bytes is more than the {limit} that a request may have")]
+    TooLarge {
+        /// The size that was announced, in bytes.
+        bytes: u64,
+        /// The size that is possible, in bytes.
+        limit: usize,
+    },
+    /// The request line and headers are larger than any request needs. 431.
+    #[error("the request's headers are too large")]
+    HeadersTooLarge,
+    /// The VMM tried and failed, for example to write a snapshot. 500.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    /// The HTTP status code.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        match self {
+            Self::BadRequest(_) => 400,
+            Self::NotFound { .. } => 404,
+            Self::MethodNotAllowed { .. } => 405,
+            Self::WrongState(_) => 409,
+            Self::LengthRequired => 411,
+            Self::TooLarge { .. } => 413,
+            Self::HeadersTooLarge => 431,
+            Self::Internal(_) => 500,
+        }
+    }
+}
+
+/// Whoever can carry out commands. Called on the thread of the event loop, which serves others meanwhile: so it must not
+/// wait, and the answer may be given later and on another thread.
+pub trait Handler {
+    /// Carries out one command, or has it carried out. Why it was not is usually [`ApiError::WrongState`] or
+    /// [`ApiError::Internal`]; an answer that is dropped says that the VM has ended.
+    fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>);
+}

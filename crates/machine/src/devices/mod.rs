@@ -1,0 +1,214 @@
+//! The few devices: a serial console, the PC's interrupt controllers and interval timer, and two ports by which a guest
+//! ends the machine.
+//!
+//! Everything a guest can address besides RAM and its LAPIC. Accesses nobody answers read as all ones, as on a PC bus,
+//! and are ignored when written. Devices know no KVM, and time is an argument.
+
+mod exit;
+mod pic;
+mod pit;
+mod serial;
+
+use std::io::Write;
+
+use guest_abi::ports;
+
+pub use exit::GuestExit;
+pub use pic::{ChipState, Expects, Pic, PicState};
+pub use pit::{Access, ChannelState, Counting, Pit, PitState};
+pub use serial::{Console, SerialState};
+
+use vmtime::VmTime;
+
+/// The timer's input of the 8259 pair.
+const TIMER_IRQ: u8 = 0;
+
+/// The port bus and what is on it.
+pub struct Devices {
+    console: Console,
+    pic: Pic,
+    pit: Pit,
+    exit: Option<GuestExit>,
+}
+
+impl Devices {
+    /// Fresh devices; what the guest prints goes to `out`.
+    #[must_use]
+    pub fn new(out: Box<dyn Write + Send>) -> Self {
+        Self { console: Console::new(out), pic: Pic::default(), pit: Pit::default(), exit: None }
+    }
+
+    /// The same with interrupt controllers and timer as a PC's firmware leaves them at `now`.
+    #[must_use]
+    pub fn after_firmware(self, pic_vectors: [u8; 2], now: VmTime) -> Self {
+        Self { pic: Pic::initialized(pic_vectors), pit: Pit::ticking(now), ..self }
+    }
+
+    /// IN: fills `data`.
+    pub fn port_in(&mut self, port: u16, data: &mut [u8], now: VmTime) {
+        data.fill(0xff);
+        if Self::interrupts_by(port) {
+            self.advance(now);
+            // These are bytes on the bus: a wider access is several.
+            for (port, byte) in (port..).zip(data) {
+                *byte = match port {
+                    port if Pit::owns(port) => self.pit.read(port, now),
+                    port => self.pic.read(port),
+                };
+            }
+        } else if let (Some(offset), [value]) = (Console::offset(port), &mut *data) {
+            *value = self.console.read(offset);
+        } else if port == ports::I8042_COMMAND {
+            // Status: both buffers empty, so that a guest may write its reset at once.
+            data.fill(0);
+        }
+    }
+
+    /// OUT.
+    pub fn port_out(&mut self, port: u16, data: &[u8], now: VmTime) {
+        match (port, data) {
+            (port, data) if Self::interrupts_by(port) => {
+                self.advance(now);
+                for (port, byte) in (port..).zip(data) {
+                    if Pit::owns(port) {
+                        self.pit.write(port, *byte, now);
+                    } else {
+                        self.pic.write(port, *byte);
+                    }
+                }
+            }
+            (ports::DEBUG_EXIT, data) if !data.is_empty() => self.exit = Some(GuestExit::from_debug_port(data)),
+            (ports::I8042_COMMAND, [ports::I8042_RESET]) => self.exit = Some(GuestExit::Reset),
+            (port, [value]) => {
+                if let Some(offset) = Console::offset(port) {
+                    self.console.write(offset, *value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether an access of `port` can change what [`Self::interrupts`] and [`Self::next_interrupt`] say.
+    #[must_use]
+    pub fn interrupts_by(port: u16) -> bool {
+        Pic::owns(port) || Pit::owns(port)
+    }
+
+    /// Takes the timer to `now`.
+    pub fn advance(&mut self, now: VmTime) {
+        if self.pit.take_edge(now) {
+            self.pic.edge(TIMER_IRQ);
+        }
+    }
+
+    /// The output of the 8259 pair: LINT0 of the first CPU.
+    #[must_use]
+    pub fn interrupts(&self) -> bool {
+        self.pic.interrupts()
+    }
+
+    /// When the timer will next change that output; none if it cannot.
+    #[must_use]
+    pub fn next_interrupt(&self) -> Option<VmTime> {
+        self.pit.next_edge().filter(|_| self.pic.listens(TIMER_IRQ))
+    }
+
+    /// The first CPU takes the interrupt of the 8259 pair; the answer is its vector.
+    pub fn acknowledge(&mut self) -> u8 {
+        self.pic.acknowledge()
+    }
+
+    /// Bytes typed at the console; gives how many the serial port's buffer took.
+    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
+        self.console.type_in(bytes)
+    }
+
+    /// What the guest asked for, once.
+    pub fn take_exit(&mut self) -> Option<GuestExit> {
+        self.exit.take()
+    }
+
+    /// The state of the serial port, the interrupt controllers and the timer, for a snapshot.
+    #[must_use]
+    pub fn state(&self) -> (SerialState, PicState, PitState) {
+        // An exit that was asked for has ended the machine.
+        let Self { console, pic, pit, exit: _ } = self;
+        (console.state(), pic.state(), pit.state())
+    }
+
+    /// Devices as they were saved; `None` if the state is not one that they can have.
+    #[must_use]
+    pub fn from_state(
+        serial: &SerialState,
+        pic: &PicState,
+        pit: &PitState,
+        out: Box<dyn Write + Send>,
+    ) -> Option<Self> {
+        let (pic, pit) = (Pic::from_state(pic)?, Pit::from_state(pit)?);
+        Some(Self { console: Console::from_state(serial, out)?, pic, pit, exit: None })
+    }
+
+    /// Takes the console's output away, for the devices that go on in its place.
+    #[must_use]
+    pub fn into_output(self) -> Box<dyn Write + Send> {
+        self.console.into_output()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices() -> Devices {
+        Devices::new(Box::new(std::io::sink()))
+    }
+
+    #[test]
+    fn debug_exit_takes_any_width() {
+        for (data, code) in [(&[3u8][..], 3), (&[3, 1], 0x103), (&[3, 0, 0, 0], 3)] {
+            let mut devices = devices();
+            devices.port_out(ports::DEBUG_EXIT, data, VmTime(0));
+            assert_eq!(devices.take_exit(), Some(GuestExit::Debug(code)));
+            assert_eq!(devices.take_exit(), None);
+        }
+    }
+
+    #[test]
+    fn the_keyboard_controller_resets_only_on_its_reset_command() {
+        let mut devices = devices();
+        devices.port_out(ports::I8042_COMMAND, &[0xd1], VmTime(0));
+        assert_eq!(devices.take_exit(), None);
+        devices.port_out(ports::I8042_COMMAND, &[ports::I8042_RESET], VmTime(0));
+        assert_eq!(devices.take_exit(), Some(GuestExit::Reset));
+    }
+
+    #[test]
+    fn an_absent_port_reads_all_ones() {
+        let mut data = [0; 4];
+        devices().port_in(0x1234, &mut data, VmTime(0));
+        assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn the_timer_interrupts_through_the_controllers() {
+        let mut devices = devices().after_firmware([8, 0x70], VmTime(0));
+        let first = devices.next_interrupt().unwrap();
+        devices.advance(VmTime(first.0 - 1));
+        assert!(!devices.interrupts());
+        devices.advance(first);
+        assert!(devices.interrupts());
+        assert_eq!(devices.next_interrupt(), None, "one waits already");
+        assert_eq!(devices.acknowledge(), 8);
+        assert!(!devices.interrupts());
+        let second = devices.next_interrupt().unwrap();
+        devices.port_out(0x20, &[0x20], second);
+        assert!(devices.interrupts());
+        // Both data ports in one access: no, they are not neighbours; command and data are.
+        devices.port_out(0x20, &[0x20, 0xff], second);
+        assert!(!devices.interrupts());
+        assert_eq!(devices.next_interrupt(), None);
+        let mut data = [0; 2];
+        devices.port_in(0x20, &mut data, second);
+        assert_eq!(data, [1, 0xff]);
+    }
+}

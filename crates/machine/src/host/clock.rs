@@ -1,0 +1,117 @@
+//! The one place that reads a host clock.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vmtime::{HostTsc, Khz, NS_KHZ_PER_TICK};
+
+/// The host's TSC and its frequency.
+///
+/// RDTSC itself needs `unsafe`, which lives in `kvm/` only, so the reader comes in as a function; a test hands in its
+/// own.
+#[derive(Clone, Copy, Debug)]
+pub struct HostClock {
+    read_tsc: fn() -> u64,
+    /// The frequency that guests are told and that VM time is computed with.
+    khz: Khz,
+    /// The frequency that host timers are set with.
+    true_khz: Khz,
+}
+
+impl HostClock {
+    /// A clock that `read_tsc` reads and that runs at `khz`.
+    #[must_use]
+    pub fn new(read_tsc: fn() -> u64, khz: Khz) -> Self {
+        Self { read_tsc, khz, true_khz: khz }
+    }
+
+    /// The same clock, taken for one of `khz`: VM time then runs faster or slower than the host's time, and nothing else
+    /// changes. So a test can see what would be different on a host with another TSC.
+    #[must_use]
+    pub fn taken_for(self, khz: Khz) -> Self {
+        Self { khz, ..self }
+    }
+
+    /// The clock without [`Self::taken_for`], for what KVM itself computes with the true frequency.
+    #[must_use]
+    pub fn as_it_is(self) -> Self {
+        Self { khz: self.true_khz, ..self }
+    }
+
+    /// Whether [`Self::taken_for`] changed the frequency.
+    #[must_use]
+    pub fn is_taken_for_another(&self) -> bool {
+        self.khz != self.true_khz
+    }
+
+    /// The host TSC now.
+    #[must_use]
+    pub fn tsc(&self) -> HostTsc {
+        HostTsc((self.read_tsc)())
+    }
+
+    /// The host TSC's frequency.
+    #[must_use]
+    pub fn khz(&self) -> Khz {
+        self.khz
+    }
+
+    /// How long the host's TSC takes from `from` to `to`: `⌈(to − from) · 10⁶ / khz⌉` ns, zero if `to` is not later.
+    ///
+    /// Rounded up, because it is slept for: rounded down, the sleeper would wake before its deadline and sleep again.
+    #[must_use]
+    pub fn duration(&self, from: HostTsc, to: HostTsc) -> Duration {
+        const NS_PER_SEC: u128 = 1_000_000_000;
+        let ticks = u128::from(to.0.saturating_sub(from.0));
+        // At most 2⁶⁴ · 10⁶ / 10⁴ = 2⁶⁴ · 100 ns, which is below 2⁶⁴ s: neither fallback is taken.
+        let ns = (ticks * NS_KHZ_PER_TICK).div_ceil(u128::from(self.true_khz.get()));
+        let sec = u64::try_from(ns / NS_PER_SEC).unwrap_or(u64::MAX);
+        Duration::new(sec, u32::try_from(ns % NS_PER_SEC).unwrap_or(0))
+    }
+
+    /// The host's TSC `length` after `from`, rounded down; the greatest there is if that is beyond it.
+    #[must_use]
+    pub fn after(&self, from: HostTsc, length: Duration) -> HostTsc {
+        let ticks = length.as_nanos().saturating_mul(u128::from(self.true_khz.get())) / NS_KHZ_PER_TICK;
+        HostTsc(from.0.saturating_add(vmtime::saturate(ticks)))
+    }
+}
+
+/// Wall-clock time now, in nanoseconds since the Unix epoch; 0 before it, [`u64::MAX`] after the year 2554.
+///
+/// For the guest's wall clock and for the downtime between two processes, perhaps on two hosts, which share no other
+/// clock. It can be set back, so a difference of two may be negative; `adjust` handles that.
+#[must_use]
+pub fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| vmtime::saturate(since.as_nanos()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_round_up() {
+        let clock = HostClock::new(|| 1234, Khz::new(3_000_000).unwrap());
+        assert_eq!((clock.tsc(), clock.khz().get()), (HostTsc(1234), 3_000_000));
+        let ns = |from, to| clock.duration(HostTsc(from), HostTsc(to)).as_nanos();
+        assert_eq!([ns(0, 1), ns(0, 3), ns(0, 4), ns(5, 5), ns(6, 5)], [1, 1, 2, 0, 0]);
+        let after = |from, ns| clock.after(HostTsc(from), Duration::from_nanos(ns)).0;
+        assert_eq!([after(7, 0), after(7, 1), after(7, 1_000_000), after(7, u64::MAX)], [7, 10, 3_000_007, u64::MAX]);
+        let slow = HostClock::new(|| 0, Khz::MIN);
+        assert_eq!(slow.duration(HostTsc(0), HostTsc(u64::MAX)).as_nanos(), u128::from(u64::MAX) * 100);
+    }
+
+    #[test]
+    fn timers_are_set_with_the_true_frequency() {
+        let clock = HostClock::new(|| 0, Khz::new(2_000_000).unwrap()).taken_for(Khz::new(400_000).unwrap());
+        assert_eq!((clock.khz().get(), clock.as_it_is().khz().get()), (400_000, 2_000_000));
+        assert_eq!([clock, clock.as_it_is()].map(|clock| clock.is_taken_for_another()), [true, false]);
+        assert_eq!(clock.duration(HostTsc(0), HostTsc(2)).as_nanos(), 1);
+        assert_eq!(clock.after(HostTsc(0), Duration::from_nanos(1)), HostTsc(2));
+    }
+
+    #[test]
+    fn the_wall_clock_is_past_2020() {
+        assert!(wall_ns() > 1_577_836_800_000_000_000);
+    }
+}

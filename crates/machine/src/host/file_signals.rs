@@ -1,0 +1,84 @@
+//! Signals about files: a file that may not grow, and a mapped file that is not there any more.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    ops::Range,
+    ptr,
+    sync::{
+        Once,
+        atomic::{AtomicPtr, Ordering},
+    },
+};
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::mem::ram::GuestRam;
+
+/// How the process ends when guest memory is lost: as for any snapshot that cannot be used.
+const EXIT_CODE: i32 = 2;
+
+/// Ignores SIGXFSZ, by default the end of a process that writes beyond its RLIMIT_FSIZE: write(2) then fails with EFBIG.
+///
+/// # Errors
+/// What the kernel says.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: ignoring a signal runs no code of ours.
+    let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Memory that is mapped from a file.
+struct Guarded {
+    ranges: Vec<Range<usize>>,
+    line: Vec<u8>,
+}
+
+/// What the handler looks at: null, or something that is never freed.
+static GUARDED: AtomicPtr<Guarded> = AtomicPtr::new(ptr::null_mut());
+
+/// From now on, the process ends with exit code 2, after `line` on standard error, when it touches a page of `memory` that the
+/// mapped file cannot give: because it was truncated, or its medium fails. Only the latest memory is guarded.
+pub fn guard_mapped_file(memory: &GuestRam, line: &str) {
+    let range = |start: usize, length: u64| start..start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+    let ranges = memory.iter().map(|region| range(region.as_ptr().addr(), region.len())).collect();
+    let mut line = line.replace('\n', " ").into_bytes();
+    line.truncate(libc::PIPE_BUF - 1);
+    line.push(b'\n');
+    // Never freed: the handler may look at any time, on any thread. A process loads one snapshot.
+    GUARDED.store(Box::into_raw(Box::new(Guarded { ranges, line })), Ordering::Release);
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        // If it fails, the process ends by the signal: as without it.
+        let _ = vmm_sys_util::signal::register_signal_handler(libc::SIGBUS, on_bus_error);
+    });
+}
+
+/// Calls only what signal-safety(7) lists.
+extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo_t that lives as long as the call.
+    let info = unsafe { info.as_ref() };
+    // SAFETY: for SIGBUS `si_addr` is the union's live member.
+    let address = info.map_or(0, |info| unsafe { info.si_addr() }.addr());
+    // SAFETY: null, or a value that is never freed nor changed.
+    let guarded = unsafe { GUARDED.load(Ordering::Acquire).as_ref() };
+    if let Some(Guarded { line, .. }) =
+        guarded.filter(|guarded| guarded.ranges.iter().any(|range| range.contains(&address)))
+    {
+        let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+        // A write to a pipe that nobody reads would hold the process. pipe(7), "PIPE_BUF": a pipe with room takes so much at
+        // once.
+        // SAFETY: one pollfd, which outlives the call.
+        if unsafe { libc::poll(&raw mut stderr, 1, 0) } > 0 {
+            // SAFETY: the bytes outlive the call. Whether they were written changes nothing.
+            let _ = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+        }
+        // SAFETY: it ends the process and runs nothing of it.
+        unsafe { libc::_exit(EXIT_CODE) };
+    }
+    // Of something else: the access is tried again, and then ends the process as by default.
+    // SAFETY: all zeros is a valid sigaction: the default action, no mask, no flags.
+    let default = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
+    // SAFETY: it reads one sigaction, which outlives the call.
+    unsafe { libc::sigaction(libc::SIGBUS, &raw const default, ptr::null_mut()) };
+}

@@ -1,0 +1,21 @@
+//! The operating system under the machine: clocks, threads, files, pages of the process.
+//!
+//! What it is: thin, typed access to system calls that have nothing to do with KVM. With `kvm` it is the only folder with
+//! `unsafe`.
+//!
+//! What it is not: it knows neither a machine nor a guest.
+
+#![allow(unsafe_code, reason = "system calls, signal handlers and RDTSC; every block says why it is sound")]
+
+pub mod boot_id;
+pub mod clock;
+pub mod exit;
+pub mod file_signals;
+pub mod kick;
+pub mod regular_file;
+pub mod start_pages;
+pub mod tsc;
+mod withheld;
+pub mod writeback;
+
+pub use withheld::{Piece, Withheld};

@@ -1,0 +1,86 @@
+//! What can go wrong between us and KVM.
+
+use std::io;
+
+use crate::host::kick::TimerError;
+
+/// The host cannot do what was asked: exit code 3.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// `/dev/kvm` does not exist.
+    #[error(
+        "/dev/kvm does not exist: this host offers no KVM; load kvm_intel or kvm_amd, or enable virtualization in the \
+         firmware or in the hypervisor around this machine"
+    )]
+    NoKvm,
+    /// `/dev/kvm` exists but may not be opened.
+    #[error("/dev/kvm may not be opened by this user ({0}); join the group that owns it (often `kvm`) or run as root")]
+    Forbidden(io::Error),
+    /// `/dev/kvm` cannot be opened for another reason.
+    #[error("/dev/kvm cannot be opened: {0}")]
+    Open(io::Error),
+    /// The API has another version than the one stable for all of KVM's life.
+    #[error("/dev/kvm speaks KVM API version {0}; only version 12 is known")]
+    ApiVersion(i32),
+    /// A capability that we cannot do without.
+    #[error("this host's KVM lacks {name}, needed {why}")]
+    MissingCapability {
+        /// KVM's name of it.
+        name: &'static str,
+        /// What for.
+        why: &'static str,
+    },
+}
+
+/// A KVM call failed, or the guest did what the host cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// See [`HostError`].
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// An ioctl that must not fail did.
+    #[error("KVM call {call} failed: {source}")]
+    Call {
+        /// The ioctl's name.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Guest RAM that the kernel cannot read or write: its file became shorter, or the medium under it fails.
+    #[error("guest memory cannot be accessed{}: {source}", at.map(|at| format!(" at {at:#x}")).unwrap_or_default())]
+    Memory {
+        /// The guest physical address, if KVM tells it.
+        at: Option<u64>,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A vCPU state of other architectures or of times to come.
+    #[error("KVM reports MP state {0}, which no vCPU here can have")]
+    MpState(u32),
+    /// KVM would not take one MSR of a saved vCPU.
+    #[error("this host does not take the value {value:#x} for the guest's MSR {index:#x}")]
+    Msr {
+        /// MSR number.
+        index: u32,
+        /// The refused value.
+        value: u64,
+    },
+}
+
+impl From<TimerError> for Error {
+    fn from(TimerError(source): TimerError) -> Self {
+        Self::Call { call: "timer_create", source }
+    }
+}
+
+impl Error {
+    /// For `map_err` on a kvm-ioctls result.
+    pub(super) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |error| Self::Call { call, source: io::Error::from_raw_os_error(error.errno()) }
+    }
+
+    /// For the ioctls that kvm-ioctls does not wrap.
+    pub(super) fn last(call: &'static str) -> Self {
+        Self::Call { call, source: io::Error::last_os_error() }
+    }
+}

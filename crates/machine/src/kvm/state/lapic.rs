@@ -1,0 +1,203 @@
+//! What KVM holds of a vCPU beyond [`super::VcpuState`] when it also has the LAPIC: the register page, the timer, the MP
+//! state, kvmclock's MSRs.
+
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
+    kvm_lapic_state, kvm_mp_state,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+use super::msrs;
+use crate::kvm::{Error, Vcpu};
+
+const IA32_TSC_ADJUST: u32 = 0x3b;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+const MSR_WALL_CLOCK: u32 = guest_abi::pvclock::MSR_WALL_CLOCK_NEW;
+const MSR_SYSTEM_TIME: u32 = guest_abi::pvclock::MSR_SYSTEM_TIME_NEW;
+
+/// Size of the part of the page that holds registers.
+const BYTES: usize = 1024;
+
+/// A LAPIC's register page as KVM_GET_LAPIC gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LapicPage(#[serde(with = "hex")] [u8; BYTES]);
+
+impl LapicPage {
+    /// The register at byte `offset`; 0 outside the page.
+    #[must_use]
+    pub fn register(&self, offset: usize) -> u32 {
+        let bytes = self.0.get(offset..).and_then(<[u8]>::first_chunk::<4>);
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+
+    /// Sets the register at byte `offset`; outside the page it does nothing.
+    pub fn set_register(&mut self, offset: usize, value: u32) {
+        if let Some(bytes) = self.0.get_mut(offset..).and_then(<[u8]>::first_chunk_mut::<4>) {
+            *bytes = value.to_le_bytes();
+        }
+    }
+
+    fn from_kvm(kvm: &kvm_lapic_state) -> Self {
+        let kvm_lapic_state { regs } = kvm;
+        Self(regs.map(i8::cast_unsigned))
+    }
+
+    fn to_kvm(&self) -> kvm_lapic_state {
+        let Self(bytes) = self;
+        kvm_lapic_state { regs: bytes.map(u8::cast_signed) }
+    }
+}
+
+impl Default for LapicPage {
+    /// All zeros, which is no LAPIC's state.
+    fn default() -> Self {
+        Self([0; BYTES])
+    }
+}
+
+/// Whether a vCPU executes instructions, as KVM has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MpState {
+    /// It does.
+    Runnable,
+    /// It executed HLT.
+    Halted,
+    /// An application processor before INIT.
+    Uninitialized,
+    /// An application processor that waits for a start-up message.
+    InitReceived,
+}
+
+impl MpState {
+    fn from_kvm(kvm: kvm_mp_state) -> Result<Self, Error> {
+        match kvm.mp_state {
+            KVM_MP_STATE_RUNNABLE => Ok(Self::Runnable),
+            KVM_MP_STATE_HALTED => Ok(Self::Halted),
+            KVM_MP_STATE_UNINITIALIZED => Ok(Self::Uninitialized),
+            KVM_MP_STATE_INIT_RECEIVED => Ok(Self::InitReceived),
+            other => Err(Error::MpState(other)),
+        }
+    }
+
+    fn to_kvm(self) -> kvm_mp_state {
+        let mp_state = match self {
+            Self::Runnable => KVM_MP_STATE_RUNNABLE,
+            Self::Halted => KVM_MP_STATE_HALTED,
+            Self::Uninitialized => KVM_MP_STATE_UNINITIALIZED,
+            Self::InitReceived => KVM_MP_STATE_INIT_RECEIVED,
+        };
+        kvm_mp_state { mp_state }
+    }
+}
+
+/// A LAPIC in KVM, and what goes with it, at the instant of reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelLapicState {
+    /// Registers.
+    pub page: LapicPage,
+    /// IA32_TSC_DEADLINE; 0 if none is armed.
+    pub tsc_deadline: u64,
+    /// IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// MSR_KVM_SYSTEM_TIME_NEW: the guest's kvmclock page, and whether it is enabled.
+    pub system_time: u64,
+    /// MSR_KVM_WALL_CLOCK_NEW.
+    pub wall_clock: u64,
+}
+
+impl Vcpu {
+    /// The vCPU's MP state. It takes in INIT and start-up messages that wait, which changes registers and LAPIC: read it
+    /// before them.
+    ///
+    /// # Errors
+    /// If the ioctl fails, or reports a state that nothing here knows.
+    pub fn mp_state(&self) -> Result<MpState, Error> {
+        MpState::from_kvm(self.call().get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?)
+    }
+
+    /// Sets the vCPU's MP state: after everything else, since KVM_SET_SREGS may make a vCPU runnable.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_mp_state(&self, state: MpState) -> Result<(), Error> {
+        self.fd.set_mp_state(state.to_kvm()).map_err(Error::call("KVM_SET_MP_STATE"))
+    }
+
+    /// KVM's LAPIC of this vCPU.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn kernel_lapic(&self) -> Result<KernelLapicState, Error> {
+        let fd: &VcpuFd = &self.fd;
+        // KVM's timer goes on while we read. The deadline before the registers: one that fires in between is then saved
+        // both as armed and as a request, which become one interrupt again. The other way round it would be in neither.
+        let tsc_deadline = msrs::read(fd, IA32_TSC_DEADLINE)?;
+        let page = LapicPage::from_kvm(&fd.get_lapic().map_err(Error::call("KVM_GET_LAPIC"))?);
+        Ok(KernelLapicState {
+            page,
+            tsc_deadline,
+            tsc_adjust: msrs::read(fd, IA32_TSC_ADJUST)?,
+            system_time: msrs::read(fd, MSR_SYSTEM_TIME)?,
+            wall_clock: msrs::read(fd, MSR_WALL_CLOCK)?,
+        })
+    }
+
+    /// Sets registers and deadline of KVM's LAPIC. The guest's TSC must be right by now.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_lapic_timer(&self, page: &LapicPage, tsc_deadline: u64) -> Result<(), Error> {
+        // LVTT before the deadline: KVM ignores a deadline unless LVTT is in deadline mode (`kvm_set_lapic_tscdeadline_msr`
+        // in Linux arch/x86/kvm/lapic.c), and the timer would be lost.
+        self.fd.set_lapic(&page.to_kvm()).map_err(Error::call("KVM_SET_LAPIC"))?;
+        // 0 disarms, and the registers have done that.
+        if tsc_deadline == 0 { Ok(()) } else { msrs::write(&self.fd, IA32_TSC_DEADLINE, tsc_deadline) }
+    }
+
+    /// States IA32_TSC_ADJUST. Written from outside it does not move the TSC: [`Vcpu::set_tsc_offset`] does.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_tsc_adjust(&self, adjust: u64) -> Result<(), Error> {
+        msrs::write(&self.fd, IA32_TSC_ADJUST, adjust)
+    }
+
+    /// Registers the guest's kvmclock page and wall clock with KVM. The latter is filled in at once, from VM time: set the
+    /// clock before. The page follows when the vCPU is entered.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_kvmclock(&self, system_time: u64, wall_clock: u64) -> Result<(), Error> {
+        msrs::write(&self.fd, MSR_SYSTEM_TIME, system_time)?;
+        // 0: the guest has not asked for it.
+        if wall_clock == 0 { Ok(()) } else { msrs::write(&self.fd, MSR_WALL_CLOCK, wall_clock) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_survives_a_file_and_has_one_size() {
+        let mut page = LapicPage::default();
+        page.set_register(0x390, 0x0102_0304);
+        page.set_register(BYTES - 2, 7);
+        let text = serde_json::to_string(&page).unwrap();
+        assert_eq!(serde_json::from_str::<LapicPage>(&text).unwrap(), page);
+        assert_eq!((page.register(0x390), page.register(BYTES), page.register(BYTES - 4)), (0x0102_0304, 0, 0));
+        assert_eq!(LapicPage::from_kvm(&page.to_kvm()), page);
+        serde_json::from_str::<LapicPage>(&text.replacen("00", "", 1)).unwrap_err();
+    }
+
+    #[test]
+    fn every_mp_state_comes_back() {
+        for state in [MpState::Runnable, MpState::Halted, MpState::Uninitialized, MpState::InitReceived] {
+            assert_eq!(MpState::from_kvm(state.to_kvm()).unwrap(), state);
+        }
+        MpState::from_kvm(kvm_mp_state { mp_state: 99 }).unwrap_err();
+    }
+}

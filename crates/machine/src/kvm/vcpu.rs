@@ -1,0 +1,465 @@
+//! One vCPU: run it until it asks for something, answer, inject, step.
+
+use std::{cell::Cell, io, sync::Arc};
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVMIO, kvm_cpuid_entry2, kvm_regs, kvm_sregs};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
+
+use super::{Error, Vm};
+use crate::{host::kick, mem::ram::GuestRam, x86::Leaf};
+
+// Not wrapped by kvm-ioctls.
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
+
+/// IA32_MCG_CAP: ten banks, as QEMU has, and IA32_MCG_CTL. KVM's default is all the banks that it could have.
+const MACHINE_CHECK_CAP: u64 = 10 | 1 << 8;
+
+/// The access faults: #GP(0) is to be raised in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpFault;
+
+/// Where a vCPU's I/O, MMIO and MSR accesses go. Data is little endian, as long as the access.
+pub trait Bus {
+    /// The guest's CR8 at this exit: told before the access that follows, so that MOV CR8 and a write of TPR keep their
+    /// order.
+    fn cr8(&mut self, cr8: u8);
+    /// IN from `port`.
+    fn port_in(&mut self, port: u16, data: &mut [u8]);
+    /// OUT to `port`.
+    fn port_out(&mut self, port: u16, data: &[u8]);
+    /// A load from a guest physical address without RAM.
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]);
+    /// A store to a guest physical address without RAM.
+    fn mmio_write(&mut self, address: u64, data: &[u8]);
+    /// RDMSR of an MSR that exits.
+    ///
+    /// # Errors
+    /// [`GpFault`] if it is to fault.
+    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault>;
+    /// WRMSR of an MSR that exits.
+    ///
+    /// # Errors
+    /// [`GpFault`] if it is to fault.
+    fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault>;
+}
+
+/// What kind of access was answered by the [`Bus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// IN or OUT.
+    Port,
+    /// A load or store outside RAM.
+    Mmio,
+    /// RDMSR or WRMSR.
+    Msr,
+}
+
+/// Why KVM_RUN returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest did something that the bus has answered. It completes when the vCPU is entered again, or by
+    /// [`Vcpu::drain`].
+    Operation(Operation),
+    /// The guest executed HLT.
+    Halt,
+    /// The window that [`Vcpu::request_window`] asked for is open.
+    WindowOpen,
+    /// A single step or a breakpoint.
+    Debug,
+    /// Kicked by a signal.
+    Interrupted,
+    /// Triple fault.
+    Shutdown,
+    /// KVM could not go on with the guest: its suberror (1 = emulation failed).
+    InternalError(u32),
+    /// The CPU refused the guest's state: hardware reason.
+    FailEntry(u64),
+    /// Anything else, by KVM's number.
+    Other(u32),
+}
+
+/// The registers that answering a trapped instruction needs, read from the shared page after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Where the next instruction is, before paging: RIP and, outside 64-bit mode, the base of CS.
+    pub linear_rip: u64,
+    /// Accumulator.
+    pub rax: u64,
+    /// Counter: the MSR number of RDMSR and WRMSR.
+    pub rcx: u64,
+    /// Data: the high half of RDMSR and WRMSR.
+    pub rdx: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Present privilege level, 0–3.
+    pub cpl: u8,
+}
+
+/// How often KVM was called for one vCPU while it ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// KVM_RUN.
+    pub entries: u64,
+    /// Returns of KVM_RUN because of what the guest did; the others are for a signal, or to complete an access.
+    pub exits: u64,
+    /// All else.
+    pub others: u64,
+}
+
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
+/// EFER.LMA: long mode is active.
+const EFER_LMA: u64 = 1 << 10;
+
+/// The linear address of the instruction at `rip` of a code segment, whose L bit is `long`.
+pub(super) fn code_address(rip: u64, base: u64, long: bool, efer: u64) -> u64 {
+    // Outside 64-bit mode linear addresses have 32 bits.
+    if efer & EFER_LMA != 0 && long { rip } else { base.wrapping_add(rip) & 0xffff_ffff }
+}
+
+/// One virtual CPU.
+pub struct Vcpu {
+    pub(super) fd: VcpuFd,
+    /// The last exit is an access whose completion KVM does at the next entry.
+    pub(super) incomplete: bool,
+    /// KVM_SET_GUEST_DEBUG is in force.
+    pub(super) debugging: bool,
+    calls: Cell<Calls>,
+    pub(super) has_xcrs: bool,
+    memory: Arc<GuestRam>,
+    /// Registers as they were when KVM made the vCPU: those of a reset.
+    pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
+}
+
+impl Vcpu {
+    /// CPU number `index` of `vm`, which sees the CPUID `leaves`.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn new(vm: &Vm, index: u32, leaves: &[Leaf]) -> Result<Self, Error> {
+        let mut fd = vm.fd.create_vcpu(u64::from(index)).map_err(Error::call("KVM_CREATE_VCPU"))?;
+        let entries: Vec<kvm_cpuid_entry2> = leaves
+            .iter()
+            .map(|leaf| kvm_cpuid_entry2 {
+                function: leaf.function,
+                index: leaf.index,
+                flags: if leaf.indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+                eax: leaf.eax,
+                ebx: leaf.ebx,
+                ecx: leaf.ecx,
+                edx: leaf.edx,
+                ..Default::default()
+            })
+            .collect();
+        let too_many = |_| Error::Call { call: "KVM_SET_CPUID2", source: io::Error::from_raw_os_error(libc::E2BIG) };
+        let cpuid = CpuId::from_entries(&entries).map_err(too_many)?;
+        fd.set_cpuid2(&cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
+        // SAFETY: KVM_X86_SETUP_MCE reads one u64 from a constant that outlives the call.
+        if unsafe { ioctl_with_ref(&fd, KVM_X86_SETUP_MCE(), &MACHINE_CHECK_CAP) } != 0 {
+            return Err(Error::last("KVM_X86_SETUP_MCE"));
+        }
+        for reg in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+            fd.set_sync_valid_reg(reg);
+        }
+        let regs = fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
+        let sregs = fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
+        // Nothing is in the shared page before the first entry: the first drain brings it.
+        Ok(Self {
+            fd,
+            incomplete: true,
+            debugging: false,
+            calls: Cell::default(),
+            has_xcrs: vm.has_xcrs,
+            memory: Arc::clone(vm.memory()),
+            fresh: Box::new((regs, sregs)),
+        })
+    }
+
+    /// Makes kicks of the calling thread reach this vCPU while the returned value lives.
+    #[must_use]
+    pub fn bind(&mut self) -> impl Drop + use<> {
+        kick::Binding::new(&mut self.fd.get_kvm_run().immediate_exit)
+    }
+
+    /// Forgets kicks so far, and tells whether there were any: call before looking at what they might be about.
+    pub fn forget_kicks(&mut self) -> bool {
+        kick::forget(&mut self.fd.get_kvm_run().immediate_exit)
+    }
+
+    /// Enters the guest until it exits, and answers accesses from `bus`.
+    ///
+    /// # Errors
+    /// If the call fails otherwise than by a signal.
+    pub fn run(&mut self, bus: &mut impl Bus) -> Result<Exit, Error> {
+        self.incomplete = false;
+        let cr8 = &raw const self.fd.get_kvm_run().cr8;
+        let result = self.fd.run();
+        self.calls.update(|calls| Calls {
+            entries: calls.entries.wrapping_add(1),
+            exits: calls.exits.wrapping_add(u64::from(!matches!(result, Err(_) | Ok(VcpuExit::Intr)))),
+            ..calls
+        });
+        // SAFETY: the field is in the kvm_run mapping, which lives as long as `self.fd`; KVM writes it only in KVM_RUN.
+        bus.cr8(unsafe { cr8.read_volatile() }.to_le_bytes()[0] & 0xf);
+        let (data, read) = match result {
+            Ok(VcpuExit::IoIn(_, data)) => (std::ptr::from_mut(data), true),
+            Ok(VcpuExit::IoOut(_, data)) => (std::ptr::from_ref(data).cast_mut(), false),
+            // An instruction that KVM emulates, at RAM that it cannot access: it takes that for a device's.
+            Ok(VcpuExit::MmioRead(at, _) | VcpuExit::MmioWrite(at, _))
+                if self.memory.address_in_range(GuestAddress(at)) =>
+            {
+                return Err(Error::Memory { at: Some(at), source: io::Error::from_raw_os_error(libc::EFAULT) });
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                bus.mmio_read(address, data);
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Mmio));
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                bus.mmio_write(address, data);
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Mmio));
+            }
+            Ok(VcpuExit::X86Rdmsr(access)) => {
+                match bus.msr_read(access.index) {
+                    Ok(value) => (*access.data, *access.error) = (value, 0),
+                    Err(GpFault) => *access.error = 1,
+                }
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Msr));
+            }
+            Ok(VcpuExit::X86Wrmsr(access)) => {
+                *access.error = u8::from(bus.msr_write(access.index, access.data).is_err());
+                self.incomplete = true;
+                return Ok(Exit::Operation(Operation::Msr));
+            }
+            Ok(VcpuExit::Hlt) => return Ok(Exit::Halt),
+            Ok(VcpuExit::IrqWindowOpen) => return Ok(Exit::WindowOpen),
+            Ok(VcpuExit::Debug(_)) => return Ok(Exit::Debug),
+            Ok(VcpuExit::Intr | VcpuExit::SetTpr) => return Ok(Exit::Interrupted),
+            Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
+            Ok(VcpuExit::FailEntry(reason, _)) => return Ok(Exit::FailEntry(reason)),
+            Ok(VcpuExit::InternalError) => return Ok(Exit::InternalError(self.internal_suberror())),
+            Ok(_) => return Ok(Exit::Other(self.fd.get_kvm_run().exit_reason)),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
+                return Err(Error::Memory { at: None, source: io::Error::from_raw_os_error(error.errno()) });
+            }
+            Err(error) => return Err(Error::call("KVM_RUN")(error)),
+        };
+        self.port(data, read, bus);
+        Ok(Exit::Operation(Operation::Port))
+    }
+
+    /// One port access; a string instruction brings several elements at once.
+    fn port(&mut self, data: *mut [u8], read: bool, bus: &mut impl Bus) {
+        // SAFETY: called right after a KVM_EXIT_IO, so that `io` is the union's live member.
+        let io = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io };
+        // SAFETY: the pointer is the slice kvm-ioctls made inside the kvm_run mapping for this exit; nobody else uses it.
+        let data = unsafe { &mut *data };
+        for element in data.chunks_mut(usize::from(io.size).max(1)) {
+            if read {
+                bus.port_in(io.port, element);
+            } else {
+                bus.port_out(io.port, element);
+            }
+        }
+        self.incomplete = true;
+    }
+
+    fn internal_suberror(&mut self) -> u32 {
+        // SAFETY: called right after a KVM_EXIT_INTERNAL_ERROR, so that `internal` is the union's live member.
+        unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
+    }
+
+    /// Completes the last instruction without running the guest further, and brings the shared registers up to date.
+    ///
+    /// Accesses are incomplete until the vCPU is entered again (Linux `api.rst`, KVM_RUN); state read or written before
+    /// that is stale or gets overwritten. One instruction can make several accesses (a read-modify-write, a copy between
+    /// two devices, an operand across a page): each completion may bring the next, which must be answered, for KVM takes
+    /// it as answered.
+    ///
+    /// # Errors
+    /// If the call fails otherwise than by the exit that it asks for.
+    pub fn drain(&mut self, bus: &mut impl Bus) -> Result<(), Error> {
+        while self.incomplete || self.fd.get_kvm_run().kvm_dirty_regs != 0 {
+            self.fd.get_kvm_run().immediate_exit = 1;
+            // EINTR is what was asked for, and comes when nothing is left to complete.
+            let result = self.run(bus);
+            kick::release(&mut self.fd.get_kvm_run().immediate_exit);
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Whether an interrupt injected now would enter at once. Valid after an exit that is drained.
+    pub fn ready_for_injection(&mut self) -> bool {
+        self.fd.get_kvm_run().ready_for_interrupt_injection != 0
+    }
+
+    /// Asks for an exit as soon as an interrupt could be injected; false takes it back.
+    pub fn request_window(&mut self, wanted: bool) {
+        self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
+    }
+
+    /// CR8 at the next entry. KVM_RUN overwrites the guest's CR8 with it whenever there is no in-kernel LAPIC.
+    pub fn set_cr8(&mut self, cr8: u8) {
+        self.fd.get_kvm_run().cr8 = u64::from(cr8);
+    }
+
+    /// Queues external interrupt `vector`, which enters at the next entry. Nothing checks it: only after [`Self::drain`],
+    /// when [`Self::ready_for_injection`].
+    pub fn inject(&mut self, vector: u8) {
+        // As KVM_INTERRUPT does, without a call.
+        let interrupt = &mut self.fd.sync_regs_mut().events.interrupt;
+        interrupt.injected = 1;
+        interrupt.nr = vector;
+        interrupt.soft = 0;
+        self.events_dirty();
+    }
+
+    /// What was counted since the last call.
+    pub fn take_calls(&mut self) -> Calls {
+        self.calls.take()
+    }
+
+    /// The vCPU for a call other than KVM_RUN, counted.
+    pub(super) fn call(&self) -> &VcpuFd {
+        self.calls.update(|calls| Calls { others: calls.others.wrapping_add(1), ..calls });
+        &self.fd
+    }
+
+    /// NMIs that KVM holds because they cannot enter yet, and whether that is for want of the IRET of the last one. Valid
+    /// after [`Self::drain`].
+    pub fn nmis(&mut self) -> (u8, bool) {
+        let nmi = &self.fd.sync_regs_mut().events.nmi;
+        (nmi.pending, nmi.masked != 0)
+    }
+
+    /// Queues an NMI. KVM keeps one behind the one that is being handled, and merges further ones.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn nmi(&mut self) -> Result<(), Error> {
+        // The shared registers do not know of it: written back, they would take it away.
+        self.incomplete = true;
+        self.call().nmi().map_err(Error::call("KVM_NMI"))
+    }
+
+    /// Registers as of the last exit.
+    pub fn registers(&mut self) -> Registers {
+        let shared = self.fd.sync_regs_mut();
+        let (regs, system) = (&shared.regs, &shared.sregs);
+        Registers {
+            rip: regs.rip,
+            linear_rip: code_address(regs.rip, system.cs.base, system.cs.l != 0, system.efer),
+            rax: regs.rax,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsp: regs.rsp,
+            rflags: regs.rflags,
+            cpl: system.ss.dpl & 3,
+        }
+    }
+
+    /// The size of the code segment at the last exit: 16, 32 or 64 bits.
+    pub fn code_bits(&mut self) -> u32 {
+        let system = &self.fd.sync_regs_mut().sregs;
+        match (system.efer & EFER_LMA != 0 && system.cs.l != 0, system.cs.db != 0) {
+            (true, _) => 64,
+            (false, true) => 32,
+            (false, false) => 16,
+        }
+    }
+
+    /// Whether RFLAGS.IF was set at the last exit.
+    pub fn interrupts_enabled(&mut self) -> bool {
+        self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
+    }
+
+    /// The vector that was injected and has not entered yet, as of the last exit.
+    pub fn entering(&mut self) -> Option<u8> {
+        let interrupt = &self.fd.sync_regs_mut().events.interrupt;
+        (interrupt.injected != 0).then_some(interrupt.nr)
+    }
+
+    /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
+    pub fn long_mode_idt(&mut self) -> Option<u64> {
+        let system = &self.fd.sync_regs_mut().sregs;
+        (system.efer & EFER_LMA != 0).then_some(system.idt.base)
+    }
+
+    /// Goes on at `rip`. The interrupt shadow of a preceding STI or MOV SS ends, as after any instruction.
+    pub fn continue_at(&mut self, rip: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs.rip = rip;
+        let shadowed = shared.events.interrupt.shadow != 0;
+        shared.events.interrupt.shadow = 0;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        if shadowed {
+            self.events_dirty();
+        }
+    }
+
+    /// Goes on at `rip` with EDX:EAX = `value`, as after RDTSC.
+    pub fn continue_with(&mut self, rip: u64, value: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs.rax = value & 0xffff_ffff;
+        shared.regs.rdx = value >> 32;
+        self.continue_at(rip);
+    }
+
+    /// Raises #GP(0) with `rip` as the faulting instruction.
+    pub fn raise_gp_at(&mut self, rip: u64) {
+        self.continue_at(rip);
+        let exception = &mut self.fd.sync_regs_mut().events.exception;
+        exception.injected = 1;
+        exception.nr = 13;
+        exception.has_error_code = 1;
+        exception.error_code = 0;
+        self.events_dirty();
+    }
+
+    fn events_dirty(&mut self) {
+        // Only what the flags name is taken over: the interrupt shadow is one of those.
+        self.fd.sync_regs_mut().events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
+        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
+    }
+
+    /// Mirrors IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check it, our LAPIC did.
+    pub fn set_apic_base(&mut self, value: u64) {
+        self.settle_interrupt_bitmap();
+        self.fd.sync_regs_mut().sregs.apic_base = value;
+        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+    }
+
+    /// Makes the shared interrupt bitmap say what the shared events say. KVM sets the bit of an interrupt that waits to be
+    /// delivered, and clears none there: written back, an interrupt of long ago would enter again.
+    pub(super) fn settle_interrupt_bitmap(&mut self) {
+        let shared = self.fd.sync_regs_mut();
+        let interrupt = &shared.events.interrupt;
+        let mut bitmap = [0u64; 4];
+        if interrupt.injected != 0
+            && interrupt.soft == 0
+            && let Some(word) = bitmap.get_mut(usize::from(interrupt.nr >> 6))
+        {
+            *word = 1 << (interrupt.nr & 63);
+        }
+        shared.sregs.interrupt_bitmap = bitmap;
+    }
+
+    /// The guest physical address behind a linear one, if it is mapped.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn translate(&self, linear: u64) -> Result<Option<u64>, Error> {
+        let translation = self.call().translate_gva(linear).map_err(Error::call("KVM_TRANSLATE"))?;
+        Ok((translation.valid != 0).then_some(translation.physical_address))
+    }
+}

@@ -1,0 +1,36 @@
+//! A KVM virtual machine whose local APIC, timer and kvmclock page are in user space: it boots, runs, saves, and goes on
+//! with another TSC frequency.
+
+pub mod boot;
+pub mod control;
+pub mod devices;
+pub mod doctor;
+pub mod host;
+pub mod kvm;
+pub mod machine;
+pub mod mem;
+pub mod output;
+pub mod session;
+pub mod snapshot;
+pub mod x86;
+
+pub use machine::{
+    MAX_CPUS, audit,
+    build::{Machine, Outputs, TraceTo},
+    clock, config,
+    config::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, host_fingerprint::HostNote},
+    dirty::SnapshotId,
+    error::{At, End, Outcome, RunError},
+    migrate::{Migration, Policies, check_ratio},
+    policy, record,
+    record::counters::Costs,
+    sched, shared,
+    shared::Platform,
+    state,
+    stepper::{Came, Place, Stepper},
+    vcpu,
+    vcpu::{
+        disassembly::{INSTRUCTION_MAX, disassemble},
+        step::Pace,
+    },
+};

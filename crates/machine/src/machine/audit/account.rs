@@ -1,0 +1,89 @@
+//! The host's account of VM time, against which each record is held.
+//!
+//! Two things that a guest says of a tick can be known to be wrong. The TSC that it read and the VM time that it made of it
+//! must be one instant, by the host's arithmetic, which uses no page. And no instant in a record can lie after the one at
+//! which the record is read: a guest that reads another TSC than the VMM's, at an RDTSC that is not in its trap-site table,
+//! computes a perfect VM time of another machine.
+
+use guest_abi::report::Record;
+use vmtime::{GuestTsc, VmTime};
+
+use super::{Platform, lock};
+use crate::machine::{clock::Clock, config::LapicKind};
+
+/// How far two accounts of one instant may be apart: the page rounds each reading down by up to 2 ns, and a restore rounds
+/// its base.
+pub(crate) const ACCOUNTS_AGREE_NS: u64 = 1000;
+/// VM time in which the page may drift by a nanosecond: KVM's arithmetic is good to 1 ppb.
+const DRIFT_NS: u64 = 1_000_000_000;
+/// Where KVM has the clock, the VMM knows it only from when the guest last stopped. A guest that reads another machine's TSC
+/// is hours off.
+const KVMS_CLOCK_NS: u64 = 1_000_000_000;
+
+/// The host's account at one instant.
+pub(crate) struct Account {
+    /// VM time, by the later of page and account.
+    now: VmTime,
+    /// None where the guest's TSC tells the host nothing: KVM's clock is not computed here.
+    clock: Option<(Clock, u64)>,
+    tolerance_ns: u64,
+}
+
+impl Account {
+    /// As things stand; `ring` is the number of the CPU's ring, `restores` how often the page was given a new base.
+    pub(crate) fn now(platform: &Platform, ring: usize, restores: u64) -> Self {
+        let clock = lock(&platform.clock).clone();
+        let tsc = clock.tsc();
+        let ours = platform.lapic == LapicKind::User;
+        let tolerance_ns = if ours { tolerance_ns(clock.vm_time(tsc), restores) } else { KVMS_CLOCK_NS };
+        // While the VM stands still after a gap that nobody asked for, its clocks stand where that began.
+        let now = if platform.has_gap() { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.judged(tsc)) };
+        Self { now, clock: ours.then(|| (clock, platform.tsc_adjust_of(ring))), tolerance_ns }
+    }
+
+    /// How far the guest's clock was ahead when it made `record`, if that is not as it must be.
+    pub(crate) fn error(&self, record: &Record) -> Option<i64> {
+        let Record { armed_ns, first_wake_ns, fired_ns, fired_tsc, .. } = *record;
+        let account = self.clock.as_ref().and_then(|(clock, adjust)| {
+            // This CPU's TSC is so far ahead of the base.
+            clock.account(GuestTsc(fired_tsc.wrapping_sub(*adjust)))
+        });
+        let errors = [
+            account.map(|account| difference(fired_ns, account.0)),
+            later(fired_ns.max(armed_ns).max(first_wake_ns), self.now.0),
+            // It was armed before it came.
+            later(armed_ns.max(first_wake_ns), fired_ns),
+        ];
+        let wrong = errors.into_iter().flatten().filter(|error| error.unsigned_abs() > self.tolerance_ns);
+        wrong.max_by_key(|error| error.unsigned_abs())
+    }
+}
+
+/// A restore makes a page that rounds anew.
+fn tolerance_ns(vm: VmTime, restores: u64) -> u64 {
+    ACCOUNTS_AGREE_NS.saturating_add(vm.0 / DRIFT_NS).saturating_add(restores.saturating_mul(2))
+}
+
+/// `a - b`, if `a` is the larger.
+fn later(a: u64, b: u64) -> Option<i64> {
+    (a > b).then(|| difference(a, b))
+}
+
+/// `a - b`, at the ends of the range if it leaves it.
+fn difference(a: u64, b: u64) -> i64 {
+    let distance = i64::try_from(a.abs_diff(b)).unwrap_or(i64::MAX);
+    if a >= b { distance } else { distance.saturating_neg() }
+}
+
+#[cfg(test)]
+impl Account {
+    /// One that knows nothing and contradicts nothing.
+    pub(crate) fn none() -> Self {
+        Self { now: VmTime(u64::MAX), clock: None, tolerance_ns: u64::MAX }
+    }
+
+    /// That of a clock that shows `now`.
+    pub(crate) fn of(clock: Clock, now: VmTime, adjust: u64) -> Self {
+        Self { now, clock: Some((clock, adjust)), tolerance_ns: tolerance_ns(now, 0) }
+    }
+}

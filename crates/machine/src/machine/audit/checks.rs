@@ -1,0 +1,414 @@
+//! What a run is judged by: the checks that can fail it, and what they found.
+//!
+//! A check says pass, fail, or that there was nothing to judge by. The last fails a run only if somebody asked for that very
+//! check: a guest without a tick ring is no failure, but a test of its ticks that tested nothing is one.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Serialize, Serializer};
+use vmtime::Length;
+
+use super::{Lateness, Summary, TimerSummary};
+
+/// One check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// No tick came later after its expiry than this, by the guest's account or by the host's.
+    Late(Duration),
+    /// No interrupt came before its tick's expiry.
+    Early,
+    /// Every tick came.
+    Lost,
+    /// The guest's clock never went back.
+    Clock,
+    /// What the guest says of its ticks can be, by the host's account.
+    Accounts,
+}
+
+/// The checks of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checks {
+    checks: Vec<Check>,
+    /// Somebody named them.
+    asked: bool,
+}
+
+/// A list of checks that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadCheck {
+    /// No such check.
+    #[error("there is no check {0:?}: there are late=TIME, early, lost, clock, accounts; or none")]
+    Unknown(String),
+    /// `late` without a time.
+    #[error("write late=TIME, for example late=1ms")]
+    NoTime,
+    /// Not a time.
+    #[error("late={text}: {reason}")]
+    Time {
+        /// What was written.
+        text: String,
+        /// Why it is none.
+        reason: String,
+    },
+    /// `none`, and others.
+    #[error("none stands alone")]
+    NoneAndOthers,
+    /// Twice the same.
+    #[error("{0} is there twice")]
+    Twice(&'static str),
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// All is well: what was looked at.
+    Pass(String),
+    /// It is not, for this reason.
+    Fail(String),
+    /// There was nothing to judge by, for this reason.
+    NotJudged(String),
+}
+
+/// What a run came to, for its checks.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// What the guest's ticks came to; none if it has no ring that can be read.
+    pub ticks: Option<&'a Summary>,
+    /// What the LAPICs' timers did; none where they are KVM's.
+    pub timer: Option<&'a TimerSummary>,
+    /// Why there is no ring to read, for people.
+    pub no_ring: &'a str,
+    /// The guest ended by itself, so that no more ticks will come.
+    pub ended: bool,
+    /// The run itself did not go as it should.
+    pub failed: Option<&'a str>,
+}
+
+/// What all checks found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// None of them failed.
+    pub pass: bool,
+    /// Why the run failed.
+    pub reasons: Vec<String>,
+    /// What each check found, by its name; the run itself is the first.
+    #[serde(serialize_with = "by_name")]
+    pub checks: Vec<(String, Found)>,
+}
+
+impl Check {
+    /// Its name: that on the command line, without a time.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Late(_) => "late",
+            Self::Early => "early",
+            Self::Lost => "lost",
+            Self::Clock => "clock",
+            Self::Accounts => "accounts",
+        }
+    }
+
+    fn look(self, evidence: &Evidence<'_>) -> Found {
+        match (evidence.ticks, evidence.timer) {
+            (Some(ticks), _) => self.look_at_ticks(ticks, evidence.ended),
+            (None, Some(timer)) if timer.interrupts != 0 => self.look_at_timer(timer, evidence.no_ring),
+            _ => Found::NotJudged(evidence.no_ring.to_owned()),
+        }
+    }
+
+    fn look_at_ticks(self, ticks: &Summary, ended: bool) -> Found {
+        match self {
+            Self::Late(limit) => {
+                let accounts = [("guest", ticks.late_by_guest), ("host", ticks.late_by_host)];
+                let worst = accounts.into_iter().filter_map(|(who, late)| Some((late?.worst_ns, who)));
+                match worst.max_by_key(|(ns, _)| *ns) {
+                    Some((worst, who)) => {
+                        let found = within(limit, worst, &format!("the latest tick, by the {who}'s clock, was"));
+                        match found {
+                            Found::Pass(_) if ticks.unread != 0 => Found::NotJudged(format!(
+                                "{} ticks were overwritten in the tick ring before they were read",
+                                ticks.unread
+                            )),
+                            found => found,
+                        }
+                    }
+                    None => Found::NotJudged("there was no tick".to_owned()),
+                }
+            }
+            Self::Early => none_of(&[
+                (ticks.early_wakes, "interrupts before their tick's expiry"),
+                (ticks.taken_early, "ticks taken before their expiry"),
+                (ticks.early_by_host, "ticks injected before their expiry by the host's account"),
+            ]),
+            Self::Lost => none_of(&[(ticks.lost(ended), "ticks that did not come")]),
+            Self::Clock => {
+                let found = none_of(&[(ticks.clock_steps_back, "readings of the guest's clock below the one before")]);
+                found.because(|| format!("at worst by {}", time(ticks.worst_step_back_ns)))
+            }
+            Self::Accounts => {
+                let found = none_of(&[
+                    (ticks.clock_errors, "ticks at an instant that cannot be by the host's account"),
+                    (ticks.malformed, "records in the tick ring that are none"),
+                ]);
+                let worst = time(ticks.worst_clock_error_ns.unsigned_abs());
+                let side = if ticks.worst_clock_error_ns < 0 { "behind" } else { "ahead" };
+                if ticks.clock_errors == 0 {
+                    found
+                } else {
+                    found.because(|| format!("the guest's clock at worst {worst} {side}"))
+                }
+            }
+        }
+    }
+
+    /// Without ticks the interrupts alone can be late or early.
+    fn look_at_timer(self, timer: &TimerSummary, no_ring: &str) -> Found {
+        match (self, timer.late) {
+            (Self::Late(limit), Some(Lateness { worst_ns, .. })) => {
+                within(limit, worst_ns, "the latest timer interrupt, by the host's account, was")
+            }
+            (Self::Early, _) => none_of(&[(timer.early, "timer interrupts before their time")]),
+            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts, _) => Found::NotJudged(no_ring.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Late(limit) => write!(f, "late={}", Length(*limit).to_string().replace(' ', "")),
+            check => f.write_str(check.name()),
+        }
+    }
+}
+
+impl FromStr for Check {
+    type Err = BadCheck;
+
+    fn from_str(text: &str) -> Result<Self, BadCheck> {
+        match text.split_once('=') {
+            Some(("late", limit)) => match humantime::parse_duration(limit) {
+                Ok(limit) => Ok(Self::Late(limit)),
+                Err(error) => Err(BadCheck::Time { text: limit.to_owned(), reason: error.to_string() }),
+            },
+            None if text == "late" => Err(BadCheck::NoTime),
+            None if text == "early" => Ok(Self::Early),
+            None if text == "lost" => Ok(Self::Lost),
+            None if text == "clock" => Ok(Self::Clock),
+            None if text == "accounts" => Ok(Self::Accounts),
+            _ => Err(BadCheck::Unknown(text.to_owned())),
+        }
+    }
+}
+
+/// What fails a run if nobody says otherwise: what no guest does on a machine that is only slow.
+impl Default for Checks {
+    fn default() -> Self {
+        Self { checks: vec![Check::Lost, Check::Clock, Check::Accounts], asked: false }
+    }
+}
+
+impl FromStr for Checks {
+    type Err = BadCheck;
+
+    /// A list with commas, or `none`.
+    fn from_str(text: &str) -> Result<Self, BadCheck> {
+        let words: Vec<&str> = text.split(',').collect();
+        if words.contains(&"none") {
+            return if words.len() == 1 {
+                Ok(Self { checks: Vec::new(), asked: true })
+            } else {
+                Err(BadCheck::NoneAndOthers)
+            };
+        }
+        let mut checks: Vec<Check> = Vec::new();
+        for word in words {
+            let check: Check = word.parse()?;
+            if checks.iter().any(|other| other.name() == check.name()) {
+                return Err(BadCheck::Twice(check.name()));
+            }
+            checks.push(check);
+        }
+        Ok(Self { checks, asked: true })
+    }
+}
+
+impl Checks {
+    /// What they find.
+    #[must_use]
+    pub fn judge(&self, evidence: &Evidence<'_>) -> Verdict {
+        let run =
+            evidence.failed.map_or_else(|| Found::Pass("in good order".to_owned()), |why| Found::Fail(why.to_owned()));
+        let found = self.checks.iter().map(|check| {
+            let found = match check.look(evidence) {
+                Found::NotJudged(why) if self.asked => Found::Fail(format!("{check} cannot be judged: {why}")),
+                found => found,
+            };
+            (check.to_string(), found)
+        });
+        let checks: Vec<_> = std::iter::once(("run".to_owned(), run)).chain(found).collect();
+        let reason = |(_, found): &(String, Found)| match found {
+            Found::Fail(reason) => Some(reason.clone()),
+            Found::Pass(_) | Found::NotJudged(_) => None,
+        };
+        let reasons: Vec<String> = checks.iter().filter_map(reason).collect();
+        Verdict { pass: reasons.is_empty(), reasons, checks }
+    }
+}
+
+/// As a JSON object: each check's name, and `pass`, `fail` or `not-judged`.
+fn by_name<S: Serializer>(checks: &[(String, Found)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(checks.iter().map(|(name, found)| {
+        let word = match found {
+            Found::Pass(_) => "pass",
+            Found::Fail(_) => "fail",
+            Found::NotJudged(_) => "not-judged",
+        };
+        (name.split('=').next().unwrap_or(name), word)
+    }))
+}
+
+impl Found {
+    /// With more about a failure.
+    fn because(self, why: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Fail(reason) => Self::Fail(format!("{reason}, {}", why())),
+            found => found,
+        }
+    }
+}
+
+fn none_of(counts: &[(u64, &str)]) -> Found {
+    let tell = |(count, what): &(u64, &str)| format!("{what}: {count}");
+    let some: Vec<String> = counts.iter().filter(|(count, _)| *count != 0).map(tell).collect();
+    if some.is_empty() {
+        Found::Pass(counts.iter().map(tell).collect::<Vec<_>>().join(", "))
+    } else {
+        Found::Fail(some.join(", "))
+    }
+}
+
+fn within(limit: Duration, worst_ns: u64, what: &str) -> Found {
+    let told = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
+    if Duration::from_nanos(worst_ns) > limit { Found::Fail(told) } else { Found::Pass(told) }
+}
+
+fn time(ns: u64) -> String {
+    Length(Duration::from_nanos(ns)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticks() -> Summary {
+        let late = Some(Lateness { p50_ns: 5_000_000, p99_ns: 5_000_000, worst_ns: 5_000_001 });
+        Summary { ticks: 50, expected: 50, next_seq: 50, late_by_guest: late, ..Summary::default() }
+    }
+
+    fn evidence(ticks: Option<&Summary>) -> Evidence<'_> {
+        Evidence { ticks, timer: None, no_ring: "no ring", ended: true, failed: None }
+    }
+
+    fn reasons(checks: &str, ticks: &Summary) -> Vec<String> {
+        checks.parse::<Checks>().unwrap().judge(&evidence(Some(ticks))).reasons
+    }
+
+    // A run all of whose ticks were 5 ms late could not fail.
+    #[test]
+    fn lateness_fails_if_it_is_asked_for_and_above_the_limit() {
+        assert!(Checks::default().judge(&evidence(Some(&ticks()))).pass);
+        assert_eq!(reasons("late=5000001ns", &ticks()), [""; 0]);
+        let [reason] = &reasons("late=5ms", &ticks())[..] else { panic!() };
+        assert_eq!(reason, "the latest tick, by the guest's clock, was 5ms 1ns late, the limit is 5ms");
+        let by_host =
+            Summary { late_by_host: Some(Lateness { worst_ns: 7_000_000, ..Lateness::default() }), ..ticks() };
+        assert!(reasons("late=6ms", &by_host)[0].contains("by the host's clock, was 7ms late"));
+    }
+
+    #[test]
+    fn each_check_fails_on_its_own_count_alone() {
+        let cases = [
+            ("early", Summary { early_wakes: 1, ..ticks() }),
+            ("early", Summary { taken_early: 1, ..ticks() }),
+            ("early", Summary { early_by_host: 1, ..ticks() }),
+            ("lost", Summary { missing: 1, ..ticks() }),
+            ("lost", Summary { next_seq: 49, ..ticks() }),
+            ("clock", Summary { clock_steps_back: 1, worst_step_back_ns: 7, ..ticks() }),
+            ("accounts", Summary { clock_errors: 1, worst_clock_error_ns: -7_000, ..ticks() }),
+            ("accounts", Summary { malformed: 1, ..ticks() }),
+        ];
+        for (name, bad) in cases {
+            for check in ["early", "lost", "clock", "accounts"] {
+                assert_eq!(reasons(check, &bad).len(), usize::from(check == name), "{check} {bad:?}");
+            }
+            assert_eq!(Checks::default().judge(&evidence(Some(&bad))).pass, name == "early", "{bad:?}");
+            assert_eq!(reasons("none", &bad), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_run_that_was_ended_from_outside_loses_no_tick() {
+        let half = Summary { next_seq: 25, ..ticks() };
+        assert!(!Checks::default().judge(&evidence(Some(&half))).pass);
+        assert!(Checks::default().judge(&Evidence { ended: false, ..evidence(Some(&half)) }).pass);
+    }
+
+    #[test]
+    fn what_cannot_be_judged_fails_only_if_it_was_asked_for() {
+        let verdict = Checks::default().judge(&evidence(None));
+        assert!(verdict.pass);
+        let json = serde_json::to_value(&verdict).unwrap();
+        assert_eq!(json["checks"]["lost"], "not-judged");
+        assert_eq!(json["checks"]["run"], "pass");
+        let asked: Checks = "lost,clock".parse().unwrap();
+        assert_eq!(
+            asked.judge(&evidence(None)).reasons,
+            ["lost cannot be judged: no ring", "clock cannot be judged: no ring"]
+        );
+        // Ticks that did not come were not on time.
+        let none = Summary { ticks: 0, late_by_guest: None, ..ticks() };
+        assert_eq!(reasons("late=1ms", &none), ["late=1ms cannot be judged: there was no tick"]);
+    }
+
+    #[test]
+    fn interrupts_are_judged_where_there_are_no_ticks() {
+        let late = Some(Lateness { worst_ns: 2_000, ..Lateness::default() });
+        let timer = TimerSummary { interrupts: 3, early: 0, late };
+        let judge = |checks: &str, timer: &TimerSummary| {
+            let evidence = Evidence { timer: Some(timer), ..evidence(None) };
+            checks.parse::<Checks>().unwrap().judge(&evidence).pass
+        };
+        assert!(judge("late=2us,early", &timer));
+        assert!(!judge("late=1us", &timer));
+        assert!(!judge("early", &TimerSummary { early: 1, ..timer }));
+        assert!(!judge("lost", &timer));
+    }
+
+    #[test]
+    fn a_run_that_failed_fails_whatever_is_checked() {
+        let none: Checks = "none".parse().unwrap();
+        let verdict = none.judge(&Evidence { failed: Some("it crashed"), ..evidence(Some(&ticks())) });
+        assert_eq!((verdict.pass, verdict.reasons), (false, vec!["it crashed".to_owned()]));
+    }
+
+    #[test]
+    fn lists_that_are_none_are_refused_with_what_there_is() {
+        for (text, word) in [
+            ("late", "late=TIME"),
+            ("late=", "late="),
+            ("late=5", "late=5"),
+            ("lose", "accounts"),
+            ("", "accounts"),
+            ("lost,", "accounts"),
+            ("lost,none", "alone"),
+            ("lost,lost", "twice"),
+            ("late=1ms,late=2ms", "twice"),
+            ("lost=1", "accounts"),
+        ] {
+            let error = text.parse::<Checks>().unwrap_err();
+            assert!(error.to_string().contains(word), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Every tick, judged twice.
+//!
+//! The guest says in its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock. The
+//! host knows when it injected the interrupt, by its own exact account of VM time, which uses neither the page nor its
+//! rounding. An error in one of them shows against the other. The ring is in guest RAM: not a byte of it is trusted.
+
+pub mod checks;
+
+mod account;
+mod ring;
+mod state;
+mod sum;
+mod summary;
+
+use std::collections::VecDeque;
+
+use guest_abi::report::{CAPACITY, Header, Record};
+use vmtime::{GuestTsc, Now, VmTime};
+
+use self::{
+    account::{ACCOUNTS_AGREE_NS, Account},
+    ring::Found,
+    summary::Latenesses,
+};
+use super::{
+    record::trace::Event,
+    shared::{Platform, lock},
+};
+use crate::mem::ram::GuestRam;
+
+pub use ring::OtherRing;
+pub use state::{JudgeState, RingState};
+pub use sum::sum_up;
+pub use summary::{Lateness, Summary, TimerSummary};
+
+/// Injections remembered that no record has claimed yet; a guest that writes no records makes us remember no more.
+const MAX_UNCLAIMED: usize = 4096;
+
+/// What a guest's ticks came to.
+#[derive(Debug)]
+pub struct Judge {
+    /// Guest physical address of CPU 0's ring; the others follow.
+    ring: Option<u64>,
+    /// Each CPU's ring, by CPU number.
+    rings: Vec<Ring>,
+    /// Intervals armed before this VM time say nothing about the present TSC frequency.
+    since: VmTime,
+    tally: Tally,
+    late_by_guest: Latenesses,
+    late_by_host: Latenesses,
+    timer: TimerTally,
+    /// Restores and resumes, at each of which the page rounds once.
+    restores: u64,
+    /// A ring that cannot be read, and which CPU's.
+    other: Option<(usize, OtherRing)>,
+    /// Each tick as it was read, for who wants them one by one.
+    log: Option<Vec<Handled>>,
+}
+
+/// A tick that the guest handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handled {
+    /// The CPU whose ring it was in.
+    pub cpu: usize,
+    /// What the guest says.
+    pub record: Record,
+    /// When the host injected its last interrupt.
+    pub host: Option<VmTime>,
+}
+
+/// One CPU's ring.
+#[derive(Clone, Debug, Default)]
+struct Ring {
+    /// Records read so far.
+    read: u64,
+    /// Sequence number of the next tick.
+    next_seq: Option<u64>,
+    /// Injections of the timer's vector that no record has claimed, oldest first.
+    injections: VecDeque<VmTime>,
+    /// As last read; none before the guest has made it.
+    header: Option<Header>,
+    /// What stands in the place of a record is none: nothing more is read.
+    broken: bool,
+}
+
+/// Plain counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    ticks: u64,
+    missing: u64,
+    overrun: u64,
+    malformed: u64,
+    early_wakes: u64,
+    taken_early: u64,
+    early_by_host: u64,
+    armed_late: u64,
+    worst_armed_late_ns: u64,
+    clock_errors: u64,
+    worst_clock_error_ns: i64,
+    intervals: Intervals,
+}
+
+/// Interrupts of the LAPICs' timers.
+#[derive(Debug)]
+struct TimerTally {
+    interrupts: u64,
+    early: u64,
+    late: Latenesses,
+}
+
+/// How long armed intervals lasted, as a fraction of what was asked.
+#[derive(Clone, Copy, Debug, Default)]
+struct Intervals {
+    count: u64,
+    asked_ns: u128,
+    lasted_ns: u128,
+}
+
+impl Judge {
+    /// A judge of the rings at `ring`, one for each of `cpus`.
+    #[must_use]
+    pub fn new(ring: Option<u64>, cpus: usize) -> Self {
+        Self::from_state(&JudgeState { ring, rings: Vec::new() }, cpus, VmTime(0), 0)
+    }
+
+    /// A judge that goes on reading where a saved one stopped; `since` is VM time at the restore, before which there were so
+    /// many others.
+    #[must_use]
+    pub fn from_state(state: &JudgeState, cpus: usize, since: VmTime, restores: u64) -> Self {
+        let JudgeState { ring, rings } = state;
+        Self {
+            ring: *ring,
+            rings: state::rings(rings, cpus),
+            since,
+            tally: Tally::default(),
+            late_by_guest: Latenesses::new(),
+            late_by_host: Latenesses::new(),
+            timer: TimerTally { interrupts: 0, early: 0, late: Latenesses::new() },
+            restores,
+            other: None,
+            log: None,
+        }
+    }
+
+    /// Keeps each tick from now on, until [`Self::take_log`] takes them.
+    pub fn keep_log(&mut self) {
+        self.log = Some(Vec::new());
+    }
+
+    /// The ticks since the last call.
+    pub fn take_log(&mut self) -> Vec<Handled> {
+        self.log.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Goes on reading where `state` stopped. What was counted since stays counted.
+    pub fn go_back(&mut self, state: &JudgeState) {
+        self.rings = state::rings(&state.rings, self.rings.len());
+        drop(self.take_log());
+    }
+
+    /// The header of `cpu`'s ring as it stands in `memory`; none if there is no ring.
+    #[must_use]
+    pub fn header(&self, memory: &GuestRam, cpu: usize) -> Option<Header> {
+        ring::header(memory, ring::address(self.ring?, cpu)?)
+    }
+
+    /// What a snapshot needs.
+    #[must_use]
+    pub fn state(&self) -> JudgeState {
+        // What was counted stays with the process that counted it, and headers are in RAM.
+        let Self {
+            ring,
+            rings,
+            since: _,
+            tally: _,
+            late_by_guest: _,
+            late_by_host: _,
+            timer: _,
+            restores: _,
+            other: _,
+            log: _,
+        } = self;
+        let state = |Ring { read, next_seq, injections, header: _, broken: _ }: &Ring| RingState {
+            read: *read,
+            next_seq: *next_seq,
+            injections: injections.iter().copied().collect(),
+        };
+        JudgeState { ring: *ring, rings: rings.iter().map(state).collect() }
+    }
+
+    /// The TSC frequency changed at this VM time: intervals armed earlier no longer count.
+    pub fn restored(&mut self, at: VmTime) {
+        self.restores = self.restores.saturating_add(1);
+        self.since = at;
+        self.tally.intervals = Intervals::default();
+    }
+
+    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` ([`Platform::ring_of`]) at this VM time, by
+    /// its own account; `due`: for when the timer was armed, if it waited for that.
+    pub fn injected(&mut self, cpu: u32, at: VmTime, due: Option<VmTime>) {
+        self.timer.interrupts = self.timer.interrupts.saturating_add(1);
+        if let Some(due) = due {
+            match at.0.checked_sub(due.0) {
+                None if at.0.saturating_add(ACCOUNTS_AGREE_NS) < due.0 => {
+                    self.timer.early = self.timer.early.saturating_add(1);
+                }
+                late => self.timer.late.add(late.unwrap_or(0)),
+            }
+        }
+        let Some(ring) = usize::try_from(cpu).ok().and_then(|cpu| self.rings.get_mut(cpu)) else { return };
+        if ring.injections.len() == MAX_UNCLAIMED {
+            ring.injections.pop_front();
+        }
+        ring.injections.push_back(at);
+    }
+
+    /// Reads what the guest wrote since the last call.
+    pub fn read_rings(&mut self, platform: &Platform) {
+        for cpu in 0..self.rings.len() {
+            self.read_ring(platform, cpu);
+        }
+    }
+
+    fn read_ring(&mut self, platform: &Platform, cpu: usize) {
+        let memory = &platform.memory;
+        let Some(address) = self.ring.and_then(|first| ring::address(first, cpu)) else { return };
+        let header = match ring::look(memory, address, cpu) {
+            Found::Nothing => return,
+            Found::Ring(header) => header,
+            Found::Other(other) => return self.cannot_read(cpu, address, other),
+        };
+        let Some(ring) = self.rings.get_mut(cpu) else { return };
+        ring.header = Some(header);
+        // A count that went back is not a ring's; reading goes on when it has caught up.
+        let Some(new) = header.written.checked_sub(ring.read).filter(|new| *new != 0 && !ring.broken) else { return };
+        let unread = new.saturating_sub(u64::from(CAPACITY));
+        self.tally.overrun = self.tally.overrun.saturating_add(unread);
+        let first = ring.read.saturating_add(unread);
+        ring.read = header.written;
+        // After the header: no record that it counts is from later.
+        let account = Account::now(platform, cpu, self.restores);
+        for number in first..header.written {
+            let Some(record) = ring::record(memory, address, number) else { continue };
+            if !self.is_record(platform, cpu, address, number, &record, &account) {
+                return;
+            }
+            let host = self.record(cpu, &record, &account);
+            if let Some(log) = &mut self.log {
+                log.push(Handled { cpu, record, host });
+            }
+            let now = Now::new(GuestTsc(record.fired_tsc), VmTime(record.fired_ns));
+            platform.event(
+                u32::try_from(cpu).unwrap_or(u32::MAX),
+                now,
+                &Event::Tick {
+                    seq: record.seq,
+                    expires_ns: record.expires_ns,
+                    fired_ns: record.fired_ns,
+                    host_ns: host.map(|host| host.0),
+                    early_wakes: record.early_wakes,
+                },
+            );
+        }
+    }
+
+    /// A ring of another layout is told of once, and stands in the summary.
+    fn cannot_read(&mut self, cpu: usize, address: u64, other: OtherRing) {
+        if self.other.is_none() {
+            log::warn!("the tick ring of CPU {cpu} at {address:#x} is not read, so no tick is judged: {other}");
+            self.other = Some((cpu, other));
+        }
+    }
+
+    /// Whether this is a record. If not, the ring is read no further.
+    fn is_record(
+        &mut self,
+        platform: &Platform,
+        cpu: usize,
+        address: u64,
+        number: u64,
+        record: &Record,
+        account: &Account,
+    ) -> bool {
+        let Some(Ring { header: Some(header), next_seq, broken, .. }) = self.rings.get_mut(cpu) else { return true };
+        // Ticks may be missing, and an instant may be impossible. Both at once are other fields' bytes.
+        let in_sequence = next_seq.is_none_or(|next| record.seq == next);
+        if ring::is_record(record, number, header, *next_seq) && (in_sequence || account.error(record).is_none()) {
+            return true;
+        }
+        // On another CPU the guest goes on, and may have come round to this record meanwhile.
+        let written = ring::header(&platform.memory, address).map_or(0, |header| header.written);
+        if written.saturating_sub(number) >= u64::from(CAPACITY) {
+            self.tally.overrun = self.tally.overrun.saturating_add(1);
+            return true;
+        }
+        let Record { seq, cpu: in_record, reserved, .. } = record;
+        log::warn!(
+            "record {number} in the tick ring of CPU {cpu} at {address:#x} is none (tick {seq} of CPU {in_record}, last field \
+             {reserved}): records are {} bytes from one to the next; the ring is read no further",
+            guest_abi::report::RECORD_BYTES
+        );
+        *broken = true;
+        self.tally.malformed = self.tally.malformed.saturating_add(header.written.saturating_sub(number));
+        false
+    }
+
+    /// Counts one tick of `cpu`; gives when the host injected its last interrupt.
+    fn record(&mut self, cpu: usize, record: &Record, account: &Account) -> Option<VmTime> {
+        let ring = self.rings.get_mut(cpu)?;
+        let tally = &mut self.tally;
+        tally.ticks = tally.ticks.saturating_add(1);
+        let expected = ring.next_seq.unwrap_or(record.seq);
+        tally.missing = tally.missing.saturating_add(record.seq.saturating_sub(expected));
+        ring.next_seq = Some(record.seq.saturating_add(1));
+        tally.early_wakes = tally.early_wakes.saturating_add(u64::from(record.early_wakes));
+        self.late_by_guest.add(record.fired_ns.saturating_sub(record.expires_ns));
+        tally.taken_early = tally.taken_early.saturating_add(u64::from(record.fired_ns < record.expires_ns));
+        // Nothing that came after could have made it come in time.
+        if let Some(late) = record.armed_ns.checked_sub(record.expires_ns).filter(|late| *late != 0) {
+            tally.armed_late = tally.armed_late.saturating_add(1);
+            tally.worst_armed_late_ns = tally.worst_armed_late_ns.max(late);
+        }
+        if let Some(error) = account.error(record) {
+            tally.clock_errors = tally.clock_errors.saturating_add(1);
+            if error.unsigned_abs() > tally.worst_clock_error_ns.unsigned_abs() {
+                tally.worst_clock_error_ns = error;
+            }
+        }
+
+        let asked = record.expires_ns.saturating_sub(record.armed_ns);
+        if record.armed_ns >= self.since.0 && asked != 0 {
+            let intervals = &mut tally.intervals;
+            intervals.count += 1;
+            intervals.asked_ns += u128::from(asked);
+            intervals.lasted_ns += u128::from(record.first_wake_ns.saturating_sub(record.armed_ns));
+        }
+
+        // Interrupts from before it was armed are nobody's: those of timers that the guest only wakes itself with.
+        while ring.injections.front().is_some_and(|at| at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.armed_ns) {
+            ring.injections.pop_front();
+        }
+        let mut host = None;
+        for _ in 0..=record.early_wakes {
+            match ring.injections.pop_front() {
+                Some(at) => host = Some(at),
+                None => break,
+            }
+        }
+        if let Some(at) = host {
+            self.late_by_host.add(at.0.saturating_sub(record.expires_ns));
+            if at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.expires_ns {
+                tally.early_by_host = tally.early_by_host.saturating_add(1);
+            }
+        }
+        host
+    }
+}
+
+#[cfg(test)]
+mod tests;

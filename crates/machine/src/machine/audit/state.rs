@@ -1,0 +1,41 @@
+//! The judge as a snapshot holds it.
+
+use guest_abi::report::MAX_CPUS;
+use serde::{Deserialize, Serialize};
+use vmtime::VmTime;
+
+use super::{MAX_UNCLAIMED, Ring};
+
+/// The judge as a snapshot holds it: what is needed to go on reading, not what was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeState {
+    /// Guest physical address of CPU 0's ring.
+    pub ring: Option<u64>,
+    /// Each CPU's.
+    pub rings: Vec<RingState>,
+}
+
+/// One CPU's ring as a snapshot holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingState {
+    /// Records read so far.
+    pub read: u64,
+    /// Sequence number of the next tick.
+    pub next_seq: Option<u64>,
+    /// Injections not yet claimed by a record.
+    pub injections: Vec<VmTime>,
+}
+
+/// The rings of so many CPUs, read as far as `rings` says.
+pub(crate) fn rings(rings: &[RingState], cpus: usize) -> Vec<Ring> {
+    let saved = rings.iter().map(|RingState { read, next_seq, injections }| Ring {
+        read: *read,
+        next_seq: *next_seq,
+        injections: injections.iter().take(MAX_UNCLAIMED).copied().collect(),
+        header: None,
+        broken: false,
+    });
+    saved.chain(std::iter::repeat_with(Ring::default)).take(cpus.min(MAX_CPUS)).collect()
+}

@@ -1,0 +1,142 @@
+use vmtime::{DowntimePolicy, Khz, Stood};
+
+use super::*;
+use crate::{
+    host::clock::HostClock,
+    machine::{
+        clock::Clock,
+        config::{TimeMode, source::TscSource},
+    },
+};
+
+fn khz(n: u64) -> Khz {
+    Khz::new(n).unwrap()
+}
+
+fn judge() -> Judge {
+    Judge::new(None, 1)
+}
+
+/// As after a ring was found.
+fn counted(judge: &mut Judge) -> Summary {
+    judge.rings[0].header.get_or_insert_default();
+    judge.summary().unwrap()
+}
+
+fn tick(armed_ns: u64, expires_ns: u64, fired_ns: u64) -> Record {
+    Record { armed_ns, expires_ns, first_wake_ns: fired_ns, fired_ns, fired_tsc: fired_ns, ..Record::default() }
+}
+
+/// A stopped clock at 1 GHz, so that a tick of the TSC is a nanosecond.
+fn clock() -> Clock {
+    Clock::new(TscSource::Trapped, TimeMode::Virtual, HostClock::new(|| 0, khz(1_000_000)), khz(1_000_000))
+}
+
+#[test]
+fn an_interrupt_from_before_it_was_armed_is_no_ticks() {
+    let mut judge = judge();
+    for at in [5_000, 30_000, 50_000] {
+        judge.injected(0, VmTime(at), None);
+    }
+    let tick = |seq, armed_ns, expires_ns| Record { seq, armed_ns, expires_ns, ..Record::default() };
+    assert_eq!(judge.record(0, &tick(0, 10_000, 29_000), &Account::none()), Some(VmTime(30_000)));
+    assert_eq!(judge.record(0, &tick(1, 31_000, 49_000), &Account::none()), Some(VmTime(50_000)));
+    assert_eq!(counted(&mut judge).early_by_host, 0);
+}
+
+#[test]
+fn an_interrupt_between_arming_and_expiry_is_early() {
+    let mut judge = judge();
+    judge.injected(0, VmTime(20_000), None);
+    judge.record(0, &Record { armed_ns: 10_000, expires_ns: 29_000, ..Record::default() }, &Account::none());
+    assert_eq!(counted(&mut judge).early_by_host, 1);
+}
+
+// A guest that armed a tick an hour late had one on time: lateness was counted from the arming.
+#[test]
+fn a_tick_armed_after_its_expiry_is_late_since_its_expiry() {
+    let mut judge = judge();
+    judge.injected(0, VmTime(7_000), None);
+    judge.record(0, &tick(6_000, 1_000, 7_500), &Account::none());
+    let summary = counted(&mut judge);
+    assert_eq!(summary.late_by_guest.unwrap().worst_ns, 6_500);
+    assert_eq!(summary.late_by_host.unwrap().worst_ns, 6_000);
+    assert_eq!((summary.armed_late, summary.worst_armed_late_ns), (1, 5_000));
+}
+
+#[test]
+fn a_tick_taken_before_its_expiry_is_not_on_time() {
+    let mut judge = judge();
+    judge.record(0, &tick(1_000, 9_000, 8_000), &Account::none());
+    assert_eq!(counted(&mut judge).taken_early, 1);
+}
+
+#[test]
+fn a_guest_without_a_ring_is_not_judged() {
+    let mut judge = judge();
+    assert_eq!(judge.summary(), None);
+    let summary = counted(&mut judge);
+    assert_eq!((summary.ticks, summary.late_by_guest, summary.late_by_host), (0, None, None));
+}
+
+// An RDTSC that is not in the table gave another TSC: 6,496 s went into a record, and nothing was said.
+#[test]
+fn an_instant_that_has_not_come_is_a_clock_error() {
+    let mut clock = clock();
+    let moment = clock.moment();
+    clock.start(&moment, khz(1_000_000), DowntimePolicy::Freeze, Stood::For(std::time::Duration::ZERO), false).unwrap();
+    let account = Account::of(clock, VmTime(50_000_000), 0);
+    let far = 6_496_000_000_000;
+    let ahead = |of: u64| Some(i64::try_from(far - of).unwrap());
+    assert_eq!(account.error(&tick(10_000_000, 20_000_000, 20_003_000)), None);
+    // All three instants, and the TSC with them: each by itself is right.
+    assert_eq!(account.error(&tick(10_000_000, 20_000_000, far)), ahead(50_000_000));
+    assert_eq!(account.error(&tick(far, 20_000_000, 20_003_000)), ahead(20_003_000));
+    // Within its time, but armed after it came.
+    assert_eq!(account.error(&tick(40_000_000, 20_000_000, 20_003_000)), Some(19_997_000));
+    // Right by the TSC that it read, and made something else of it.
+    let slow = Record { fired_tsc: 30_003_000, ..tick(10_000_000, 20_000_000, 20_003_000) };
+    assert_eq!(account.error(&slow), Some(-10_000_000));
+}
+
+#[test]
+fn records_from_before_a_restore_are_held_against_the_clock_of_then() {
+    let mut clock = clock();
+    let start = |clock: &mut Clock, to: u64| {
+        let moment = clock.moment();
+        let length = Stood::For(std::time::Duration::ZERO);
+        clock.start(&moment, khz(to), DowntimePolicy::Freeze, length, true).unwrap();
+    };
+    start(&mut clock, 1_000_000);
+    clock.jump_to(GuestTsc(30_000_000));
+    clock.stop();
+    start(&mut clock, 2_000_000);
+    clock.jump_to(GuestTsc(90_000_000));
+    let account = Account::of(clock, VmTime(60_000_000), 0);
+    assert_eq!(account.error(&tick(1, 20_000_000, 20_000_000)), None);
+    // 30 ms, and 40 million ticks of half a nanosecond.
+    assert_eq!(account.error(&Record { fired_tsc: 70_000_000, ..tick(1, 50_000_000, 50_000_000) }), None);
+    assert!(account.error(&Record { fired_tsc: 70_000_000, ..tick(1, 70_000_000, 70_000_000) }).is_some());
+}
+
+#[test]
+fn a_cpu_that_wrote_its_tsc_is_held_against_its_own() {
+    let mut clock = clock();
+    let moment = clock.moment();
+    clock.start(&moment, khz(1_000_000), DowntimePolicy::Freeze, Stood::For(std::time::Duration::ZERO), false).unwrap();
+    let record = Record { fired_tsc: 20_003_000u64.wrapping_sub(5_000_000), ..tick(1, 20_000_000, 20_003_000) };
+    let adjust = 0u64.wrapping_sub(5_000_000);
+    assert_eq!(Account::of(clock.clone(), VmTime(50_000_000), adjust).error(&record), None);
+    assert_eq!(Account::of(clock, VmTime(50_000_000), 0).error(&record), Some(5_000_000));
+}
+
+#[test]
+fn timer_interrupts_are_judged_without_a_ring() {
+    let mut judge = judge();
+    for (at, due) in [(10_000, Some(9_000)), (20_000, None), (30_000, Some(32_000)), (40_000, Some(40_500))] {
+        judge.injected(0, VmTime(at), due.map(VmTime));
+    }
+    let TimerSummary { interrupts, early, late } = judge.timer();
+    // The last one is early by less than the accounts may differ.
+    assert_eq!((interrupts, early, late.unwrap().worst_ns), (4, 1, 1_000));
+}

@@ -1,0 +1,166 @@
+//! Copies of guest RAM that cost only what was written since.
+//!
+//! Each copy holds RAM as it was at one instant, and knows the pages in which RAM may differ from it now. KVM keeps
+//! account of what the guest writes; what the VMM writes itself (kvmclock pages) must be told. Taking a copy again and
+//! going back to it then move those pages only: a few of them, for a guest that handles a timer.
+
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::{kvm::Vm, machine::error::RunError, mem::ram::GuestRam};
+
+const PAGE: usize = 4096;
+const PAGE_U64: u64 = 4096;
+
+/// RAM at some instants.
+pub(crate) struct RamCopies {
+    memory: Arc<GuestRam>,
+    regions: Vec<(GuestAddress, usize)>,
+    copies: Vec<Copy>,
+}
+
+/// RAM at one instant.
+struct Copy {
+    regions: Vec<Region>,
+}
+
+/// One region of it.
+struct Region {
+    bytes: Vec<u8>,
+    /// Pages in which RAM may differ from `bytes`, a bit each.
+    differs: Vec<u64>,
+}
+
+impl RamCopies {
+    /// No copy yet; `vm` keeps account of writes from now on.
+    pub(crate) fn new(vm: &Vm) -> Result<Self, RunError> {
+        vm.log_dirty_pages()?;
+        let memory = Arc::clone(vm.memory());
+        let mut regions = Vec::new();
+        for region in memory.iter() {
+            let bytes = usize::try_from(region.len()).map_err(|_| lost(region.start_addr()))?;
+            regions.push((region.start_addr(), bytes));
+        }
+        Ok(Self { memory, regions, copies: Vec::new() })
+    }
+
+    /// Makes copy number `level` what RAM is now; `own` are addresses where the VMM itself wrote.
+    pub(crate) fn take(&mut self, vm: &Vm, level: usize, own: &[u64]) -> Result<(), RunError> {
+        self.account(vm, own)?;
+        while self.copies.len() <= level {
+            let copy = self.whole_copy()?;
+            self.copies.push(copy);
+        }
+        let Some(copy) = self.copies.get_mut(level) else { return Ok(()) };
+        for (region, (start, _)) in copy.regions.iter_mut().zip(&self.regions) {
+            for page in pages(&region.differs) {
+                let at = page.saturating_mul(PAGE);
+                let Some(to) = region.bytes.get_mut(at..at.saturating_add(PAGE)) else { continue };
+                self.memory.read_slice(to, address(*start, page)).map_err(|_| lost(*start))?;
+            }
+            region.differs.fill(0);
+        }
+        Ok(())
+    }
+
+    /// Makes RAM what it was when copy number `level` was taken; `own` as for [`Self::take`].
+    pub(crate) fn go_back(&mut self, vm: &Vm, level: usize, own: &[u64]) -> Result<(), RunError> {
+        self.account(vm, own)?;
+        let count = self.copies.len();
+        let (before, rest) = self.copies.split_at_mut(level.min(count));
+        let Some((copy, after)) = rest.split_first_mut() else {
+            return Err(RunError::BadState(format!("there is no copy number {level} of guest memory")));
+        };
+        for (index, (region, (start, _))) in copy.regions.iter_mut().zip(&self.regions).enumerate() {
+            for page in pages(&region.differs) {
+                let at = page.saturating_mul(PAGE);
+                let Some(from) = region.bytes.get(at..at.saturating_add(PAGE)) else { continue };
+                self.memory.write_slice(from, address(*start, page)).map_err(|_| lost(*start))?;
+            }
+            // What was written now differs, perhaps, from the other copies.
+            for other in before.iter_mut().chain(after.iter_mut()).filter_map(|copy| copy.regions.get_mut(index)) {
+                merge(&mut other.differs, &region.differs);
+            }
+            region.differs.fill(0);
+        }
+        Ok(())
+    }
+
+    /// Whether RAM is copy number `level`, looking at every byte.
+    pub(crate) fn is(&self, level: usize) -> bool {
+        let Some(copy) = self.copies.get(level) else { return false };
+        let mut now = [0; PAGE];
+        copy.regions.iter().zip(&self.regions).all(|(region, (start, _))| {
+            region.bytes.chunks(PAGE).enumerate().all(|(page, then)| {
+                let Some(now) = now.get_mut(..then.len()) else { return false };
+                self.memory.read_slice(now, address(*start, page)).is_ok() && now == then
+            })
+        })
+    }
+
+    /// Adds to every copy what was written since the last account.
+    fn account(&mut self, vm: &Vm, own: &[u64]) -> Result<(), RunError> {
+        for (index, (start, bytes)) in (0u32..).zip(&self.regions) {
+            let mut written = vm.take_dirty_pages(index, *bytes)?;
+            for address in own {
+                let Some(offset) = address.checked_sub(start.0) else { continue };
+                let page = usize::try_from(offset / PAGE_U64).unwrap_or(usize::MAX);
+                if let Some(word) = written.get_mut(page / 64) {
+                    *word |= 1 << (page % 64);
+                }
+            }
+            let position = usize::try_from(index).unwrap_or(usize::MAX);
+            for region in self.copies.iter_mut().filter_map(|copy| copy.regions.get_mut(position)) {
+                merge(&mut region.differs, &written);
+            }
+        }
+        Ok(())
+    }
+
+    fn whole_copy(&self) -> Result<Copy, RunError> {
+        let mut regions = Vec::new();
+        for (start, size) in &self.regions {
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(*size).map_err(|_| RunError::Copy(*size))?;
+            bytes.resize(*size, 0);
+            self.memory.read_slice(&mut bytes, *start).map_err(|_| lost(*start))?;
+            regions.push(Region { bytes, differs: vec![0; size.div_ceil(PAGE * 64)] });
+        }
+        Ok(Copy { regions })
+    }
+}
+
+fn address(start: GuestAddress, page: usize) -> GuestAddress {
+    let offset = u64::try_from(page).unwrap_or(u64::MAX).saturating_mul(PAGE_U64);
+    GuestAddress(start.0.saturating_add(offset))
+}
+
+fn lost(start: GuestAddress) -> RunError {
+    RunError::BadState(format!("guest memory at {:#x} cannot be copied", start.0))
+}
+
+fn merge(into: &mut [u64], from: &[u64]) {
+    for (to, from) in into.iter_mut().zip(from) {
+        *to |= from;
+    }
+}
+
+/// The numbers of the bits that are set.
+fn pages(bits: &[u64]) -> impl Iterator<Item = usize> {
+    bits.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(|(index, word)| {
+        let word = *word;
+        (0..64).filter(move |bit| word & 1 << bit != 0).map(move |bit| index.saturating_mul(64).saturating_add(bit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_pages() {
+        assert_eq!(pages(&[0, 1 << 63 | 1, 2]).collect::<Vec<_>>(), [64, 127, 129]);
+        assert_eq!(pages(&[]).count(), 0);
+    }
+}

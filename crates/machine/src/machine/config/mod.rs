@@ -1,0 +1,284 @@
+//! What a machine is to be.
+
+pub mod first_vm_probe;
+pub mod host_fingerprint;
+pub mod source;
+
+use std::{sync::OnceLock, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use vmtime::Khz;
+
+use self::{
+    host_fingerprint::{FactsState, HostNote},
+    source::SourceChoice,
+};
+use super::error::RunError;
+use crate::{
+    boot::cpuid,
+    host::{clock::HostClock, tsc::read_tsc},
+    kvm::{
+        self, Host, HostFacts,
+        probe::{DeadlineWrite, Step},
+    },
+    x86::Leaf,
+};
+
+/// How time passes for the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeMode {
+    /// With the host's clock.
+    #[default]
+    Real,
+    /// By a fixed cost per guest operation; HLT jumps to the next deadline. Needs trap sites.
+    Virtual,
+}
+
+impl TimeMode {
+    /// As on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Real => "real",
+            Self::Virtual => "virtual",
+        }
+    }
+}
+
+/// Who has the local APICs, and with them kvmclock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LapicKind {
+    /// We have.
+    #[default]
+    User,
+    /// KVM has.
+    Kvm,
+}
+
+/// How to boot.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    /// Guest RAM, in bytes.
+    pub memory: u64,
+    /// The guest's command line.
+    pub cmdline: String,
+    /// An initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+    /// Who has the local APICs.
+    pub lapic: LapicKind,
+    /// How time passes.
+    pub time: TimeMode,
+    /// Where RDTSC answers come from.
+    pub source: SourceChoice,
+    /// The guest's TSC frequency; the host's if none.
+    pub khz: Option<Khz>,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Virtual time: what fixes the order in which vCPUs take turns.
+    pub seed: u64,
+    /// False hides x2APIC even where it works.
+    pub x2apic: bool,
+    /// False hides paravirtual EOI. KVM's LAPIC never has it here.
+    pub pv_eoi: bool,
+}
+
+/// A host to pretend to be, so that the way out of its peculiarity can be tested anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmulatedHost {
+    /// KVM swallows WRMSR IA32_TSC_DEADLINE, as stock kernels from 6.18 on do without an in-kernel LAPIC.
+    SwallowDeadline,
+    /// A single step over STI also runs the instruction after it, as some emulated CPUs do.
+    CoarseStep,
+    /// The CPU has no XSAVE, and so KVM no KVM_CAP_XCRS.
+    NoXsave,
+}
+
+/// As KVM's own `halt_poll_ns`.
+pub const POLL: Duration = Duration::from_micros(200);
+
+/// A frequency in kHz to take the host's TSC for: so tests see what would differ on another machine. VM time runs at the
+/// wrong rate then. KVM's own LAPIC and kvmclock know nothing of it, nor do machines that use them.
+const TAKE_FOR: &str = "VMM_TEST_HOST_KHZ";
+
+fn taken_for(clock: HostClock) -> Result<HostClock, RunError> {
+    let Some(wanted) = std::env::var_os(TAKE_FOR) else { return Ok(clock) };
+    let khz = wanted.to_str().and_then(|text| text.parse().ok()).and_then(|khz| Khz::new(khz).ok());
+    let khz =
+        khz.ok_or_else(|| RunError::Usage(format!("{TAKE_FOR}={} is no TSC frequency in kHz", wanted.display())))?;
+    Ok(clock.taken_for(khz))
+}
+
+/// The default of `--spin-limit`: longer than a guest that does not spin takes between two operations, on all but very busy
+/// hosts.
+pub const SPIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// The host, opened, and probed once.
+pub struct HostEnvironment {
+    /// `/dev/kvm`.
+    pub host: Host,
+    /// The host's clock.
+    pub clock: HostClock,
+    /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
+    pub poll: Duration,
+    /// Virtual time: how long a guest may run without an operation before it is ended; none = for ever. Host time.
+    pub spin_limit: Option<Duration>,
+    /// What it pretends to be.
+    pub emulated: Option<EmulatedHost>,
+    /// What the probes saw; nothing before somebody asks.
+    facts: OnceLock<HostFacts>,
+    /// CPUID leaves that KVM supports; nothing before somebody asks.
+    supported: OnceLock<Vec<Leaf>>,
+    /// MSRs with state; nothing before somebody asks.
+    msrs: OnceLock<Vec<u32>>,
+    /// What single-stepping does; nothing before somebody asks.
+    step: OnceLock<Step>,
+    /// The features among those leaves, as a snapshot of this same boot has them.
+    recalled: OnceLock<Vec<Leaf>>,
+}
+
+impl HostEnvironment {
+    /// Opens this host.
+    ///
+    /// # Errors
+    /// [`RunError`] with [`RunError::is_host`].
+    pub fn open(emulated: Option<EmulatedHost>) -> Result<Self, RunError> {
+        let mut host = Host::open()?;
+        if emulated == Some(EmulatedHost::NoXsave) {
+            host.hide_xsave();
+        }
+        let khz = host.tsc_khz()?;
+        let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
+        let clock = taken_for(HostClock::new(read_tsc, khz))?;
+        Ok(Self {
+            host,
+            clock,
+            poll: POLL,
+            spin_limit: Some(SPIN_LIMIT),
+            emulated,
+            facts: OnceLock::new(),
+            supported: OnceLock::new(),
+            msrs: OnceLock::new(),
+            step: OnceLock::new(),
+            recalled: OnceLock::new(),
+        })
+    }
+
+    /// The CPUID leaves that KVM supports.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn supported(&self) -> Result<&[Leaf], kvm::Error> {
+        if let Some(supported) = self.supported.get() {
+            return Ok(supported);
+        }
+        let asked = self.host.supported_cpuid()?;
+        Ok(self.supported.get_or_init(|| asked))
+    }
+
+    /// The MSRs that hold guest state.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn msrs(&self) -> Result<&[u32], kvm::Error> {
+        if let Some(msrs) = self.msrs.get() {
+            return Ok(msrs);
+        }
+        let asked = self.host.msr_index_list()?;
+        Ok(self.msrs.get_or_init(|| asked))
+    }
+
+    /// Those of [`Self::supported`] that [`cpuid::missing`] compares, and perhaps more: recalled, or asked for.
+    pub(crate) fn features(&self) -> Result<&[Leaf], kvm::Error> {
+        self.recalled.get().map_or_else(|| self.supported(), |recalled| Ok(recalled))
+    }
+
+    /// Whether this host's features are not those of the host it pretends to be.
+    fn hides_features(&self) -> bool {
+        self.emulated == Some(EmulatedHost::NoXsave)
+    }
+
+    /// What a snapshot is to remember of this host; nothing if the host has no identity.
+    ///
+    /// # Errors
+    /// If the ioctl that lists what KVM supports fails.
+    pub fn note(&self) -> Result<Option<HostNote>, kvm::Error> {
+        let Some(host) = self.host.id().filter(|_| !self.hides_features()) else { return Ok(None) };
+        let facts = self.facts.get().copied().filter(|_| self.emulated.is_none()).map(Into::into);
+        Ok(Some(HostNote { host, facts, features: cpuid::compared(self.features()?) }))
+    }
+
+    /// Takes `note` for true if it is of this host and boot.
+    pub fn recall(&self, note: HostNote) {
+        if self.host.id().is_some_and(|here| here == note.host) && !self.hides_features() {
+            let _ = self.recalled.set(note.features);
+            if let Some(facts) = note.facts.and_then(FactsState::facts) {
+                self.learn(self.as_emulated(facts));
+            }
+        }
+    }
+
+    /// What this host does: measured in VMs of their own, if no machine has told yet.
+    ///
+    /// # Errors
+    /// If KVM fails in a way that is no answer.
+    pub fn facts(&self) -> Result<HostFacts, RunError> {
+        if let Some(facts) = self.facts.get() {
+            return Ok(*facts);
+        }
+        let facts = self.as_emulated(HostFacts::probe(&self.host, self.supported()?)?);
+        self.learn(facts);
+        Ok(facts)
+    }
+
+    /// Nothing has been measured yet: a machine may tell ([`first_vm_probe`]).
+    pub(crate) fn hopes(&self) -> bool {
+        self.facts.get().is_none()
+    }
+
+    /// What was measured.
+    pub(crate) fn learn(&self, facts: HostFacts) {
+        // Somebody else measured the same meanwhile, then.
+        let _ = self.facts.set(facts);
+    }
+
+    /// `facts`, but for what this host pretends.
+    pub(crate) fn as_emulated(&self, facts: HostFacts) -> HostFacts {
+        match self.emulated {
+            Some(EmulatedHost::SwallowDeadline) => HostFacts { deadline_write: DeadlineWrite::Swallowed, ..facts },
+            Some(EmulatedHost::CoarseStep | EmulatedHost::NoXsave) | None => facts,
+        }
+    }
+
+    /// What single-stepping does here.
+    ///
+    /// # Errors
+    /// If KVM fails.
+    pub fn step(&self) -> Result<Step, kvm::Error> {
+        if let Some(step) = self.step.get() {
+            return Ok(*step);
+        }
+        let mut step = kvm::probe::single_step(&self.host, self.supported()?, self.clock.khz().get())?;
+        step.exact &= self.emulated != Some(EmulatedHost::CoarseStep);
+        Ok(*self.step.get_or_init(|| step))
+    }
+
+    /// Whether KVM really gives a guest's TSC an offset: as probed before, or now.
+    pub(crate) fn offset_works(&self) -> Result<bool, RunError> {
+        if let Some(facts) = self.facts.get() {
+            return Ok(facts.tsc_offset);
+        }
+        let offset = kvm::probe::PROBE_OFFSET;
+        Ok(kvm::probe::tsc_offset(&self.host, self.supported()?, offset)?.took_effect)
+    }
+
+    /// Whether KVM really scales a guest's TSC to `khz`.
+    pub(crate) fn scales_to(&self, khz: Khz) -> Result<bool, RunError> {
+        // A frequency that is only pretended cannot be scaled.
+        if self.clock.is_taken_for_another() {
+            return Ok(false);
+        }
+        Ok(kvm::probe::tsc_scales(&self.host, self.supported()?, self.clock.khz().get(), khz.get())?)
+    }
+}

@@ -1,0 +1,132 @@
+//! Which pages of RAM have changed since a machine was last saved.
+//!
+//! Two keep account: KVM of what the guest writes, RAM itself ([`WriteLog`](crate::mem::ram::WriteLog)) of what the VMM
+//! writes: kvmclock pages, patched instructions, whatever a device or a later part of the VMM writes by way of vm-memory.
+//! Both forget what they told. It is kept here until a snapshot is whole, so that one that fails loses nothing.
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{build::Machine, error::RunError};
+use crate::{
+    kvm::Vm,
+    mem::{
+        pages::PageSet,
+        ram::{GuestRam, write_log},
+    },
+};
+
+/// Which snapshot, by its content: the SHA-256 of its `state` file.
+pub type SnapshotId = [u8; 32];
+
+/// What is known of the pages.
+pub(crate) struct Changes {
+    /// They differ from the latest snapshot, or may.
+    pages: PageSet,
+    /// So did these, which a snapshot has that is not whole yet.
+    in_save: Option<PageSet>,
+    /// Of which every other page is the same; none before the first.
+    latest: Option<SnapshotId>,
+}
+
+impl Changes {
+    /// Keeps account from now on.
+    fn begin(vm: &Vm, memory: &GuestRam, latest: Option<SnapshotId>) -> Result<Self, RunError> {
+        vm.log_dirty_pages()?;
+        memory.iter().for_each(|region| write_log(region).begin());
+        let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+        Ok(Self { pages: PageSet::none(page(bytes)), in_save: None, latest })
+    }
+
+    /// Adds what was written since the last time.
+    pub(crate) fn collect(&mut self, vm: &Vm, memory: &GuestRam) -> Result<(), RunError> {
+        let mut first = 0;
+        for (number, region) in (0u32..).zip(memory.iter()) {
+            let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            self.pages.insert_bits(first, &vm.take_dirty_pages(number, bytes)?);
+            self.pages.insert_bits(first, &write_log(region).take());
+            first = first.saturating_add(page(region.len()));
+        }
+        Ok(())
+    }
+}
+
+/// How many pages `bytes` are.
+fn page(bytes: u64) -> usize {
+    usize::try_from(bytes / 4096).unwrap_or(usize::MAX)
+}
+
+impl Machine {
+    /// Keeps account from now on of the pages that change; `latest` is the snapshot that RAM is, if it is one.
+    ///
+    /// # Errors
+    /// If KVM keeps no account.
+    pub fn track_changes(&mut self, latest: Option<SnapshotId>) -> Result<(), RunError> {
+        self.changes = Some(Changes::begin(&self.vm, &self.platform.memory, latest)?);
+        Ok(())
+    }
+
+    /// Whether account is kept of the pages that change.
+    #[must_use]
+    pub fn tracks_changes(&self) -> bool {
+        self.changes.is_some()
+    }
+
+    /// The latest snapshot of this machine, or the one that it was restored from; none if there is none, or no account of
+    /// changes is kept.
+    #[must_use]
+    pub fn latest_snapshot(&self) -> Option<SnapshotId> {
+        self.changes.as_ref()?.latest
+    }
+
+    /// The pages of RAM in which it may differ from [`Self::latest_snapshot`], by their index in a snapshot's memory file.
+    /// The machine is paused, and its vCPUs are drained: what KVM still has to write on their behalf is written.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn changed_pages(&mut self) -> Result<Option<PageSet>, RunError> {
+        let Some(changes) = &mut self.changes else { return Ok(None) };
+        changes.collect(&self.vm, &self.platform.memory)?;
+        Ok(Some(changes.pages.clone()))
+    }
+
+    /// The snapshot that is being made has all of RAM: patches trap sites again, so that the guest may run on.
+    pub fn memory_is_saved(&mut self) {
+        self.platform.sites.patch(&self.platform.memory);
+        let Some(changes) = &mut self.changes else { return };
+        changes.in_save = Some(changes.pages.clone());
+        changes.pages.clear();
+        // What the VMM wrote meanwhile are the guest's own instructions at trap sites and its patches again: no change. The
+        // guest wrote nothing.
+        for region in self.platform.memory.iter() {
+            let _ = write_log(region).take();
+        }
+    }
+
+    /// That snapshot is whole, and is `id`; or there is none, and what it had counts as changed again.
+    pub fn saved_as(&mut self, id: Option<SnapshotId>) {
+        let Some(changes) = &mut self.changes else { return };
+        match (id, changes.in_save.take()) {
+            (Some(id), _) => changes.latest = Some(id),
+            (None, Some(pages)) => changes.pages.union(&pages),
+            (None, None) => {}
+        }
+    }
+
+    /// Takes the account out, with all there is to know, before the virtual machine is closed.
+    pub(crate) fn take_changes(&mut self) -> Result<Option<Changes>, RunError> {
+        let mut changes = self.changes.take();
+        if let Some(changes) = &mut changes {
+            changes.collect(&self.vm, &self.platform.memory)?;
+        }
+        Ok(changes)
+    }
+
+    /// Goes on with an account in a new virtual machine that has the same RAM and has not run.
+    pub(crate) fn set_changes(&mut self, changes: Option<Changes>) -> Result<(), RunError> {
+        if changes.is_some() {
+            self.vm.log_dirty_pages()?;
+        }
+        self.changes = changes;
+        Ok(())
+    }
+}

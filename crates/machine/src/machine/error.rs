@@ -1,0 +1,218 @@
+//! How a run ends, and what can go wrong.
+
+use std::time::Duration;
+
+use vmtime::{AdjustError, Khz, Length};
+
+use crate::{
+    boot::{ImageError, sites::SiteError},
+    devices::GuestExit,
+    host::kick::TimerError,
+    kvm::{self, HostError},
+    mem::ram::RamError,
+};
+
+/// Where a vCPU was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Its number.
+    pub cpu: u32,
+    /// The linear address of its next instruction.
+    pub address: u64,
+}
+
+/// Why the guest does not go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest asked for it.
+    Guest(GuestExit),
+    /// Triple fault of this vCPU.
+    TripleFault {
+        /// Its number.
+        cpu: u32,
+    },
+    /// HLT with interrupts off: nothing can wake it. The address is that after the HLT.
+    HaltedForever(At),
+    /// Every CPU waits for a start-up message: none is left to send it.
+    AllParked,
+    /// HLT in virtual time with no timer armed: nothing will wake it. The address is that after the HLT.
+    NothingWillWake(At),
+    /// Virtual time: the guest ran for this long without an operation, so that time stands still.
+    Spins {
+        /// Where it was.
+        at: At,
+        /// The limit, in host time.
+        limit: Duration,
+    },
+    /// The guest went where there is no RAM.
+    NoMemory(At),
+    /// KVM cannot execute what the guest executes.
+    CannotExecute {
+        /// Where.
+        at: At,
+        /// The instruction: its bytes and its text.
+        instruction: String,
+        /// KVM's reason.
+        reason: String,
+    },
+}
+
+impl End {
+    /// One line for people; `None` for an orderly end.
+    #[must_use]
+    pub fn message(&self) -> Option<String> {
+        match self {
+            Self::Guest(GuestExit::Debug(0) | GuestExit::Reset) => None,
+            Self::Guest(GuestExit::Debug(code)) => Some(format!("the guest failed with code {code}")),
+            Self::TripleFault { cpu } => Some(format!("cpu {cpu}: the guest's CPU shut down (triple fault)")),
+            Self::HaltedForever(At { cpu, address }) => {
+                Some(format!("cpu {cpu}: the guest halted at {address:#x} with interrupts off: nothing can wake it"))
+            }
+            Self::AllParked => Some("every CPU waits for a start-up message: none is left to send it".to_owned()),
+            Self::NothingWillWake(At { cpu, address }) => Some(format!(
+                "cpu {cpu}: the guest halted at {address:#x} with no timer armed: nothing will wake it in virtual time"
+            )),
+            Self::Spins { at: At { cpu, address }, limit } => Some(format!(
+                "cpu {cpu}: the guest ran {} near {address:#x} without any operation that moves virtual time; use --time real for guests \
+                 that spin, or a longer --spin-limit for one that is only slow on this host",
+                Length(*limit)
+            )),
+            Self::NoMemory(At { cpu, address }) => {
+                Some(format!("cpu {cpu}: the guest went on at {address:#x}, where there is no memory"))
+            }
+            Self::CannotExecute { at: At { cpu, address }, instruction, reason } => Some(format!(
+                "cpu {cpu}: this host cannot execute the guest's code at {address:#x} ({instruction}): {reason}"
+            )),
+        }
+    }
+}
+
+/// Why [`super::build::Machine::run`] came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest does not go on.
+    Ended(End),
+    /// The VM time that the caller named is reached.
+    Reached,
+    /// Somebody wants something: look into the mailbox.
+    Requested,
+    /// No vCPU ran for a while, although nobody asked for that. The machine is paused, as of the beginning of that gap.
+    HostStopped {
+        /// The gap's length.
+        length: Duration,
+    },
+}
+
+/// What can go wrong. See [`RunError::is_host`] for who is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// KVM or the host.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The trap sites of a saved machine.
+    #[error("the saved trap sites do not fit the saved memory: {0}")]
+    Sites(#[from] SiteError),
+    /// The restore arithmetic.
+    #[error(transparent)]
+    Adjust(#[from] AdjustError),
+    /// Asked for something that this guest or host cannot do.
+    #[error("{0}")]
+    Usage(String),
+    /// Asked for a TSC source that this host lacks.
+    #[error("{0}")]
+    HostLacks(String),
+    /// This host's TSC frequency is unusable.
+    #[error("KVM reports a host TSC of {0} kHz, which no CPU has")]
+    HostTsc(u32),
+    /// The guest saw features that this host lacks.
+    #[error("this host lacks CPU features that the guest saw: {}; restore on a host that has them", .0.join(", "))]
+    MissingFeatures(Vec<String>),
+    /// A part of the saved state cannot be.
+    #[error("the saved state is not one a machine can have: {0}")]
+    BadState(String),
+    /// The trace file.
+    #[error("cannot write the trace {path}: {source}")]
+    Trace {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A number of vCPUs that cannot be.
+    #[error("{0} vCPUs are not possible: use 1 to {max}", max = super::MAX_CPUS)]
+    Cpus(u32),
+    /// A vCPU's thread.
+    #[error("a vCPU's thread failed: {0}")]
+    Thread(String),
+    /// No memory for a copy of guest RAM.
+    #[error(
+        "the host has no memory for a copy of the guest's {0} bytes, of which every worker of a sweep holds three; use a \
+         smaller --memory or fewer --workers"
+    )]
+    Copy(usize),
+    /// The frequency is out of the range for a migration.
+    #[error("{wanted} is not within 0.1 to 10 times the guest's present {present}")]
+    Ratio {
+        /// Asked for.
+        wanted: Khz,
+        /// The guest's.
+        present: Khz,
+    },
+}
+
+impl From<TimerError> for RunError {
+    fn from(error: TimerError) -> Self {
+        kvm::Error::from(error).into()
+    }
+}
+
+impl RunError {
+    /// Guest RAM cannot be accessed any more.
+    #[must_use]
+    pub fn is_lost_memory(&self) -> bool {
+        matches!(self, Self::Kvm(kvm::Error::Memory { .. }))
+    }
+
+    /// The host cannot do it (exit code 3), rather than the user or the guest being wrong.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Kvm(_)
+                | Self::HostLacks(_)
+                | Self::HostTsc(_)
+                | Self::Copy(_)
+                | Self::MissingFeatures(_)
+                | Self::Ram(RamError::Mapping { .. })
+        )
+    }
+
+    /// The command line is wrong (exit code 2).
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Usage(_)
+                | Self::Cpus(_)
+                | Self::Ratio { .. }
+                | Self::Trace { .. }
+                | Self::Ram(RamError::Size(_))
+                | Self::Image(_)
+                | Self::BadState(_)
+                | Self::Adjust(_)
+                | Self::Sites(_)
+        )
+    }
+}
+
+impl From<HostError> for RunError {
+    fn from(error: HostError) -> Self {
+        Self::Kvm(error.into())
+    }
+}

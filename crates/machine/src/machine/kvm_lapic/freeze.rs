@@ -1,0 +1,113 @@
+//! Stopping and going on: what KVM has of a machine that stands still.
+//!
+//! While the vCPUs stand still KVM's clock and timers do not. So a stop reads them at once, and going on sets them anew,
+//! whether the VM is the same or another: a timer that fires in between is forgotten with the rest.
+
+use vlapic::Armed;
+use vmtime::{Adjusted, HostTsc, Moment, PageClock, VmTime};
+
+use super::{KvmCpu, timer};
+use crate::{
+    kvm::{
+        KvmClock, Vcpu, Vm,
+        state::{KernelLapicState, MpState},
+    },
+    machine::{
+        clock::Clock,
+        error::RunError,
+        migrate::{Policies, rearm},
+        state::KvmLapicState,
+    },
+};
+
+/// Reads what KVM has; the vCPUs stand still. `since`: they have not run since this host TSC, and VM time stands still since
+/// then. (KVM's timers did not: one that was due in between has interrupted.)
+pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<(), RunError> {
+    // Reading the MP states takes in the INIT and start-up messages that wait; in no saved state are they.
+    let mp_states = cpus.iter().map(|cpu| cpu.vcpu.mp_state()).collect::<Result<Vec<_>, _>>()?;
+    let mut kvm = vm.clock()?;
+    if let Some(since) = since {
+        let gap = clock.host().duration(since, kvm.host);
+        let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
+        kvm = KvmClock { vm: VmTime(kvm.vm.0.saturating_sub(gap)), host: since };
+    }
+    clock.stop_with(kvm);
+    for (cpu, mp_state) in cpus.iter_mut().zip(mp_states) {
+        let lapic = cpu.vcpu.kernel_lapic()?;
+        cpu.frozen = Some(saved(lapic, mp_state, vm.clock()?.vm));
+    }
+    Ok(())
+}
+
+/// What KVM has of a vCPU that has never run.
+pub(crate) fn unborn(vcpu: &Vcpu) -> Result<KvmLapicState, RunError> {
+    let mp_state = vcpu.mp_state()?;
+    Ok(saved(vcpu.kernel_lapic()?, mp_state, VmTime(0)))
+}
+
+/// `now`: VM time, not before the reading.
+fn saved(lapic: KernelLapicState, mp_state: MpState, now: VmTime) -> KvmLapicState {
+    let KernelLapicState { page, tsc_deadline, tsc_adjust, system_time, wall_clock } = lapic;
+    let armed = timer::armed(&page, tsc_deadline, now);
+    KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock }
+}
+
+/// Starts KVM's clock at the VM time of `adjusted`; gives where it then stands. All TSCs must be set: KVM derives the page
+/// from them.
+pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Adjusted, RunError> {
+    vm.set_clock(adjusted.vm)?;
+    let now = vm.clock()?;
+    clock.follow(now);
+    let page = clock.page(0);
+    Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, ..*adjusted })
+}
+
+/// How a machine goes on whose TSCs and clock have been set.
+pub struct Thaw<'a> {
+    /// The VM.
+    pub vm: &'a Vm,
+    /// Policies.
+    pub policies: &'a Policies,
+    /// When it stopped.
+    pub moment: &'a Moment,
+    /// Where it goes on.
+    pub adjusted: &'a Adjusted,
+}
+
+/// How far KVM's page may be behind the one that we take from its clock, in nanoseconds: the old and the new one were
+/// read once each and the guest reads a third time, and each reading rounds down by less than 2 ns.
+const ROUNDINGS_NS: u64 = 6;
+
+impl Thaw<'_> {
+    /// Lets one vCPU go on; gives what its timer then waits for. The order is what hosts need:
+    ///
+    /// - TSCs and clock are set: a deadline is compared with the TSC, a count's rest with VM time, when they are set.
+    /// - LAPIC registers, then the deadline, which only deadline mode takes.
+    /// - kvmclock's MSRs: the wall clock is filled in from VM time at once.
+    /// - MP state, which setting registers may change, then GUEST_STOPPED, which needs the page.
+    pub fn cpu(&self, cpu: &mut KvmCpu) -> Result<Armed, RunError> {
+        let Some(frozen) = cpu.frozen.take() else { return Ok(Armed::Disarmed) };
+        let KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
+        let index = cpu.index;
+        let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
+        // By a clock that is never ahead of the guest's: a deadline moved to the same VM time must not be early in it.
+        let page_now = self.adjusted.page;
+        let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };
+        let adjusted = Adjusted { page: behind, ..*self.adjusted };
+        let armed = rearm(armed, tsc_adjust, self.policies.deadline, self.moment, &adjusted);
+        let new = std::mem::take(&mut cpu.new);
+        // Only KVM's LAPIC knows whether it has delivered the interrupt of a count that is over: the same one goes on.
+        if new || !timer::one_shot_is_over(&page) {
+            let (page, deadline) = timer::to_set(&page, armed, self.vm.clock()?.vm);
+            cpu.vcpu.set_lapic_timer(&page, deadline).map_err(bad)?;
+        }
+        if new {
+            cpu.vcpu.set_tsc_adjust(tsc_adjust).map_err(bad)?;
+            cpu.vcpu.set_kvmclock(system_time, wall_clock).map_err(bad)?;
+            cpu.vcpu.set_mp_state(mp_state).map_err(bad)?;
+        }
+        // It fails where the guest has registered no page, or one outside RAM, which KVM ignores: nobody to tell.
+        let _ = cpu.vcpu.tell_stopped();
+        Ok(armed)
+    }
+}

@@ -1,0 +1,118 @@
+//! The loop of one vCPU whose LAPIC is KVM's: enter, answer, look whether somebody wants it to stop.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use vmtime::GuestTsc;
+
+use super::{KvmCpu, vcpu::Access};
+use crate::{
+    host::kick::KickTimer,
+    kvm::{Vcpu, state::MpState},
+    machine::{
+        error::{End, RunError},
+        shared::{Platform, lock},
+        vcpu::step::{self, Stop},
+        wake::host_stop::Pulse,
+    },
+};
+
+/// How often a vCPU that never exits is looked after. KVM does not tell of a HLT that nothing ends, nor anybody of a tick
+/// ring that fills: it holds 1,024 records, which the guest's fastest tick writes in 102 ms.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+
+/// Runs `cpu` on the calling thread until it stops, `stop` is reached or somebody wants it to come back.
+pub fn turns(
+    cpu: &mut KvmCpu,
+    platform: &Platform,
+    wanted: &dyn Fn() -> bool,
+    stop: Option<GuestTsc>,
+) -> Result<Stop, RunError> {
+    let Some(post) = platform.post(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
+    // A vCPU whose state was just set has nothing in the shared page yet.
+    cpu.drain(platform)?;
+    let _binding = cpu.vcpu.bind();
+    let timer = KickTimer::new()?;
+    let mut pulse = Pulse::new()?;
+    let mut first = true;
+    post.bell.attach();
+    let result = loop {
+        let kicked = cpu.vcpu.forget_kicks();
+        post.bell.hush();
+        if wanted() || platform.stopping.load(Ordering::SeqCst) {
+            break Ok(Stop::Asked);
+        }
+        let (host, read, reached) = {
+            let (clock, read) = platform.read_clock();
+            (clock.host(), read, stop.is_some_and(|stop| clock.tsc_at(read) >= stop))
+        };
+        if platform.has_gap() {
+            break Ok(Stop::Asked);
+        }
+        if !reached && platform.waits_for_reader() {
+            timer.arm(LOOK_AFTER);
+            // It is not the host that keeps it from running.
+            post.last_run.idle(read, None);
+            post.bell.sleep();
+            continue;
+        }
+        if kicked {
+            pulse.came(read);
+        }
+        if !pulse.enter(platform, post, host, read) {
+            continue;
+        }
+        match turn(cpu, platform, stop, (kicked || std::mem::take(&mut first)).then_some(&timer)) {
+            Ok(None) => {}
+            Ok(Some(stop)) => break Ok(stop),
+            Err(error) => break Err(error),
+        }
+    };
+    post.bell.detach();
+    cpu.drain(platform)?;
+    platform.costs.add(cpu.vcpu.take_calls());
+    lock(&platform.judge).read_rings(platform);
+    result
+}
+
+/// Enters once. `timer` is to be set again, and the vCPU looked after.
+fn turn(
+    cpu: &mut KvmCpu,
+    platform: &Platform,
+    stop: Option<GuestTsc>,
+    timer: Option<&KickTimer>,
+) -> Result<Option<Stop>, RunError> {
+    // An instruction that was completed after its exit may have ended the machine.
+    if let Some(exit) = lock(&platform.devices).take_exit() {
+        return Ok(Some(Stop::Ended(End::Guest(exit))));
+    }
+    if let Some(timer) = timer {
+        if cpu.index == 0 {
+            lock(&platform.judge).read_rings(platform);
+        }
+        if platform.posts.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
+            return Ok(Some(Stop::Ended(End::HaltedForever(step::at(cpu.index, &mut cpu.vcpu)))));
+        }
+        let left = match stop {
+            None => LOOK_AFTER,
+            Some(stop) => {
+                let left = lock(&platform.clock).until(stop).unwrap_or(LOOK_AFTER);
+                if left.is_zero() {
+                    return Ok(Some(Stop::Reached));
+                }
+                left.min(LOOK_AFTER)
+            }
+        };
+        timer.arm(left);
+    }
+    let exit = cpu.vcpu.run(&mut Access { index: cpu.index, platform })?;
+    let end = match lock(&platform.devices).take_exit() {
+        Some(exit) => Some(End::Guest(exit)),
+        None => step::cannot_go_on(cpu.index, &mut cpu.vcpu, platform, exit)?,
+    };
+    Ok(end.map(Stop::Ended))
+}
+
+/// Whether the only vCPU halts with interrupts off. An NMI could wake it, and nobody is there to send one.
+fn halted_for_ever(vcpu: &mut Vcpu) -> Result<bool, RunError> {
+    Ok(!vcpu.interrupts_enabled() && vcpu.mp_state()? == MpState::Halted)
+}

@@ -1,0 +1,149 @@
+//! One vCPU whose LAPIC is KVM's, and what still exits to us.
+
+use vlapic::Armed;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::choose;
+use crate::{
+    boot::cpuid::Offer,
+    kvm::{Bus, GpFault, Vcpu, Vm},
+    machine::{
+        error::RunError,
+        record::trace::Event,
+        shared::{Platform, lock},
+        state::{KvmCpuState, KvmLapicState},
+    },
+    x86::{EntryState, Leaf},
+};
+
+/// One vCPU.
+pub struct KvmCpu {
+    /// Its number.
+    pub index: u32,
+    /// KVM's vCPU.
+    pub vcpu: Vcpu,
+    /// What KVM's LAPIC was when the machine stopped; none while it runs and before it first does.
+    pub(crate) frozen: Option<KvmLapicState>,
+    /// KVM's LAPIC is a new one, which does not know what was saved.
+    pub(crate) new: bool,
+}
+
+/// The vCPUs of a machine about to boot: number 0 at `entry`, the others as KVM makes them, waiting for INIT. With them,
+/// the CPUID that each sees.
+pub fn boot(
+    vm: &Vm,
+    supported: &[Leaf],
+    offer: &Offer,
+    entry: &EntryState,
+) -> Result<(Vec<KvmCpu>, Vec<Vec<Leaf>>), RunError> {
+    let mut cpus = Vec::new();
+    let mut cpuids = Vec::new();
+    for index in 0..offer.cpus {
+        let seen = choose::leaves(supported, offer, index);
+        let mut vcpu = Vcpu::new(vm, index, &seen)?;
+        if index == 0 {
+            vcpu.set_flat_32bit_entry(entry)?;
+        }
+        cpus.push(KvmCpu { index, vcpu, frozen: None, new: false });
+        cpuids.push(seen);
+    }
+    Ok((cpus, cpuids))
+}
+
+/// The vCPUs as they were saved; their LAPICs follow when the machine is resumed.
+pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> {
+    let mut cpus = Vec::new();
+    for (index, KvmCpuState { cpuid, kvm, lapic }) in (0u32..).zip(saved) {
+        if matches!(lapic.armed, Armed::Ns(_)) {
+            return Err(RunError::BadState(format!("cpu {index}: KVM's LAPIC has no nanosecond deadline")));
+        }
+        let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
+        let mut vcpu = Vcpu::new(vm, index, cpuid).map_err(bad)?;
+        vcpu.set_state(kvm).map_err(bad)?;
+        cpus.push(KvmCpu { index, vcpu, frozen: Some(lapic.clone()), new: true });
+    }
+    Ok(cpus)
+}
+
+impl KvmCpu {
+    /// Completes the last instruction, answering what it still accesses.
+    pub(in crate::machine) fn drain(&mut self, platform: &Platform) -> Result<(), RunError> {
+        Ok(self.vcpu.drain(&mut Access { index: self.index, platform })?)
+    }
+
+    /// What KVM's LAPIC was when the machine stopped; before it first ran, that of a new one.
+    pub(in crate::machine) fn frozen(&self) -> Result<KvmLapicState, RunError> {
+        match &self.frozen {
+            Some(frozen) => Ok(frozen.clone()),
+            None => super::freeze::unborn(&self.vcpu),
+        }
+    }
+
+    /// What this CPU's TSC is to be ahead of the base, modulo 2^64.
+    pub(in crate::machine) fn tsc_adjust(&self) -> u64 {
+        self.frozen.as_ref().map_or(0, |frozen| frozen.tsc_adjust)
+    }
+
+    /// The version of the guest's kvmclock page; 0 if it has registered none.
+    pub(in crate::machine) fn page_version(&self, platform: &Platform) -> u32 {
+        /// MSR_KVM_SYSTEM_TIME_NEW, bit 0.
+        const ENABLED: u64 = 1;
+        let system_time = self.frozen.as_ref().map_or(0, |frozen| frozen.system_time);
+        if system_time & ENABLED == 0 {
+            return 0;
+        }
+        platform.memory.read_obj(GuestAddress(system_time & !ENABLED)).unwrap_or(0)
+    }
+}
+
+/// What still exits: ports, memory that is not there, MSRs that KVM does not have or that are kept from it.
+pub(crate) struct Access<'a> {
+    pub index: u32,
+    pub platform: &'a Platform,
+}
+
+impl Access<'_> {
+    fn trace(&self, event: &Event<'_>) {
+        if self.platform.trace.is_on() {
+            let now = lock(&self.platform.clock).now(0);
+            self.platform.event(self.index, now, event);
+        }
+    }
+}
+
+impl Bus for Access<'_> {
+    fn cr8(&mut self, _: u8) {}
+
+    fn port_in(&mut self, port: u16, data: &mut [u8]) {
+        let now = lock(&self.platform.clock).now(0);
+        lock(&self.platform.devices).port_in(port, data, now.vm);
+        self.trace(&Event::PortIn { port, data });
+    }
+
+    fn port_out(&mut self, port: u16, data: &[u8]) {
+        let now = lock(&self.platform.clock).now(0);
+        lock(&self.platform.devices).port_out(port, data, now.vm);
+        self.trace(&Event::PortOut { port, data });
+    }
+
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        self.trace(&Event::MmioRead { address, data });
+    }
+
+    fn mmio_write(&mut self, address: u64, data: &[u8]) {
+        self.trace(&Event::MmioWrite { address, data });
+    }
+
+    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault> {
+        self.platform.unknown_msr(index, "RDMSR");
+        self.trace(&Event::MsrRead { index, value: None });
+        Err(GpFault)
+    }
+
+    fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
+        self.platform.unknown_msr(index, "WRMSR");
+        self.trace(&Event::MsrWrite { index, value, faulted: true });
+        Err(GpFault)
+    }
+}

@@ -1,0 +1,4 @@
+//! What happened: the trace, and counters.
+
+pub mod counters;
+pub mod trace;

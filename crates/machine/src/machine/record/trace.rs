@@ -1,0 +1,255 @@
+//! What happened, one JSON object a line: the record that two runs are compared by.
+//!
+//! In virtual time a line holds nothing that differs between two runs with the same inputs.
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use serde::Serialize;
+use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
+
+use crate::{
+    machine::{error::RunError, shared::lock},
+    output::{Outlet, Patience, Sink, WhenFull},
+};
+
+/// One thing that happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event<'a> {
+    /// The machine starts.
+    Boot {
+        /// TSC source.
+        source: &'a str,
+        /// Guest TSC frequency.
+        tsc_khz: Khz,
+    },
+    /// RDTSC at a trap site.
+    Rdtsc {
+        /// The site.
+        rip: u64,
+        /// The answer.
+        value: GuestTsc,
+    },
+    /// RDMSR.
+    MsrRead {
+        /// MSR.
+        index: u32,
+        /// What the guest got; none = #GP.
+        value: Option<u64>,
+    },
+    /// WRMSR, also at a trap site.
+    MsrWrite {
+        /// MSR.
+        index: u32,
+        /// What the guest wrote.
+        value: u64,
+        /// It got a #GP.
+        faulted: bool,
+    },
+    /// IN.
+    PortIn {
+        /// Port.
+        port: u16,
+        /// What the guest got.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// OUT.
+    PortOut {
+        /// Port.
+        port: u16,
+        /// What the guest wrote.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// A load outside RAM.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// What the guest got.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// A store outside RAM.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// What the guest wrote.
+        #[serde(with = "hex")]
+        data: &'a [u8],
+    },
+    /// HLT.
+    Halt,
+    /// An interrupt enters the guest.
+    Inject {
+        /// Its vector.
+        vector: u8,
+    },
+    /// The guest finished a tick.
+    Tick {
+        /// Its number.
+        seq: u64,
+        /// When it was to fire.
+        expires_ns: u64,
+        /// When it fired, by the guest.
+        fired_ns: u64,
+        /// When its interrupt was injected, by the host's own clock.
+        host_ns: Option<u64>,
+        /// Interrupts that came too early.
+        early_wakes: u32,
+    },
+    /// No vCPU ran for a while, although nobody asked for that: it is taken for a pause, which begins here.
+    HostStop {
+        /// The gap's length, in nanoseconds of host time.
+        gap_ns: u64,
+    },
+    /// The clocks at a save.
+    Save {
+        /// Guest TSC frequency.
+        tsc_khz: Khz,
+        /// The page's numbers.
+        page: PageClock,
+        /// Version of the published page.
+        page_version: u32,
+        /// The deadline in flight, as the LAPIC holds it.
+        armed: Option<vlapic::Armed>,
+    },
+    /// The clocks at a restore; `tsc` and `vm_ns` of the line are those the guest goes on with.
+    Restore {
+        /// Guest TSC frequency.
+        tsc_khz: Khz,
+        /// The page's numbers.
+        page: PageClock,
+        /// Version of the published page.
+        page_version: u32,
+        /// The deadline in flight, after the policy.
+        armed: Option<vlapic::Armed>,
+        /// Deadline policy.
+        deadline: DeadlinePolicy,
+        /// Downtime policy.
+        downtime: DowntimePolicy,
+        /// How far VM time advanced while saved, in nanoseconds.
+        downtime_ns: u64,
+        /// The wall clock had gone back, and the downtime was taken as zero.
+        clamped: bool,
+    },
+    /// The page got a new base; time goes on unchanged.
+    Renew {
+        /// The page's numbers.
+        page: PageClock,
+    },
+    /// The guest does not go on.
+    End {
+        /// Why.
+        reason: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    tsc: GuestTsc,
+    vm_ns: VmTime,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_tsc: Option<HostTsc>,
+    cpu: u32,
+    #[serde(flatten)]
+    event: &'a Event<'a>,
+}
+
+/// A trace file, or nothing.
+#[derive(Default)]
+pub struct Trace {
+    file: Option<(PathBuf, Mutex<Output>)>,
+}
+
+enum Output {
+    /// A file, which takes everything; and the first error.
+    File(BufWriter<Sink>, Option<io::Error>),
+    /// A pipe or a device, which somebody may read slowly.
+    Outlet(Outlet),
+}
+
+/// What is kept of a trace that somebody reads slowly. Then the vCPUs wait: a trace is whole, or it says so.
+const LIMIT: usize = 1 << 20;
+
+impl Trace {
+    /// Traces to a new file at `path`.
+    ///
+    /// # Errors
+    /// [`RunError::Trace`] if it cannot be created.
+    pub fn to_file(path: &Path) -> Result<Self, RunError> {
+        let sink = Sink::create(path).map_err(|source| RunError::Trace { path: path.display().to_string(), source })?;
+        Ok(Self::to_sink(sink, path.to_owned()))
+    }
+
+    fn to_sink(sink: Sink, name: PathBuf) -> Self {
+        let output = if sink.can_stall() {
+            Output::Outlet(Outlet::new(sink, LIMIT, WhenFull::Wait))
+        } else {
+            Output::File(BufWriter::new(sink), None)
+        };
+        Self { file: Some((name, Mutex::new(output))) }
+    }
+
+    /// Traces to standard output.
+    ///
+    /// # Errors
+    /// [`RunError::Trace`] if there is none.
+    pub fn to_stdout() -> Result<Self, RunError> {
+        let sink = Sink::inherited(io::stdout());
+        let sink = sink.map_err(|source| RunError::Trace { path: "-".to_owned(), source })?;
+        Ok(Self::to_sink(sink, PathBuf::from("-")))
+    }
+
+    /// Writes one line.
+    pub fn event(&self, cpu: u32, now: Now, host_tsc: Option<HostTsc>, event: &Event<'_>) {
+        let Some((_, output)) = &self.file else { return };
+        let line = Line { tsc: now.tsc, vm_ns: now.vm, host_tsc, cpu, event };
+        match &mut *lock(output) {
+            Output::File(_, Some(_)) => {}
+            Output::File(writer, failed) => {
+                let written = serde_json::to_writer(&mut *writer, &line).map_err(io::Error::from);
+                // A full disk must not change what the guest sees: the run goes on, and `finish` tells.
+                *failed = written.and_then(|()| writer.write_all(b"\n")).err();
+            }
+            Output::Outlet(outlet) => {
+                if let Ok(mut line) = serde_json::to_vec(&line) {
+                    line.push(b'\n');
+                    outlet.put(&line);
+                }
+            }
+        }
+    }
+
+    /// Where it goes, if somebody may read it slowly.
+    pub(crate) fn outlet(&self) -> Option<Outlet> {
+        let (_, output) = self.file.as_ref()?;
+        match &*lock(output) {
+            Output::File(..) => None,
+            Output::Outlet(outlet) => Some(outlet.clone()),
+        }
+    }
+
+    /// Whether anybody wants events; spares building them.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Writes out what is buffered.
+    ///
+    /// # Errors
+    /// The first write that failed.
+    pub fn finish(&self, patience: Patience) -> Result<(), RunError> {
+        let Some((path, output)) = &self.file else { return Ok(()) };
+        let result = match &mut *lock(output) {
+            Output::File(writer, failed) => failed.take().map_or_else(|| writer.flush(), Err),
+            Output::Outlet(outlet) => outlet.finish(patience),
+        };
+        result.map_err(|source| RunError::Trace { path: path.display().to_string(), source })
+    }
+}

@@ -1,0 +1,121 @@
+//! How other threads reach a running machine.
+//!
+//! A request is posted, CPU 0's bell rings, [`crate::machine::build::Machine::run`] comes back with [`crate::machine::error::Outcome::Requested`], and
+//! whoever runs the machine takes the request out.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+};
+
+use crate::machine::{shared::lock, wake::doorbell::Bell};
+
+/// Requests of type `T`, in order.
+pub struct Mailbox<T> {
+    inner: Mutex<Inner<T>>,
+    arrived: Condvar,
+    expected: bool,
+}
+
+struct Inner<T> {
+    requests: VecDeque<T>,
+    bell: Option<Arc<Bell>>,
+    closed: bool,
+}
+
+impl<T> Mailbox<T> {
+    /// A mailbox; `expected` says that requests may come which wake a guest that nothing else wakes. (A signal to stop
+    /// may come to any.)
+    #[must_use]
+    pub fn new(expected: bool) -> Self {
+        Self { expected, ..Self::default() }
+    }
+}
+
+impl<T> Default for Mailbox<T> {
+    fn default() -> Self {
+        let inner = Inner { requests: VecDeque::new(), bell: None, closed: false };
+        Self { inner: Mutex::new(inner), arrived: Condvar::new(), expected: false }
+    }
+}
+
+impl<T> Mailbox<T> {
+    /// Posts a request and makes the machine look; gives it back if nobody will look any more.
+    ///
+    /// # Errors
+    /// The request itself, after [`Self::close`].
+    pub fn post(&self, request: T) -> Result<(), T> {
+        let mut inner = lock(&self.inner);
+        if inner.closed {
+            return Err(request);
+        }
+        inner.requests.push_back(request);
+        self.arrived.notify_all();
+        if let Some(bell) = &inner.bell {
+            bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Nobody looks any more: drops what waits and refuses what comes.
+    pub fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.closed = true;
+        inner.requests.clear();
+    }
+
+    /// The oldest request.
+    pub fn take(&self) -> Option<T> {
+        lock(&self.inner).requests.pop_front()
+    }
+
+    /// Waits for the oldest request.
+    pub fn wait_and_take(&self) -> T {
+        let mut inner = lock(&self.inner);
+        loop {
+            if let Some(request) = inner.requests.pop_front() {
+                return request;
+            }
+            inner = self.arrived.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What running a machine needs of a mailbox.
+pub trait Interruptions: Sync {
+    /// What to ring when a request comes; none = nothing.
+    fn ring_at(&self, bell: Option<Arc<Bell>>);
+    /// Whether somebody waits.
+    fn waiting(&self) -> bool;
+    /// Whether somebody could come who wakes a guest that nothing else wakes.
+    fn can_come(&self) -> bool;
+}
+
+impl<T: Send> Interruptions for Mailbox<T> {
+    fn ring_at(&self, bell: Option<Arc<Bell>>) {
+        lock(&self.inner).bell = bell;
+    }
+
+    fn waiting(&self) -> bool {
+        !lock(&self.inner).requests.is_empty()
+    }
+
+    fn can_come(&self) -> bool {
+        self.expected
+    }
+}
+
+/// No mailbox: nobody interrupts.
+pub struct Undisturbed;
+
+impl Interruptions for Undisturbed {
+    fn ring_at(&self, _: Option<Arc<Bell>>) {}
+
+    fn waiting(&self) -> bool {
+        false
+    }
+
+    fn can_come(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,173 @@
+//! Virtual time: turns, given by one thread.
+//!
+//! A vCPU runs up to its next operation (or PAUSE site), then the order, fixed by a seed, says who is next. Exits that
+//! are no operations never change the order, so that a signal or a single step cannot make two runs differ.
+
+use oorandom::Rand32;
+use vmtime::GuestTsc;
+
+use crate::machine::{
+    error::RunError,
+    shared::{Platform, lock},
+    vcpu::{
+        Cpu,
+        step::{self, Pace, Stop, Turn},
+    },
+    wake::{next_due, wake_timer::Alarm},
+};
+
+/// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Until {
+    pub stop: Option<GuestTsc>,
+    pub renewal: Option<GuestTsc>,
+}
+
+impl Until {
+    /// Whichever is first.
+    pub(crate) fn first(self) -> Option<GuestTsc> {
+        [self.stop, self.renewal].into_iter().flatten().min()
+    }
+}
+
+/// Who had turns and whose is next. All that gives the order of a run, so that a copy of it goes on in the same way.
+#[derive(Clone, Debug)]
+pub(crate) struct Turns {
+    order: Rand32,
+    /// `Some(deaf)` for those that were idle at their last turn.
+    idle: Vec<Option<bool>>,
+    /// Whose turn is not over, and the operations before it.
+    current: Option<(usize, u64)>,
+}
+
+/// What came of giving a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// This vCPU was entered.
+    Turn { cpu: usize },
+    /// A vCPU was found to be idle, or was entered in vain.
+    Nothing,
+    /// Somebody is to read first what the machine produced.
+    Unread,
+    /// All were idle: time has moved on to what somebody waits for.
+    Waited,
+    /// All are idle, and no timer is armed.
+    NobodyWakes,
+    /// All are idle, and what is armed lies beyond the clock's end.
+    EndOfTime,
+    /// See [`Stop`].
+    Stop(Stop),
+}
+
+impl Turns {
+    /// The order that `seed` fixes, for so many vCPUs.
+    pub(crate) fn new(seed: u64, cpus: usize) -> Self {
+        Self::with(Rand32::new(seed), cpus)
+    }
+
+    /// The order as [`Self::state`] gave it.
+    pub(crate) fn from_state(order: (u64, u64), cpus: usize) -> Self {
+        Self::with(Rand32::from_state(order), cpus)
+    }
+
+    fn with(order: Rand32, cpus: usize) -> Self {
+        Self { order, idle: vec![None; cpus], current: None }
+    }
+
+    /// The generator as it stands. Who is idle is not saved: after a restore all look again.
+    pub(crate) fn state(&self) -> (u64, u64) {
+        let Self { order, idle: _, current: _ } = self;
+        order.state()
+    }
+
+    /// The machine starts to run: all look again.
+    pub(crate) fn begin(&mut self) {
+        self.idle.fill(None);
+        self.current = None;
+    }
+
+    /// Goes on with the turn that is not over, or gives the next; one entry at most.
+    pub(crate) fn give(
+        &mut self,
+        cpus: &mut [Cpu],
+        platform: &Platform,
+        until: Until,
+        alarm: &mut Alarm,
+        pace: Pace,
+    ) -> Result<Given, RunError> {
+        let Some((chosen, before)) = self.current.or_else(|| self.choose(cpus, platform)) else {
+            return Ok(self.wait(cpus, platform, until));
+        };
+        let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
+        let _binding = cpu.vcpu.bind();
+        if cpu.vcpu.forget_kicks()
+            && let Some(end) = alarm.rang(cpu, platform)
+        {
+            return Ok(Given::Stop(Stop::Ended(end)));
+        }
+        self.current = Some((chosen, before));
+        match step::turn(cpu, platform, alarm, until.first(), pace)? {
+            Turn::Ran => {
+                self.current = self.current.filter(|_| lock(&platform.clock).operations() == before);
+                Ok(Given::Turn { cpu: chosen })
+            }
+            Turn::Kicked => Ok(Given::Nothing),
+            Turn::Unread => Ok(Given::Unread),
+            Turn::Idle { deaf } => {
+                if let Some(slot) = self.idle.get_mut(chosen) {
+                    *slot = Some(deaf);
+                }
+                self.current = None;
+                Ok(Given::Nothing)
+            }
+            Turn::Stop(stop) => Ok(Given::Stop(stop)),
+        }
+    }
+
+    /// Who is next, and the operations so far; nobody if all are idle.
+    fn choose(&mut self, cpus: &[Cpu], platform: &Platform) -> Option<(usize, u64)> {
+        wake(cpus, platform, &mut self.idle);
+        let chosen = draw(&self.idle, &mut self.order)?;
+        Some((chosen, lock(&platform.clock).operations()))
+    }
+
+    /// All are idle: lets time pass up to what comes next.
+    fn wait(&mut self, cpus: &[Cpu], platform: &Platform, until: Until) -> Given {
+        let mut clock = lock(&platform.clock);
+        let dues = cpus
+            .iter()
+            .zip(&self.idle)
+            .filter(|(_, deaf)| **deaf != Some(true))
+            .filter_map(|(cpu, _)| next_due::due(&cpu.local, platform, &clock));
+        let Some(target) = dues.chain(until.stop).min() else { return Given::NobodyWakes };
+        if target.0 == u64::MAX && clock.tsc() == target {
+            return Given::EndOfTime;
+        }
+        clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal)));
+        // Whoever is due, or the stop, shows in the next round; all look again.
+        self.idle.fill(None);
+        Given::Waited
+    }
+}
+
+/// One of those that are not idle. One CPU draws nothing, so that its runs do not depend on the seed.
+fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
+    let mut awake = idle.iter().enumerate().filter(|(_, idle)| idle.is_none()).map(|(index, _)| index);
+    let count = u32::try_from(awake.clone().count()).unwrap_or(u32::MAX);
+    let drawn = if count > 1 { order.rand_range(0..count) } else { 0 };
+    awake.nth(usize::try_from(drawn).unwrap_or(0))
+}
+
+/// Whoever has a message, or a timer that is due, is no longer idle.
+fn wake(cpus: &[Cpu], platform: &Platform, idle: &mut [Option<bool>]) {
+    let clock = lock(&platform.clock);
+    let now = clock.tsc();
+    for ((cpu, post), slot) in cpus.iter().zip(&platform.posts).zip(idle) {
+        if let Some(deaf) = *slot {
+            let message = !lock(&post.inbox).is_empty();
+            if message || !deaf && next_due::due(&cpu.local, platform, &clock).is_some_and(|due| due <= now) {
+                *slot = None;
+            }
+        }
+    }
+}

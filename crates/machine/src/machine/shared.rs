@@ -1,0 +1,295 @@
+//! What the vCPUs of one machine share.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use guest_abi::{
+    pvclock::FLAG_TSC_STABLE,
+    sites::{Kind, PATCH},
+};
+use kvm_pv::{GuestWrite, OutsideRam, WallRegistration};
+use vlapic::{Inbox, Route};
+use vm_memory::{Bytes, GuestAddress};
+use vmtime::{HostTsc, Now};
+
+use super::{
+    audit::Judge,
+    clock::Clock,
+    config::LapicKind,
+    error::{At, End},
+    record::{
+        counters::Counters,
+        trace::{Event, Trace},
+    },
+    wake::{
+        doorbell::Bell,
+        host_stop::{self, Gap, HostInstant, LastRun},
+    },
+};
+use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Outlet};
+
+/// Locks, also after another thread panicked while it held the lock: the data is then as consistent as before.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where one vCPU is reached.
+#[derive(Default)]
+pub struct Post {
+    /// Calls it.
+    pub bell: Arc<Bell>,
+    /// Messages from other LAPICs.
+    pub(crate) inbox: Mutex<Inbox>,
+    /// What its LAPIC answers to; none before the vCPU is there.
+    pub(crate) route: Mutex<Option<Route>>,
+    /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
+    pub(crate) deaf: Mutex<Option<Deaf>>,
+    /// Where its kvmclock page is; 0 if it has none.
+    pub(crate) page: AtomicU64,
+    /// What its TSC is ahead of the base, modulo 2^64.
+    pub(crate) tsc_adjust: AtomicU64,
+    /// Until when it may have run.
+    pub(crate) last_run: LastRun,
+}
+
+/// Why a vCPU hears nothing but messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deaf {
+    /// It halted with interrupts off.
+    Halted {
+        /// Linear address after the HLT.
+        address: u64,
+    },
+    /// It waits for a start-up message.
+    Parked,
+}
+
+/// Clock, devices, RAM, trap sites, judge and trace.
+pub struct Platform {
+    /// The machine's clock.
+    pub clock: Mutex<Clock>,
+    /// Devices.
+    pub devices: Mutex<Devices>,
+    /// The wall-clock registration.
+    pub wall: Mutex<WallRegistration>,
+    /// Guest RAM.
+    pub memory: Arc<GuestRam>,
+    /// Sites that are patched.
+    pub sites: Sites,
+    /// What the guest and the host say of each tick.
+    pub judge: Mutex<Judge>,
+    /// The trace.
+    pub trace: Trace,
+    /// What somebody may read slowly.
+    pub(crate) outlets: Vec<Outlet>,
+    /// Where each vCPU is reached.
+    pub posts: Vec<Post>,
+    /// Every vCPU is to come back at its next boundary.
+    pub(crate) stopping: AtomicBool,
+    /// All vCPUs' TSCs are equal, so that their pages share one base.
+    pub(crate) tsc_stable: AtomicBool,
+    /// WRMSR IA32_TSC_DEADLINE outside a trap site has no effect: see [`super::config::EmulatedHost`].
+    pub(crate) swallow_deadline: bool,
+    /// Real time: what a vCPU's thread may poll at once.
+    pub(crate) poll: Duration,
+    /// Virtual time: how long a guest may run without an operation, in host time; guest time stands still meanwhile.
+    pub(crate) spin_limit: Option<Duration>,
+    /// The pages that only the start needed were given back.
+    pub(crate) settled_down: AtomicBool,
+    /// Real time: an instant at which some vCPU ran.
+    pub(crate) known_to_run: Mutex<HostInstant>,
+    /// A gap in which no vCPU ran, which ended the run: the machine is to stand still since its beginning.
+    pub(crate) gap: Mutex<Option<Gap>>,
+    /// Who has the local APICs, and with them kvmclock.
+    pub(crate) lapic: LapicKind,
+    /// What running costs.
+    pub costs: Counters,
+    /// Unknown MSRs that were told of once.
+    pub(crate) told: Mutex<BTreeSet<u32>>,
+}
+
+impl Platform {
+    /// Locks the clock to answer a vCPU, and reads the host's TSC, from which the answer is to be computed. After a gap in
+    /// which no vCPU ran the clock stands still since that began.
+    pub(crate) fn read_clock(&self) -> (MutexGuard<'_, Clock>, HostTsc) {
+        let mut clock = lock(&self.clock);
+        let host = clock.host();
+        let now = host.tsc();
+        if clock.counts_with_host() {
+            let known = *lock(&self.known_to_run);
+            let posts = self.posts.iter().map(|post| &post.last_run);
+            if let Some(gap) = host_stop::gap(posts, host, known, now) {
+                self.stop_for(gap, &mut clock);
+            }
+        }
+        (clock, now)
+    }
+
+    /// There was this gap.
+    pub(crate) fn found_gap(&self, gap: Gap) {
+        self.stop_for(gap, &mut lock(&self.clock));
+    }
+
+    fn stop_for(&self, gap: Gap, clock: &mut Clock) {
+        lock(&self.gap).get_or_insert(gap);
+        // KVM's kvmclock goes on meanwhile, and is read when all vCPUs stand still.
+        if self.lapic == LapicKind::User {
+            clock.stop_at(gap.from.tsc);
+        }
+    }
+
+    /// Whether the vCPUs are to wait for somebody who reads what they produced.
+    pub(crate) fn waits_for_reader(&self) -> bool {
+        self.outlets.iter().any(Outlet::is_full)
+    }
+
+    /// Whether the vCPUs are to stand still because of a gap.
+    pub(crate) fn has_gap(&self) -> bool {
+        lock(&self.gap).is_some()
+    }
+
+    /// The clock was started: no vCPU has run since.
+    pub(crate) fn begin_to_run(&self) {
+        let now = HostInstant::now(lock(&self.clock).host());
+        *lock(&self.known_to_run) = now;
+        for post in &self.posts {
+            post.last_run.begin(now.tsc);
+        }
+    }
+
+    /// Traces an event at `now`.
+    pub fn event(&self, cpu: u32, now: Now, event: &Event<'_>) {
+        if self.trace.is_on() {
+            let host = lock(&self.clock).host_tsc();
+            self.trace.event(cpu, now, host, event);
+        }
+    }
+
+    /// Where vCPU `index` is reached.
+    pub(crate) fn post(&self, index: u32) -> Option<&Post> {
+        usize::try_from(index).ok().and_then(|index| self.posts.get(index))
+    }
+
+    /// The patched site at `address`, unless the guest has overwritten it: then what stands there is the guest's own.
+    pub(crate) fn site_at(&self, address: u64) -> Option<Kind> {
+        let kind = self.sites.at(address)?;
+        let mut bytes = [0; 2];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).ok()?;
+        (bytes == PATCH).then_some(kind)
+    }
+
+    /// Notes that vCPU `index` may run, before it looks for messages.
+    pub(crate) fn hears(&self, index: u32) {
+        if let Some(post) = self.post(index) {
+            *lock(&post.deaf) = None;
+        }
+    }
+
+    /// Notes that vCPU `index` hears nothing but messages. The machine's end, if that is so of all and there are none:
+    /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
+    pub(crate) fn deafened(&self, index: u32, why: Deaf) -> Option<End> {
+        let post = self.post(index)?;
+        *lock(&post.deaf) = Some(why);
+        let all: Option<Vec<Deaf>> = self.posts.iter().map(|post| *lock(&post.deaf)).collect();
+        let all = all.filter(|_| self.posts.iter().all(|post| lock(&post.inbox).is_empty()))?;
+        let halted = (0u32..).zip(all).find_map(|(cpu, deaf)| match deaf {
+            Deaf::Halted { address } => Some(End::HaltedForever(At { cpu, address })),
+            Deaf::Parked => None,
+        });
+        Some(halted.unwrap_or(End::AllParked))
+    }
+
+    /// The tick ring of vCPU `index`: guests number their CPUs as they come, and keep both rings and kvmclock pages in that
+    /// order.
+    pub(crate) fn ring_of(&self, index: u32) -> u32 {
+        rank(&self.posts, index)
+    }
+
+    /// What the TSC of the vCPU with tick ring number `ring` is ahead of the base, modulo 2^64.
+    pub(crate) fn tsc_adjust_of(&self, ring: usize) -> u64 {
+        let of = |(index, post): (u32, &Post)| {
+            (usize::try_from(self.ring_of(index)).is_ok_and(|of| of == ring))
+                .then(|| post.tsc_adjust.load(Ordering::Relaxed))
+        };
+        (0..).zip(&self.posts).find_map(of).unwrap_or(0)
+    }
+
+    /// Makes every vCPU come back at its next boundary.
+    pub(crate) fn stop_all(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for post in &self.posts {
+            post.bell.ring();
+        }
+    }
+
+    /// The flags of every vCPU's page.
+    pub(crate) fn page_flags(&self) -> u8 {
+        if self.tsc_stable.load(Ordering::SeqCst) { FLAG_TSC_STABLE } else { 0 }
+    }
+
+    /// Logs, once per MSR, that a guest touched one that is not there.
+    pub(crate) fn unknown_msr(&self, index: u32, access: &str) {
+        let mut told = lock(&self.told);
+        // A guest could try all four billion.
+        if told.len() < 64 && told.insert(index) {
+            log::warn!("the guest's {access} of MSR {index:#x}, which is not there, gets a #GP");
+        }
+    }
+}
+
+/// Guest RAM as the kvmclock publisher writes it.
+pub struct Ram<'a>(pub &'a GuestRam);
+
+impl GuestWrite for Ram<'_> {
+    fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), OutsideRam> {
+        let outside = |_| OutsideRam { addr, bytes: bytes.len() };
+        let address = GuestAddress(addr);
+        match <[u8; 4]>::try_from(bytes) {
+            // A version: one store that no reader sees half of.
+            Ok(word) if addr.is_multiple_of(4) => {
+                self.0.store(u32::from_le_bytes(word), address, Ordering::Release).map_err(outside)
+            }
+            _ if !vm_memory::GuestMemoryBackend::check_range(self.0, address, bytes.len()) => {
+                Err(OutsideRam { addr, bytes: bytes.len() })
+            }
+            _ => self.0.write_slice(bytes, address).map_err(outside),
+        }
+    }
+
+    fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), OutsideRam> {
+        let length = bytes.len();
+        self.0.read_slice(bytes, GuestAddress(addr)).map_err(|_| OutsideRam { addr, bytes: length })
+    }
+}
+
+/// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
+fn rank(posts: &[Post], index: u32) -> u32 {
+    let page = |post: &Post| post.page.load(Ordering::Relaxed);
+    let own = usize::try_from(index).ok().and_then(|index| posts.get(index)).map_or(0, page);
+    if own == 0 {
+        return index;
+    }
+    let before = posts.iter().map(page).filter(|page| (1..own).contains(page)).count();
+    u32::try_from(before).unwrap_or(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_are_in_the_order_of_the_pages() {
+        let posts: Vec<Post> = (0..4).map(|_| Post::default()).collect();
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&posts, index)), [0, 1, 2, 3]);
+        for (post, page) in posts.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
+            post.page.store(page, Ordering::Relaxed);
+        }
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&posts, index)), [0, 2, 1, 3]);
+    }
+}

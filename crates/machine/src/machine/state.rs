@@ -1,0 +1,203 @@
+//! What of a machine survives a migration, as plain data.
+//!
+//! RAM is not here: in process it stays where it is, and a snapshot writes it to a file of its own.
+
+use kvm_pv::{RegistrationState, WallState, pv_eoi::PvEoiState};
+use serde::{Deserialize, Serialize};
+use vlapic;
+
+use super::{
+    MAX_CPUS,
+    audit::JudgeState,
+    clock::ClockState,
+    config::{LapicKind, TimeMode, source::TscSource},
+    error::RunError,
+    vcpu::Phase,
+};
+use crate::{
+    boot::{sites::SiteState, unlisted::Unlisted},
+    devices::{PicState, PitState, SerialState},
+    kvm::state::{LapicPage, MpState, VcpuState},
+    x86::Leaf,
+};
+
+/// A whole machine but its RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineState {
+    /// What it is.
+    pub machine: MachineSection,
+    /// Its clock.
+    pub clock: ClockState,
+    /// Its vCPUs, by number.
+    pub cpus: CpuStates,
+    /// Its devices.
+    pub devices: DevicesState,
+    /// The guest's trap sites, patched or not.
+    pub sites: Vec<SiteState>,
+    /// Where reading the tick ring goes on.
+    pub judge: JudgeState,
+}
+
+/// The longest name of an image, in bytes: that of a path whose bytes are no text, and shown as such.
+const MAX_IMAGE_BYTES: usize = 3 * 4096;
+/// The most leaves of a CPUID, and MSRs of a vCPU: KVM takes no more (KVM_MAX_CPUID_ENTRIES, MAX_IO_MSRS).
+const MAX_ENTRIES: usize = 256;
+
+impl MachineState {
+    /// Whether a machine can have it, as far as that shows without KVM and RAM.
+    ///
+    /// # Errors
+    /// [`RunError`]: what contradicts itself, or is too many.
+    pub fn check(&self) -> Result<(), RunError> {
+        let bad = |reason: String| Err(RunError::BadState(reason));
+        let Self { machine, clock, cpus, devices: _, sites: _, judge: _ } = self;
+        clock.moment.check()?;
+        let (since, now) = (clock.judge.begins(), clock.moment.tsc);
+        if since > now {
+            return bad(format!("its account of VM time begins at TSC {}, after the saved TSC {}", since.0, now.0));
+        }
+        if machine.image.len() > MAX_IMAGE_BYTES {
+            return bad(format!("the name of its image has {} bytes", machine.image.len()));
+        }
+        let count = u32::try_from(cpus.count()).unwrap_or(u32::MAX);
+        if !(1..=MAX_CPUS).contains(&count) {
+            return Err(RunError::Cpus(count));
+        }
+        let lists: Vec<(usize, usize)> = match cpus {
+            CpuStates::User(cpus) => cpus.iter().map(|cpu| (cpu.cpuid.len(), cpu.kvm.msrs.len())).collect(),
+            CpuStates::Kvm(cpus) => cpus.iter().map(|cpu| (cpu.cpuid.len(), cpu.kvm.msrs.len())).collect(),
+        };
+        match lists.iter().position(|(leaves, msrs)| *leaves > MAX_ENTRIES || *msrs > MAX_ENTRIES) {
+            Some(cpu) => bad(format!("cpu {cpu}: more than {MAX_ENTRIES} CPUID leaves or MSRs")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a machine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSection {
+    /// The image it was booted from, for people.
+    pub image: String,
+    /// How time passed for it.
+    pub time: TimeMode,
+    /// Where its RDTSC answers came from.
+    pub source: TscSource,
+    /// Virtual time: the generator that gives vCPUs their turns, as it stood.
+    pub order: (u64, u64),
+    /// All vCPUs' TSCs were equal.
+    pub tsc_stable: bool,
+    /// How often it was migrated since it booted.
+    pub migrations: u64,
+    /// RDTSCs that its trap-site table forgets.
+    pub unlisted: Unlisted,
+}
+
+/// All vCPUs, by number. They are of one kind: who has the local APICs is the machine's affair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuStates {
+    /// We have the LAPICs.
+    User(Vec<CpuState>),
+    /// KVM has them.
+    Kvm(Vec<KvmCpuState>),
+}
+
+impl CpuStates {
+    /// Who has the LAPICs.
+    #[must_use]
+    pub const fn lapic(&self) -> LapicKind {
+        match self {
+            Self::User(_) => LapicKind::User,
+            Self::Kvm(_) => LapicKind::Kvm,
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        match self {
+            Self::User(cpus) => cpus.len(),
+            Self::Kvm(cpus) => cpus.len(),
+        }
+    }
+
+    /// The CPUID that each of them sees.
+    #[must_use]
+    pub fn cpuids(&self) -> Vec<Vec<Leaf>> {
+        match self {
+            Self::User(cpus) => cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
+            Self::Kvm(cpus) => cpus.iter().map(|cpu| cpu.cpuid.clone()).collect(),
+        }
+    }
+}
+
+/// One vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuState {
+    /// The CPUID it sees.
+    pub cpuid: Vec<Leaf>,
+    /// What that says of its LAPIC.
+    pub apic_config: vlapic::Config,
+    /// What KVM holds.
+    pub kvm: VcpuState,
+    /// Its LAPIC.
+    pub apic: vlapic::State,
+    /// Its kvmclock page.
+    pub pvclock: RegistrationState,
+    /// Its PV EOI word, if it was offered one.
+    pub pv_eoi: Option<PvEoiState>,
+    /// IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// Whether it executes instructions at all.
+    pub phase: Phase,
+    /// It executed HLT and waits.
+    pub halted: bool,
+}
+
+/// One vCPU whose LAPIC is KVM's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvmCpuState {
+    /// The CPUID it sees.
+    pub cpuid: Vec<Leaf>,
+    /// What KVM holds in any case.
+    pub kvm: VcpuState,
+    /// What it holds with the LAPIC.
+    pub lapic: KvmLapicState,
+}
+
+/// A LAPIC of KVM's, kvmclock's MSRs, and whether the vCPU executes instructions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvmLapicState {
+    /// The register page. TMCCT says nothing: `armed` does.
+    pub page: LapicPage,
+    /// What the timer waits for: always an absolute instant.
+    pub armed: vlapic::Armed,
+    /// Whether it executes instructions.
+    pub mp_state: MpState,
+    /// IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// MSR_KVM_SYSTEM_TIME_NEW.
+    pub system_time: u64,
+    /// MSR_KVM_WALL_CLOCK_NEW.
+    pub wall_clock: u64,
+}
+
+/// Devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevicesState {
+    /// The serial port.
+    pub serial: SerialState,
+    /// The 8259 pair.
+    pub pic: PicState,
+    /// The 8254.
+    pub pit: PitState,
+    /// The wall-clock registration.
+    pub wall: WallState,
+}

@@ -1,0 +1,260 @@
+//! A machine in virtual time, driven from outside: one instruction at a time or freely, back to checkpoints, migrated
+//! in place.
+//!
+//! [`Machine::run`] is for guests that run; a stepper is for whoever wants to look at every instant of a stretch. It
+//! keeps the thread's alarm and the copies of RAM, and leaves the order of turns alone, so that stepping changes nothing
+//! of what the guest will do.
+
+use vmtime::{GuestTsc, JudgeClock, VmTime};
+
+use super::{
+    audit::Handled,
+    build::Machine,
+    checkpoint::{Checkpoint, ram::RamCopies},
+    config::{HostEnvironment, TimeMode},
+    error::{At, End, RunError},
+    migrate::Policies,
+    sched::round_robin::{Given, Until},
+    shared::lock,
+    vcpu::{
+        Cpu,
+        step::{self, Pace, Stop},
+    },
+    wake::wake_timer::Alarm,
+};
+use crate::kvm::Resting;
+
+/// See the module's documentation.
+pub struct Stepper {
+    machine: Machine,
+    alarm: Alarm,
+    copies: RamCopies,
+    checkpoints: Vec<Checkpoint>,
+}
+
+/// Why [`Stepper::run`] came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// The caller's condition holds.
+    Here,
+    /// VM time reached the caller's limit.
+    ToLimit,
+    /// The guest does not go on.
+    ToEnd(End),
+}
+
+/// Where a vCPU is, between two instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The vCPU that ran last.
+    pub cpu: u32,
+    /// The instruction that it executes next.
+    pub rip: u64,
+    /// It halted and waits.
+    pub halted: bool,
+    /// Guest operations so far.
+    pub operations: u64,
+    /// Timer interrupts that entered this vCPU so far.
+    pub timer_interrupts: u64,
+    /// VM time.
+    pub vm: VmTime,
+}
+
+impl Stepper {
+    /// Takes over a machine in virtual time and starts it.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn new(mut machine: Machine) -> Result<Self, RunError> {
+        if lock(&machine.platform.clock).mode() != TimeMode::Virtual {
+            return Err(RunError::Usage(
+                "only a machine in virtual time can be driven instruction by instruction".to_owned(),
+            ));
+        }
+        if machine.is_paused() {
+            machine.resume(&Policies::default())?;
+        }
+        lock(&machine.platform.judge).keep_log();
+        machine.turns.begin();
+        if machine.tracks_changes() {
+            return Err(RunError::BadState("KVM's account of written pages is in use already".to_owned()));
+        }
+        let copies = RamCopies::new(&machine.vm)?;
+        let alarm = Alarm::new(&machine.platform)?;
+        let mut stepper = Self { machine, alarm, copies, checkpoints: Vec::new() };
+        stepper.drain()?;
+        Ok(stepper)
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Runs at `pace` until `here` says so, looked at after each turn; or until VM time `limit`.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn run(
+        &mut self,
+        pace: Pace,
+        limit: Option<VmTime>,
+        mut here: impl FnMut(&mut Machine, usize) -> bool,
+    ) -> Result<Came, RunError> {
+        lock(&self.machine.platform.clock).slept();
+        loop {
+            let (until, renewal) = {
+                let clock = lock(&self.machine.platform.clock);
+                let renewal = clock.renewal();
+                let stop = limit.and_then(|limit| clock.least_tsc(limit));
+                (Until { stop, renewal: clock.least_tsc(renewal) }, renewal)
+            };
+            let Machine { cpus, turns, platform, .. } = &mut self.machine;
+            match turns.give(cpus, platform, until, &mut self.alarm, pace)? {
+                Given::Turn { cpu } => {
+                    if here(&mut self.machine, cpu) {
+                        return Ok(Came::Here);
+                    }
+                }
+                // Nobody reads a machine that is stepped.
+                Given::Nothing | Given::Waited | Given::Unread => {}
+                Given::NobodyWakes | Given::EndOfTime => {
+                    let address = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
+                    return Ok(Came::ToEnd(End::NothingWillWake(At { cpu: 0, address })));
+                }
+                Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),
+                Given::Stop(Stop::Reached | Stop::Asked) => {
+                    let now = lock(&self.machine.platform.clock).now(0);
+                    if now.vm >= renewal {
+                        self.machine.renew_page(now)?;
+                    }
+                    if limit.is_some_and(|limit| now.vm >= limit) {
+                        return Ok(Came::ToLimit);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs to the next instruction boundary of any vCPU.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn step(&mut self) -> Result<Result<Place, End>, RunError> {
+        let mut stepped = 0;
+        let came = self.run(Pace::Step, None, |_, cpu| {
+            stepped = cpu;
+            true
+        })?;
+        match came {
+            Came::Here | Came::ToLimit => {
+                self.drain()?;
+                Ok(Ok(self.place(stepped)))
+            }
+            Came::ToEnd(end) => Ok(Err(end)),
+        }
+    }
+
+    /// Where vCPU number `cpu` is. Call after [`Self::step`].
+    fn place(&mut self, cpu: usize) -> Place {
+        let clock = lock(&self.machine.platform.clock);
+        let (operations, vm) = (clock.operations(), clock.now(0).vm);
+        drop(clock);
+        let index = u32::try_from(cpu).unwrap_or(u32::MAX);
+        let nowhere = Place { cpu: index, rip: 0, halted: false, operations, timer_interrupts: 0, vm };
+        self.machine.cpus.get_mut(cpu).map_or(nowhere, |Cpu { vcpu, local }| Place {
+            rip: vcpu.registers().rip,
+            halted: local.halted,
+            timer_interrupts: local.timer_interrupts,
+            ..nowhere
+        })
+    }
+
+    /// Keeps the present instant as checkpoint number `level`, instead of what that was.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn keep(&mut self, level: usize) -> Result<(), RunError> {
+        self.drain()?;
+        let own = self.machine.own_writes();
+        self.copies.take(&self.machine.vm, level, &own)?;
+        let checkpoint = self.machine.checkpoint();
+        self.checkpoints.truncate(level);
+        self.checkpoints.push(checkpoint);
+        Ok(())
+    }
+
+    /// Goes back to checkpoint number `level`; later ones are forgotten.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn go_back(&mut self, level: usize) -> Result<(), RunError> {
+        self.settle()?;
+        let own = self.machine.own_writes();
+        self.copies.go_back(&self.machine.vm, level, &own)?;
+        let checkpoint = self.checkpoints.get(level);
+        let checkpoint =
+            checkpoint.ok_or_else(|| RunError::BadState(format!("there is no checkpoint number {level}")))?;
+        self.machine.go_back(checkpoint)
+    }
+
+    /// Whether RAM is what it was at checkpoint number `level`, by every byte of it.
+    #[must_use]
+    pub fn ram_is(&self, level: usize) -> bool {
+        self.copies.is(level)
+    }
+
+    /// Saves and restores in place: what the guest sees of a migration to another host.
+    ///
+    /// Gives the judge's clock as it was until then, and the TSC up to which it holds.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn migrate(&mut self, policies: &Policies) -> Result<(JudgeClock, GuestTsc), RunError> {
+        self.settle()?;
+        let before = {
+            let clock = lock(&self.machine.platform.clock);
+            (*clock.judge(), clock.tsc())
+        };
+        self.machine.pause()?;
+        self.machine.resume(policies)?;
+        Ok(before)
+    }
+
+    /// The ticks that the guest handled since the last call or the last [`Self::go_back`].
+    pub fn handled(&mut self) -> Vec<Handled> {
+        let mut judge = lock(&self.machine.platform.judge);
+        judge.read_rings(&self.machine.platform);
+        judge.take_log()
+    }
+
+    /// What a checkpoint does not hold, of every vCPU.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn resting(&mut self, env: &HostEnvironment) -> Result<Vec<Resting>, RunError> {
+        self.settle()?;
+        let msrs = env.msrs()?;
+        self.machine.cpus.iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()
+    }
+
+    /// The machine, with nothing incomplete.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn into_machine(mut self) -> Result<Machine, RunError> {
+        self.settle()?;
+        Ok(self.machine)
+    }
+
+    fn drain(&mut self) -> Result<(), RunError> {
+        let Machine { cpus, platform, .. } = &mut self.machine;
+        cpus.iter_mut().try_for_each(|cpu| cpu.drain(platform))
+    }
+
+    fn settle(&mut self) -> Result<(), RunError> {
+        let Machine { cpus, platform, .. } = &mut self.machine;
+        cpus.iter_mut().try_for_each(|cpu| step::settle(cpu, platform))
+    }
+}

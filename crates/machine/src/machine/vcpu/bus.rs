@@ -1,0 +1,275 @@
+//! Where a vCPU's accesses go: LAPIC, kvmclock, TSC, devices.
+
+use std::sync::atomic::Ordering;
+
+use guest_abi::{
+    pv_eoi,
+    pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD},
+};
+use vlapic::{Effects, LocalApic};
+use vmtime::Now;
+
+use super::{Local, ipi};
+use crate::{
+    devices::Devices,
+    kvm::{Bus, GpFault},
+    machine::{
+        record::trace::Event,
+        shared::{Platform, Ram, lock},
+    },
+};
+
+const IA32_TSC: u32 = 0x10;
+const IA32_TSC_ADJUST: u32 = 0x3b;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Size of the xAPIC page.
+const APIC_PAGE: u64 = 0x1000;
+
+/// One vCPU's view of the machine while it runs.
+pub(crate) struct Access<'a> {
+    pub local: &'a mut Local,
+    pub platform: &'a Platform,
+    /// What KVM must be told.
+    pub changed: Changed,
+}
+
+/// What KVM must be told after an access, besides its completion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// IA32_APIC_BASE.
+    pub apic_base: bool,
+    /// The guest moved its TSC.
+    pub tsc: bool,
+}
+
+impl<'a> Access<'a> {
+    pub(crate) fn new(local: &'a mut Local, platform: &'a Platform) -> Self {
+        Self { local, platform, changed: Changed::default() }
+    }
+
+    /// An operation passes; the instant at which it takes effect.
+    pub(crate) fn operation(&mut self) -> Now {
+        let (mut clock, host) = self.platform.read_clock();
+        clock.spend_operation();
+        let now = self.local.now(&clock, host);
+        self.local.advance(&clock, now);
+        now
+    }
+
+    fn trace(&self, now: Now, event: &Event<'_>) {
+        self.platform.event(self.local.index, now, event);
+    }
+
+    /// Where in the xAPIC page `address` is, if it is.
+    fn apic_offset(&self, address: u64) -> Option<u64> {
+        let base = self.local.apic.mmio_base()?;
+        address.checked_sub(base).filter(|offset| *offset < APIC_PAGE)
+    }
+
+    fn apply(&mut self, effects: Effects) {
+        self.changed.apic_base |= effects.base_changed;
+        // Without an I/O APIC nobody waits for an EOI.
+        if let Some(ipi) = effects.ipi {
+            ipi::send(self.platform, self.local, ipi);
+        }
+        if effects.route_changed {
+            ipi::publish_route(self.platform, self.local);
+        }
+    }
+
+    /// After an access of `port` the first CPU, whose LINT0 the 8259 pair drives, looks again.
+    fn tell_first_cpu(&self, port: u16) {
+        if self.local.index != 0
+            && Devices::interrupts_by(port)
+            && let Some(post) = self.platform.posts.first()
+        {
+            post.bell.ring();
+        }
+    }
+
+    /// The guest writes, at `now`, that its TSC is to be `adjust` ahead of the base, modulo 2^64.
+    fn move_tsc(&mut self, adjust: u64, now: Now) -> Result<(), GpFault> {
+        if !lock(&self.platform.clock).tsc_moves() {
+            log::warn!(
+                "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
+            );
+            return Err(GpFault);
+        }
+        // Ticks so far were read from the TSC as it was.
+        lock(&self.platform.judge).read_rings(self.platform);
+        self.local.tsc_adjust = adjust;
+        self.local.apic.move_tsc(now, now.ahead(adjust));
+        if let Some(post) = self.platform.post(self.local.index) {
+            post.tsc_adjust.store(adjust, Ordering::Relaxed);
+        }
+        self.changed.tsc = true;
+        if self.platform.posts.len() > 1 {
+            // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between
+            // would have been told wrong.
+            self.platform.tsc_stable.store(false, Ordering::SeqCst);
+        }
+        self.publish()
+    }
+
+    /// Publishes again if another CPU's TSC write made this page's flags untrue.
+    pub(crate) fn refresh_page(&mut self) {
+        if self.local.pvclock.address().is_some() && self.local.published_flags != self.platform.page_flags() {
+            // A page that cannot be written has been told of when it was registered.
+            let _ = self.publish();
+        }
+    }
+
+    /// The vCPU is about to enter.
+    pub(crate) fn settle_eoi(&mut self) {
+        let Local { apic, pv_eoi, .. } = &mut *self.local;
+        if let Some(pv_eoi) = pv_eoi {
+            pv_eoi.settle(apic.silent_end(), &Ram(&self.platform.memory));
+        }
+    }
+
+    /// An interrupt was acknowledged and enters.
+    pub(crate) fn lend_eoi(&mut self) {
+        let Local { apic, pv_eoi, .. } = &mut *self.local;
+        if let Some(pv_eoi) = pv_eoi {
+            pv_eoi.lend(apic.silent_end(), &Ram(&self.platform.memory));
+        }
+    }
+
+    /// Publishes this CPU's page, if it has one.
+    fn publish(&mut self) -> Result<(), GpFault> {
+        if let Some(post) = self.platform.post(self.local.index) {
+            post.page.store(self.local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+        }
+        let page = lock(&self.platform.clock).page(self.local.tsc_adjust);
+        let flags = self.platform.page_flags();
+        self.local.published_flags = flags;
+        let published = self.local.pvclock.publish(&Ram(&self.platform.memory), &page, flags, false);
+        published.map(|_| ()).map_err(|fault| {
+            log::warn!("the kvmclock page cannot be written: {fault}");
+            GpFault
+        })
+    }
+
+    fn read(&mut self, index: u32, now: Now) -> Result<u64, GpFault> {
+        if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &self.local.pv_eoi) {
+            return Ok(pv_eoi.read_msr());
+        }
+        match index {
+            _ if LocalApic::owns_msr(index) => self.local.apic.msr_read(index, now).map_err(|_| GpFault),
+            IA32_TSC => Ok(now.tsc.0),
+            IA32_TSC_ADJUST => Ok(self.local.tsc_adjust),
+            MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => Ok(self.local.pvclock.read_msr()),
+            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(lock(&self.platform.wall).read_msr()),
+            _ => {
+                self.platform.unknown_msr(index, "RDMSR");
+                Err(GpFault)
+            }
+        }
+    }
+
+    fn write(&mut self, index: u32, value: u64, now: Now) -> Result<(), GpFault> {
+        let ram = Ram(&self.platform.memory);
+        if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &mut self.local.pv_eoi) {
+            return pv_eoi.write_msr(value, &ram).map_err(|fault| {
+                log::warn!("the guest's write of MSR_KVM_PV_EOI_EN {value:#x} gets a #GP: {fault}");
+                GpFault
+            });
+        }
+        match index {
+            _ if LocalApic::owns_msr(index) => {
+                let effects = self.local.apic.msr_write(index, value, now).map_err(|_| GpFault)?;
+                self.apply(effects);
+                Ok(())
+            }
+            // TSC and TSC_ADJUST move together (SDM vol. 3, "IA32_TSC_ADJUST Register").
+            IA32_TSC => self.move_tsc(self.local.tsc_adjust.wrapping_add(value.wrapping_sub(now.tsc.0)), now),
+            IA32_TSC_ADJUST => self.move_tsc(value, now),
+            MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => {
+                self.local.pvclock.write_msr(value, &ram).map_err(|fault| {
+                    log::warn!("the guest's kvmclock page {value:#x} gets a #GP: {fault}");
+                    GpFault
+                })?;
+                self.publish()
+            }
+            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => {
+                let wall_ns = lock(&self.platform.clock).wall_ns_at_zero();
+                lock(&self.platform.wall).write_msr(value, wall_ns, &ram).map_err(|fault| {
+                    log::warn!("the guest's wall-clock address {value:#x} gets a #GP: {fault}");
+                    GpFault
+                })
+            }
+            _ => {
+                self.platform.unknown_msr(index, "WRMSR");
+                Err(GpFault)
+            }
+        }
+    }
+}
+
+impl Bus for Access<'_> {
+    fn cr8(&mut self, cr8: u8) {
+        let Local { apic, pv_eoi, .. } = &mut *self.local;
+        if let Some(vector) = pv_eoi.as_mut().and_then(|pv_eoi| pv_eoi.look(&Ram(&self.platform.memory))) {
+            apic.end_silently(vector);
+        }
+        if self.local.apic.cr8() != cr8 {
+            self.local.apic.set_cr8(cr8);
+        }
+    }
+
+    fn port_in(&mut self, port: u16, data: &mut [u8]) {
+        let now = self.operation();
+        lock(&self.platform.devices).port_in(port, data, now.vm);
+        self.tell_first_cpu(port);
+        self.trace(now, &Event::PortIn { port, data });
+    }
+
+    fn port_out(&mut self, port: u16, data: &[u8]) {
+        let now = self.operation();
+        lock(&self.platform.devices).port_out(port, data, now.vm);
+        self.tell_first_cpu(port);
+        self.trace(now, &Event::PortOut { port, data });
+    }
+
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) {
+        let now = self.operation();
+        match self.apic_offset(address) {
+            Some(offset) => self.local.apic.mmio_read(offset, data, now),
+            None => data.fill(0xff),
+        }
+        self.trace(now, &Event::MmioRead { address, data });
+    }
+
+    fn mmio_write(&mut self, address: u64, data: &[u8]) {
+        let now = self.operation();
+        if let Some(offset) = self.apic_offset(address) {
+            let effects = self.local.apic.mmio_write(offset, data, now);
+            self.apply(effects);
+        }
+        self.trace(now, &Event::MmioWrite { address, data });
+    }
+
+    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault> {
+        let now = self.operation();
+        let result = self.read(index, now);
+        self.trace(now, &Event::MsrRead { index, value: result.ok() });
+        result
+    }
+
+    fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
+        if index == IA32_TSC_DEADLINE && self.platform.swallow_deadline {
+            return Ok(());
+        }
+        self.msr_write_at_site(index, value)
+    }
+}
+
+impl Access<'_> {
+    /// WRMSR that the VMM performs itself.
+    pub(crate) fn msr_write_at_site(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
+        let now = self.operation();
+        let result = self.write(index, value, now);
+        self.trace(now, &Event::MsrWrite { index, value, faulted: result.is_err() });
+        result
+    }
+}

@@ -1,0 +1,130 @@
+//! Messages between LAPICs.
+//!
+//! Every vCPU keeps its entry in a table of routes: who it answers to, and how busy it is. The sender finds the targets
+//! there, puts the message into their [`Inbox`](vlapic::Inbox)es, which hold any number, and rings. No CPU ever touches another one's LAPIC, so that nothing is
+//! locked while guests run.
+
+use std::sync::atomic::Ordering;
+
+use kvm_pv::WallRegistration;
+use vlapic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
+
+use super::{Cpu, Local, Phase};
+use crate::machine::{
+    error::RunError,
+    shared::{Platform, Post, lock},
+};
+
+/// Where `local` is reached.
+fn post<'a>(platform: &'a Platform, local: &Local) -> Option<&'a Post> {
+    usize::try_from(local.index).ok().and_then(|index| platform.posts.get(index))
+}
+
+/// Makes the table say what `local`'s LAPIC answers to.
+pub(crate) fn publish_route(platform: &Platform, local: &Local) {
+    if let Some(post) = post(platform, local) {
+        *lock(&post.route) = Some(local.apic.route());
+    }
+}
+
+/// Sends `ipi` from `local`.
+pub(crate) fn send(platform: &Platform, local: &Local, ipi: Ipi) {
+    publish_route(platform, local);
+    let own = usize::try_from(local.index).unwrap_or(usize::MAX);
+    let route = |post: &Post| -> Option<Route> { *lock(&post.route) };
+    let mut targets: Vec<(usize, Route)> = platform
+        .posts
+        .iter()
+        .enumerate()
+        .filter_map(|(index, post)| Some((index, route(post)?)))
+        .filter(|(index, route)| route.addressed_by(ipi.destination, *index == own))
+        .collect();
+    if ipi.mode == DeliveryMode::LowestPriority {
+        let chosen = lowest_priority(targets.iter().copied());
+        targets.retain(|(index, _)| Some(*index) == chosen);
+    }
+    for (index, _) in targets {
+        let Some(post) = platform.posts.get(index) else { continue };
+        lock(&post.inbox).post(&ipi);
+        // The sender looks into its own inbox before it enters the guest again.
+        if index != own {
+            post.bell.ring();
+        }
+    }
+}
+
+/// Takes what waits for `cpu`.
+pub(crate) fn receive(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
+    loop {
+        let Some(post) = post(platform, &cpu.local) else { return Ok(()) };
+        let Some(ipi) = lock(&post.inbox).take() else { return Ok(()) };
+        let delivery = cpu.local.apic.deliver(&ipi);
+        carry_out(cpu, platform, delivery)?;
+    }
+}
+
+/// What the CPU does about a message or a pin that its LAPIC passed on.
+pub(crate) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) -> Result<(), RunError> {
+    match delivery {
+        // System management mode does not exist here. What the 8259 pair asks for is injected when it can enter.
+        Delivery::None | Delivery::Accepted | Delivery::ExtInt | Delivery::Smi => {}
+        Delivery::Nmi => {
+            if cpu.local.phase == Phase::Running {
+                cpu.drain(platform)?;
+                cpu.vcpu.nmi()?;
+                cpu.local.nmi = true;
+                // One that halted in its NMI handler sleeps on.
+                cpu.local.halted &= cpu.vcpu.nmis().1;
+            }
+        }
+        Delivery::Init => {
+            cpu.drain(platform)?;
+            cpu.vcpu.reset_after_init()?;
+            init(&mut cpu.local, platform);
+        }
+        // The page number becomes CS (SDM vol. 3, "MP Initialization Protocol Algorithm"). A second SIPI is ignored.
+        Delivery::StartUp { vector } => {
+            if cpu.local.phase == Phase::WaitForSipi {
+                cpu.vcpu.set_real_mode_entry(u16::from(vector) << 8)?;
+                cpu.local.phase = Phase::Running;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What INIT does to what is ours of a CPU. It takes every paravirtual registration away (the nanosecond deadline is the
+/// LAPIC's), so that nothing is written any more where the guest may since have put something else.
+fn init(local: &mut Local, platform: &Platform) {
+    let Local {
+        index: _,
+        apic,
+        pvclock,
+        pv_eoi,
+        // INIT changes neither TSC nor IA32_TSC_ADJUST.
+        tsc_adjust: _,
+        phase,
+        halted,
+        timer_interrupts: _,
+        nmi,
+        published_flags: _,
+        sti_shadow,
+        expired,
+    } = local;
+    apic.init();
+    *expired = None;
+    pvclock.reset();
+    if let Some(pv_eoi) = pv_eoi {
+        pv_eoi.reset();
+    }
+    // All CPUs share this one, which is a number to read back and no more: what it names was written long ago.
+    *lock(&platform.wall) = WallRegistration::default();
+    // The bootstrap processor restarts at the reset vector, where a PC has its firmware, others wait for a start-up message
+    // (SDM vol. 3, "MP Initialization Protocol Algorithm").
+    *phase = if apic.config().bsp { Phase::Running } else { Phase::WaitForSipi };
+    (*halted, *nmi, *sti_shadow) = (false, false, false);
+    if let Some(post) = post(platform, local) {
+        post.page.store(0, Ordering::Relaxed);
+    }
+    publish_route(platform, local);
+}

@@ -1,0 +1,50 @@
+//! The virtual wire: from the 8259 pair to LINT0 of the first CPU.
+//!
+//! Only the first CPU has it, as PCs leave it after firmware. Its vCPU samples the line at each turn, and in between
+//! waits for the timer's next edge as it waits for its LAPIC's.
+
+use vlapic::LocalSource;
+use vmtime::{GuestTsc, Now};
+
+use super::{Cpu, Local, ipi};
+use crate::machine::{
+    clock::Clock,
+    error::RunError,
+    shared::{Platform, lock},
+};
+
+/// Gives `cpu`, if it is the first, the level of the line at `now`.
+pub(crate) fn sample(cpu: &mut Cpu, platform: &Platform, now: Now) -> Result<(), RunError> {
+    if cpu.local.index != 0 {
+        return Ok(());
+    }
+    let level = {
+        let mut devices = lock(&platform.devices);
+        devices.advance(now.vm);
+        devices.interrupts()
+    };
+    let delivery = cpu.local.apic.local(LocalSource::Lint0, level);
+    ipi::carry_out(cpu, platform, delivery)
+}
+
+/// The CPU takes the 8259's interrupt: its vector. Later ones show at the next sample.
+pub(crate) fn acknowledge(local: &mut Local, platform: &Platform) -> u8 {
+    let mut devices = lock(&platform.devices);
+    let vector = devices.acknowledge();
+    // The line falls, if only to rise again at once.
+    let _ = local.apic.local(LocalSource::Lint0, false);
+    vector
+}
+
+/// The base TSC at which the line can next ask something of this CPU; none if nothing is to be waited for.
+pub(crate) fn due(local: &Local, platform: &Platform, clock: &Clock) -> Option<GuestTsc> {
+    if local.index != 0 || !local.apic.heeds_lint0() {
+        return None;
+    }
+    let devices = lock(&platform.devices);
+    // Another CPU's access of the 8259 pair can have raised the line since it was sampled.
+    if devices.interrupts() {
+        return (!local.apic.lint0()).then(|| clock.tsc());
+    }
+    clock.least_tsc(devices.next_interrupt()?)
+}

@@ -1,0 +1,236 @@
+//! A gap in which no vCPU ran and which nobody asked for: SIGSTOP, a frozen cgroup, a host that slept.
+//!
+//! The process is told of none of these, and its clocks go on. If they went on for the guest too, its time would leap, and
+//! PVCLOCK_GUEST_STOPPED would stay clear: its watchdogs would take the gap for a hang. So the gap is found afterwards, and
+//! made a pause that began with it.
+//!
+//! Every vCPU notes until when it may run ([`LastRun`]): an entry is ended after [`PULSE`] by a kick, and a kick that waits
+//! keeps a guest from running even if its thread is continued first. When a clock is read for a vCPU, the notes of all are
+//! compared with the host's TSC. After a gap the clock stops where the gap began, before anything is computed from a later
+//! reading: see [`Platform::clock`](crate::machine::shared::Platform::clock). Then all vCPUs come back, and the machine stands still, as after
+//! a pause.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use vmtime::HostTsc;
+
+use crate::{
+    host::{clock::HostClock, kick::KickTimer},
+    machine::{
+        error::RunError,
+        paused::BootTime,
+        shared::{Platform, Post, lock},
+    },
+};
+
+/// How long an entry lasts at most. A stop may be taken to begin so much later than it did.
+const PULSE: Duration = Duration::from_millis(100);
+
+/// A gap of this length or less is the scheduler's: on a busy host a thread waits for a CPU, and the guest is late.
+const GAP: Duration = Duration::from_millis(500);
+
+/// Until when a vCPU may have run, and from when on it should have run again; host TSC.
+#[derive(Debug, Default)]
+pub(crate) struct LastRun {
+    until: AtomicU64,
+    /// 0 = always; [`u64::MAX`] = never, unless another vCPU wakes it.
+    wanted_from: AtomicU64,
+}
+
+impl LastRun {
+    /// The vCPU was not entered yet since the clock was started at `host`.
+    pub(crate) fn begin(&self, host: HostTsc) {
+        self.note(host, Some(HostTsc(0)));
+    }
+
+    /// The vCPU waits, since `now`, for what is due at `due`.
+    pub(crate) fn idle(&self, now: HostTsc, due: Option<HostTsc>) {
+        self.note(now, due);
+    }
+
+    fn note(&self, until: HostTsc, wanted_from: Option<HostTsc>) {
+        self.until.store(until.0, Ordering::SeqCst);
+        self.wanted_from.store(wanted_from.map_or(u64::MAX, |due| due.0), Ordering::SeqCst);
+    }
+}
+
+/// An instant on both of the host's clocks that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostInstant {
+    /// The host's TSC.
+    pub tsc: HostTsc,
+    /// CLOCK_BOOTTIME.
+    pub boot: BootTime,
+}
+
+impl HostInstant {
+    /// Now.
+    pub(crate) fn now(host: HostClock) -> Self {
+        Self { tsc: host.tsc(), boot: BootTime::now() }
+    }
+}
+
+/// A gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// When it began. No vCPU has run since.
+    pub from: HostInstant,
+    /// The host's TSC began anew meanwhile, at a lower value.
+    pub tsc_restarted: bool,
+}
+
+/// The gap that ends now, if there is one. `known` is an instant at which some vCPU ran.
+pub(crate) fn gap<'a>(
+    posts: impl Iterator<Item = &'a LastRun>,
+    host: HostClock,
+    known: HostInstant,
+    now: HostTsc,
+) -> Option<Gap> {
+    let (mut until, mut wanted_from) = (0, u64::MAX);
+    for post in posts {
+        until = until.max(post.until.load(Ordering::SeqCst));
+        wanted_from = wanted_from.min(post.wanted_from.load(Ordering::SeqCst));
+    }
+    // A TSC that is a little behind is another CPU's.
+    let tsc_restarted = host.duration(now, HostTsc(until)) > PULSE.saturating_add(GAP);
+    let from = HostTsc(if tsc_restarted { until } else { until.max(wanted_from) });
+    let boot = known.boot.after(host.duration(known.tsc, from));
+    let gap = Gap { from: HostInstant { tsc: from, boot }, tsc_restarted };
+    (tsc_restarted || host.duration(from, now) > GAP).then_some(gap)
+}
+
+/// How long the host slept between two instants, if its TSC did not count then.
+fn slept(host: HostClock, known: HostInstant, now: HostInstant) -> Option<Duration> {
+    let uncounted = now.boot.since(known.boot).saturating_sub(host.duration(known.tsc, now.tsc));
+    (uncounted > GAP).then_some(uncounted)
+}
+
+/// Whether the host has slept, without counting, since some vCPU last ran; if not, one runs now.
+fn did_sleep(platform: &Platform, host: HostClock) -> bool {
+    let now = HostInstant::now(host);
+    let known = std::mem::replace(&mut *lock(&platform.known_to_run), now);
+    let Some(slept) = slept(host, known, now) else { return false };
+    let from = HostInstant { tsc: now.tsc, boot: now.boot.before(slept) };
+    platform.found_gap(Gap { from, tsc_restarted: false });
+    true
+}
+
+/// Ends the entries of one vCPU, by a timer of its thread's.
+pub(crate) struct Pulse {
+    timer: KickTimer,
+    /// When the timer kicks or kicked.
+    due: Option<HostTsc>,
+}
+
+impl Pulse {
+    /// For the calling thread.
+    pub(crate) fn new() -> Result<Self, RunError> {
+        Ok(Self { timer: KickTimer::new()?, due: None })
+    }
+
+    /// The thread was kicked, at `now`: whether this timer did it, or did it too.
+    pub(crate) fn came(&mut self, now: HostTsc) -> bool {
+        let came = self.due.is_some_and(|due| due <= now);
+        self.due = self.due.filter(|_| !came);
+        came
+    }
+
+    /// The vCPU of `post` is about to be entered, as the clock was when the host's TSC was `read`. False if it must not be:
+    /// there was a gap in between.
+    pub(crate) fn enter(&mut self, platform: &Platform, post: &Post, host: HostClock, read: HostTsc) -> bool {
+        let now = host.tsc();
+        if host.duration(read, now) > GAP {
+            return false;
+        }
+        let due = match self.due.filter(|due| now < *due) {
+            Some(due) => due,
+            None => {
+                if did_sleep(platform, host) {
+                    return false;
+                }
+                self.timer.arm(PULSE);
+                host.after(now, PULSE)
+            }
+        };
+        self.due = Some(due);
+        post.last_run.note(due, Some(HostTsc(0)));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmtime::Khz;
+
+    use super::*;
+
+    /// 1 GHz: a tick is a nanosecond.
+    fn host() -> HostClock {
+        HostClock::new(|| 0, Khz::new(1_000_000).unwrap())
+    }
+
+    fn ticks(ms: u64) -> HostTsc {
+        HostTsc(1_000_000_000_000 + ms * 1_000_000)
+    }
+
+    fn known(ms: u64) -> HostInstant {
+        HostInstant { tsc: ticks(ms), boot: BootTime::start().after(Duration::from_millis(ms)) }
+    }
+
+    fn vcpu(until: u64, wanted_from: Option<u64>) -> LastRun {
+        let last = LastRun::default();
+        last.note(ticks(until), wanted_from.map(|ms| if ms == 0 { HostTsc(0) } else { ticks(ms) }));
+        last
+    }
+
+    /// When the gap that ends at `now` began, in ms; none if there is none. An instant at 0 ms is known.
+    fn began(vcpus: &[LastRun], now: u64) -> Option<u64> {
+        let gap = gap(vcpus.iter(), host(), known(0), ticks(now))?;
+        assert!(!gap.tsc_restarted);
+        let ms = (gap.from.tsc.0 - ticks(0).0) / 1_000_000;
+        assert_eq!(gap.from, known(ms), "TSC and CLOCK_BOOTTIME are of one instant");
+        Some(ms)
+    }
+
+    // Catches: a gap that is taken to begin before some vCPU ran, which would take its clock back.
+    #[test]
+    fn a_gap_begins_where_no_vcpu_ran_any_more() {
+        assert_eq!(began(&[vcpu(100, Some(0))], 600), None);
+        assert_eq!(began(&[vcpu(100, Some(0))], 601), Some(100));
+        assert_eq!(began(&[vcpu(100, Some(0)), vcpu(700, Some(0))], 1000), None);
+        assert_eq!(began(&[vcpu(100, Some(0)), vcpu(700, Some(0))], 2000), Some(700));
+    }
+
+    // Catches: an idle guest whose sleep is taken for a stop.
+    #[test]
+    fn a_gap_begins_where_a_vcpu_was_to_run() {
+        assert_eq!(began(&[vcpu(100, Some(5000))], 5100), None);
+        assert_eq!(began(&[vcpu(100, Some(5000))], 9000), Some(5000));
+        assert_eq!(began(&[vcpu(100, None)], 1_000_000), None);
+        assert_eq!(began(&[vcpu(100, None), vcpu(100, Some(5000))], 9000), Some(5000));
+        assert_eq!(began(&[vcpu(100, Some(7000)), vcpu(100, Some(5000))], 9000), Some(5000));
+        // One that is entered runs, whatever another waits for.
+        assert_eq!(began(&[vcpu(8900, Some(0)), vcpu(100, Some(5000))], 9000), None);
+    }
+
+    // Catches: a host that sleeps and starts its TSC anew: the guest's would stand still for as long as it had counted.
+    #[test]
+    fn a_tsc_that_begins_anew_is_a_gap() {
+        let found = gap([vcpu(900, Some(0))].iter(), host(), known(850), HostTsc(5)).unwrap();
+        assert!(found.tsc_restarted);
+        assert_eq!(found.from, known(900));
+        // Another CPU's TSC may be a little behind.
+        assert_eq!(gap([vcpu(900, Some(0))].iter(), host(), known(850), ticks(899)), None);
+    }
+
+    #[test]
+    fn a_host_that_slept_without_counting_shows_in_its_clock() {
+        let woken = HostInstant { boot: known(10_000).boot, ..known(1000) };
+        assert_eq!(slept(host(), known(0), woken), Some(Duration::from_secs(9)));
+        assert_eq!(slept(host(), known(0), known(1000)), None);
+        assert_eq!(slept(host(), known(0), HostInstant { boot: known(1500).boot, ..known(1000) }), None);
+    }
+}

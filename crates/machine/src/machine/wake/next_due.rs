@@ -1,0 +1,16 @@
+//! When an idle vCPU goes on.
+
+use vmtime::GuestTsc;
+
+use crate::machine::{
+    clock::Clock,
+    shared::Platform,
+    vcpu::{Local, lint0},
+};
+
+/// The base TSC at which a timer wakes a vCPU, its LAPIC's or the 8254; none if there is none that could.
+pub(crate) fn due(local: &Local, platform: &Platform, clock: &Clock) -> Option<GuestTsc> {
+    let deadline = local.next_wake();
+    let own = deadline.and_then(|deadline| clock.due(deadline));
+    [own, lint0::due(local, platform, clock)].into_iter().flatten().min()
+}

@@ -1,0 +1,291 @@
+//! The timer that calls a vCPU's thread, out of KVM_RUN or out of its sleep.
+//!
+//! In real time: for what the guest waits for, a little before it (see [`super::halt_poll`]). In virtual time: when a guest has
+//! spun for longer than it may.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use vmtime::{GuestTsc, HostTsc};
+
+use super::{doorbell::Bell, halt_poll::Early, host_stop::Pulse, next_due};
+use crate::{
+    host::{
+        clock::HostClock,
+        kick::{self, KickTimer},
+        start_pages::give_back_code,
+    },
+    machine::{
+        config::TimeMode,
+        error::{End, RunError},
+        shared::{Platform, Post, lock},
+        vcpu::{Cpu, Local, lint0, step},
+    },
+};
+
+/// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
+const SHORTEST_RUN: Duration = Duration::from_micros(30);
+
+/// Real time: what is too short to set a timer for: the timer's clock and the TSC go apart by up to 500 ppm, as NTP slews
+/// the one, and a timer that came so much sooner than the TSC says would be set once more.
+const SLEW_NS: u64 = 2_000;
+
+/// Real time: a halt that is long enough to give pages back in.
+const LONG_PAUSE: Duration = Duration::from_millis(5);
+
+/// By what part of its time a long timer may come too soon, for the same reason and with room to spare.
+const SLEW_PART: u32 = 1024;
+
+/// The timer of one thread.
+pub(crate) struct Alarm {
+    timer: KickTimer,
+    armed: Option<Armed>,
+    /// Real time: kicks at the instant that the caller wants the vCPU back. Apart, so that it is set once, and not each
+    /// time that the guest waits for nothing.
+    stop_timer: KickTimer,
+    /// What that is set for, and the host TSC from which on it may come.
+    stop: Option<(GuestTsc, HostTsc)>,
+    early: Early,
+    pulse: Pulse,
+    /// Up to when time was counted for [`Early::earn`].
+    earned: HostTsc,
+}
+
+/// What the alarm is set for, so that it is not set again on every exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Armed {
+    /// Real time.
+    At(Call),
+    /// Real time: the call came, and this host TSC is to be waited for.
+    Come(HostTsc),
+    /// Virtual time: the spin budget.
+    Budget,
+}
+
+/// Real time: a call, and what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Call {
+    /// The base TSC that is waited for.
+    target: GuestTsc,
+    /// The host TSC at which it is reached.
+    due: HostTsc,
+    /// When the call is to come.
+    at: HostTsc,
+    /// How long before `due` it may come, in nanoseconds.
+    window: u64,
+}
+
+impl Call {
+    /// Whether the rest is to be polled for.
+    fn came(&self, host: HostClock, now: HostTsc) -> bool {
+        ns(host, now, self.due) <= self.window.saturating_add(SLEW_NS)
+    }
+}
+
+impl Alarm {
+    /// An alarm for the calling thread.
+    pub(crate) fn new(platform: &Platform) -> Result<Self, RunError> {
+        let earned = lock(&platform.clock).host().tsc();
+        Ok(Self {
+            timer: KickTimer::new()?,
+            armed: None,
+            stop_timer: KickTimer::new()?,
+            stop: None,
+            early: Early::new(platform.poll),
+            pulse: Pulse::new()?,
+            earned,
+        })
+    }
+
+    /// Sets it before an entry, or before `local`'s thread sleeps because it is halted.
+    pub(crate) fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
+        match mode {
+            TimeMode::Virtual => {
+                if let Some(limit) = platform.spin_limit.filter(|_| self.armed.is_none()) {
+                    self.armed = Some(Armed::Budget);
+                    // What is left of it: each run has an alarm of its own, the budget is the guest's.
+                    self.arm(platform, limit.saturating_sub(lock(&platform.clock).since_operation()));
+                }
+            }
+            TimeMode::Real => {
+                self.set_for_stop(platform, stop);
+                self.set_for_deadline(local, platform);
+            }
+        }
+    }
+
+    /// Real time: the vCPU of `post` is about to be entered, as the clock was when the host's TSC was `read`. False if it must
+    /// not be: see [`Pulse::enter`].
+    pub(crate) fn enter(&mut self, platform: &Platform, post: &Post, read: HostTsc) -> bool {
+        let host = lock(&platform.clock).host();
+        self.pulse.enter(platform, post, host, read)
+    }
+
+    /// Real time: the vCPU of `post` waits; `deaf`: for nothing that a timer could bring.
+    pub(crate) fn idle(&self, platform: &Platform, post: &Post, deaf: bool) {
+        let due = match self.armed {
+            Some(Armed::At(call)) if !deaf => Some(call.due),
+            Some(Armed::Come(due)) if !deaf => Some(due),
+            _ => None,
+        };
+        let now = lock(&platform.clock).host().tsc();
+        post.last_run.idle(now, due);
+    }
+
+    /// Real time: kicks at `stop`, whatever the vCPU then does.
+    pub(crate) fn set_for_stop(&mut self, platform: &Platform, stop: Option<GuestTsc>) {
+        let Some(stop) = stop.filter(|stop| self.stop.is_none_or(|(set, _)| set != *stop)) else { return };
+        let (host, at) = {
+            let clock = lock(&platform.clock);
+            (clock.host(), clock.host_at(stop))
+        };
+        if let Some(at) = at {
+            let now = host.tsc();
+            let left = host.duration(now, at);
+            self.stop_timer.arm(left);
+            self.stop = Some((stop, host.after(now, left.saturating_sub(left / SLEW_PART))));
+        }
+    }
+
+    fn set_for_deadline(&mut self, local: &Local, platform: &Platform) {
+        let (host, target, due) = {
+            let clock = lock(&platform.clock);
+            // An expiry whose interrupt waits already changes nothing: a guest with a short period and interrupts off
+            // would be kicked before each instruction.
+            let waits = !local.halted && (local.apic.pending().is_some() || local.apic.blocked_by_priority());
+            let target =
+                if waits { lint0::due(local, platform, &clock) } else { next_due::due(local, platform, &clock) };
+            (clock.host(), target, target.and_then(|target| clock.host_at(target)))
+        };
+        let (Some(target), Some(due)) = (target, due) else {
+            // What it is still set for comes for nothing, once.
+            self.armed = None;
+            return;
+        };
+        // A halted guest still waits for what the call came for.
+        let same = match self.armed {
+            Some(Armed::At(call)) => call.target == target,
+            Some(Armed::Come(_)) => local.halted,
+            Some(Armed::Budget) | None => false,
+        };
+        if same {
+            return;
+        }
+        let now = host.tsc();
+        self.early.earn(ns(host, self.earned, now));
+        self.earned = now;
+        let left = host.duration(now, due);
+        let window = self.early.window();
+        let sooner = match left.checked_sub(Duration::from_nanos(window)) {
+            // Sooner than a guest gets to its next instruction would keep it from it.
+            Some(sooner) if !local.halted => sooner.max(SHORTEST_RUN),
+            None if !local.halted => SHORTEST_RUN,
+            Some(sooner) => sooner,
+            None => Duration::ZERO,
+        };
+        if !sooner.is_zero() {
+            self.arm(platform, sooner);
+        }
+        self.armed = Some(Armed::At(Call { target, due, at: host.after(now, sooner), window }));
+    }
+
+    /// Kicks the thread as soon as the guest got anywhere.
+    pub(crate) fn set_soon(&mut self, platform: &Platform) {
+        self.arm(platform, SHORTEST_RUN);
+        self.armed = None;
+    }
+
+    fn arm(&self, platform: &Platform, delay: Duration) {
+        self.timer.arm(delay);
+        platform.costs.timers_set.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Real time: gives back, once, the pages that only the start needed. That stops every thread for some hundred
+    /// microseconds, so it waits for a guest that halts for longer than that.
+    fn settle_down(&self, platform: &Platform) {
+        let long = match self.armed {
+            Some(Armed::At(call)) => {
+                let host = lock(&platform.clock).host();
+                host.duration(host.tsc(), call.at) >= LONG_PAUSE
+            }
+            Some(Armed::Come(_)) => false,
+            Some(Armed::Budget) | None => true,
+        };
+        if long && !platform.settled_down.swap(true, Ordering::Relaxed) {
+            give_back_code();
+        }
+    }
+
+    /// Real time: sleeps until `bell` rings or the call comes; if it has come, polls. (What there was to do before that
+    /// has then just been done once, in vain: it is done again in a third of the time, with warm caches.)
+    pub(crate) fn sleep(&mut self, bell: &Bell, platform: &Platform, deaf: bool) {
+        let came = match self.armed {
+            Some(Armed::At(call)) => {
+                let host = lock(&platform.clock).host();
+                call.came(host, host.tsc())
+            }
+            Some(Armed::Come(_)) => {
+                self.poll(platform);
+                true
+            }
+            Some(Armed::Budget) | None => false,
+        };
+        if !came {
+            // A CPU that was not started yet is no sign that the guest's start is over.
+            if !deaf && !platform.settled_down.load(Ordering::Relaxed) {
+                self.settle_down(platform);
+            }
+            platform.costs.sleeps.fetch_add(1, Ordering::Relaxed);
+            bell.sleep();
+        }
+    }
+
+    /// Real time: looks whether the call has come. `kicked`: the thread was kicked, perhaps by this timer, perhaps sooner
+    /// than the TSC says (NTP slews the timer's clock): then it is set again.
+    pub(crate) fn look(&mut self, kicked: bool, platform: &Platform) {
+        let host = lock(&platform.clock).host();
+        let now = host.tsc();
+        // If it came for the stop and the stop is not reached, it is set once more.
+        if kicked && self.stop.is_some_and(|(_, soonest)| now >= soonest) {
+            self.stop = None;
+        }
+        let for_pulse = kicked && self.pulse.came(now);
+        let Some(Armed::At(call)) = self.armed else { return };
+        if !call.came(host, now) {
+            if kicked && !for_pulse {
+                self.armed = None;
+            }
+            return;
+        }
+        if kicked {
+            self.early.woke(ns(host, call.at, now));
+        }
+        self.armed = Some(Armed::Come(call.due));
+    }
+
+    /// Real time: if the call has come, waits for what it was for.
+    pub(crate) fn poll(&mut self, platform: &Platform) {
+        let Some(Armed::Come(due)) = self.armed else { return };
+        self.armed = None;
+        let host = lock(&platform.clock).host();
+        let now = host.tsc();
+        let mut end = now;
+        while end < due && !kick::pending() {
+            std::hint::spin_loop();
+            end = host.tsc();
+        }
+        let polled = ns(host, now, end);
+        self.early.spend(polled);
+        platform.costs.polled_ns.fetch_add(polled, Ordering::Relaxed);
+    }
+
+    /// Virtual time: the thread was kicked, perhaps because the budget is over.
+    pub(crate) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
+        let budget = self.armed.take() == Some(Armed::Budget);
+        let limit = platform.spin_limit.filter(|limit| budget && lock(&platform.clock).since_operation() >= *limit)?;
+        Some(End::Spins { at: step::at(cpu.local.index, &mut cpu.vcpu), limit })
+    }
+}
+
+fn ns(host: HostClock, from: HostTsc, to: HostTsc) -> u64 {
+    u64::try_from(host.duration(from, to).as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,4 @@
+//! Guest RAM, and sets of its pages.
+
+pub mod pages;
+pub mod ram;

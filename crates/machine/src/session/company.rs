@@ -1,0 +1,117 @@
+//! The threads beside the machine's own, and when they start.
+//!
+//! A thread takes a tenth of the time that a restored guest needs to its first exit: to be made, and by what it does to the
+//! address space that two CPUs then share. So the machine has the process to itself for [`HEAD_START`].
+
+use std::{
+    thread::{self, Scope, ScopedJoinHandle},
+    time::Duration,
+};
+
+use event_manager::{EventManager, SubscriberOps};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Request, SessionError, Subscriber, events};
+use crate::machine::sched::mailbox::Mailbox;
+
+/// VM time that the guest may run before anybody hears a signal or reads its console's input.
+pub(super) const HEAD_START: Duration = Duration::from_millis(2);
+
+/// What the threads are to do.
+pub(super) struct Duties<'env> {
+    /// Whom the event loop tells of events.
+    pub subscribers: Vec<Subscriber>,
+    /// Readable when the machine is done.
+    pub done: &'env EventFd,
+    /// Where requests go.
+    pub inbox: &'env Mailbox<Request>,
+}
+
+/// The threads.
+pub(super) struct Company<'scope, 'env: 'scope> {
+    scope: &'scope Scope<'scope, 'env>,
+    threads: Threads<'scope, 'env>,
+}
+
+enum Threads<'scope, 'env> {
+    NotYet(Duties<'env>),
+    Running(ScopedJoinHandle<'scope, Result<(), SessionError>>),
+    /// Why they could not be started.
+    None(String),
+}
+
+impl<'scope, 'env> Company<'scope, 'env> {
+    pub(super) fn new(scope: &'scope Scope<'scope, 'env>, duties: Duties<'env>) -> Self {
+        Self { scope, threads: Threads::NotYet(duties) }
+    }
+
+    /// Starts the threads if they do not run yet.
+    ///
+    /// # Errors
+    /// If they cannot be started: now, and whenever it is asked for again.
+    pub(super) fn start(&mut self) -> Result<(), SessionError> {
+        let unknown = Threads::None("it was interrupted".to_owned());
+        self.threads = match std::mem::replace(&mut self.threads, unknown) {
+            Threads::NotYet(duties) => {
+                let scope = self.scope;
+                let thread = thread::Builder::new().name("events".to_owned());
+                match thread.spawn_scoped(scope, move || attend(duties)) {
+                    Ok(thread) => Threads::Running(thread),
+                    Err(error) => Threads::None(error.to_string()),
+                }
+            }
+            started => started,
+        };
+        match &self.threads {
+            Threads::None(why) => Err(events(why)),
+            Threads::NotYet(_) | Threads::Running(_) => Ok(()),
+        }
+    }
+
+    /// Starts a thread beside those.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(super) fn spawn<T: Send + 'scope>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'scope,
+    ) -> std::io::Result<ScopedJoinHandle<'scope, T>> {
+        thread::Builder::new().name(name.to_owned()).spawn_scoped(self.scope, work)
+    }
+
+    /// Waits for the event loop, which the machine has told that it is done.
+    ///
+    /// # Errors
+    /// Those of the event loop.
+    pub(super) fn part(self) -> Result<(), SessionError> {
+        match self.threads {
+            Threads::Running(thread) => thread.join().map_err(|_| SessionError::Lost)?,
+            Threads::NotYet(_) | Threads::None(_) => Ok(()),
+        }
+    }
+}
+
+fn attend(duties: Duties<'_>) -> Result<(), SessionError> {
+    let Duties { subscribers, done, inbox } = duties;
+    let waited = wait(subscribers, done);
+    if waited.is_err() {
+        // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
+        let _ = inbox.post(Request::Stop);
+    }
+    waited
+}
+
+/// The event loop, until the machine is done.
+fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
+    let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
+    for subscriber in subscribers {
+        manager.add_subscriber(subscriber);
+    }
+    // Reading resets the counter: it says done exactly once.
+    while done.read().is_err() {
+        manager.run().map_err(events)?;
+    }
+    // What was answered last is still to be sent.
+    manager.run_with_timeout(0).map(drop).map_err(events)
+}

@@ -1,0 +1,240 @@
+//! A machine that people and programs can reach while it runs: console, control socket, signals.
+//!
+//! This thread owns the machine and runs it ([`worker`]); another ([`company`]) waits for events and posts requests into the
+//! machine's mailbox. Nothing holds the event loop: answers come back to it as events, and commands are carried out in order,
+//! one at a time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
+
+mod company;
+mod console;
+mod ending;
+mod proof;
+mod save;
+mod signals;
+mod timeout;
+mod worker;
+
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmtime::{Khz, VmTime};
+
+use self::{
+    company::{Company, Duties},
+    proof::Proof,
+};
+use crate::{
+    control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
+    machine::{
+        audit::{Summary, TimerSummary},
+        build::Machine,
+        config::HostEnvironment,
+        error::{End, RunError},
+        migrate::Policies,
+        record::counters::Costs,
+        sched::mailbox::Mailbox,
+    },
+    output::{AT_END, AT_REQUESTED_END, Patience},
+    snapshot::{Pager, SnapshotError},
+};
+pub use signals::block as block_signals;
+pub use worker::Request;
+
+/// What is to happen while the machine runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The control socket.
+    pub api_sock: Option<PathBuf>,
+    /// Start paused, until a `resume` comes.
+    pub paused: bool,
+    /// How a pause, a resume or a migration treats deadlines and downtime; `khz` is for the first resume of a restored
+    /// machine.
+    pub policies: Policies,
+    /// Save at this VM time into this directory, and end.
+    pub save: Option<(VmTime, PathBuf)>,
+    /// Migrate in process every so much VM time.
+    pub migrate: Option<Cycle>,
+    /// Read standard input as the console's.
+    pub console: bool,
+    /// The wall time after which the session ends, whatever the guest does.
+    pub timeout: Option<Duration>,
+}
+
+/// Repeated migration in process.
+#[derive(Clone, Debug)]
+pub struct Cycle {
+    /// VM time between two migrations.
+    pub every: Duration,
+    /// The frequencies, in turn; none = the present one again.
+    pub khz: Vec<Khz>,
+}
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The guest ended.
+    Ended(End),
+    /// Somebody stopped it: a signal or `quit`.
+    Stopped,
+    /// It was saved, as asked for.
+    Saved,
+    /// It had not ended after [`Options::timeout`].
+    TimedOut {
+        /// That time.
+        after: Duration,
+        /// Where each vCPU was, for people.
+        cpus: Vec<String>,
+    },
+}
+
+impl Finish {
+    /// How long readers of its output are waited for.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        match self {
+            Self::Ended(_) | Self::Saved => AT_END,
+            Self::Stopped | Self::TimedOut { .. } => AT_REQUESTED_END,
+        }
+    }
+}
+
+/// What a session leaves.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub finish: Finish,
+    /// What the ticks came to; none if there is no tick ring that can be read.
+    pub summary: Option<Summary>,
+    /// Why there is none, for people.
+    pub no_ring: String,
+    /// What the timers of the LAPICs did; none where they are KVM's.
+    pub timer: Option<TimerSummary>,
+    /// What running cost.
+    pub costs: Costs,
+    /// VM time at the end.
+    pub vm_ns: VmTime,
+    /// Migrations since the guest booted, in whatever process.
+    pub migrations: u64,
+    /// Those within this process.
+    pub migrations_here: u64,
+    /// How often no vCPU ran for a while, although nobody had asked for that.
+    pub host_stops: u64,
+    /// Whether the trace is whole.
+    pub trace: Result<(), RunError>,
+}
+
+/// What can go wrong with a session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The machine.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Saving it.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The memory that it was restored with is not what was saved.
+    #[error(transparent)]
+    Damaged(SnapshotError),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The event loop.
+    #[error("the event loop failed: {0}")]
+    Events(String),
+    /// A thread is gone without a word, or the machine is.
+    #[error("a thread ended unexpectedly")]
+    Lost,
+}
+
+fn events(error: impl std::fmt::Display) -> SessionError {
+    SessionError::Events(error.to_string())
+}
+
+type Inbox = Arc<Mailbox<Request>>;
+
+/// Posts commands from the control socket.
+struct Post(Inbox);
+
+impl Handler for Post {
+    fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>) {
+        if command == Command::Quit {
+            ending::soon();
+        }
+        // Refused if the machine has ended: the answer that comes back with the request says so when it is dropped.
+        let _ = self.0.post(Request::Command(command, answer));
+    }
+}
+
+/// Ends the event loop when the machine is done.
+struct Done(EventFd);
+
+impl MutEventSubscriber for Done {
+    fn process(&mut self, _: Events, _: &mut EventOps) {}
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
+            log::error!("cannot wait for the machine: {error}");
+        }
+    }
+}
+
+/// Says that the machine is done when dropped: also when the machine's thread panics, which waits for the event loop.
+struct Finished<'a> {
+    inbox: &'a Mailbox<Request>,
+    done: &'a EventFd,
+}
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.inbox.close();
+        // It cannot fail: the counter is far from its limit.
+        let _ = self.done.write(1);
+    }
+}
+
+type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// Runs `machine` to its end; `pager` gives its RAM, if not all of it is there yet. Call [`block_signals`] before any thread is
+/// started.
+///
+/// # Errors
+/// [`SessionError`]; [`SessionError::Damaged`] whatever else happened.
+pub fn run(
+    env: &HostEnvironment,
+    machine: Machine,
+    pager: Option<&Pager>,
+    options: &Options,
+) -> Result<Report, SessionError> {
+    let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
+    let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
+    let mut subscribers: Vec<Subscriber> = Vec::new();
+    if let Some(path) = &options.api_sock {
+        subscribers.push(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
+    }
+    subscribers.push(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
+    if options.console
+        && let Some(console) = console::Input::new(Arc::clone(&inbox))
+    {
+        subscribers.push(Box::new(console));
+    }
+    if let Some(after) = options.timeout {
+        subscribers.push(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
+    }
+    subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
+
+    let proof = Proof::new(pager, &inbox);
+    thread::scope(|scope| {
+        let (inbox, done) = (&*inbox, &done);
+        let mut company = Company::new(scope, Duties { subscribers, done, inbox });
+        let finished = Finished { inbox, done };
+        let report = worker::work(env, machine, proof, &mut company, options, inbox);
+        drop(finished);
+        let parted = company.part();
+        ending::over();
+        match (report, parted) {
+            // What the other threads died of is why the machine lost them.
+            (Err(SessionError::Lost), Err(reason)) => Err(reason),
+            (report, parted) => report.and_then(|report| parted.map(|()| report)),
+        }
+    })
+}

@@ -1,0 +1,396 @@
+//! The machine's own thread: runs it, and between runs does what was asked for.
+
+use std::{collections::VecDeque, time::Duration};
+
+use vmtime::{Length, VmTime};
+
+use super::{
+    Cycle, Finish, Options, Report, SessionError,
+    company::{self, Company},
+    proof::Proof,
+    save::Save,
+};
+use crate::{
+    control::{
+        Answer, ApiError, Command, Reply, Status,
+        api::{self, RunState},
+    },
+    machine::{
+        audit::{self, Summary},
+        build::Machine,
+        config::{HostEnvironment, LapicKind, TimeMode},
+        error::{Outcome, RunError},
+        migrate::{Policies, check_ratio},
+        sched::mailbox::Mailbox,
+        shared::lock,
+    },
+};
+
+/// What other threads can ask for.
+pub enum Request {
+    /// A command from the control socket; the answer goes to the sender.
+    Command(Command, Answer<Result<Reply, ApiError>>),
+    /// Bytes typed at the console; how many were taken goes to the sender.
+    Type(Vec<u8>, Answer<usize>),
+    /// A signal to end.
+    Stop,
+    /// So much wall time is over.
+    TimedOut(Duration),
+    /// The restored memory is not what was saved.
+    Damaged,
+    /// The snapshot that is being made has all of RAM.
+    MemorySaved,
+    /// The snapshot is made, or could not be.
+    Saved,
+}
+
+pub(super) struct Worker<'a, 'scope, 'env> {
+    pub(super) env: &'a HostEnvironment,
+    /// None only after a migration failed half-way.
+    machine: Option<Machine>,
+    pub(super) proof: Proof<'env>,
+    pub(super) company: &'a mut Company<'scope, 'env>,
+    pub(super) options: &'a Options,
+    pub(super) inbox: &'env Mailbox<Request>,
+    /// The snapshot that is being made.
+    pub(super) save: Option<Save<'scope>>,
+    /// What has to wait for that.
+    deferred: VecDeque<Request>,
+    next_migration: Option<VmTime>,
+    migrations: usize,
+    host_stops: u64,
+}
+
+pub(super) fn work<'env>(
+    env: &HostEnvironment,
+    machine: Machine,
+    proof: Proof<'env>,
+    company: &mut Company<'_, 'env>,
+    options: &Options,
+    inbox: &'env Mailbox<Request>,
+) -> Result<Report, SessionError> {
+    let mut worker = Worker {
+        env,
+        machine: Some(machine),
+        proof,
+        company,
+        options,
+        inbox,
+        save: None,
+        deferred: VecDeque::new(),
+        next_migration: None,
+        migrations: 0,
+        host_stops: 0,
+    };
+    let finish = worker.start().and_then(|()| worker.run());
+    // One that is asked for waits for nobody; a guest that has ended lets its snapshot become whole.
+    let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
+    // Before anything else is said: where memory is damaged, an error may come from that.
+    worker.proof.check()?;
+    let finish = finish?;
+    saved?;
+    let host_stops = worker.host_stops;
+    let machine = worker.machine()?;
+    let summary = audit::sum_up(machine.platform());
+    let (no_ring, timer, promised) = {
+        let judge = lock(&machine.platform().judge);
+        let timer = (machine.lapic() == LapicKind::User).then(|| judge.timer());
+        (judge.why_not(), timer, judge.is_promised())
+    };
+    // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
+    let too_soon = promised && !matches!(finish, Finish::Ended(_));
+    let summary = summary.or_else(|| too_soon.then(Summary::default));
+    let trace = machine.platform().trace.finish(finish.patience());
+    let vm_ns = lock(&machine.platform().clock).now(0).vm;
+    let costs = machine.platform().costs.read();
+    let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
+    Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops, trace })
+}
+
+/// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
+
+/// A frequency that cannot be is better told before the guest has run than at its turn.
+fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
+    if cycle.every < SHORTEST_PERIOD && lock(&machine.platform().clock).mode() == TimeMode::Real {
+        return Err(RunError::Usage(format!(
+            "--migrate-every {} is too short for real time: use 1ms or more",
+            Length(cycle.every)
+        ))
+        .into());
+    }
+    let mut present = options.policies.khz.unwrap_or(lock(&machine.platform().clock).khz());
+    for khz in cycle.khz.iter().chain(cycle.khz.first()) {
+        check_ratio(present, *khz)?;
+        machine.check_source(env, *khz)?;
+        present = *khz;
+    }
+    Ok(())
+}
+
+impl<'env> Worker<'_, '_, 'env> {
+    fn start(&mut self) -> Result<(), SessionError> {
+        let (env, options) = (self.env, self.options);
+        let machine = self.machine()?;
+        if let Some(cycle) = &options.migrate {
+            check(env, machine, options, cycle)?;
+        }
+        if !options.paused {
+            machine.resume(&options.policies)?;
+        }
+        self.next_migration = options.migrate.as_ref().map(|cycle| self.after(cycle)).transpose()?;
+        Ok(())
+    }
+
+    pub(super) fn machine(&mut self) -> Result<&mut Machine, SessionError> {
+        self.machine.as_mut().ok_or(SessionError::Lost)
+    }
+
+    /// VM time one period from now.
+    fn after(&mut self, cycle: &Cycle) -> Result<VmTime, SessionError> {
+        let now = lock(&self.machine()?.platform().clock).now(0).vm;
+        Ok(after(now, cycle.every))
+    }
+
+    /// Until when the guest runs without company; none if it needs it from the first.
+    fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
+        let Options { api_sock, paused, .. } = self.options;
+        let expects_nobody = api_sock.is_none() && !paused;
+        let platform = self.machine()?.platform();
+        let clock = lock(&platform.clock);
+        let alone = platform.posts.len() == 1 && clock.mode() == TimeMode::Real;
+        let end = after(clock.now(0).vm, company::HEAD_START);
+        // A TSC about to overflow never comes to it: nothing would end the head start.
+        let comes = clock.least_tsc(end).and_then(|tsc| clock.host_at(tsc)).is_some();
+        Ok((expects_nobody && alone && comes).then_some(end))
+    }
+
+    fn run(&mut self) -> Result<Finish, SessionError> {
+        let inbox = self.inbox;
+        let mut head_start = self.head_start()?;
+        if head_start.is_none() {
+            self.company.start()?;
+        }
+        loop {
+            loop {
+                let finish = match self.ready() {
+                    Some(request) => self.carry_out(request)?,
+                    None => match inbox.take() {
+                        Some(request) => self.receive(request)?,
+                        None => break,
+                    },
+                };
+                if let Some(finish) = finish {
+                    return Ok(finish);
+                }
+            }
+            if self.machine()?.is_paused() {
+                if let Some(finish) = self.receive(inbox.wait_and_take())? {
+                    return Ok(finish);
+                }
+                continue;
+            }
+            // A snapshot that a client wants is made whole first.
+            let save_at = self.options.save.as_ref().filter(|_| self.save.is_none()).map(|(at, _)| *at);
+            let stop = [save_at, self.next_migration, head_start].into_iter().flatten().min();
+            match self.machine()?.run(inbox, stop)? {
+                Outcome::Ended(end) => return Ok(Finish::Ended(end)),
+                Outcome::Requested => {}
+                Outcome::HostStopped { length } => self.resume_after_host_stop(length)?,
+                Outcome::Reached if stop == head_start => {
+                    head_start = None;
+                    self.company.start()?;
+                }
+                Outcome::Reached if stop == save_at => {
+                    if let Some((_, dir)) = &self.options.save {
+                        self.save_and_end(dir)?;
+                    }
+                }
+                Outcome::Reached => self.next_in_cycle()?,
+            }
+        }
+    }
+
+    fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
+        self.host_stops = self.host_stops.saturating_add(1);
+        // Its length is measured, whatever that of a restore was given as.
+        let policies = Policies { khz: None, downtime_length: None, ..self.options.policies };
+        let resumed = self.machine()?.resume(&policies)?;
+        // The first of a thousand says what there is to say.
+        if self.host_stops == 1 {
+            log::warn!(
+                "no vCPU ran for {length:.1?}, although nobody paused the VM (a stopped process, a frozen cgroup, a host that \
+                 slept): taken for a pause under --downtime {}, by which VM time advanced {:?}",
+                policies.downtime.as_str(),
+                Duration::from_nanos(resumed.map_or(0, |resumed| resumed.downtime_ns)),
+            );
+        }
+        Ok(())
+    }
+
+    fn next_in_cycle(&mut self) -> Result<(), SessionError> {
+        let Some(cycle) = &self.options.migrate else { return Ok(()) };
+        let khz = match cycle.khz.len() {
+            0 => None,
+            length => cycle.khz.get(self.migrations % length).copied(),
+        };
+        self.migrations = self.migrations.wrapping_add(1);
+        self.migrate(&Policies { khz, ..self.options.policies })?;
+        self.next_migration = Some(self.after(cycle)?);
+        Ok(())
+    }
+
+    fn migrate(&mut self, policies: &Policies) -> Result<(), SessionError> {
+        let machine = self.machine.take().ok_or(SessionError::Lost)?;
+        let was_paused = machine.is_paused();
+        let (mut machine, migration) = machine.migrate(self.env, policies)?;
+        log::debug!("migrated from {} to {}", migration.from_khz, migration.to_khz);
+        if was_paused {
+            machine.pause()?;
+        }
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    /// The oldest request that waited for the snapshot, if it can be carried out now.
+    fn ready(&mut self) -> Option<Request> {
+        if self.deferred.front().is_some_and(|request| self.has_to_wait(request)) {
+            return None;
+        }
+        self.deferred.pop_front()
+    }
+
+    /// Whether a request has to wait for the snapshot that is being made: what would move the machine, until its RAM is
+    /// written; another snapshot, until this one is whole.
+    fn has_to_wait(&self, request: &Request) -> bool {
+        let Some(save) = &self.save else { return false };
+        match request {
+            Request::Command(Command::Status | Command::Quit, _) => false,
+            Request::Command(Command::Snapshot(_), _) => true,
+            Request::Command(..) | Request::Type(..) => !save.has_memory(),
+            Request::Stop | Request::TimedOut(_) | Request::Damaged | Request::MemorySaved | Request::Saved => false,
+        }
+    }
+
+    /// Carries a request out, now or when it is [ready](Self::ready).
+    fn receive(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
+        // Commands are carried out in order: what comes after one that waits does so too, unless it needs no machine.
+        let urgent = matches!(request, Request::Command(Command::Status | Command::Quit, _));
+        let behind = !self.deferred.is_empty() && matches!(request, Request::Command(..)) && !urgent;
+        if self.has_to_wait(&request) || behind {
+            self.deferred.push_back(request);
+            return Ok(None);
+        }
+        self.carry_out(request)
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
+        match request {
+            Request::MemorySaved => self.memory_saved().map(|()| None),
+            Request::Saved => self.saved(),
+            Request::Stop => Ok(Some(Finish::Stopped)),
+            Request::Damaged => self.proof.check().map(|()| None),
+            Request::TimedOut(after) => {
+                let cpus = self.machine()?.positions()?;
+                Ok(Some(Finish::TimedOut { after, cpus }))
+            }
+            Request::Type(bytes, answer) => {
+                answer.give(lock(&self.machine()?.platform().devices).type_in(&bytes));
+                Ok(None)
+            }
+            Request::Command(Command::Snapshot(snapshot), answer) => self.save(snapshot, answer).map(|()| None),
+            Request::Command(command, answer) => {
+                let quit = command == Command::Quit;
+                match self.command(command) {
+                    Ok(result) => answer.give(result),
+                    Err(error) => {
+                        answer.give(Err(ApiError::Internal(error.to_string())));
+                        return Err(error);
+                    }
+                }
+                Ok(quit.then_some(Finish::Stopped))
+            }
+        }
+    }
+
+    /// How a pause ends. The frequency is for the first resume: a machine restored with --paused takes it then.
+    pub(super) fn resume_policies(&self) -> Policies {
+        let first = self.options.policies;
+        let migrated =
+            self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations_here() != 0);
+        Policies { khz: first.khz.filter(|_| !migrated), ..first }
+    }
+
+    /// Refusals are the client's; only a lost machine is an error here.
+    fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
+        let (env, policies) = (self.env, self.resume_policies());
+        let saving = self.save.as_ref().map(Save::status);
+        let ends = self.save.as_ref().is_some_and(Save::ends_the_session);
+        let machine = self.machine()?;
+        Ok(match command {
+            Command::Resume(_) | Command::Migrate(_) if ends => {
+                Err(ApiError::WrongState("the VM is being saved by --save-at, and ends then".to_owned()))
+            }
+            Command::Status => Ok(Reply::Status(Box::new(status(machine, saving)))),
+            Command::Pause => {
+                machine.pause()?;
+                Ok(Reply::Done)
+            }
+            Command::Resume(api::Resume { deadline, downtime }) => {
+                let resumed = machine.resume(&Policies {
+                    deadline: deadline.unwrap_or(policies.deadline),
+                    downtime: downtime.unwrap_or(policies.downtime),
+                    ..policies
+                });
+                resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
+            }
+            Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
+                let khz = tsc_khz.or(policies.khz).unwrap_or(lock(&machine.platform().clock).khz());
+                match machine.check_migration(env, khz) {
+                    Err(error) => Err(refusal(&error)),
+                    Ok(()) => {
+                        self.migrate(&Policies {
+                            khz: Some(khz),
+                            deadline,
+                            downtime,
+                            downtime_length: policies.downtime_length,
+                            fault: None,
+                        })?;
+                        Ok(Reply::Done)
+                    }
+                }
+            }
+            Command::Quit | Command::Snapshot(_) => Ok(Reply::Done),
+        })
+    }
+}
+
+fn after(now: VmTime, length: Duration) -> VmTime {
+    VmTime(now.0.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+fn refusal(error: &RunError) -> ApiError {
+    if error.is_usage() { ApiError::BadRequest(error.to_string()) } else { ApiError::Internal(error.to_string()) }
+}
+
+fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
+    let summary = audit::sum_up(machine.platform());
+    let promised = lock(&machine.platform().judge).is_promised();
+    let clock = lock(&machine.platform().clock);
+    let now = clock.now(0);
+    let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
+    Status {
+        state,
+        lapic: machine.lapic(),
+        tsc_source: clock.source(),
+        tsc_khz: clock.khz(),
+        guest_tsc: now.tsc,
+        vm_time_ns: now.vm,
+        judged: summary.is_some(),
+        // A ring that the guest has yet to make holds none.
+        ticks: summary.map(|summary| summary.next_seq).or_else(|| promised.then_some(0)),
+        migrations: machine.migrations(),
+        migrations_here: machine.migrations_here(),
+        saving,
+    }
+}

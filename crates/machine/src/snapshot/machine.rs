@@ -1,0 +1,275 @@
+//! A whole machine to a directory, and back.
+
+use std::{io::Write, path::Path, sync::Arc};
+
+use serde::Serialize;
+
+use super::{
+    DirectoryError, MEMORY_FILE, MemoryLayout, STATE_FILE, SnapshotError, StateReader, StateWriter,
+    chain::{BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
+    directory,
+    memory::{self, MemoryError},
+    pager::{LastWord, Pager},
+    saving::Progress,
+};
+use crate::{
+    boot::sites::SiteState,
+    host::{file_signals::guard_mapped_file, writeback::begin_writeback},
+    machine::{
+        audit::JudgeState,
+        clock::ClockState,
+        config::host_fingerprint::HostNote,
+        dirty::SnapshotId,
+        state::{CpuStates, DevicesState, MachineSection, MachineState},
+    },
+    mem::ram::GuestRam,
+};
+
+/// Version of the sections that have not changed yet.
+const VERSION: u32 = 1;
+/// 2: how often it was migrated; RDTSCs that are no trap sites.
+const MACHINE_VERSION: u32 = 2;
+/// 2: who has the LAPICs. 3: PV EOI.
+const CPUS_VERSION: u32 = 3;
+/// 2: the 8259 pair and the 8254.
+const DEVICES_VERSION: u32 = 2;
+/// 2: no wall-clock time of VM time 0, which is asked for anew.
+const CLOCK_VERSION: u32 = 2;
+/// 2: whether KVM moves a guest's TSC.
+const HOST_VERSION: u32 = 2;
+
+/// What is checked before a VM is made, in bytes: the lowest pages with data, where kernels lie. A guest that waits for a block
+/// waits ten times as long as it takes to read one.
+const CHECKED_FIRST_BYTES: u64 = 256 << 10;
+
+/// Section names, in the order in which they are written.
+const MACHINE: &str = "machine";
+const CLOCK: &str = "clock";
+const CPUS: &str = "cpus";
+const DEVICES: &str = "devices";
+const SITES: &str = "trap-sites";
+const JUDGE: &str = "judge";
+const HOST: &str = "host";
+
+pub(super) fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
+    let mut file = directory::create_file(temporary, STATE_FILE)?;
+    let io = |source| DirectoryError::Io { action: "write", path: temporary.join(STATE_FILE), source };
+    file.write_all(bytes).map_err(io)?;
+    begin_writeback(&file);
+    Ok(())
+}
+
+/// Writes the snapshot `from` and all that it is based on as one whole snapshot to the new (or empty) directory `to`.
+///
+/// # Errors
+/// [`SnapshotError`]; `to` is then as it was.
+pub fn merge(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    let Loaded { state, host, memory: ram, .. } = load(from, Verify::First)?;
+    directory::save(to, |temporary| {
+        let file = directory::create_file(temporary, MEMORY_FILE)?;
+        let path = temporary.join(MEMORY_FILE);
+        let layout = memory::write(&file, &path, &ram, &memory::in_use(&ram)?, &Progress::default())?;
+        Ok(write_state(temporary, &encode(&state, host.as_ref(), &layout, None)?)?)
+    })
+}
+
+pub(super) fn encode(
+    state: &MachineState,
+    host: Option<&HostNote>,
+    layout: &MemoryLayout,
+    base: Option<&BaseState>,
+) -> Result<Vec<u8>, SnapshotError> {
+    let MachineState { machine, clock, cpus, devices, sites, judge } = state;
+    let mut writer = StateWriter::new();
+    writer.section(MACHINE, MACHINE_VERSION, machine)?;
+    writer.section(CLOCK, CLOCK_VERSION, clock)?;
+    writer.section(CPUS, CPUS_VERSION, cpus)?;
+    writer.section(DEVICES, DEVICES_VERSION, devices)?;
+    writer.section(SITES, VERSION, sites)?;
+    writer.section(JUDGE, VERSION, judge)?;
+    if let Some(host) = host {
+        writer.section(HOST, HOST_VERSION, host)?;
+    }
+    writer.section(MEMORY, MEMORY_VERSION, layout)?;
+    if let Some(base) = base {
+        writer.section(BASE, BASE_VERSION, base)?;
+    }
+    Ok(writer.finish())
+}
+
+fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostNote>), SnapshotError> {
+    let state = MachineState {
+        machine: reader.take(MACHINE, MACHINE_VERSION)?,
+        clock: reader.take(CLOCK, CLOCK_VERSION)?,
+        cpus: reader.take(CPUS, CPUS_VERSION)?,
+        devices: reader.take(DEVICES, DEVICES_VERSION)?,
+        sites: reader.take(SITES, VERSION)?,
+        judge: reader.take(JUDGE, VERSION)?,
+    };
+    let host = reader.take_optional(HOST, HOST_VERSION)?;
+    reader.finish()?;
+    state.check()?;
+    Ok((state, host))
+}
+
+fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
+    let bytes = directory::read_state(dir)?;
+    let mut reader = directory::parse_state(dir, &bytes)?;
+    let chain = Chain::open(dir, bytes, &mut reader)?;
+    Ok((reader, chain))
+}
+
+/// When RAM is checked.
+pub enum Verify {
+    /// All of it, before the VM is made.
+    First,
+    /// Each block before its first use; all of it first where the host cannot do that, or where blocks have no checksums. The
+    /// function ends the process.
+    BeforeUse(LastWord),
+}
+
+/// A machine that was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Everything but RAM.
+    pub state: MachineState,
+    /// The host that it was saved on, if that told who it is.
+    pub host: Option<HostNote>,
+    /// The id of the snapshot.
+    pub id: SnapshotId,
+    /// RAM, mapped privately: the files are never written.
+    pub memory: Arc<GuestRam>,
+    /// The files that RAM is mapped from.
+    pub files: MemoryFiles,
+    /// Who gives RAM, if not all of it is there yet.
+    pub pager: Option<Pager>,
+}
+
+/// The memory files of a snapshot that a VM runs from.
+#[derive(Debug)]
+pub struct MemoryFiles(Arc<Chain>);
+
+impl MemoryFiles {
+    /// Whether they are still there, after the VM has run. `lost`: why not, if that is known already.
+    ///
+    /// # Errors
+    /// One became shorter meanwhile, or `lost`: whatever the guest came to does not count.
+    pub fn check(&self, lost: Option<String>) -> Result<(), SnapshotError> {
+        self.0.check_sizes()?;
+        let path = self.0.mapped_path().to_owned();
+        lost.map_or(Ok(()), |reason| Err(MemoryError::Lost { path, reason }.into()))
+    }
+}
+
+/// Reads and checks the snapshot in `dir`; RAM as `verify` says.
+///
+/// # Errors
+/// [`SnapshotError`] naming the file, the section and the reason.
+pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
+    let (reader, chain) = open(dir)?;
+    let (state, host) = decode(reader)?;
+    let chain = Arc::new(chain);
+    let map = || -> Result<Arc<GuestRam>, SnapshotError> {
+        let memory = chain.map()?;
+        let path = chain.mapped_path().display();
+        let why = "was truncated, or cannot be read, while it was in use";
+        guard_mapped_file(&memory, &format!("vmm: snapshot {}: memory file {path} {why}", dir.display()));
+        Ok(Arc::new(memory))
+    };
+    let before_use = match verify {
+        Verify::First => None,
+        Verify::BeforeUse(last_word) => Some(last_word),
+    };
+    let (id, files) = (chain.id(), MemoryFiles(Arc::clone(&chain)));
+    let mut loaded = Loaded { state, host, id, memory: map()?, files, pager: None };
+    let Some(last_word) = before_use.filter(|_| chain.has_blocks()) else {
+        // Also what is of no use: nobody should go on with a file that is not what it was.
+        chain.verify()?;
+        chain.complete(&loaded.memory, u64::MAX)?;
+        return Ok(loaded);
+    };
+    if let Some(rest) = chain.complete(&loaded.memory, CHECKED_FIRST_BYTES)? {
+        match Pager::start(&chain, &loaded.memory, rest, last_word) {
+            Ok(pager) => loaded.pager = Some(pager),
+            Err(error) => {
+                log::debug!("all of guest memory is checked first: {error}");
+                loaded.memory = map()?;
+                chain.complete(&loaded.memory, u64::MAX)?;
+            }
+        }
+    }
+    Ok(loaded)
+}
+
+/// What `vmm snapshot show` tells.
+#[derive(Debug, Serialize)]
+pub struct Overview {
+    /// The directory.
+    pub dir: String,
+    /// Its sections, in the file's order.
+    pub sections: Vec<Shown>,
+    /// The snapshots that make it up, the newest first: itself, and what it is based on.
+    pub chain: Vec<Link>,
+    /// The machine's state, which the sections have, too.
+    #[serde(skip)]
+    pub state: MachineState,
+}
+
+/// One section.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// What it is.
+    #[serde(flatten)]
+    pub info: super::SectionInfo,
+    /// What it holds.
+    pub payload: Payload,
+}
+
+/// What a section holds, read and checked: as it is written again, it is no larger than it was.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "each is named as its section")]
+pub enum Payload {
+    Machine(Box<MachineSection>),
+    Clock(Box<ClockState>),
+    Cpus(Box<CpuStates>),
+    Devices(Box<DevicesState>),
+    Sites(Vec<SiteState>),
+    Judge(JudgeState),
+    Host(Box<HostNote>),
+    Memory(MemoryLayout),
+    Base(BaseState),
+}
+
+/// Describes the snapshot in `dir` without looking at its RAM.
+///
+/// # Errors
+/// [`SnapshotError`].
+pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
+    let (reader, chain) = open(dir)?;
+    let (state, host) = decode(reader)?;
+    // Opening it has taken what it says of its memory.
+    let mut again = directory::parse_state(dir, chain.state())?;
+    let infos = again.sections();
+    let mut layout = Some(again.take(MEMORY, MEMORY_VERSION)?);
+    let mut base = again.take_optional(BASE, BASE_VERSION)?;
+    let mut host = host.map(Box::new);
+    let MachineState { machine, clock, cpus, devices, sites, judge } = &state;
+    let payload = |name: &str| match name {
+        MACHINE => Some(Payload::Machine(Box::new(machine.clone()))),
+        CLOCK => Some(Payload::Clock(Box::new(*clock))),
+        CPUS => Some(Payload::Cpus(Box::new(cpus.clone()))),
+        DEVICES => Some(Payload::Devices(Box::new(devices.clone()))),
+        SITES => Some(Payload::Sites(sites.clone())),
+        JUDGE => Some(Payload::Judge(judge.clone())),
+        HOST => host.take().map(Payload::Host),
+        MEMORY => layout.take().map(Payload::Memory),
+        BASE => base.take().map(Payload::Base),
+        // There is no other: `decode` has taken them all.
+        _ => None,
+    };
+    let shown = infos.iter().map(|info| info.name.as_str()).map(payload).collect::<Vec<_>>();
+    let sections = infos.into_iter().zip(shown);
+    let sections = sections.filter_map(|(info, payload)| Some(Shown { info, payload: payload? })).collect();
+    Ok(Overview { dir: dir.display().to_string(), sections, chain: chain.links(), state })
+}

@@ -1,0 +1,49 @@
+//! A snapshot on disk: what it looks like, how it is written so that only whole ones exist, how damage is noticed.
+//!
+//! A snapshot is a directory with two files. `state` holds one section per kind of state, each with its name, version
+//! and checksum ([`container`]); `memory` is the raw image of guest RAM, with holes where RAM is zero ([`memory`]).
+//! [`directory`] publishes both with one rename. The split is there because the two want opposite things: the state is
+//! small, structured, read whole and shown to people; the memory is large, flat, and mapped rather than read.
+//!
+//! A snapshot may also hold the pages only that changed since another one ([`chain`]).
+//!
+//! It is not a cure for malice: the checksums find truncation and edited or rotten bytes, and every size and address
+//! is bounded before it is used, but whoever can write the directory can write a snapshot that boots what they like.
+//! Nor does this layer know KVM: state types come from the modules that own the state, as serde types.
+
+pub mod chain;
+pub mod container;
+pub mod directory;
+pub mod machine;
+pub mod memory;
+pub mod pager;
+pub mod saving;
+
+pub use chain::ChainError;
+pub use container::{ContainerError, SectionInfo, StateReader, StateWriter};
+pub use directory::{DirectoryError, MEMORY_FILE, STATE_FILE};
+pub use memory::{MemoryError, MemoryLayout, RegionLayout};
+pub use pager::Pager;
+
+/// Anything that can go wrong with a snapshot's files.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A section could not be written or read.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// Guest RAM could not be written, or is not what was written.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A snapshot of changes and its base do not go together, or it cannot be made.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The directory or one of its files could not be made or opened.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Guest RAM cannot be mapped block by block.
+    #[error("guest memory cannot be mapped from the snapshot: {0}")]
+    Paging(std::io::Error),
+    /// KVM did not tell the state.
+    #[error(transparent)]
+    Run(#[from] crate::machine::error::RunError),
+}

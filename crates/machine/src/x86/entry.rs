@@ -1,0 +1,18 @@
+//! Where a vCPU starts.
+
+/// Where a loaded image starts: in flat 32-bit protected mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntryState {
+    /// First instruction.
+    pub rip: u64,
+    /// EAX: Multiboot's magic number.
+    pub rax: u64,
+    /// EBX: the address of the PVH start info or of the Multiboot information.
+    pub rbx: u64,
+    /// ESI: the address of Linux' boot parameters.
+    pub rsi: u64,
+    /// The address and limit of a GDT with flat segments at selectors 0x10 (code) and 0x18, which are then loaded.
+    pub gdt: Option<(u64, u16)>,
+    /// The guest expects a PC as its firmware leaves it: interrupts of the 8259 pair reach the first CPU.
+    pub pc: bool,
+}

@@ -1,0 +1,41 @@
+//! Every notion of time, and nothing else.
+//!
+//! Pure: no KVM, no threads, no host clock. All
+//! arithmetic between guest TSC, host TSC and VM time happens here, in 128 bits where 64 could overflow, so that there
+//! is one place to prove right.
+//!
+//! - [`scale`]: ticks to nanoseconds by multiplier and shift, and the exact way back.
+//! - [`page`]: what VM time *is*: the numbers of the published page, used in both directions.
+//! - [`timeline`]: how the guest's TSC runs against the host's, or by itself in virtual time.
+//! - [`reference_clock`]: a second opinion on VM time that knows nothing of pages.
+//! - [`adjust`]: what a restore does to TSC, VM time and the deadline in flight.
+//! - [`length`]: lengths of time for people.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod adjust;
+pub mod length;
+pub mod page;
+pub mod reference_clock;
+pub mod scale;
+pub mod timeline;
+pub mod units;
+
+pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment, Stood};
+pub use length::Length;
+pub use page::PageClock;
+pub use reference_clock::JudgeClock;
+pub use scale::{BadScale, Scale};
+pub use timeline::Timeline;
+pub use units::{GuestTsc, HostTsc, Khz, Now, VmTime};
+
+/// Nanoseconds × kHz ÷ this = ticks: 10⁹ ns/s ÷ 10³ Hz/kHz.
+pub const NS_KHZ_PER_TICK: u128 = 1_000_000;
+
+/// `n`, or [`u64::MAX`] if it is larger: the end of a 64-bit clock's range, where a clock stands still instead of
+/// wrapping to its beginning and making everything armed on it due.
+#[must_use]
+pub fn saturate(n: u128) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
