@@ -16,6 +16,6 @@ pub mod pv_eoi;
 mod recorder;
 mod wall;
 
-pub use memory::{Fault, GuestWrite, OutsideRam};
+pub use memory::{GuestWrite, OutsideRam, RegistrationFault};
 pub use publisher::{Registration, RegistrationState};
 pub use wall::{WallRegistration, WallState};

@@ -32,7 +32,7 @@ pub struct OutsideRam {
 /// An address that a guest must not register. The VMM answers with #GP and a log line; KVM ignores it silently, which
 /// leaves a guest with a clock that stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum RegistrationFault {
     /// `Documentation/virt/kvm/x86/msr.rst` asks for four-byte alignment, without which the version tears.
     #[error("the pvclock address {0:#x} is not a multiple of 4")]
     Misaligned(u64),
@@ -42,9 +42,9 @@ pub enum Fault {
 }
 
 /// The `N` bytes at `addr`, a legal place for a structure of that size.
-pub(super) fn place<const N: usize>(addr: u64, mem: &impl GuestWrite) -> Result<[u8; N], Fault> {
+pub(super) fn place<const N: usize>(addr: u64, mem: &impl GuestWrite) -> Result<[u8; N], RegistrationFault> {
     if !addr.is_multiple_of(4) {
-        return Err(Fault::Misaligned(addr));
+        return Err(RegistrationFault::Misaligned(addr));
     }
     let mut bytes = [0; N];
     // Not every memory checks that the end does not wrap.

@@ -3,7 +3,7 @@
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, TIME_INFO_BYTES, TimeInfo};
 use vmtime::PageClock;
 
-use crate::memory::{Fault, GuestWrite, place, replace};
+use crate::memory::{GuestWrite, RegistrationFault, place, replace};
 
 /// `MSR_KVM_SYSTEM_TIME` bit 0.
 const ENABLE: u64 = 1;
@@ -34,8 +34,8 @@ impl Registration {
     /// vCPU runs on; with bit 0 clear, the page is no longer written.
     ///
     /// # Errors
-    /// [`Fault`] for an enabled address that is not a multiple of 4 or not wholly in RAM. Nothing has changed then.
-    pub fn write_msr(&mut self, value: u64, mem: &impl GuestWrite) -> Result<(), Fault> {
+    /// [`RegistrationFault`] for an enabled address that is not a multiple of 4 or not wholly in RAM. Nothing has changed then.
+    pub fn write_msr(&mut self, value: u64, mem: &impl GuestWrite) -> Result<(), RegistrationFault> {
         if let Some(addr) = enabled(value) {
             place::<TIME_INFO_BYTES>(addr, mem)?;
         }
@@ -71,14 +71,14 @@ impl Registration {
     /// The vCPU must not be running: between reading the flags and writing them it could clear one. Other vCPUs may.
     ///
     /// # Errors
-    /// [`Fault`] if the page is not in RAM any more.
+    /// [`RegistrationFault`] if the page is not in RAM any more.
     pub fn publish(
         &mut self,
         mem: &impl GuestWrite,
         page: &PageClock,
         flags: u8,
         stopped: bool,
-    ) -> Result<Option<u32>, Fault> {
+    ) -> Result<Option<u32>, RegistrationFault> {
         let Some(addr) = self.address() else { return Ok(None) };
         let shown = TimeInfo::from_bytes(&place(addr, mem)?);
         let stopped = if stopped { FLAG_GUEST_STOPPED } else { shown.flags & FLAG_GUEST_STOPPED };
@@ -108,8 +108,8 @@ impl Registration {
     /// The registration that a snapshot holds. Publish it before the vCPU runs.
     ///
     /// # Errors
-    /// [`Fault`] if the guest could not have registered it.
-    pub fn from_state(state: RegistrationState, mem: &impl GuestWrite) -> Result<Self, Fault> {
+    /// [`RegistrationFault`] if the guest could not have registered it.
+    pub fn from_state(state: RegistrationState, mem: &impl GuestWrite) -> Result<Self, RegistrationFault> {
         let RegistrationState { msr, version } = state;
         let mut registration = Self { msr: 0, version };
         registration.write_msr(msr, mem)?;
@@ -188,9 +188,9 @@ mod tests {
         let end = RAM as u64;
         for addr in [end - 28, end, 0x8000_0000, !3] {
             let fault = clock.write_msr(addr | ENABLE, &mem).unwrap_err();
-            assert_eq!(fault, Fault::OutsideRam(OutsideRam { addr, bytes: TIME_INFO_BYTES }));
+            assert_eq!(fault, RegistrationFault::OutsideRam(OutsideRam { addr, bytes: TIME_INFO_BYTES }));
         }
-        assert_eq!(clock.write_msr(ADDR | 3, &mem), Err(Fault::Misaligned(ADDR | 2)));
+        assert_eq!(clock.write_msr(ADDR | 3, &mem), Err(RegistrationFault::Misaligned(ADDR | 2)));
         assert_eq!((clock.read_msr(), clock.address()), (ADDR | ENABLE, Some(ADDR)));
         clock.write_msr((end - 32) | ENABLE, &mem).unwrap();
     }

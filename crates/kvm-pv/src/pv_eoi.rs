@@ -35,7 +35,7 @@ pub struct PvEoiState {
 
 /// A value that the MSR does not take: #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum PvEoiFault {
     /// Bit 1 is reserved, and so the word aligned.
     #[error("the address of the PV EOI word {0:#x} is not a multiple of 4")]
     Misaligned(u64),
@@ -63,11 +63,11 @@ impl PvEoi {
     /// WRMSR. The old word's bit is taken back.
     ///
     /// # Errors
-    /// [`Fault`] for a reserved bit, or an enabled address that is not in RAM; nothing has changed then.
-    pub fn write_msr(&mut self, value: u64, mem: &impl GuestWrite) -> Result<(), Fault> {
+    /// [`PvEoiFault`] for a reserved bit, or an enabled address that is not in RAM; nothing has changed then.
+    pub fn write_msr(&mut self, value: u64, mem: &impl GuestWrite) -> Result<(), PvEoiFault> {
         let address = value & !ENABLE;
         if !address.is_multiple_of(4) {
-            return Err(Fault::Misaligned(address));
+            return Err(PvEoiFault::Misaligned(address));
         }
         if value & ENABLE != 0 {
             word(address, mem)?;
@@ -133,13 +133,13 @@ impl PvEoi {
     /// What a snapshot holds.
     ///
     /// # Errors
-    /// [`Fault`] if the guest could not have come there.
-    pub fn from_state(state: PvEoiState, mem: &impl GuestWrite) -> Result<Self, Fault> {
+    /// [`PvEoiFault`] if the guest could not have come there.
+    pub fn from_state(state: PvEoiState, mem: &impl GuestWrite) -> Result<Self, PvEoiFault> {
         let PvEoiState { msr, lent } = state;
         let mut pv_eoi = Self::default();
         pv_eoi.write_msr(msr, mem)?;
         if let Some(vector) = lent.filter(|_| pv_eoi.address().is_none()) {
-            return Err(Fault::NoWord(vector));
+            return Err(PvEoiFault::NoWord(vector));
         }
         pv_eoi.lent = lent;
         Ok(pv_eoi)

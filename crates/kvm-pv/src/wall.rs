@@ -2,7 +2,7 @@
 
 use guest_abi::pvclock::{WALL_CLOCK_BYTES, WallClock};
 
-use crate::memory::{Fault, GuestWrite, place, replace};
+use crate::memory::{GuestWrite, RegistrationFault, place, replace};
 
 /// The VM's `MSR_KVM_WALL_CLOCK`. The old and the new number are two doors to this one register, and all vCPUs share
 /// it.
@@ -30,8 +30,13 @@ impl WallRegistration {
     /// in 2106, as KVM's do.
     ///
     /// # Errors
-    /// [`Fault`] for an address that is not a multiple of 4 or a structure not wholly in RAM. Nothing has changed then.
-    pub fn write_msr(&mut self, value: u64, wall_ns_at_vm_zero: u64, mem: &impl GuestWrite) -> Result<(), Fault> {
+    /// [`RegistrationFault`] for an address that is not a multiple of 4 or a structure not wholly in RAM. Nothing has changed then.
+    pub fn write_msr(
+        &mut self,
+        value: u64,
+        wall_ns_at_vm_zero: u64,
+        mem: &impl GuestWrite,
+    ) -> Result<(), RegistrationFault> {
         const NS_PER_SEC: u64 = 1_000_000_000;
         if value != 0 {
             let [v0, v1, v2, v3, ..] = place::<WALL_CLOCK_BYTES>(value, mem)?;
@@ -118,11 +123,11 @@ mod tests {
         let mem = Recorder::new(64);
         let mut wall = WallRegistration::default();
         for addr in [56, 64, !3] {
-            let fault = Fault::OutsideRam(OutsideRam { addr, bytes: WALL_CLOCK_BYTES });
+            let fault = RegistrationFault::OutsideRam(OutsideRam { addr, bytes: WALL_CLOCK_BYTES });
             assert_eq!(wall.write_msr(addr, 0, &mem), Err(fault));
         }
         for addr in [1, 2, 3, 18] {
-            assert_eq!(wall.write_msr(addr, 0, &mem), Err(Fault::Misaligned(addr)));
+            assert_eq!(wall.write_msr(addr, 0, &mem), Err(RegistrationFault::Misaligned(addr)));
         }
         assert_eq!(wall.write_msr(0, 5, &mem), Ok(()));
         assert_eq!((mem.stores(), wall.read_msr()), (0, 0));

@@ -1,6 +1,6 @@
 //! IA32_APIC_BASE: where the page is, and which door is open.
 
-use crate::Fault;
+use crate::MsrFault;
 
 /// Bit 8: this is the bootstrap processor.
 const BSP: u64 = 1 << 8;
@@ -64,16 +64,16 @@ impl Base {
     /// Transitions").
     ///
     /// # Errors
-    /// [`Fault`] for a value that the MSR cannot hold, and for the two transitions that must go through another state:
+    /// [`MsrFault`] for a value that the MSR cannot hold, and for the two transitions that must go through another state:
     /// x2APIC to xAPIC, and disabled to x2APIC.
-    pub(super) fn write(self, value: u64, x2apic: bool, physical_bits: u8) -> Result<Self, Fault> {
+    pub(super) fn write(self, value: u64, x2apic: bool, physical_bits: u8) -> Result<Self, MsrFault> {
         // "Relocating the Local APIC Registers": bits from the physical address width up are reserved.
         if value.checked_shr(u32::from(physical_bits)).is_some_and(|above| above != 0) {
-            return Err(Fault);
+            return Err(MsrFault);
         }
-        let new = Self::new(value, x2apic).ok_or(Fault)?;
+        let new = Self::new(value, x2apic).ok_or(MsrFault)?;
         match (self.mode(), new.mode()) {
-            (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => Err(Fault),
+            (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => Err(MsrFault),
             _ => Ok(new),
         }
     }
@@ -98,7 +98,7 @@ mod tests {
                 assert_eq!(Base(from).write(to, true, MOST_PHYSICAL_BITS).is_ok(), legal, "{from:#x} -> {to:#x}");
             }
         }
-        assert_eq!(Base(xapic).write(x2apic, false, MOST_PHYSICAL_BITS), Err(Fault));
+        assert_eq!(Base(xapic).write(x2apic, false, MOST_PHYSICAL_BITS), Err(MsrFault));
     }
 
     #[test]
@@ -106,12 +106,12 @@ mod tests {
         let base = Base::reset(true);
         assert_eq!(base.bits(), 0xfee0_0900);
         for bit in [0, 7, 9, 52, 63] {
-            assert_eq!(base.write(base.bits() | 1 << bit, true, MOST_PHYSICAL_BITS), Err(Fault), "bit {bit}");
+            assert_eq!(base.write(base.bits() | 1 << bit, true, MOST_PHYSICAL_BITS), Err(MsrFault), "bit {bit}");
         }
         for bits in [36, 40, 46, MOST_PHYSICAL_BITS] {
             let highest = EN | 1 << (bits - 1);
             assert_eq!(base.write(highest, true, bits).map(Base::address), Ok(highest & ADDRESS));
-            assert_eq!(base.write(EN | 1 << bits, true, bits), Err(Fault), "{bits}");
+            assert_eq!(base.write(EN | 1 << bits, true, bits), Err(MsrFault), "{bits}");
         }
     }
 }

@@ -109,7 +109,7 @@ impl State {
         }
         for kind in LvtKind::ALL {
             let bits = lvt.get(kind);
-            if !lvt::Entry::is_valid(bits, kind) {
+            if !lvt::LvtEntry::is_valid(bits, kind) {
                 return Err(StateError::Reserved { register: "an LVT entry", value: u64::from(bits) });
             }
             if svr & SOFTWARE_ENABLE == 0 && bits & MASKED == 0 {

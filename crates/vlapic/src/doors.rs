@@ -4,7 +4,7 @@ use guest_abi::ns_deadline;
 use vmtime::Now;
 
 use crate::{
-    Effects, Fault, Ipi, LocalApic, SOFTWARE_ENABLE,
+    Effects, Ipi, LocalApic, MsrFault, SOFTWARE_ENABLE,
     base::Mode,
     errors,
     ipi::DELIVERY_STATUS,
@@ -83,8 +83,8 @@ impl LocalApic {
     /// A guest executes RDMSR.
     ///
     /// # Errors
-    /// [`Fault`] for an MSR that does not exist, in this mode or at all, or that is write-only.
-    pub fn msr_read(&mut self, index: u32, now: Now) -> Result<u64, Fault> {
+    /// [`MsrFault`] for an MSR that does not exist, in this mode or at all, or that is write-only.
+    pub fn msr_read(&mut self, index: u32, now: Now) -> Result<u64, MsrFault> {
         self.advance(now);
         match index {
             MSR_APIC_BASE => Ok(self.base.bits()),
@@ -95,7 +95,7 @@ impl LocalApic {
                 if entry.x2apic.readable() {
                     Ok(self.read(entry.register, word, Door::X2Apic, now))
                 } else {
-                    Err(Fault)
+                    Err(MsrFault)
                 }
             }
         }
@@ -104,9 +104,9 @@ impl LocalApic {
     /// A guest executes WRMSR.
     ///
     /// # Errors
-    /// [`Fault`] for an MSR that does not exist, in this mode or at all, or that is read-only, and for a value with a
+    /// [`MsrFault`] for an MSR that does not exist, in this mode or at all, or that is read-only, and for a value with a
     /// reserved bit or a reserved meaning.
-    pub fn msr_write(&mut self, index: u32, value: u64, now: Now) -> Result<Effects, Fault> {
+    pub fn msr_write(&mut self, index: u32, value: u64, now: Now) -> Result<Effects, MsrFault> {
         self.timed(now, |apic| {
             let mode = apic.lvt.timer.timer_mode();
             match index {
@@ -116,7 +116,7 @@ impl LocalApic {
                 _ => {
                     let (entry, _) = apic.x2apic_register(index)?;
                     if !entry.x2apic.writable() || value & !entry.defined() != 0 {
-                        return Err(Fault);
+                        return Err(MsrFault);
                     }
                     return apic.write(entry.register, value, Door::X2Apic, now);
                 }
@@ -138,7 +138,11 @@ impl LocalApic {
     }
 
     /// Runs a write between two evaluations of the timer.
-    fn timed(&mut self, now: Now, write: impl FnOnce(&mut Self) -> Result<Effects, Fault>) -> Result<Effects, Fault> {
+    fn timed(
+        &mut self,
+        now: Now,
+        write: impl FnOnce(&mut Self) -> Result<Effects, MsrFault>,
+    ) -> Result<Effects, MsrFault> {
         let before = (self.next_deadline(), self.next_wake());
         let address = self.address();
         self.advance(now);
@@ -151,14 +155,14 @@ impl LocalApic {
         })
     }
 
-    fn x2apic_register(&self, index: u32) -> Result<(&'static registers::Entry, usize), Fault> {
+    fn x2apic_register(&self, index: u32) -> Result<(&'static registers::RegisterEntry, usize), MsrFault> {
         let number = index.checked_sub(MSR_X2APIC_FIRST).filter(|_| self.base.mode() == Mode::X2Apic);
-        number.and_then(registers::find).ok_or(Fault)
+        number.and_then(registers::find).ok_or(MsrFault)
     }
 
     /// SDM vol. 3, "Disabling the Local APIC": registers may be lost when it is, and x2APIC mode loses them. Here both
     /// modes do, so that enabling finds the state after reset.
-    fn write_base(&mut self, value: u64) -> Result<Effects, Fault> {
+    fn write_base(&mut self, value: u64) -> Result<Effects, MsrFault> {
         let old = self.base;
         let new = old.write(value, self.config.x2apic, self.physical_bits)?;
         match (old.mode(), new.mode()) {
@@ -202,7 +206,7 @@ impl LocalApic {
     }
 
     /// Writes `value`, which has no reserved bit, to a register that `door` may write.
-    fn write(&mut self, register: Register, value: u64, door: Door, now: Now) -> Result<Effects, Fault> {
+    fn write(&mut self, register: Register, value: u64, door: Door, now: Now) -> Result<Effects, MsrFault> {
         let (low, high) = registers::split(value);
         let mut effects = Effects::default();
         match (register, door) {
@@ -246,12 +250,12 @@ impl LocalApic {
     /// Mode bit 18 is reserved without deadlines, and 11b always: so #GP through the MSR, as for any reserved bit, and
     /// no effect through the page. There a lone bit 18 is dropped as a bit, and 11b, of which no one bit is the
     /// reserved one, leaves the mode as it was.
-    fn write_lvtt(&mut self, value: u32, door: Door, now: Now) -> Result<(), Fault> {
+    fn write_lvtt(&mut self, value: u32, door: Door, now: Now) -> Result<(), MsrFault> {
         let from = self.lvt.timer.timer_mode();
         let reserved = if self.config.has_deadline_mode() { 0 } else { timer::LVTT_DEADLINE };
         let value = match (door, TimerMode::of_lvtt(value)) {
-            (Door::X2Apic, None) => return Err(Fault),
-            (Door::X2Apic, _) if value & reserved != 0 => return Err(Fault),
+            (Door::X2Apic, None) => return Err(MsrFault),
+            (Door::X2Apic, _) if value & reserved != 0 => return Err(MsrFault),
             (Door::XApic, None) if reserved == 0 => {
                 value & !timer::LVTT_MODE | self.lvt.timer.bits() & timer::LVTT_MODE
             }

@@ -74,7 +74,7 @@ impl Config {
 /// The RDMSR or WRMSR raises #GP(0); no register changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the MSR access raises #GP(0)")]
-pub struct Fault;
+pub struct MsrFault;
 
 /// What a write did that is not inside the APIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

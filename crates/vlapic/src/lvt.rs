@@ -33,9 +33,9 @@ pub(super) enum Deliver {
 
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry(u32);
+pub(super) struct LvtEntry(u32);
 
-impl Entry {
+impl LvtEntry {
     pub(super) const fn bits(self) -> u32 {
         self.0
     }
@@ -78,7 +78,7 @@ impl Entry {
         self.0 & REMOTE_IRR != 0
     }
 
-    /// The timer mode. A reserved mode is never stored, see [`Entry::is_valid`].
+    /// The timer mode. A reserved mode is never stored, see [`LvtEntry::is_valid`].
     pub(super) fn timer_mode(self) -> Mode {
         Mode::of_lvtt(self.0).unwrap_or(Mode::OneShot)
     }
@@ -93,18 +93,18 @@ impl Entry {
 /// The table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lvt {
-    pub(super) timer: Entry,
-    pub(super) thermal: Entry,
-    pub(super) performance: Entry,
-    pub(super) lint0: Entry,
-    pub(super) lint1: Entry,
-    pub(super) error: Entry,
+    pub(super) timer: LvtEntry,
+    pub(super) thermal: LvtEntry,
+    pub(super) performance: LvtEntry,
+    pub(super) lint0: LvtEntry,
+    pub(super) lint1: LvtEntry,
+    pub(super) error: LvtEntry,
 }
 
 impl Lvt {
     /// The table with the entries that `bits` gives.
     pub(super) fn new(bits: impl Fn(LvtKind) -> u32) -> Self {
-        let entry = |kind| Entry(bits(kind));
+        let entry = |kind| LvtEntry(bits(kind));
         Self {
             timer: entry(LvtKind::Timer),
             thermal: entry(LvtKind::Thermal),
@@ -115,7 +115,7 @@ impl Lvt {
         }
     }
 
-    pub(super) const fn get(&self, kind: LvtKind) -> Entry {
+    pub(super) const fn get(&self, kind: LvtKind) -> LvtEntry {
         match kind {
             LvtKind::Timer => self.timer,
             LvtKind::Thermal => self.thermal,
@@ -126,7 +126,7 @@ impl Lvt {
         }
     }
 
-    fn get_mut(&mut self, kind: LvtKind) -> &mut Entry {
+    fn get_mut(&mut self, kind: LvtKind) -> &mut LvtEntry {
         match kind {
             LvtKind::Timer => &mut self.timer,
             LvtKind::Thermal => &mut self.thermal,
@@ -147,20 +147,20 @@ impl Lvt {
     pub(super) fn write(&mut self, kind: LvtKind, bits: u32, software_enabled: bool) {
         let forced = if software_enabled { 0 } else { MASKED };
         let entry = self.get_mut(kind);
-        let new = Entry(bits & kind.defined() & !(DELIVERY_STATUS | REMOTE_IRR) | forced);
+        let new = LvtEntry(bits & kind.defined() & !(DELIVERY_STATUS | REMOTE_IRR) | forced);
         let kept = if new.level_fixed() { entry.0 & REMOTE_IRR } else { 0 };
-        *entry = Entry(new.0 | kept);
+        *entry = LvtEntry(new.0 | kept);
     }
 
     /// Masks one entry.
     pub(super) fn mask(&mut self, kind: LvtKind) {
         let entry = self.get_mut(kind);
-        *entry = Entry(entry.0 | MASKED);
+        *entry = LvtEntry(entry.0 | MASKED);
     }
 
     /// Sets or clears LINT0's remote IRR.
     pub(super) const fn set_remote_irr(&mut self, accepted: bool) {
-        self.lint0 = Entry(if accepted { self.lint0.0 | REMOTE_IRR } else { self.lint0.0 & !REMOTE_IRR });
+        self.lint0 = LvtEntry(if accepted { self.lint0.0 | REMOTE_IRR } else { self.lint0.0 & !REMOTE_IRR });
     }
 
     /// Masks every entry, as software disable does. Enabling again leaves them masked.

@@ -73,7 +73,7 @@ pub(super) enum Register {
 
 /// One row: a register, or the [`WORDS`] registers that make up one set of vectors.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct RegisterEntry {
     pub(super) register: Register,
     first: u32,
     count: u32,
@@ -86,7 +86,7 @@ pub(super) struct Entry {
     wide: bool,
 }
 
-impl Entry {
+impl RegisterEntry {
     /// The bits that are not reserved.
     pub(super) fn defined(&self) -> u64 {
         join(self.defined, if self.wide { u32::MAX } else { 0 })
@@ -145,21 +145,21 @@ impl LvtKind {
     }
 }
 
-const fn row(register: Register, first: u32, xapic: Rights, x2apic: Rights, defined: u32) -> Entry {
-    Entry { register, first, count: 1, xapic, x2apic, defined, wide: matches!(register, Register::Icr) }
+const fn row(register: Register, first: u32, xapic: Rights, x2apic: Rights, defined: u32) -> RegisterEntry {
+    RegisterEntry { register, first, count: 1, xapic, x2apic, defined, wide: matches!(register, Register::Icr) }
 }
 
-const fn read_only(register: Register, first: u32, count: u32) -> Entry {
-    Entry { register, first, count, xapic: Rights::ReadOnly, x2apic: Rights::ReadOnly, defined: 0, wide: false }
+const fn read_only(register: Register, first: u32, count: u32) -> RegisterEntry {
+    RegisterEntry { register, first, count, xapic: Rights::ReadOnly, x2apic: Rights::ReadOnly, defined: 0, wide: false }
 }
 
-const fn lvt(kind: LvtKind, first: u32) -> Entry {
+const fn lvt(kind: LvtKind, first: u32) -> RegisterEntry {
     row(Register::Lvt(kind), first, Rights::ReadWrite, Rights::ReadWrite, kind.defined())
 }
 
 /// Every register. APR and RRD (0x09, 0x0c) and the LVT entry for CMCI (0x2f) are left out: current processors lack
 /// the first two, and a version register that ends at LVT entry 5 says that the third is missing.
-const TABLE: [Entry; 24] = {
+const TABLE: [RegisterEntry; 24] = {
     use Rights::{Absent, ReadOnly, ReadWrite, WriteOnly};
     [
         // "Local APIC ID": writable on some processors; kvm-unit-tests gives two CPUs one ID to see both get a message.
@@ -194,7 +194,7 @@ const TABLE: [Entry; 24] = {
 };
 
 /// The row for a register's number, and which of the row's registers it is.
-pub(super) fn find(number: u32) -> Option<(&'static Entry, usize)> {
+pub(super) fn find(number: u32) -> Option<(&'static RegisterEntry, usize)> {
     TABLE.iter().find_map(|entry| {
         let word = number.checked_sub(entry.first).filter(|word| *word < entry.count)?;
         Some((entry, usize::try_from(word).ok()?))

@@ -12,7 +12,7 @@ use crate::{GuestTsc, Khz, NS_KHZ_PER_TICK, VmTime};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
-pub struct JudgeClock {
+pub struct ReferenceClock {
     /// Whole nanoseconds of VM time at `tsc`.
     ns: u64,
     /// What is left below one nanosecond.
@@ -23,7 +23,7 @@ pub struct JudgeClock {
     khz: Khz,
 }
 
-impl JudgeClock {
+impl ReferenceClock {
     /// A judge that says `at` when the guest's TSC is `tsc`, which from there on runs at `khz`.
     #[must_use]
     pub fn start(at: VmTime, tsc: GuestTsc, khz: Khz) -> Self {
@@ -142,18 +142,18 @@ mod tests {
 
     #[test]
     fn three_thirds_make_one() {
-        let mut judge = JudgeClock::start(VmTime(0), GuestTsc(0), khz(3_000_000));
+        let mut judge = ReferenceClock::start(VmTime(0), GuestTsc(0), khz(3_000_000));
         for _ in 0..3 {
             judge.rebase(GuestTsc(1), 0, GuestTsc(0), khz(3_000_000)); // a third of a nanosecond
         }
-        assert_eq!(judge, JudgeClock::start(VmTime(1), GuestTsc(0), khz(3_000_000)));
+        assert_eq!(judge, ReferenceClock::start(VmTime(1), GuestTsc(0), khz(3_000_000)));
     }
 
     #[test]
     fn arbitrary_frequencies_round_below_a_billionth() {
         // Neighbouring primes: the common denominator outgrows 64 bits at the third.
         let primes = [2_600_011, 2_600_021, 2_600_033, 2_600_047, 2_600_081, 2_600_083];
-        let mut judge = JudgeClock::start(VmTime(0), GuestTsc(0), khz(primes[0]));
+        let mut judge = ReferenceClock::start(VmTime(0), GuestTsc(0), khz(primes[0]));
         // A second at each frequency, in two parts of no whole nanosecond: six fractions are open at once.
         let first = |f: u32| u64::from(f) / 3;
         let second = |f: u32| u64::from(f) * 1000 - first(f);
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn ends_saturate_and_the_past_is_clamped() {
-        let judge = JudgeClock::start(VmTime(10), GuestTsc(100), Khz::MIN);
+        let judge = ReferenceClock::start(VmTime(10), GuestTsc(100), Khz::MIN);
         assert_eq!(judge.at(GuestTsc(5)), VmTime(10));
         assert_eq!(judge.at(GuestTsc(u64::MAX)), VmTime(u64::MAX));
     }
@@ -178,12 +178,12 @@ mod tests {
     #[cfg(feature = "serde")]
     #[test]
     fn survives_a_file_and_refuses_a_bad_one() {
-        let mut judge = JudgeClock::start(VmTime(10), GuestTsc(100), khz(3_000_000));
+        let mut judge = ReferenceClock::start(VmTime(10), GuestTsc(100), khz(3_000_000));
         judge.rebase(GuestTsc(101), 7, GuestTsc(5), khz(2_600_000));
         let text = serde_json::to_string(&judge).unwrap();
-        assert_eq!(serde_json::from_str::<JudgeClock>(&text).unwrap(), judge);
+        assert_eq!(serde_json::from_str::<ReferenceClock>(&text).unwrap(), judge);
         assert!(text.contains(r#""den":3"#));
-        serde_json::from_str::<JudgeClock>(&text.replace(r#""den":3"#, r#""den":0"#)).unwrap_err();
+        serde_json::from_str::<ReferenceClock>(&text.replace(r#""den":3"#, r#""den":0"#)).unwrap_err();
     }
 
     /// The frequencies of the model below, and their least common multiple in kHz, found by hand: over it every stretch
@@ -195,7 +195,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_error_accumulates(moves in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 30, 0_usize..6), 1000)) {
-            let mut judge = JudgeClock::start(VmTime(5), GuestTsc(9), khz(KHZ[0]));
+            let mut judge = ReferenceClock::start(VmTime(5), GuestTsc(9), khz(KHZ[0]));
             let (mut model, mut tsc, mut f) = (5 * COMMON, 9, KHZ[0]); // model: ns · COMMON
             for (ticks, downtime, next) in moves {
                 model += u128::from(ticks) * 1_000_000 * (COMMON / u128::from(f)) + u128::from(downtime) * COMMON;

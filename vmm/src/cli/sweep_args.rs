@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use lab::sweep::{self, Edge, Ratio, result::Shard};
-use machine::policy::fault::Fault;
+use machine::policy::fault::InjectedFault;
 use vmtime::Khz;
 
 use super::{
@@ -66,7 +66,7 @@ pub struct Sweep {
     pub downtime_length: Duration,
     /// Let every restore go wrong in this way.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
-    pub inject: Option<Fault>,
+    pub inject: Option<InjectedFault>,
     /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in what
     /// it arms after the migration.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -156,10 +156,10 @@ impl From<Every> for sweep::Every {
 struct FaultParser;
 
 impl TypedValueParser for FaultParser {
-    type Value = Fault;
+    type Value = InjectedFault;
 
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Fault, clap::Error> {
-        if let Some(fault) = value.to_str().and_then(Fault::from_name) {
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<InjectedFault, clap::Error> {
+        if let Some(fault) = value.to_str().and_then(InjectedFault::from_name) {
             return Ok(fault);
         }
         // It names the argument, what was given and what could be.
@@ -176,9 +176,9 @@ impl TypedValueParser for FaultParser {
 }
 
 fn possible_faults() -> Vec<PossibleValue> {
-    let all = Fault::ALL.into_iter().chain([Fault::HostStop(Duration::ZERO)]);
+    let all = InjectedFault::ALL.into_iter().chain([InjectedFault::HostStop(Duration::ZERO)]);
     all.map(|fault| {
-        let name = if matches!(fault, Fault::HostStop(_)) { "host-stop=LENGTH" } else { fault.as_str() };
+        let name = if matches!(fault, InjectedFault::HostStop(_)) { "host-stop=LENGTH" } else { fault.as_str() };
         PossibleValue::new(name).help(fault.story())
     })
     .collect()

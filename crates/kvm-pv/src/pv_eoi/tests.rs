@@ -292,10 +292,10 @@ fn values_that_are_no_word_fault_and_change_nothing() {
     let mut bench = Bench::new();
     bench.register(WORDS[0] | ENABLE);
     for (value, fault) in [
-        (WORDS[0] | 2, Fault::Misaligned(WORDS[0] | 2)),
-        (WORDS[0] | 3, Fault::Misaligned(WORDS[0] | 2)),
-        (64 | ENABLE, Fault::OutsideRam(OutsideRam { addr: 64, bytes: 4 })),
-        (!3 | ENABLE, Fault::OutsideRam(OutsideRam { addr: !3, bytes: 4 })),
+        (WORDS[0] | 2, PvEoiFault::Misaligned(WORDS[0] | 2)),
+        (WORDS[0] | 3, PvEoiFault::Misaligned(WORDS[0] | 2)),
+        (64 | ENABLE, PvEoiFault::OutsideRam(OutsideRam { addr: 64, bytes: 4 })),
+        (!3 | ENABLE, PvEoiFault::OutsideRam(OutsideRam { addr: !3, bytes: 4 })),
     ] {
         assert_eq!(bench.pv_eoi.write_msr(value, &bench.ram), Err(fault));
         assert_eq!(bench.pv_eoi.read_msr(), WORDS[0] | ENABLE);
@@ -308,9 +308,9 @@ fn values_that_are_no_word_fault_and_change_nothing() {
 fn a_snapshot_cannot_lend_without_a_word() {
     let ram = Ram::new();
     for (msr, lent, fault) in [
-        (0, Some(0x40), Fault::NoWord(0x40)),
-        (2, None, Fault::Misaligned(2)),
-        (0x1000 | ENABLE, None, Fault::OutsideRam(OutsideRam { addr: 0x1000, bytes: 4 })),
+        (0, Some(0x40), PvEoiFault::NoWord(0x40)),
+        (2, None, PvEoiFault::Misaligned(2)),
+        (0x1000 | ENABLE, None, PvEoiFault::OutsideRam(OutsideRam { addr: 0x1000, bytes: 4 })),
     ] {
         assert_eq!(PvEoi::from_state(PvEoiState { msr, lent }, &ram), Err(fault));
     }

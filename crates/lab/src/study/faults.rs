@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use machine::{HostEnvironment, policy::fault::Fault};
+use machine::{HostEnvironment, policy::fault::InjectedFault};
 use serde::{Deserialize, Serialize};
 use vmtime::DeadlinePolicy;
 
@@ -43,7 +43,7 @@ pub fn sweep(
 ) -> Result<Vec<Row>, SweepError> {
     let image = super::guest()?;
     let mut rows = Vec::new();
-    for fault in Fault::ALL {
+    for fault in InjectedFault::ALL {
         for clockevent in CLOCKEVENTS {
             told(&format!("{}, {clockevent}", fault.as_str()));
             let mut options = super::options(clockevent, &[RATIO], DeadlinePolicy::Rescale, workers)?;

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use machine::{BootOptions, policy::fault::Fault};
+use machine::{BootOptions, policy::fault::InjectedFault};
 use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
 
 use super::{SweepError, result::Shard};
@@ -146,7 +146,7 @@ pub struct Options {
     /// How long the VM counts as saved.
     pub downtime_length: Duration,
     /// A fault in every restore.
-    pub fault: Option<Fault>,
+    pub fault: Option<InjectedFault>,
     /// Ticks that must come after the one in hand.
     pub ticks: u64,
     /// Migrations at a point.

@@ -85,7 +85,7 @@ impl Bench {
                     .to_owned(),
             ));
         }
-        let account = Account { before: Vec::new(), now: *lock(&walk.stepper.machine().platform().clock).judge() };
+        let account = Account { before: Vec::new(), now: *lock(&walk.stepper.machine().shared().clock).reference() };
         let Outcome { early_wakes, late_ns, .. } =
             bench.measure.judge(&ticks, &account, Counted::default(), Finish::Handled);
         bench.baseline = Baseline { late_ns: late_ns.unwrap_or(0), early_wakes, period_ns };
@@ -125,7 +125,7 @@ impl Bench {
 
     fn run_on(&self, walk: &mut Walk) -> Result<Run, SweepError> {
         let targets = self.targets(walk);
-        let now = lock(&walk.stepper.machine().platform().clock).now(0).vm;
+        let now = lock(&walk.stepper.machine().shared().clock).now(0).vm;
         let limit = VmTime(now.0.saturating_add(nanoseconds(self.patience)));
         let interrupts = |machine: &Machine| -> u64 {
             (0..targets.len()).map(|cpu| machine.timer_interrupts(cpu)).fold(0, u64::saturating_add)
@@ -136,7 +136,7 @@ impl Bench {
         let done = |machine: &mut Machine, _| {
             let count = interrupts(machine);
             if count != so_far {
-                let vm = lock(&machine.platform().clock).now(0).vm;
+                let vm = lock(&machine.shared().clock).now(0).vm;
                 in_a_row = if vm.0.saturating_sub(last_vm.0) <= STORM_GAP_NS { in_a_row.saturating_add(1) } else { 0 };
                 (so_far, last_vm) = (count, vm);
                 storm = in_a_row >= storm_at;
@@ -187,7 +187,7 @@ impl Leg {
     /// At a point, before its migration.
     pub(super) fn begin(walk: &mut Walk) -> Self {
         drop(walk.take_handled());
-        let now = *lock(&walk.stepper.machine().platform().clock).judge();
+        let now = *lock(&walk.stepper.machine().shared().clock).reference();
         Self { account: Account { before: Vec::new(), now }, before: headers(walk), ticks: Vec::new() }
     }
 
@@ -201,7 +201,7 @@ impl Leg {
         self.collect(walk);
         let before = walk.stepper.migrate(&Policies { khz: Some(khz), ..bench.policies })?;
         self.account.before.push(before);
-        self.account.now = *lock(&walk.stepper.machine().platform().clock).judge();
+        self.account.now = *lock(&walk.stepper.machine().shared().clock).reference();
         Ok(())
     }
 
@@ -308,6 +308,6 @@ pub fn replay(
         None => leg.finish(&bench, &mut walk)?,
     };
     let machine = walk.stepper.into_machine()?;
-    machine.platform().trace.finish(AT_END)?;
+    machine.shared().trace.finish(AT_END)?;
     Ok(Replay { at: at.to_vec(), target: target.clone(), outcome, code })
 }

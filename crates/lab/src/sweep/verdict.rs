@@ -2,7 +2,7 @@
 
 use machine::audit::Handled;
 use serde::{Deserialize, Serialize};
-use vmtime::{GuestTsc, JudgeClock};
+use vmtime::{GuestTsc, ReferenceClock};
 
 /// The worst that happened; from harmless to fatal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,9 +97,9 @@ const ACCOUNTS_AGREE_NS: u64 = 100;
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     /// Clocks that were, each with the last TSC that it holds for.
-    pub before: Vec<(JudgeClock, GuestTsc)>,
+    pub before: Vec<(ReferenceClock, GuestTsc)>,
     /// The clock that is.
-    pub now: JudgeClock,
+    pub now: ReferenceClock,
 }
 
 impl Account {
@@ -197,7 +197,7 @@ mod tests {
 
     /// One nanosecond a tick up to TSC 1000, then half a nanosecond.
     fn account() -> Account {
-        let slow = JudgeClock::start(VmTime(0), GuestTsc(0), Khz::new(1_000_000).unwrap());
+        let slow = ReferenceClock::start(VmTime(0), GuestTsc(0), Khz::new(1_000_000).unwrap());
         let mut now = slow;
         now.rebase(GuestTsc(1_000), 0, GuestTsc(1_000), Khz::new(2_000_000).unwrap());
         Account { before: vec![(slow, GuestTsc(1_000))], now }

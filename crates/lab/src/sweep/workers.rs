@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use machine::{HostEnvironment, Outputs, boot::Image, policy::fault::Fault};
+use machine::{HostEnvironment, Outputs, boot::Image, policy::fault::InjectedFault};
 
 use super::{
     Depth, Options, SweepError,
@@ -86,7 +86,9 @@ pub fn sweep(
     if targets.is_empty() {
         return Err(SweepError::Usage("--ratio: name at least one".to_owned()));
     }
-    if matches!(options.fault, Some(Fault::HostStop(_))) && targets.iter().any(|target| target.tsc_khz != options.khz) {
+    if matches!(options.fault, Some(InjectedFault::HostStop(_)))
+        && targets.iter().any(|target| target.tsc_khz != options.khz)
+    {
         return Err(SweepError::Usage(
             "--inject host-stop: a stop of the host changes no frequency; leave --ratio out, or use --ratio 1"
                 .to_owned(),

@@ -15,7 +15,7 @@ use guest_abi::ports;
 
 pub use exit::GuestExit;
 pub use pic::{ChipState, Expects, Pic, PicState};
-pub use pit::{Access, ChannelState, Counting, Pit, PitState};
+pub use pit::{AccessMode, ChannelState, Counting, Pit, PitState};
 pub use serial::{Console, SerialState};
 
 use vmtime::VmTime;

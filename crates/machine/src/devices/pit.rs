@@ -12,7 +12,7 @@ mod channel;
 use serde::{Deserialize, Serialize};
 
 use self::channel::Channel;
-pub use self::channel::{Access, ChannelState, Counting};
+pub use self::channel::{AccessMode, ChannelState, Counting};
 use vmtime::VmTime;
 
 /// Ports of the three channels, and the control port.

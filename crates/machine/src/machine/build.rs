@@ -15,7 +15,7 @@ use vmtime::{Khz, Now, VmTime};
 
 use super::{
     MAX_CPUS,
-    audit::Judge,
+    audit::TickAudit,
     clock::Clock,
     config::{
         BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, first_vm_probe,
@@ -32,9 +32,9 @@ use super::{
     sched::{
         self,
         mailbox::Interruptions,
-        round_robin::{Turns, Until},
+        round_robin::{RoundRobin, Until},
     },
-    shared::{Platform, Post, Ram, lock},
+    shared::{Ram, Shared, VcpuShared, lock},
     state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
     vcpu::{Cpu, Phase, step::Stop},
     vcpus,
@@ -114,9 +114,9 @@ pub struct Machine {
     /// The vCPUs whose LAPICs are KVM's, if it has them: all, then.
     pub(crate) in_kernel: Option<Vec<KvmCpu>>,
     /// Virtual time: who takes the next turn.
-    pub(crate) turns: Turns,
-    pub(crate) platform: Platform,
-    /// The guest's trap sites; those in `platform` are the patched ones.
+    pub(crate) round_robin: RoundRobin,
+    pub(crate) shared: Shared,
+    /// The guest's trap sites; those in `shared` are the patched ones.
     pub(crate) all_sites: Sites,
     pub(crate) image: String,
     pub(crate) cpuid: Vec<Vec<Leaf>>,
@@ -163,13 +163,13 @@ impl Machine {
             Clock::new(chosen.source, options.time, host_clock, khz)
         };
         let (chosen, mut clock, vm, cpus, in_kernel, leaves) = match options.lapic {
-            LapicKind::User => first_vm_probe::settle(env, |trial| {
+            LapicKind::User => first_vm_probe::settle(env, |probe| {
                 let BootOptions { source, time, cpus, .. } = *options;
                 let guest = Guest { name: image.name(), sites: image.sites(), cpus, stopped: None };
-                let chosen = source::choose(trial, guest, source, time, wanted)?;
+                let chosen = source::choose(probe, guest, source, time, wanted)?;
                 let clock = clock_for(&chosen);
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let (cpus, leaves) = vcpus::boot(&vm, trial, &chosen, options, clock.khz(), &entry)?;
+                let (cpus, leaves) = vcpus::boot(&vm, probe, &chosen, options, clock.khz(), &entry)?;
                 Ok((chosen, clock, vm, cpus, None, leaves))
             }),
             LapicKind::Kvm => {
@@ -193,17 +193,17 @@ impl Machine {
         if entry.pc {
             devices = devices.after_firmware(boot::firmware::PIC_VECTORS, moment.vm);
         }
-        let (trace, posts) = (outputs.trace.begin()?, posts(leaves.len()));
-        let platform = Platform {
+        let (trace, vcpus) = (outputs.trace.begin()?, vcpus(leaves.len()));
+        let shared = Shared {
             clock: Mutex::new(clock),
             devices: Mutex::new(devices),
             wall: Mutex::new(WallRegistration::default()),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::new(image.ring(), leaves.len())),
-            outlets: outlets(outputs.outlets, &trace, &posts),
+            audit: Mutex::new(TickAudit::new(image.ring(), leaves.len())),
+            outlets: outlets(outputs.outlets, &trace, &vcpus),
             trace,
-            posts,
+            vcpus,
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(true),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
@@ -214,13 +214,13 @@ impl Machine {
             gap: Mutex::default(),
             lapic: options.lapic,
             costs: Counters::default(),
-            told: Mutex::default(),
+            warned_msrs: Mutex::default(),
         };
         Ok(Self {
-            turns: Turns::new(options.seed, cpus.len()),
+            round_robin: RoundRobin::new(options.seed, cpus.len()),
             cpus,
             in_kernel,
-            platform,
+            shared,
             all_sites: image.sites().clone(),
             image: image.name().to_owned(),
             cpuid: leaves,
@@ -263,7 +263,7 @@ impl Machine {
         outputs: Outputs,
     ) -> Result<Self, RunError> {
         let Onward { choice, time, khz, paused } = onward;
-        let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, judge } = state;
+        let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, audit } = state;
         let MachineSection { image, time: saved_time, source: saved_source, order, tsc_stable, migrations, unlisted } =
             machine;
         let in_process = paused.is_some();
@@ -284,12 +284,12 @@ impl Machine {
         // our LAPICs only the first three are KVM's: TSC, deadline and page follow in `resume`, together. With KVM's, the
         // LAPIC follows there too.
         let (chosen, vm, cpus, in_kernel) = match saved_cpus {
-            CpuStates::User(saved) => first_vm_probe::settle(env, |trial| {
+            CpuStates::User(saved) => first_vm_probe::settle(env, |probe| {
                 let guest = Guest { name: image, sites: &all_sites, cpus: count, stopped };
-                let chosen = source::choose(trial, guest, choice, time, khz)?;
-                saved.iter().try_for_each(|cpu| vcpus::check_features(trial, cpu, &chosen))?;
+                let chosen = source::choose(probe, guest, choice, time, khz)?;
+                saved.iter().try_for_each(|cpu| vcpus::check_features(probe, cpu, &chosen))?;
                 let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let cpus = vcpus::restore(&vm, trial, &memory, saved)?;
+                let cpus = vcpus::restore(&vm, probe, &memory, saved)?;
                 Ok((chosen, vm, cpus, None))
             }),
             CpuStates::Kvm(saved) => {
@@ -314,17 +314,17 @@ impl Machine {
         let DevicesState { serial, pic, pit, wall } = devices;
         let devices_now = Devices::from_state(serial, pic, pit, outputs.console)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
-        let (trace, posts) = (outputs.trace.begin()?, posts(saved_cpus.count()));
-        let platform = Platform {
+        let (trace, vcpus) = (outputs.trace.begin()?, vcpus(saved_cpus.count()));
+        let shared = Shared {
             clock: Mutex::new(clock),
             devices: Mutex::new(devices_now),
             wall: Mutex::new(WallRegistration::from_state(*wall)),
             memory,
             sites: chosen.patched,
-            judge: Mutex::new(Judge::from_state(judge, saved_cpus.count(), since, *migrations)),
-            outlets: outlets(outputs.outlets, &trace, &posts),
+            audit: Mutex::new(TickAudit::from_state(audit, saved_cpus.count(), since, *migrations)),
+            outlets: outlets(outputs.outlets, &trace, &vcpus),
             trace,
-            posts,
+            vcpus,
             stopping: AtomicBool::new(false),
             tsc_stable: AtomicBool::new(*tsc_stable),
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
@@ -335,13 +335,13 @@ impl Machine {
             gap: Mutex::default(),
             lapic: saved_cpus.lapic(),
             costs: Counters::default(),
-            told: Mutex::default(),
+            warned_msrs: Mutex::default(),
         };
         Ok(Self {
-            turns: Turns::from_state(*order, cpus.len()),
+            round_robin: RoundRobin::from_state(*order, cpus.len()),
             cpus,
             in_kernel,
-            platform,
+            shared,
             all_sites,
             image: image.clone(),
             cpuid: saved_cpus.cpuids(),
@@ -366,15 +366,15 @@ impl Machine {
         if self.paused.is_some() {
             self.resume(&super::migrate::Policies::default())?;
         }
-        mailbox.ring_at(self.platform.posts.first().map(|post| Arc::clone(&post.bell)));
+        mailbox.ring_at(self.shared.vcpus.first().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)));
         let stopped = self.run_and_renew(mailbox, stop);
         mailbox.ring_at(None);
         let stopped = stopped?;
-        if self.platform.has_gap() {
+        if self.shared.has_gap() {
             // While the gap is known: a tick that was handled before it was noticed may have an instant within it.
-            lock(&self.platform.judge).read_rings(&self.platform);
+            lock(&self.shared.audit).read_rings(&self.shared);
         }
-        let gap = lock(&self.platform.gap).take();
+        let gap = lock(&self.shared.gap).take();
         match stopped {
             Stop::Reached | Stop::Asked if let Some(gap) = gap => {
                 let length = self.stopped_by_host(gap)?;
@@ -383,9 +383,9 @@ impl Machine {
             Stop::Reached => Ok(Outcome::Reached),
             Stop::Asked => Ok(Outcome::Requested),
             Stop::Ended(end) => {
-                let now = lock(&self.platform.clock).now(0);
+                let now = lock(&self.shared.clock).now(0);
                 let reason = end.message().unwrap_or_else(|| "done".to_owned());
-                self.platform.event(0, now, &Event::End { reason: &reason });
+                self.shared.event(0, now, &Event::End { reason: &reason });
                 Ok(Outcome::Ended(end))
             }
         }
@@ -395,7 +395,7 @@ impl Machine {
     fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
         loop {
             let (mode, renewal, until) = {
-                let clock = lock(&self.platform.clock);
+                let clock = lock(&self.shared.clock);
                 let renewal = clock.renewal();
                 let until =
                     Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
@@ -404,23 +404,21 @@ impl Machine {
             let stopped = match (mode, &mut self.in_kernel) {
                 (_, Some(cpus)) => {
                     // Renewing its page is KVM's business.
-                    let stopped = sched::real(cpus, &self.platform, mailbox, until.stop, kvm_lapic::turns)?;
-                    if !self.platform.has_gap() {
-                        lock(&self.platform.clock).follow(self.vm.clock()?);
+                    let stopped = sched::real(cpus, &self.shared, mailbox, until.stop, kvm_lapic::run)?;
+                    if !self.shared.has_gap() {
+                        lock(&self.shared.clock).follow(self.vm.clock()?);
                     }
                     Ok(stopped)
                 }
-                (TimeMode::Real, None) => {
-                    sched::real(&mut self.cpus, &self.platform, mailbox, until.first(), sched::turns)
-                }
+                (TimeMode::Real, None) => sched::real(&mut self.cpus, &self.shared, mailbox, until.first(), sched::run),
                 (TimeMode::Virtual, None) => {
-                    sched::virtually(&mut self.cpus, &self.platform, mailbox, until, &mut self.turns)
+                    sched::virtually(&mut self.cpus, &self.shared, mailbox, until, &mut self.round_robin)
                 }
             }?;
-            if self.platform.has_gap() {
+            if self.shared.has_gap() {
                 return Ok(stopped);
             }
-            let now = lock(&self.platform.clock).now(0);
+            let now = lock(&self.shared.clock).now(0);
             if stopped == Stop::Reached && self.in_kernel.is_none() && now.vm >= renewal {
                 self.renew_page(now)?;
             }
@@ -431,19 +429,19 @@ impl Machine {
     }
 
     pub(crate) fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
-        let mut clock = lock(&self.platform.clock);
+        let mut clock = lock(&self.shared.clock);
         clock.renew();
-        let flags = self.platform.page_flags();
+        let flags = self.shared.page_flags();
         for Cpu { local, .. } in &mut self.cpus {
             let page = clock.page(local.tsc_adjust);
             local
                 .pvclock
-                .publish(&Ram(&self.platform.memory), &page, flags, false)
+                .publish(&Ram(&self.shared.memory), &page, flags, false)
                 .map_err(|fault| RunError::BadState(fault.to_string()))?;
         }
         let page = clock.page(0);
         drop(clock);
-        self.platform.event(0, now, &Event::Renew { page });
+        self.shared.event(0, now, &Event::Renew { page });
         Ok(())
     }
 
@@ -456,14 +454,14 @@ impl Machine {
             return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
         };
         // Before the clock is locked: a traced tick asks it for the time.
-        lock(&self.platform.judge).read_rings(&self.platform);
+        lock(&self.shared.audit).read_rings(&self.shared);
         for cpu in &mut self.cpus {
-            cpu.drain(&self.platform)?;
+            cpu.drain(&self.shared)?;
         }
         for cpu in self.in_kernel.iter_mut().flatten() {
-            cpu.drain(&self.platform)?;
+            cpu.drain(&self.shared)?;
         }
-        let clock = lock(&self.platform.clock);
+        let clock = lock(&self.shared.clock);
         let cpus = match &self.in_kernel {
             None => CpuStates::User(vcpus::states(&mut self.cpus, &self.cpuid, env, &clock)?),
             Some(cpus) => {
@@ -483,19 +481,19 @@ impl Machine {
                 image: self.image.clone(),
                 time: clock.mode(),
                 source: clock.source(),
-                order: self.turns.state(),
-                tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
+                order: self.round_robin.state(),
+                tsc_stable: self.shared.tsc_stable.load(Ordering::SeqCst),
                 migrations: self.migrations,
                 unlisted: self.unlisted.clone(),
             },
             clock: clock_state,
             cpus,
             devices: {
-                let (serial, pic, pit) = lock(&self.platform.devices).state();
-                DevicesState { serial, pic, pit, wall: lock(&self.platform.wall).state() }
+                let (serial, pic, pit) = lock(&self.shared.devices).state();
+                DevicesState { serial, pic, pit, wall: lock(&self.shared.wall).state() }
             },
-            sites: self.all_sites.alive(&self.platform.memory).state(),
-            judge: lock(&self.platform.judge).state(),
+            sites: self.all_sites.alive(&self.shared.memory).state(),
+            audit: lock(&self.shared.audit).state(),
         })
     }
 
@@ -506,7 +504,7 @@ impl Machine {
     pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
         let mut lines = Vec::new();
         for cpu in &mut self.cpus {
-            cpu.drain(&self.platform)?;
+            cpu.drain(&self.shared)?;
             let Cpu { vcpu, local } = cpu;
             let (index, address) = (local.index, vcpu.registers().linear_rip);
             let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
@@ -524,13 +522,13 @@ impl Machine {
     /// The guest's RAM.
     #[must_use]
     pub fn memory(&self) -> Arc<GuestRam> {
-        Arc::clone(&self.platform.memory)
+        Arc::clone(&self.shared.memory)
     }
 
     /// Puts the guest's own instructions at trap sites, for a save: a snapshot can be restored where nothing is patched. The
     /// machine must be paused, and stay so up to [`Self::memory_is_saved`].
     pub fn show_original_code(&self) {
-        self.platform.sites.unpatch(&self.platform.memory);
+        self.shared.sites.unpatch(&self.shared.memory);
     }
 
     /// Timer interrupts that entered vCPU number `cpu` so far, in this process.
@@ -548,7 +546,7 @@ impl Machine {
     /// The header of the tick ring of vCPU number `cpu`, as the guest has it now; none if there is none.
     #[must_use]
     pub fn ring_header(&self, cpu: usize) -> Option<Header> {
-        lock(&self.platform.judge).header(&self.platform.memory, cpu)
+        lock(&self.shared.audit).header(&self.shared.memory, cpu)
     }
 
     /// Ticks that the guest has handled on vCPU number `cpu`.
@@ -565,8 +563,8 @@ impl Machine {
 
     /// What the vCPUs share.
     #[must_use]
-    pub fn platform(&self) -> &Platform {
-        &self.platform
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The image it was booted from.
@@ -578,7 +576,7 @@ impl Machine {
     /// Which TSC source, and why, for people.
     #[must_use]
     pub fn source_and_why(&self) -> (TscSource, &str) {
-        (lock(&self.platform.clock).source(), &self.why)
+        (lock(&self.shared.clock).source(), &self.why)
     }
 
     /// Who has the local APICs.
@@ -627,7 +625,7 @@ fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
 }
 
 /// What the vCPUs have to wait for, and how they are woken.
-fn outlets(given: Vec<Outlet>, trace: &Trace, posts: &[Post]) -> Vec<Outlet> {
+fn outlets(given: Vec<Outlet>, trace: &Trace, vcpus: &[VcpuShared]) -> Vec<Outlet> {
     // A machine that is stepped waits for nobody: who steps it reads what it traces.
     if given.is_empty() {
         return given;
@@ -637,12 +635,12 @@ fn outlets(given: Vec<Outlet>, trace: &Trace, posts: &[Post]) -> Vec<Outlet> {
     let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));
     all.extend(trace);
     for outlet in &all {
-        let bells: Vec<_> = posts.iter().map(|post| Arc::clone(&post.bell)).collect();
-        outlet.on_room(move || bells.iter().for_each(|bell| bell.ring()));
+        let bells: Vec<_> = vcpus.iter().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)).collect();
+        outlet.on_room(move || bells.iter().for_each(|doorbell| doorbell.ring()));
     }
     all
 }
 
-fn posts(count: usize) -> Vec<Post> {
-    (0..count).map(|_| Post::default()).collect()
+fn vcpus(count: usize) -> Vec<VcpuShared> {
+    (0..count).map(|_| VcpuShared::default()).collect()
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vlapic::Deadline;
 use vmtime::{
-    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, JudgeClock, Khz, Moment, Now, PageClock, Scale, Stood,
-    Timeline, VmTime, adjust,
+    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Scale,
+    Stood, Timeline, VmTime, adjust,
 };
 
 use super::config::{TimeMode, source::TscSource};
@@ -43,10 +43,10 @@ pub struct Clock {
     khz: Khz,
     timeline: Timeline,
     page: PageClock,
-    judge: JudgeClock,
+    reference: ReferenceClock,
     /// The judge's clock of the stretches before the last restores, the newest first, each with the last TSC that it holds
     /// for: a guest may report a tick after the restore that it handled before.
-    before: [Option<(JudgeClock, GuestTsc)>; STRETCHES_KEPT],
+    before: [Option<(ReferenceClock, GuestTsc)>; STRETCHES_KEPT],
     /// Virtual time: operations so far.
     operations: u64,
     /// When the last operation was.
@@ -60,7 +60,8 @@ pub struct ClockState {
     /// The instant of the save.
     pub moment: Moment,
     /// The judge's clock.
-    pub judge: JudgeClock,
+    #[serde(rename = "judge")]
+    pub reference: ReferenceClock,
     /// Virtual time: operations so far.
     pub operations: u64,
 }
@@ -80,7 +81,7 @@ impl Clock {
             khz,
             timeline: Timeline::Stopped { tsc },
             page,
-            judge: JudgeClock::start(VmTime(0), tsc, khz),
+            reference: ReferenceClock::start(VmTime(0), tsc, khz),
             before: [None; STRETCHES_KEPT],
             operations: 0,
             last_operation: host.tsc(),
@@ -90,7 +91,7 @@ impl Clock {
     /// A stopped clock as it was saved.
     #[must_use]
     pub fn from_state(source: TscSource, mode: TimeMode, host: HostClock, state: &ClockState) -> Self {
-        let ClockState { moment, judge, operations } = *state;
+        let ClockState { moment, reference, operations } = *state;
         Self {
             source,
             mode,
@@ -100,7 +101,7 @@ impl Clock {
             khz: moment.khz,
             timeline: Timeline::Stopped { tsc: moment.tsc },
             page: moment.page,
-            judge,
+            reference,
             before: [None; STRETCHES_KEPT],
             operations,
             last_operation: host.tsc(),
@@ -120,12 +121,12 @@ impl Clock {
             khz: _,
             timeline: _,
             page: _,
-            judge,
+            reference,
             before: _,
             operations,
             last_operation: _,
         } = self;
-        ClockState { moment: self.moment(), judge: *judge, operations: *operations }
+        ClockState { moment: self.moment(), reference: *reference, operations: *operations }
     }
 
     /// Says that KVM moves a guest's TSC by an offset, as a probe saw.
@@ -222,24 +223,24 @@ impl Clock {
     /// VM time at a base TSC, by the host's own account.
     #[must_use]
     pub fn judged(&self, tsc: GuestTsc) -> VmTime {
-        self.judge.at(tsc)
+        self.reference.at(tsc)
     }
 
     /// VM time when the base TSC was `tsc`, by the host's own account; none for a TSC from before the stretches that are
     /// remembered.
     #[must_use]
     pub fn account(&self, tsc: GuestTsc) -> Option<VmTime> {
-        if tsc >= self.judge.begins() {
-            return Some(self.judge.at(tsc));
+        if tsc >= self.reference.begins() {
+            return Some(self.reference.at(tsc));
         }
-        let holds = |(judge, last): &&(JudgeClock, GuestTsc)| (judge.begins()..=*last).contains(&tsc);
-        self.before.iter().flatten().find(holds).map(|(judge, _)| judge.at(tsc))
+        let holds = |(reference, last): &&(ReferenceClock, GuestTsc)| (reference.begins()..=*last).contains(&tsc);
+        self.before.iter().flatten().find(holds).map(|(reference, _)| reference.at(tsc))
     }
 
     /// The host's own account.
     #[must_use]
-    pub fn judge(&self) -> &JudgeClock {
-        &self.judge
+    pub fn reference(&self) -> &ReferenceClock {
+        &self.reference
     }
 
     /// The least base TSC at which VM time is `at`.
@@ -393,8 +394,8 @@ impl Clock {
         };
         let adjusted = adjust::restore(saved, khz, policy, stood, held)?;
         self.before.rotate_right(1);
-        self.before[0] = Some((self.judge, saved.tsc));
-        self.judge.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
+        self.before[0] = Some((self.reference, saved.tsc));
+        self.reference.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
         self.khz = khz;
         self.last_operation = host;
         self.page = adjusted.page;
@@ -409,7 +410,7 @@ impl Clock {
     pub fn bend(&mut self, ticks: u64) -> GuestTsc {
         let tsc = self.tsc();
         let bent = GuestTsc(tsc.0.saturating_add(ticks));
-        self.judge.rebase(tsc, 0, bent, self.khz);
+        self.reference.rebase(tsc, 0, bent, self.khz);
         self.timeline = match self.timeline {
             Timeline::Stopped { .. } => Timeline::Stopped { tsc: bent },
             Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: bent, khz },

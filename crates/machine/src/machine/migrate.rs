@@ -15,15 +15,15 @@ use super::{
     build::{Machine, Onward, Outputs},
     config::{
         HostEnvironment, TimeMode,
-        first_vm_probe::Trial,
+        first_vm_probe::FirstVmProbe,
         source::{self, Guest, SourceChoice, TscSource},
     },
     error::RunError,
     kvm_lapic::{self, Thaw},
     paused::{BootTime, Paused},
-    policy::fault::Fault,
+    policy::fault::InjectedFault,
     record::trace::Event,
-    shared::{Platform, Ram, lock},
+    shared::{Ram, Shared, lock},
     vcpu::{Cpu, Local, ipi, tsc},
     wake::host_stop::Gap,
 };
@@ -40,7 +40,7 @@ pub struct Policies {
     /// How long that was, instead of measuring it by wall time.
     pub downtime_length: Option<Duration>,
     /// What goes wrong, on purpose.
-    pub fault: Option<Fault>,
+    pub fault: Option<InjectedFault>,
 }
 
 /// What a resume did to the clock.
@@ -79,7 +79,7 @@ impl Machine {
     /// As [`Self::pause`], or if the TSC cannot be continued.
     pub(crate) fn stopped_by_host(&mut self, gap: Gap) -> Result<Duration, RunError> {
         let Gap { from, tsc_restarted } = gap;
-        if tsc_restarted && lock(&self.platform.clock).source() != TscSource::Trapped {
+        if tsc_restarted && lock(&self.shared.clock).source() != TscSource::Trapped {
             return Err(RunError::HostLacks(
                 "the host's TSC began anew while the VM ran (has the host slept?), and the guest's with it; use --tsc trapped \
                  with a guest that has trap sites"
@@ -91,7 +91,7 @@ impl Machine {
         if let Some(Paused { moment, .. }) = &self.paused {
             let now = Now::new(moment.tsc, moment.vm);
             let gap_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-            self.platform.event(0, now, &Event::HostStop { gap_ns });
+            self.shared.event(0, now, &Event::HostStop { gap_ns });
         }
         Ok(length)
     }
@@ -100,9 +100,9 @@ impl Machine {
     fn stand_still(&mut self, at: BootTime, since: Option<HostTsc>) -> Result<(), RunError> {
         // What was sent has arrived: messages are in no snapshot.
         for cpu in &mut self.cpus {
-            ipi::receive(cpu, &self.platform)?;
+            ipi::receive(cpu, &self.shared)?;
         }
-        let mut clock = lock(&self.platform.clock);
+        let mut clock = lock(&self.shared.clock);
         match &mut self.in_kernel {
             Some(cpus) => kvm_lapic::freeze(cpus, &self.vm, &mut clock, since)?,
             None => clock.stop(),
@@ -120,14 +120,14 @@ impl Machine {
         }
         for cpu in self.in_kernel.iter().flatten() {
             let armed = cpu.frozen()?.armed;
-            self.trace_save(cpu.index, &moment, cpu.page_version(&self.platform), some(armed));
+            self.trace_save(cpu.index, &moment, cpu.page_version(&self.shared), some(armed));
         }
         Ok(())
     }
 
     fn trace_save(&self, cpu: u32, moment: &Moment, page_version: u32, armed: Option<Armed>) {
         let event = Event::Save { tsc_khz: moment.khz, page: moment.page, page_version, armed };
-        self.platform.event(cpu, Now::new(moment.tsc, moment.vm), &event);
+        self.shared.event(cpu, Now::new(moment.tsc, moment.vm), &event);
     }
 
     /// Starts a paused machine again.
@@ -140,7 +140,7 @@ impl Machine {
         // Before its first instruction a machine was neither saved nor down.
         let boot = Policies::default();
         let policies = if self.has_run { policies } else { &boot };
-        let mut clock = lock(&self.platform.clock);
+        let mut clock = lock(&self.shared.clock);
         let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
         check_ratio(moment.khz, khz)?;
         let ours = self.cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust));
@@ -151,7 +151,7 @@ impl Machine {
         if !hold {
             tsc::prepare(&vcpus, &mut clock, khz)?;
         }
-        let host_stop = policies.fault.and_then(Fault::host_stop);
+        let host_stop = policies.fault.and_then(InjectedFault::host_stop);
         // To a guest that nobody stops, its clocks go on as at a catch-up.
         let downtime = if host_stop.is_some() { DowntimePolicy::CatchUp } else { policies.downtime };
         let stood = match (host_stop.or(policies.downtime_length), clock.mode()) {
@@ -171,7 +171,7 @@ impl Machine {
             adjusted.tsc = clock.bend(jump);
         }
         drop(clock);
-        self.platform.begin_to_run();
+        self.shared.begin_to_run();
         if adjusted.clamped {
             log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
         }
@@ -180,20 +180,20 @@ impl Machine {
         self.has_run = true;
         if first_start {
             for Cpu { local, .. } in &self.cpus {
-                ipi::publish_route(&self.platform, local);
+                ipi::publish_route(&self.shared, local);
             }
             self.trace_boot(&adjusted, khz);
             return Ok(None);
         }
-        lock(&self.platform.judge).restored(adjusted.vm);
+        lock(&self.shared.audit).restored(adjusted.vm);
         for index in 0..self.cpus.len() {
             self.resume_cpu(index, policies, &moment, &adjusted)?;
         }
         let thaw = Thaw { vm: &self.vm, policies, moment: &moment, adjusted: &adjusted };
         for cpu in self.in_kernel.iter_mut().flatten() {
-            let page_version = cpu.page_version(&self.platform);
+            let page_version = cpu.page_version(&self.shared);
             let armed = some(thaw.cpu(cpu)?);
-            trace_restore(&self.platform, cpu.index, policies, &adjusted, khz, page_version, armed);
+            trace_restore(&self.shared, cpu.index, policies, &adjusted, khz, page_version, armed);
         }
         Ok(Some(Migration {
             from_khz: moment.khz,
@@ -219,35 +219,40 @@ impl Machine {
             armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
         }
         local.apic.rearm(armed_now, now).map_err(|error| RunError::BadState(error.to_string()))?;
-        ipi::publish_route(&self.platform, local);
-        if let Some(post) = self.platform.posts.get(index) {
-            post.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
-            post.tsc_adjust.store(local.tsc_adjust, Ordering::Relaxed);
+        ipi::publish_route(&self.shared, local);
+        if let Some(vcpu_shared) = self.shared.vcpus.get(index) {
+            vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+            vcpu_shared.tsc_adjust.store(local.tsc_adjust, Ordering::Relaxed);
         }
         // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
         // not at save, so that a snapshot taken twice is the same snapshot.
         let (page, khz) = {
-            let clock = lock(&self.platform.clock);
+            let clock = lock(&self.shared.clock);
             (clock.page(local.tsc_adjust), clock.khz())
         };
-        let flags = self.platform.page_flags();
+        let flags = self.shared.page_flags();
         local.published_flags = flags;
         let page = policies.fault.map_or(Some(page), |fault| fault.page(page, khz));
         if let Some(page) = page {
             local
                 .pvclock
-                .publish(&Ram(&self.platform.memory), &page, flags, policies.fault.is_none_or(Fault::tells_stopped))
+                .publish(
+                    &Ram(&self.shared.memory),
+                    &page,
+                    flags,
+                    policies.fault.is_none_or(InjectedFault::tells_stopped),
+                )
                 .map_err(|fault| RunError::BadState(fault.to_string()))?;
         }
         let version = local.pvclock.state().version;
-        trace_restore(&self.platform, local.index, policies, adjusted, khz, version, armed(local));
+        trace_restore(&self.shared, local.index, policies, adjusted, khz, version, armed(local));
         Ok(())
     }
 
     fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {
-        let source = lock(&self.platform.clock).source();
+        let source = lock(&self.shared.clock).source();
         let now = Now::new(adjusted.tsc, adjusted.vm);
-        self.platform.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
+        self.shared.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
 
     /// What to choose after a migration within the process: what was asked for, or else what suits.
@@ -263,7 +268,7 @@ impl Machine {
     /// # Errors
     /// Why not.
     pub fn check_migration(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
-        check_ratio(lock(&self.platform.clock).khz(), khz)?;
+        check_ratio(lock(&self.shared.clock).khz(), khz)?;
         self.check_source(env, khz)
     }
 
@@ -273,18 +278,18 @@ impl Machine {
     /// Why not.
     pub fn check_source(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
         let (source, time) = {
-            let clock = lock(&self.platform.clock);
+            let clock = lock(&self.shared.clock);
             (clock.source(), clock.mode())
         };
         let choice = self.choice_after(source);
-        let running = || Paused::here(lock(&self.platform.clock).moment(), BootTime::now());
+        let running = || Paused::here(lock(&self.shared.clock).moment(), BootTime::now());
         let stopped = self.has_run.then(|| self.paused.unwrap_or_else(running).stopped_tsc());
         if self.in_kernel.is_some() {
             return kvm_lapic::choose(env, choice, time, khz, stopped, &self.image).map(drop);
         }
         let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
         let guest = Guest { name: &self.image, sites: &self.all_sites, cpus, stopped };
-        source::choose(&Trial::certain(env)?, guest, choice, time, khz).map(drop)
+        source::choose(&FirstVmProbe::certain(env)?, guest, choice, time, khz).map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
@@ -299,19 +304,19 @@ impl Machine {
         check_ratio(present, khz)?;
         let choice = self.choice_after(state.machine.source);
         let changes = self.take_changes()?;
-        self.platform.sites.unpatch(&self.platform.memory);
-        let Self { cpus, in_kernel, platform, migrations_here, paused, vm, .. } = self;
+        self.shared.sites.unpatch(&self.shared.memory);
+        let Self { cpus, in_kernel, shared, migrations_here, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((cpus, in_kernel, vm));
-        let Platform { devices, memory, judge, trace, outlets, costs, settled_down, .. } = platform;
+        let Shared { devices, memory, audit, trace, outlets, costs, settled_down, .. } = shared;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
         let outputs = Outputs { console, trace: super::build::TraceTo::On(trace), outlets };
         let mut machine =
             Self::restored(env, &state, memory, Onward { choice, time: state.machine.time, khz, paused }, outputs)?;
         // The judge's counts go on: it is still this process that counts.
-        machine.platform.judge = judge;
-        machine.platform.costs = costs;
-        machine.platform.settled_down = settled_down;
+        machine.shared.audit = audit;
+        machine.shared.costs = costs;
+        machine.shared.settled_down = settled_down;
         machine.migrations_here = migrations_here.saturating_add(1);
         machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;
@@ -321,7 +326,7 @@ impl Machine {
 }
 
 fn trace_restore(
-    platform: &Platform,
+    shared: &Shared,
     cpu: u32,
     policies: &Policies,
     adjusted: &Adjusted,
@@ -339,7 +344,7 @@ fn trace_restore(
         downtime_ns: adjusted.downtime_ns,
         clamped: adjusted.clamped,
     };
-    platform.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);
+    shared.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);
 }
 
 /// What the LAPIC timer waits for, after the policies.

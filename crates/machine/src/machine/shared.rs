@@ -19,7 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmtime::{HostTsc, Now};
 
 use super::{
-    audit::Judge,
+    audit::TickAudit,
     clock::Clock,
     config::LapicKind,
     error::{At, End},
@@ -28,7 +28,7 @@ use super::{
         trace::{Event, Trace},
     },
     wake::{
-        doorbell::Bell,
+        doorbell::Doorbell,
         host_stop::{self, Gap, HostInstant, LastRun},
     },
 };
@@ -41,15 +41,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Where one vCPU is reached.
 #[derive(Default)]
-pub struct Post {
+pub struct VcpuShared {
     /// Calls it.
-    pub bell: Arc<Bell>,
+    pub doorbell: Arc<Doorbell>,
     /// Messages from other LAPICs.
     pub(crate) inbox: Mutex<Inbox>,
     /// What its LAPIC answers to; none before the vCPU is there.
     pub(crate) route: Mutex<Option<Route>>,
     /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
-    pub(crate) deaf: Mutex<Option<Deaf>>,
+    pub(crate) unwakeable: Mutex<Option<Unwakeable>>,
     /// Where its kvmclock page is; 0 if it has none.
     pub(crate) page: AtomicU64,
     /// What its TSC is ahead of the base, modulo 2^64.
@@ -60,7 +60,7 @@ pub struct Post {
 
 /// Why a vCPU hears nothing but messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deaf {
+pub(crate) enum Unwakeable {
     /// It halted with interrupts off.
     Halted {
         /// Linear address after the HLT.
@@ -71,7 +71,7 @@ pub(crate) enum Deaf {
 }
 
 /// Clock, devices, RAM, trap sites, judge and trace.
-pub struct Platform {
+pub struct Shared {
     /// The machine's clock.
     pub clock: Mutex<Clock>,
     /// Devices.
@@ -83,13 +83,13 @@ pub struct Platform {
     /// Sites that are patched.
     pub sites: Sites,
     /// What the guest and the host say of each tick.
-    pub judge: Mutex<Judge>,
+    pub audit: Mutex<TickAudit>,
     /// The trace.
     pub trace: Trace,
     /// What somebody may read slowly.
     pub(crate) outlets: Vec<Outlet>,
     /// Where each vCPU is reached.
-    pub posts: Vec<Post>,
+    pub vcpus: Vec<VcpuShared>,
     /// Every vCPU is to come back at its next boundary.
     pub(crate) stopping: AtomicBool,
     /// All vCPUs' TSCs are equal, so that their pages share one base.
@@ -111,10 +111,10 @@ pub struct Platform {
     /// What running costs.
     pub costs: Counters,
     /// Unknown MSRs that were told of once.
-    pub(crate) told: Mutex<BTreeSet<u32>>,
+    pub(crate) warned_msrs: Mutex<BTreeSet<u32>>,
 }
 
-impl Platform {
+impl Shared {
     /// Locks the clock to answer a vCPU, and reads the host's TSC, from which the answer is to be computed. After a gap in
     /// which no vCPU ran the clock stands still since that began.
     pub(crate) fn read_clock(&self) -> (MutexGuard<'_, Clock>, HostTsc) {
@@ -123,8 +123,8 @@ impl Platform {
         let now = host.tsc();
         if clock.counts_with_host() {
             let known = *lock(&self.known_to_run);
-            let posts = self.posts.iter().map(|post| &post.last_run);
-            if let Some(gap) = host_stop::gap(posts, host, known, now) {
+            let vcpus = self.vcpus.iter().map(|vcpu_shared| &vcpu_shared.last_run);
+            if let Some(gap) = host_stop::gap(vcpus, host, known, now) {
                 self.stop_for(gap, &mut clock);
             }
         }
@@ -158,8 +158,8 @@ impl Platform {
     pub(crate) fn begin_to_run(&self) {
         let now = HostInstant::now(lock(&self.clock).host());
         *lock(&self.known_to_run) = now;
-        for post in &self.posts {
-            post.last_run.begin(now.tsc);
+        for vcpu_shared in &self.vcpus {
+            vcpu_shared.last_run.begin(now.tsc);
         }
     }
 
@@ -172,8 +172,8 @@ impl Platform {
     }
 
     /// Where vCPU `index` is reached.
-    pub(crate) fn post(&self, index: u32) -> Option<&Post> {
-        usize::try_from(index).ok().and_then(|index| self.posts.get(index))
+    pub(crate) fn vcpu(&self, index: u32) -> Option<&VcpuShared> {
+        usize::try_from(index).ok().and_then(|index| self.vcpus.get(index))
     }
 
     /// The patched site at `address`, unless the guest has overwritten it: then what stands there is the guest's own.
@@ -186,21 +186,22 @@ impl Platform {
 
     /// Notes that vCPU `index` may run, before it looks for messages.
     pub(crate) fn hears(&self, index: u32) {
-        if let Some(post) = self.post(index) {
-            *lock(&post.deaf) = None;
+        if let Some(vcpu_shared) = self.vcpu(index) {
+            *lock(&vcpu_shared.unwakeable) = None;
         }
     }
 
     /// Notes that vCPU `index` hears nothing but messages. The machine's end, if that is so of all and there are none:
     /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
-    pub(crate) fn deafened(&self, index: u32, why: Deaf) -> Option<End> {
-        let post = self.post(index)?;
-        *lock(&post.deaf) = Some(why);
-        let all: Option<Vec<Deaf>> = self.posts.iter().map(|post| *lock(&post.deaf)).collect();
-        let all = all.filter(|_| self.posts.iter().all(|post| lock(&post.inbox).is_empty()))?;
-        let halted = (0u32..).zip(all).find_map(|(cpu, deaf)| match deaf {
-            Deaf::Halted { address } => Some(End::HaltedForever(At { cpu, address })),
-            Deaf::Parked => None,
+    pub(crate) fn deafened(&self, index: u32, why: Unwakeable) -> Option<End> {
+        let vcpu_shared = self.vcpu(index)?;
+        *lock(&vcpu_shared.unwakeable) = Some(why);
+        let all: Option<Vec<Unwakeable>> =
+            self.vcpus.iter().map(|vcpu_shared| *lock(&vcpu_shared.unwakeable)).collect();
+        let all = all.filter(|_| self.vcpus.iter().all(|vcpu_shared| lock(&vcpu_shared.inbox).is_empty()))?;
+        let halted = (0u32..).zip(all).find_map(|(cpu, unwakeable)| match unwakeable {
+            Unwakeable::Halted { address } => Some(End::HaltedForever(At { cpu, address })),
+            Unwakeable::Parked => None,
         });
         Some(halted.unwrap_or(End::AllParked))
     }
@@ -208,23 +209,23 @@ impl Platform {
     /// The tick ring of vCPU `index`: guests number their CPUs as they come, and keep both rings and kvmclock pages in that
     /// order.
     pub(crate) fn ring_of(&self, index: u32) -> u32 {
-        rank(&self.posts, index)
+        rank(&self.vcpus, index)
     }
 
     /// What the TSC of the vCPU with tick ring number `ring` is ahead of the base, modulo 2^64.
     pub(crate) fn tsc_adjust_of(&self, ring: usize) -> u64 {
-        let of = |(index, post): (u32, &Post)| {
+        let of = |(index, vcpu_shared): (u32, &VcpuShared)| {
             (usize::try_from(self.ring_of(index)).is_ok_and(|of| of == ring))
-                .then(|| post.tsc_adjust.load(Ordering::Relaxed))
+                .then(|| vcpu_shared.tsc_adjust.load(Ordering::Relaxed))
         };
-        (0..).zip(&self.posts).find_map(of).unwrap_or(0)
+        (0..).zip(&self.vcpus).find_map(of).unwrap_or(0)
     }
 
     /// Makes every vCPU come back at its next boundary.
     pub(crate) fn stop_all(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        for post in &self.posts {
-            post.bell.ring();
+        for vcpu_shared in &self.vcpus {
+            vcpu_shared.doorbell.ring();
         }
     }
 
@@ -235,9 +236,9 @@ impl Platform {
 
     /// Logs, once per MSR, that a guest touched one that is not there.
     pub(crate) fn unknown_msr(&self, index: u32, access: &str) {
-        let mut told = lock(&self.told);
+        let mut warned_msrs = lock(&self.warned_msrs);
         // A guest could try all four billion.
-        if told.len() < 64 && told.insert(index) {
+        if warned_msrs.len() < 64 && warned_msrs.insert(index) {
             log::warn!("the guest's {access} of MSR {index:#x}, which is not there, gets a #GP");
         }
     }
@@ -269,13 +270,13 @@ impl GuestWrite for Ram<'_> {
 }
 
 /// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
-fn rank(posts: &[Post], index: u32) -> u32 {
-    let page = |post: &Post| post.page.load(Ordering::Relaxed);
-    let own = usize::try_from(index).ok().and_then(|index| posts.get(index)).map_or(0, page);
+fn rank(vcpus: &[VcpuShared], index: u32) -> u32 {
+    let page = |vcpu_shared: &VcpuShared| vcpu_shared.page.load(Ordering::Relaxed);
+    let own = usize::try_from(index).ok().and_then(|index| vcpus.get(index)).map_or(0, page);
     if own == 0 {
         return index;
     }
-    let before = posts.iter().map(page).filter(|page| (1..own).contains(page)).count();
+    let before = vcpus.iter().map(page).filter(|page| (1..own).contains(page)).count();
     u32::try_from(before).unwrap_or(index)
 }
 
@@ -285,11 +286,11 @@ mod tests {
 
     #[test]
     fn rings_are_in_the_order_of_the_pages() {
-        let posts: Vec<Post> = (0..4).map(|_| Post::default()).collect();
-        assert_eq!([0, 1, 2, 3].map(|index| rank(&posts, index)), [0, 1, 2, 3]);
-        for (post, page) in posts.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
-            post.page.store(page, Ordering::Relaxed);
+        let vcpus: Vec<VcpuShared> = (0..4).map(|_| VcpuShared::default()).collect();
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 1, 2, 3]);
+        for (vcpu_shared, page) in vcpus.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
+            vcpu_shared.page.store(page, Ordering::Relaxed);
         }
-        assert_eq!([0, 1, 2, 3].map(|index| rank(&posts, index)), [0, 2, 1, 3]);
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 2, 1, 3]);
     }
 }

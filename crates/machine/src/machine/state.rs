@@ -8,7 +8,7 @@ use vlapic;
 
 use super::{
     MAX_CPUS,
-    audit::JudgeState,
+    audit::TickAuditState,
     clock::ClockState,
     config::{LapicKind, TimeMode, source::TscSource},
     error::RunError,
@@ -36,7 +36,7 @@ pub struct MachineState {
     /// The guest's trap sites, patched or not.
     pub sites: Vec<SiteState>,
     /// Where reading the tick ring goes on.
-    pub judge: JudgeState,
+    pub audit: TickAuditState,
 }
 
 /// The longest name of an image, in bytes: that of a path whose bytes are no text, and shown as such.
@@ -51,9 +51,9 @@ impl MachineState {
     /// [`RunError`]: what contradicts itself, or is too many.
     pub fn check(&self) -> Result<(), RunError> {
         let bad = |reason: String| Err(RunError::BadState(reason));
-        let Self { machine, clock, cpus, devices: _, sites: _, judge: _ } = self;
+        let Self { machine, clock, cpus, devices: _, sites: _, audit: _ } = self;
         clock.moment.check()?;
-        let (since, now) = (clock.judge.begins(), clock.moment.tsc);
+        let (since, now) = (clock.reference.begins(), clock.moment.tsc);
         if since > now {
             return bad(format!("its account of VM time begins at TSC {}, after the saved TSC {}", since.0, now.0));
         }

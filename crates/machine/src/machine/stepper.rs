@@ -5,12 +5,12 @@
 //! keeps the thread's alarm and the copies of RAM, and leaves the order of turns alone, so that stepping changes nothing
 //! of what the guest will do.
 
-use vmtime::{GuestTsc, JudgeClock, VmTime};
+use vmtime::{GuestTsc, ReferenceClock, VmTime};
 
 use super::{
     audit::Handled,
     build::Machine,
-    checkpoint::{Checkpoint, ram::RamCopies},
+    checkpoint::{Checkpoint, ram::RamCheckpoint},
     config::{HostEnvironment, TimeMode},
     error::{At, End, RunError},
     migrate::Policies,
@@ -20,15 +20,15 @@ use super::{
         Cpu,
         step::{self, Pace, Stop},
     },
-    wake::wake_timer::Alarm,
+    wake::wake_timer::WakeTimer,
 };
 use crate::kvm::Resting;
 
 /// See the module's documentation.
 pub struct Stepper {
     machine: Machine,
-    alarm: Alarm,
-    copies: RamCopies,
+    wake_timer: WakeTimer,
+    copies: RamCheckpoint,
     checkpoints: Vec<Checkpoint>,
 }
 
@@ -66,7 +66,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn new(mut machine: Machine) -> Result<Self, RunError> {
-        if lock(&machine.platform.clock).mode() != TimeMode::Virtual {
+        if lock(&machine.shared.clock).mode() != TimeMode::Virtual {
             return Err(RunError::Usage(
                 "only a machine in virtual time can be driven instruction by instruction".to_owned(),
             ));
@@ -74,14 +74,14 @@ impl Stepper {
         if machine.is_paused() {
             machine.resume(&Policies::default())?;
         }
-        lock(&machine.platform.judge).keep_log();
-        machine.turns.begin();
+        lock(&machine.shared.audit).keep_log();
+        machine.round_robin.begin();
         if machine.tracks_changes() {
             return Err(RunError::BadState("KVM's account of written pages is in use already".to_owned()));
         }
-        let copies = RamCopies::new(&machine.vm)?;
-        let alarm = Alarm::new(&machine.platform)?;
-        let mut stepper = Self { machine, alarm, copies, checkpoints: Vec::new() };
+        let copies = RamCheckpoint::new(&machine.vm)?;
+        let wake_timer = WakeTimer::new(&machine.shared)?;
+        let mut stepper = Self { machine, wake_timer, copies, checkpoints: Vec::new() };
         stepper.drain()?;
         Ok(stepper)
     }
@@ -102,17 +102,17 @@ impl Stepper {
         limit: Option<VmTime>,
         mut here: impl FnMut(&mut Machine, usize) -> bool,
     ) -> Result<Came, RunError> {
-        lock(&self.machine.platform.clock).slept();
+        lock(&self.machine.shared.clock).slept();
         loop {
             let (until, renewal) = {
-                let clock = lock(&self.machine.platform.clock);
+                let clock = lock(&self.machine.shared.clock);
                 let renewal = clock.renewal();
                 let stop = limit.and_then(|limit| clock.least_tsc(limit));
                 (Until { stop, renewal: clock.least_tsc(renewal) }, renewal)
             };
-            let Machine { cpus, turns, platform, .. } = &mut self.machine;
-            match turns.give(cpus, platform, until, &mut self.alarm, pace)? {
-                Given::Turn { cpu } => {
+            let Machine { cpus, round_robin, shared, .. } = &mut self.machine;
+            match round_robin.give(cpus, shared, until, &mut self.wake_timer, pace)? {
+                Given::Stepped { cpu } => {
                     if here(&mut self.machine, cpu) {
                         return Ok(Came::Here);
                     }
@@ -125,7 +125,7 @@ impl Stepper {
                 }
                 Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),
                 Given::Stop(Stop::Reached | Stop::Asked) => {
-                    let now = lock(&self.machine.platform.clock).now(0);
+                    let now = lock(&self.machine.shared.clock).now(0);
                     if now.vm >= renewal {
                         self.machine.renew_page(now)?;
                     }
@@ -158,7 +158,7 @@ impl Stepper {
 
     /// Where vCPU number `cpu` is. Call after [`Self::step`].
     fn place(&mut self, cpu: usize) -> Place {
-        let clock = lock(&self.machine.platform.clock);
+        let clock = lock(&self.machine.shared.clock);
         let (operations, vm) = (clock.operations(), clock.now(0).vm);
         drop(clock);
         let index = u32::try_from(cpu).unwrap_or(u32::MAX);
@@ -211,11 +211,11 @@ impl Stepper {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn migrate(&mut self, policies: &Policies) -> Result<(JudgeClock, GuestTsc), RunError> {
+    pub fn migrate(&mut self, policies: &Policies) -> Result<(ReferenceClock, GuestTsc), RunError> {
         self.settle()?;
         let before = {
-            let clock = lock(&self.machine.platform.clock);
-            (*clock.judge(), clock.tsc())
+            let clock = lock(&self.machine.shared.clock);
+            (*clock.reference(), clock.tsc())
         };
         self.machine.pause()?;
         self.machine.resume(policies)?;
@@ -224,9 +224,9 @@ impl Stepper {
 
     /// The ticks that the guest handled since the last call or the last [`Self::go_back`].
     pub fn handled(&mut self) -> Vec<Handled> {
-        let mut judge = lock(&self.machine.platform.judge);
-        judge.read_rings(&self.machine.platform);
-        judge.take_log()
+        let mut audit = lock(&self.machine.shared.audit);
+        audit.read_rings(&self.machine.shared);
+        audit.take_log()
     }
 
     /// What a checkpoint does not hold, of every vCPU.
@@ -249,12 +249,12 @@ impl Stepper {
     }
 
     fn drain(&mut self) -> Result<(), RunError> {
-        let Machine { cpus, platform, .. } = &mut self.machine;
-        cpus.iter_mut().try_for_each(|cpu| cpu.drain(platform))
+        let Machine { cpus, shared, .. } = &mut self.machine;
+        cpus.iter_mut().try_for_each(|cpu| cpu.drain(shared))
     }
 
     fn settle(&mut self) -> Result<(), RunError> {
-        let Machine { cpus, platform, .. } = &mut self.machine;
-        cpus.iter_mut().try_for_each(|cpu| step::settle(cpu, platform))
+        let Machine { cpus, shared, .. } = &mut self.machine;
+        cpus.iter_mut().try_for_each(|cpu| step::settle(cpu, shared))
     }
 }

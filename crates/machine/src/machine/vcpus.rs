@@ -8,7 +8,7 @@ use super::{
     clock::Clock,
     config::{
         BootOptions, HostEnvironment,
-        first_vm_probe::Trial,
+        first_vm_probe::FirstVmProbe,
         source::{Chosen, TscSource},
     },
     error::RunError,
@@ -26,21 +26,21 @@ use crate::{
 /// The vCPUs of a machine about to boot, number 0 at `entry`, and the CPUID that each sees.
 pub(crate) fn boot(
     vm: &Vm,
-    trial: &mut Trial<'_>,
+    probe: &mut FirstVmProbe<'_>,
     chosen: &Chosen,
     options: &BootOptions,
     khz: Khz,
     entry: &EntryState,
 ) -> Result<(Vec<Cpu>, Vec<Vec<Leaf>>), RunError> {
     let offer = Offer {
-        x2apic: options.x2apic && trial.facts.x2apic_exits,
+        x2apic: options.x2apic && probe.facts.x2apic_exits,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: true,
         pv_eoi: options.pv_eoi,
         // With the host's TSC a start does not wait for a probe of KVM's offset; `scaled` has been probed anyway.
         tsc_adjust: match chosen.source {
             TscSource::Trapped => true,
-            TscSource::Scaled => trial.tsc_offset()?,
+            TscSource::Scaled => probe.tsc_offset()?,
             TscSource::Host => false,
         },
         tsc_khz: khz,
@@ -56,8 +56,8 @@ pub(crate) fn boot(
             tsc_deadline: offer.tsc_deadline,
             ns_deadline: offer.ns_deadline,
         };
-        let seen = cpuid::leaves(trial.env.supported()?, &offer, index);
-        let mut vcpu = trial.vcpu(vm, index, &seen, entry.rip)?;
+        let seen = cpuid::leaves(probe.env.supported()?, &offer, index);
+        let mut vcpu = probe.vcpu(vm, index, &seen, entry.rip)?;
         let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
         if entry.pc && index == 0 {
             apic = apic.in_virtual_wire_mode();
@@ -136,7 +136,7 @@ const ANY_RAM: u64 = 0x1000;
 /// The vCPUs as they were saved.
 pub(crate) fn restore(
     vm: &Vm,
-    trial: &mut Trial<'_>,
+    probe: &mut FirstVmProbe<'_>,
     memory: &GuestRam,
     saved: &[CpuState],
 ) -> Result<Vec<Cpu>, RunError> {
@@ -146,7 +146,7 @@ pub(crate) fn restore(
             cpu;
         let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
         // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-        let mut vcpu = trial.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
+        let mut vcpu = probe.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
         vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
         let local = Local {
             index,
@@ -173,15 +173,15 @@ pub(crate) fn restore(
 }
 
 /// Every feature that the guest saw must be here, whether KVM or we provide it.
-pub(crate) fn check_features(trial: &Trial<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, trial.env.features()?);
-    if cpu.apic_config.x2apic && !trial.facts.x2apic_exits {
+pub(crate) fn check_features(probe: &FirstVmProbe<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
+    let mut missing = cpuid::missing(&cpu.cpuid, probe.env.features()?);
+    if cpu.apic_config.x2apic && !probe.facts.x2apic_exits {
         missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
     }
     if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
         missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
     }
-    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped && !trial.tsc_offset()? {
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped && !probe.tsc_offset()? {
         missing.push(format!(
             "tsc_adjust (KVM does not move a guest's TSC here, so that one from --tsc {} cannot be moved; use --tsc trapped)",
             chosen.source.as_str()

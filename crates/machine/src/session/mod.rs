@@ -1,13 +1,13 @@
 //! A machine that people and programs can reach while it runs: console, control socket, signals.
 //!
-//! This thread owns the machine and runs it ([`worker`]); another ([`company`]) waits for events and posts requests into the
+//! This thread owns the machine and runs it ([`worker`]); another ([`helper_threads`]) waits for events and posts requests into the
 //! machine's mailbox. Nothing holds the event loop: answers come back to it as events, and commands are carried out in order,
 //! one at a time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
 
-mod company;
 mod console;
 mod ending;
-mod proof;
+mod helper_threads;
+mod memory_verification;
 mod save;
 mod signals;
 mod timeout;
@@ -20,8 +20,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmtime::{Khz, VmTime};
 
 use self::{
-    company::{Company, Duties},
-    proof::Proof,
+    helper_threads::{Duties, HelperThreads},
+    memory_verification::MemoryVerification,
 };
 use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
@@ -153,9 +153,9 @@ fn events(error: impl std::fmt::Display) -> SessionError {
 type Inbox = Arc<Mailbox<Request>>;
 
 /// Posts commands from the control socket.
-struct Post(Inbox);
+struct VcpuShared(Inbox);
 
-impl Handler for Post {
+impl Handler for VcpuShared {
     fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>) {
         if command == Command::Quit {
             ending::soon();
@@ -209,7 +209,7 @@ pub fn run(
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
     let mut subscribers: Vec<Subscriber> = Vec::new();
     if let Some(path) = &options.api_sock {
-        subscribers.push(Box::new(ControlServer::bind(path, Post(Arc::clone(&inbox)))?));
+        subscribers.push(Box::new(ControlServer::bind(path, VcpuShared(Arc::clone(&inbox)))?));
     }
     subscribers.push(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
     if options.console
@@ -222,14 +222,14 @@ pub fn run(
     }
     subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 
-    let proof = Proof::new(pager, &inbox);
+    let verification = MemoryVerification::new(pager, &inbox);
     thread::scope(|scope| {
         let (inbox, done) = (&*inbox, &done);
-        let mut company = Company::new(scope, Duties { subscribers, done, inbox });
+        let mut helper_threads = HelperThreads::new(scope, Duties { subscribers, done, inbox });
         let finished = Finished { inbox, done };
-        let report = worker::work(env, machine, proof, &mut company, options, inbox);
+        let report = worker::work(env, machine, verification, &mut helper_threads, options, inbox);
         drop(finished);
-        let parted = company.part();
+        let parted = helper_threads.part();
         ending::over();
         match (report, parted) {
             // What the other threads died of is why the machine lost them.

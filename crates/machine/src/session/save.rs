@@ -90,23 +90,23 @@ impl<'env> Worker<'_, '_, 'env> {
         then: Then,
     ) -> Result<Result<(), (SnapshotError, Then)>, SessionError> {
         // A session that saves has others who may want it to end.
-        self.company.start()?;
+        self.helper_threads.start()?;
         let env = self.env;
         let job = match prepare(self.machine()?, env, dir, base) {
             Ok(job) => job,
             Err(error) => return Ok(Err((error, then))),
         };
-        let (proof, inbox, progress) = (self.proof, self.inbox, job.progress());
+        let (verification, inbox, progress) = (self.verification, self.inbox, job.progress());
         self.machine()?.show_original_code();
         let write = move || {
             // Refused only when the machine's thread is gone.
             let tell = |request| drop(inbox.post(request));
             // A snapshot has all of RAM, also what the guest has not asked for yet.
-            let result = proof.settle().and_then(|()| Ok(job.write(|| tell(Request::MemorySaved))?));
+            let result = verification.settle().and_then(|()| Ok(job.write(|| tell(Request::MemorySaved))?));
             tell(Request::Saved);
             result
         };
-        match self.company.spawn("save", write) {
+        match self.helper_threads.spawn("save", write) {
             Ok(thread) => self.save = Some(Save { thread, progress, has_memory: false, then }),
             Err(source) => {
                 self.machine()?.memory_is_saved();

@@ -6,8 +6,8 @@ use vmtime::{Length, VmTime};
 
 use super::{
     Cycle, Finish, Options, Report, SessionError,
-    company::{self, Company},
-    proof::Proof,
+    helper_threads::{self, HelperThreads},
+    memory_verification::MemoryVerification,
     save::Save,
 };
 use crate::{
@@ -48,8 +48,8 @@ pub(super) struct Worker<'a, 'scope, 'env> {
     pub(super) env: &'a HostEnvironment,
     /// None only after a migration failed half-way.
     machine: Option<Machine>,
-    pub(super) proof: Proof<'env>,
-    pub(super) company: &'a mut Company<'scope, 'env>,
+    pub(super) verification: MemoryVerification<'env>,
+    pub(super) helper_threads: &'a mut HelperThreads<'scope, 'env>,
     pub(super) options: &'a Options,
     pub(super) inbox: &'env Mailbox<Request>,
     /// The snapshot that is being made.
@@ -64,16 +64,16 @@ pub(super) struct Worker<'a, 'scope, 'env> {
 pub(super) fn work<'env>(
     env: &HostEnvironment,
     machine: Machine,
-    proof: Proof<'env>,
-    company: &mut Company<'_, 'env>,
+    verification: MemoryVerification<'env>,
+    helper_threads: &mut HelperThreads<'_, 'env>,
     options: &Options,
     inbox: &'env Mailbox<Request>,
 ) -> Result<Report, SessionError> {
     let mut worker = Worker {
         env,
         machine: Some(machine),
-        proof,
-        company,
+        verification,
+        helper_threads,
         options,
         inbox,
         save: None,
@@ -86,23 +86,23 @@ pub(super) fn work<'env>(
     // One that is asked for waits for nobody; a guest that has ended lets its snapshot become whole.
     let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
     // Before anything else is said: where memory is damaged, an error may come from that.
-    worker.proof.check()?;
+    worker.verification.check()?;
     let finish = finish?;
     saved?;
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
-    let summary = audit::sum_up(machine.platform());
+    let summary = audit::sum_up(machine.shared());
     let (no_ring, timer, promised) = {
-        let judge = lock(&machine.platform().judge);
-        let timer = (machine.lapic() == LapicKind::User).then(|| judge.timer());
-        (judge.why_not(), timer, judge.is_promised())
+        let audit = lock(&machine.shared().audit);
+        let timer = (machine.lapic() == LapicKind::User).then(|| audit.timer());
+        (audit.why_not(), timer, audit.is_promised())
     };
     // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
     let too_soon = promised && !matches!(finish, Finish::Ended(_));
     let summary = summary.or_else(|| too_soon.then(Summary::default));
-    let trace = machine.platform().trace.finish(finish.patience());
-    let vm_ns = lock(&machine.platform().clock).now(0).vm;
-    let costs = machine.platform().costs.read();
+    let trace = machine.shared().trace.finish(finish.patience());
+    let vm_ns = lock(&machine.shared().clock).now(0).vm;
+    let costs = machine.shared().costs.read();
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
     Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops, trace })
 }
@@ -112,14 +112,14 @@ const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
 /// A frequency that cannot be is better told before the guest has run than at its turn.
 fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
-    if cycle.every < SHORTEST_PERIOD && lock(&machine.platform().clock).mode() == TimeMode::Real {
+    if cycle.every < SHORTEST_PERIOD && lock(&machine.shared().clock).mode() == TimeMode::Real {
         return Err(RunError::Usage(format!(
             "--migrate-every {} is too short for real time: use 1ms or more",
             Length(cycle.every)
         ))
         .into());
     }
-    let mut present = options.policies.khz.unwrap_or(lock(&machine.platform().clock).khz());
+    let mut present = options.policies.khz.unwrap_or(lock(&machine.shared().clock).khz());
     for khz in cycle.khz.iter().chain(cycle.khz.first()) {
         check_ratio(present, *khz)?;
         machine.check_source(env, *khz)?;
@@ -148,7 +148,7 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// VM time one period from now.
     fn after(&mut self, cycle: &Cycle) -> Result<VmTime, SessionError> {
-        let now = lock(&self.machine()?.platform().clock).now(0).vm;
+        let now = lock(&self.machine()?.shared().clock).now(0).vm;
         Ok(after(now, cycle.every))
     }
 
@@ -156,10 +156,10 @@ impl<'env> Worker<'_, '_, 'env> {
     fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
         let Options { api_sock, paused, .. } = self.options;
         let expects_nobody = api_sock.is_none() && !paused;
-        let platform = self.machine()?.platform();
-        let clock = lock(&platform.clock);
-        let alone = platform.posts.len() == 1 && clock.mode() == TimeMode::Real;
-        let end = after(clock.now(0).vm, company::HEAD_START);
+        let shared = self.machine()?.shared();
+        let clock = lock(&shared.clock);
+        let alone = shared.vcpus.len() == 1 && clock.mode() == TimeMode::Real;
+        let end = after(clock.now(0).vm, helper_threads::HEAD_START);
         // A TSC about to overflow never comes to it: nothing would end the head start.
         let comes = clock.least_tsc(end).and_then(|tsc| clock.host_at(tsc)).is_some();
         Ok((expects_nobody && alone && comes).then_some(end))
@@ -169,7 +169,7 @@ impl<'env> Worker<'_, '_, 'env> {
         let inbox = self.inbox;
         let mut head_start = self.head_start()?;
         if head_start.is_none() {
-            self.company.start()?;
+            self.helper_threads.start()?;
         }
         loop {
             loop {
@@ -199,7 +199,7 @@ impl<'env> Worker<'_, '_, 'env> {
                 Outcome::HostStopped { length } => self.resume_after_host_stop(length)?,
                 Outcome::Reached if stop == head_start => {
                     head_start = None;
-                    self.company.start()?;
+                    self.helper_threads.start()?;
                 }
                 Outcome::Reached if stop == save_at => {
                     if let Some((_, dir)) = &self.options.save {
@@ -289,13 +289,13 @@ impl<'env> Worker<'_, '_, 'env> {
             Request::MemorySaved => self.memory_saved().map(|()| None),
             Request::Saved => self.saved(),
             Request::Stop => Ok(Some(Finish::Stopped)),
-            Request::Damaged => self.proof.check().map(|()| None),
+            Request::Damaged => self.verification.check().map(|()| None),
             Request::TimedOut(after) => {
                 let cpus = self.machine()?.positions()?;
                 Ok(Some(Finish::TimedOut { after, cpus }))
             }
             Request::Type(bytes, answer) => {
-                answer.give(lock(&self.machine()?.platform().devices).type_in(&bytes));
+                answer.give(lock(&self.machine()?.shared().devices).type_in(&bytes));
                 Ok(None)
             }
             Request::Command(Command::Snapshot(snapshot), answer) => self.save(snapshot, answer).map(|()| None),
@@ -345,7 +345,7 @@ impl<'env> Worker<'_, '_, 'env> {
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
-                let khz = tsc_khz.or(policies.khz).unwrap_or(lock(&machine.platform().clock).khz());
+                let khz = tsc_khz.or(policies.khz).unwrap_or(lock(&machine.shared().clock).khz());
                 match machine.check_migration(env, khz) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
@@ -374,9 +374,9 @@ fn refusal(error: &RunError) -> ApiError {
 }
 
 fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
-    let summary = audit::sum_up(machine.platform());
-    let promised = lock(&machine.platform().judge).is_promised();
-    let clock = lock(&machine.platform().clock);
+    let summary = audit::sum_up(machine.shared());
+    let promised = lock(&machine.shared().audit).is_promised();
+    let clock = lock(&machine.shared().clock);
     let now = clock.now(0);
     let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
     Status {

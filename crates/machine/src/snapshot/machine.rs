@@ -16,9 +16,9 @@ use crate::{
     boot::sites::SiteState,
     host::{file_signals::guard_mapped_file, writeback::begin_writeback},
     machine::{
-        audit::JudgeState,
+        audit::TickAuditState,
         clock::ClockState,
-        config::host_fingerprint::HostNote,
+        config::host_fingerprint::HostFingerprint,
         dirty::SnapshotId,
         state::{CpuStates, DevicesState, MachineSection, MachineState},
     },
@@ -75,18 +75,18 @@ pub fn merge(from: &Path, to: &Path) -> Result<(), SnapshotError> {
 
 pub(super) fn encode(
     state: &MachineState,
-    host: Option<&HostNote>,
+    host: Option<&HostFingerprint>,
     layout: &MemoryLayout,
     base: Option<&BaseState>,
 ) -> Result<Vec<u8>, SnapshotError> {
-    let MachineState { machine, clock, cpus, devices, sites, judge } = state;
+    let MachineState { machine, clock, cpus, devices, sites, audit } = state;
     let mut writer = StateWriter::new();
     writer.section(MACHINE, MACHINE_VERSION, machine)?;
     writer.section(CLOCK, CLOCK_VERSION, clock)?;
     writer.section(CPUS, CPUS_VERSION, cpus)?;
     writer.section(DEVICES, DEVICES_VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
-    writer.section(JUDGE, VERSION, judge)?;
+    writer.section(JUDGE, VERSION, audit)?;
     if let Some(host) = host {
         writer.section(HOST, HOST_VERSION, host)?;
     }
@@ -97,14 +97,14 @@ pub(super) fn encode(
     Ok(writer.finish())
 }
 
-fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostNote>), SnapshotError> {
+fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostFingerprint>), SnapshotError> {
     let state = MachineState {
         machine: reader.take(MACHINE, MACHINE_VERSION)?,
         clock: reader.take(CLOCK, CLOCK_VERSION)?,
         cpus: reader.take(CPUS, CPUS_VERSION)?,
         devices: reader.take(DEVICES, DEVICES_VERSION)?,
         sites: reader.take(SITES, VERSION)?,
-        judge: reader.take(JUDGE, VERSION)?,
+        audit: reader.take(JUDGE, VERSION)?,
     };
     let host = reader.take_optional(HOST, HOST_VERSION)?;
     reader.finish()?;
@@ -134,7 +134,7 @@ pub struct Loaded {
     /// Everything but RAM.
     pub state: MachineState,
     /// The host that it was saved on, if that told who it is.
-    pub host: Option<HostNote>,
+    pub host: Option<HostFingerprint>,
     /// The id of the snapshot.
     pub id: SnapshotId,
     /// RAM, mapped privately: the files are never written.
@@ -235,8 +235,8 @@ pub enum Payload {
     Cpus(Box<CpuStates>),
     Devices(Box<DevicesState>),
     Sites(Vec<SiteState>),
-    Judge(JudgeState),
-    Host(Box<HostNote>),
+    TickAudit(TickAuditState),
+    Host(Box<HostFingerprint>),
     Memory(MemoryLayout),
     Base(BaseState),
 }
@@ -254,14 +254,14 @@ pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
     let mut layout = Some(again.take(MEMORY, MEMORY_VERSION)?);
     let mut base = again.take_optional(BASE, BASE_VERSION)?;
     let mut host = host.map(Box::new);
-    let MachineState { machine, clock, cpus, devices, sites, judge } = &state;
+    let MachineState { machine, clock, cpus, devices, sites, audit } = &state;
     let payload = |name: &str| match name {
         MACHINE => Some(Payload::Machine(Box::new(machine.clone()))),
         CLOCK => Some(Payload::Clock(Box::new(*clock))),
         CPUS => Some(Payload::Cpus(Box::new(cpus.clone()))),
         DEVICES => Some(Payload::Devices(Box::new(devices.clone()))),
         SITES => Some(Payload::Sites(sites.clone())),
-        JUDGE => Some(Payload::Judge(judge.clone())),
+        JUDGE => Some(Payload::TickAudit(audit.clone())),
         HOST => host.take().map(Payload::Host),
         MEMORY => layout.take().map(Payload::Memory),
         BASE => base.take().map(Payload::Base),

@@ -24,7 +24,7 @@ use crate::{
     host::writeback::write_back,
     machine::{
         build::Machine,
-        config::{HostEnvironment, host_fingerprint::HostNote},
+        config::{HostEnvironment, host_fingerprint::HostFingerprint},
         dirty::SnapshotId,
         state::MachineState,
     },
@@ -70,7 +70,7 @@ impl Progress {
 /// Everything that a snapshot of a machine takes, apart from the machine.
 pub struct Job {
     state: MachineState,
-    note: Option<HostNote>,
+    note: Option<HostFingerprint>,
     memory: Arc<GuestRam>,
     /// What changed since the latest snapshot; none if no account is kept.
     changed: Option<PageSet>,

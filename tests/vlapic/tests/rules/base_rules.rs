@@ -1,6 +1,6 @@
 //! IA32_APIC_BASE through its MSR, reset and INIT.
 
-use vlapic::{Fault, LocalSource, Mode, Route};
+use vlapic::{LocalSource, Mode, MsrFault, Route};
 
 use super::*;
 
@@ -41,12 +41,12 @@ fn transitions_change_the_mode_or_fault() {
                 assert_eq!(bench.apic.route().mode, mode(to));
                 assert_eq!(result.unwrap().route_changed, address(&before) != address(&bench.apic));
             } else {
-                assert_eq!((result, &bench.apic), (Err(Fault), &before));
+                assert_eq!((result, &bench.apic), (Err(MsrFault), &before));
             }
         }
     }
     let mut bench = Bench::reset(Config { x2apic: false, ..ALL });
-    assert_eq!(bench.apic.msr_write(APIC_BASE, X2APIC, at(0)), Err(Fault));
+    assert_eq!(bench.apic.msr_write(APIC_BASE, X2APIC, at(0)), Err(MsrFault));
 }
 
 /// SDM vol. 3, "Relocating the Local APIC Registers".
@@ -92,7 +92,7 @@ fn the_xapic_id_is_writable_and_lost_with_the_mode() {
     assert_eq!(bench.read(ID, at(0)), 2 << 24, "reset does not");
     bench.enter_x2apic();
     assert_eq!(bench.read(ID, at(0)), 0x102);
-    assert_eq!(bench.apic.msr_write(msr(ID), 7, at(0)), Err(Fault));
+    assert_eq!(bench.apic.msr_write(msr(ID), 7, at(0)), Err(MsrFault));
 }
 
 /// SDM vol. 3, "Local APIC State After It Receives an INIT Reset" and "x2APIC State Transitions".

@@ -171,7 +171,7 @@ fn reserved_timer_modes() {
 
         bench.enter_x2apic();
         let before = bench.apic.clone();
-        assert_eq!(bench.apic.msr_write(msr(LVTT), u64::from(lvtt | VECTOR), at(1)), Err(vlapic::Fault));
+        assert_eq!(bench.apic.msr_write(msr(LVTT), u64::from(lvtt | VECTOR), at(1)), Err(vlapic::MsrFault));
         assert_eq!(bench.apic, before);
     }
     for config in [Config { tsc_deadline: true, ..none }, Config { ns_deadline: true, ..none }] {

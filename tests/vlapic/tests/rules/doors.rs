@@ -1,6 +1,6 @@
 //! What each door lets through.
 
-use vlapic::Fault;
+use vlapic::MsrFault;
 
 use super::*;
 
@@ -60,8 +60,8 @@ fn the_page_answers_four_bytes_at_a_register() {
 fn one_door_at_a_time() {
     let mut bench = Bench::xapic();
     for index in 0x800..=0x8ff {
-        assert_eq!(bench.apic.msr_read(index, at(0)), Err(Fault));
-        assert_eq!(bench.apic.msr_write(index, 0, at(0)), Err(Fault));
+        assert_eq!(bench.apic.msr_read(index, at(0)), Err(MsrFault));
+        assert_eq!(bench.apic.msr_write(index, 0, at(0)), Err(MsrFault));
     }
     bench.enter_x2apic();
     assert_eq!(bench.read(SVR, at(0)), 0x1ff, "the registers stay");
@@ -110,14 +110,14 @@ fn rights_behind_the_msr_door() {
     let mut bench = Bench::x2apic();
     for read_only in [ID, VERSION, PPR, LDR, ISR, TMR + 0x70, IRR, TMCCT] {
         assert!(bench.apic.msr_read(msr(read_only), at(0)).is_ok(), "{read_only:#x}");
-        assert_eq!(bench.apic.msr_write(msr(read_only), 0, at(0)), Err(Fault), "{read_only:#x}");
+        assert_eq!(bench.apic.msr_write(msr(read_only), 0, at(0)), Err(MsrFault), "{read_only:#x}");
     }
     for write_only in [msr(EOI), SELF_IPI] {
-        assert_eq!(bench.apic.msr_read(write_only, at(0)), Err(Fault));
+        assert_eq!(bench.apic.msr_read(write_only, at(0)), Err(MsrFault));
     }
     for absent in [msr(DFR), msr(ICR_HIGH), 0x800, 0x809, 0x80c, 0x82f, 0x840, 0x8ff] {
-        assert_eq!(bench.apic.msr_read(absent, at(0)), Err(Fault), "{absent:#x}");
-        assert_eq!(bench.apic.msr_write(absent, 0, at(0)), Err(Fault), "{absent:#x}");
+        assert_eq!(bench.apic.msr_read(absent, at(0)), Err(MsrFault), "{absent:#x}");
+        assert_eq!(bench.apic.msr_write(absent, 0, at(0)), Err(MsrFault), "{absent:#x}");
     }
     assert_eq!(bench.esr(), 0, "a fault is not an error in ESR");
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use vlapic::{Deadline, Fault, Mode, State};
+use vlapic::{Deadline, Mode, MsrFault, State};
 
 use super::*;
 
@@ -96,7 +96,7 @@ fn apply(apic: &mut LocalApic, op: &Op, now: Now) -> Result<(), TestCaseError> {
         }
         Op::Rdmsr(index) => {
             let result = apic.msr_read(*index, now);
-            prop_assert!(LocalApic::owns_msr(*index) || result == Err(Fault));
+            prop_assert!(LocalApic::owns_msr(*index) || result == Err(MsrFault));
         }
         Op::Wrmsr(index, value) => {
             let mut evaluated = apic.clone();

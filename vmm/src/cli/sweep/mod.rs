@@ -22,7 +22,7 @@ use lab::{
 };
 use machine::{
     BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo, boot::Image, config::source::SourceChoice,
-    host::regular_file, policy::fault::Fault,
+    host::regular_file, policy::fault::InjectedFault,
 };
 use nix::sys::signal::{SigSet, Signal};
 
@@ -90,7 +90,7 @@ fn options(args: &Sweep) -> Options {
 fn ratios(args: &Sweep) -> Vec<Ratio> {
     let usual: &[&str] = match args.inject {
         _ if !args.ratio.is_empty() => return args.ratio.clone(),
-        Some(Fault::HostStop(_)) => &["1"],
+        Some(InjectedFault::HostStop(_)) => &["1"],
         _ => &["0.5", "2"],
     };
     usual.iter().filter_map(|text| text.parse().ok()).collect()

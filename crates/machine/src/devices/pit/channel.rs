@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Which bytes of the count an access of the channel's port moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Access {
+pub enum AccessMode {
     /// The low one.
     #[default]
     Low,
@@ -37,7 +37,7 @@ pub struct ChannelState {
     /// The count is in binary-coded decimal.
     pub decimal: bool,
     /// Which bytes move.
-    pub access: Access,
+    pub access: AccessMode,
     /// The count, as written.
     pub reload: u16,
     /// The low byte of a count whose high byte has not come.
@@ -137,9 +137,9 @@ impl Channel {
     pub(super) fn control(&mut self, value: u8, now: u64) {
         let access = match value >> 4 & 3 {
             0 => return self.latch(true, false, now),
-            1 => Access::Low,
-            2 => Access::High,
-            _ => Access::Both,
+            1 => AccessMode::Low,
+            2 => AccessMode::High,
+            _ => AccessMode::Both,
         };
         // Modes 6 and 7 are 2 and 3.
         let mode = match value >> 1 & 7 {
@@ -158,9 +158,9 @@ impl Channel {
             let output = u8::from(self.output(now)) << 7;
             let null = u8::from(self.0.counting == Counting::Not) << 6;
             let access = match self.0.access {
-                Access::Low => 1,
-                Access::High => 2,
-                Access::Both => 3,
+                AccessMode::Low => 1,
+                AccessMode::High => 2,
+                AccessMode::Both => 3,
             } << 4;
             self.0.status = Some(output | null | access | self.0.mode << 1 | u8::from(self.0.decimal));
         }
@@ -168,13 +168,13 @@ impl Channel {
 
     pub(super) fn write(&mut self, value: u8, now: u64) {
         let reload = match (self.0.access, self.0.low.take()) {
-            (Access::Low, _) => u16::from(value),
-            (Access::High, _) => u16::from(value) << 8,
-            (Access::Both, None) => {
+            (AccessMode::Low, _) => u16::from(value),
+            (AccessMode::High, _) => u16::from(value) << 8,
+            (AccessMode::Both, None) => {
                 self.0.low = Some(value);
                 return;
             }
-            (Access::Both, Some(low)) => u16::from_le_bytes([low, value]),
+            (AccessMode::Both, Some(low)) => u16::from_le_bytes([low, value]),
         };
         self.0.reload = reload;
         self.0.edges = 0;
@@ -191,10 +191,10 @@ impl Channel {
         }
         let [low, high] = self.0.latched.unwrap_or_else(|| self.count(now)).to_le_bytes();
         let (byte, last) = match (self.0.access, self.0.reads_high) {
-            (Access::Low, _) => (low, true),
-            (Access::High, _) => (high, true),
-            (Access::Both, false) => (low, false),
-            (Access::Both, true) => (high, true),
+            (AccessMode::Low, _) => (low, true),
+            (AccessMode::High, _) => (high, true),
+            (AccessMode::Both, false) => (low, false),
+            (AccessMode::Both, true) => (high, true),
         };
         self.0.reads_high = !last;
         if last {

@@ -8,7 +8,7 @@
 use guest_abi::report::Record;
 use vmtime::{GuestTsc, VmTime};
 
-use super::{Platform, lock};
+use super::{Shared, lock};
 use crate::machine::{clock::Clock, config::LapicKind};
 
 /// How far two accounts of one instant may be apart: the page rounds each reading down by up to 2 ns, and a restore rounds
@@ -31,14 +31,14 @@ pub(crate) struct Account {
 
 impl Account {
     /// As things stand; `ring` is the number of the CPU's ring, `restores` how often the page was given a new base.
-    pub(crate) fn now(platform: &Platform, ring: usize, restores: u64) -> Self {
-        let clock = lock(&platform.clock).clone();
+    pub(crate) fn now(shared: &Shared, ring: usize, restores: u64) -> Self {
+        let clock = lock(&shared.clock).clone();
         let tsc = clock.tsc();
-        let ours = platform.lapic == LapicKind::User;
+        let ours = shared.lapic == LapicKind::User;
         let tolerance_ns = if ours { tolerance_ns(clock.vm_time(tsc), restores) } else { KVMS_CLOCK_NS };
         // While the VM stands still after a gap that nobody asked for, its clocks stand where that began.
-        let now = if platform.has_gap() { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.judged(tsc)) };
-        Self { now, clock: ours.then(|| (clock, platform.tsc_adjust_of(ring))), tolerance_ns }
+        let now = if shared.has_gap() { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.judged(tsc)) };
+        Self { now, clock: ours.then(|| (clock, shared.tsc_adjust_of(ring))), tolerance_ns }
     }
 
     /// How far the guest's clock was ahead when it made `record`, if that is not as it must be.

@@ -290,8 +290,8 @@ fn none_of(counts: &[(u64, &str)]) -> Found {
 }
 
 fn within(limit: Duration, worst_ns: u64, what: &str) -> Found {
-    let told = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
-    if Duration::from_nanos(worst_ns) > limit { Found::Fail(told) } else { Found::Pass(told) }
+    let warned_msrs = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
+    if Duration::from_nanos(worst_ns) > limit { Found::Fail(warned_msrs) } else { Found::Pass(warned_msrs) }
 }
 
 fn time(ns: u64) -> String {

@@ -24,12 +24,12 @@ use self::{
 };
 use super::{
     record::trace::Event,
-    shared::{Platform, lock},
+    shared::{Shared, lock},
 };
 use crate::mem::ram::GuestRam;
 
 pub use ring::OtherRing;
-pub use state::{JudgeState, RingState};
+pub use state::{RingState, TickAuditState};
 pub use sum::sum_up;
 pub use summary::{Lateness, Summary, TimerSummary};
 
@@ -38,7 +38,7 @@ const MAX_UNCLAIMED: usize = 4096;
 
 /// What a guest's ticks came to.
 #[derive(Debug)]
-pub struct Judge {
+pub struct TickAudit {
     /// Guest physical address of CPU 0's ring; the others follow.
     ring: Option<u64>,
     /// Each CPU's ring, by CPU number.
@@ -116,18 +116,18 @@ struct Intervals {
     lasted_ns: u128,
 }
 
-impl Judge {
+impl TickAudit {
     /// A judge of the rings at `ring`, one for each of `cpus`.
     #[must_use]
     pub fn new(ring: Option<u64>, cpus: usize) -> Self {
-        Self::from_state(&JudgeState { ring, rings: Vec::new() }, cpus, VmTime(0), 0)
+        Self::from_state(&TickAuditState { ring, rings: Vec::new() }, cpus, VmTime(0), 0)
     }
 
     /// A judge that goes on reading where a saved one stopped; `since` is VM time at the restore, before which there were so
     /// many others.
     #[must_use]
-    pub fn from_state(state: &JudgeState, cpus: usize, since: VmTime, restores: u64) -> Self {
-        let JudgeState { ring, rings } = state;
+    pub fn from_state(state: &TickAuditState, cpus: usize, since: VmTime, restores: u64) -> Self {
+        let TickAuditState { ring, rings } = state;
         Self {
             ring: *ring,
             rings: state::rings(rings, cpus),
@@ -153,7 +153,7 @@ impl Judge {
     }
 
     /// Goes on reading where `state` stopped. What was counted since stays counted.
-    pub fn go_back(&mut self, state: &JudgeState) {
+    pub fn go_back(&mut self, state: &TickAuditState) {
         self.rings = state::rings(&state.rings, self.rings.len());
         drop(self.take_log());
     }
@@ -166,7 +166,7 @@ impl Judge {
 
     /// What a snapshot needs.
     #[must_use]
-    pub fn state(&self) -> JudgeState {
+    pub fn state(&self) -> TickAuditState {
         // What was counted stays with the process that counted it, and headers are in RAM.
         let Self {
             ring,
@@ -185,7 +185,7 @@ impl Judge {
             next_seq: *next_seq,
             injections: injections.iter().copied().collect(),
         };
-        JudgeState { ring: *ring, rings: rings.iter().map(state).collect() }
+        TickAuditState { ring: *ring, rings: rings.iter().map(state).collect() }
     }
 
     /// The TSC frequency changed at this VM time: intervals armed earlier no longer count.
@@ -195,7 +195,7 @@ impl Judge {
         self.tally.intervals = Intervals::default();
     }
 
-    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` ([`Platform::ring_of`]) at this VM time, by
+    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` ([`Shared::ring_of`]) at this VM time, by
     /// its own account; `due`: for when the timer was armed, if it waited for that.
     pub fn injected(&mut self, cpu: u32, at: VmTime, due: Option<VmTime>) {
         self.timer.interrupts = self.timer.interrupts.saturating_add(1);
@@ -215,14 +215,14 @@ impl Judge {
     }
 
     /// Reads what the guest wrote since the last call.
-    pub fn read_rings(&mut self, platform: &Platform) {
+    pub fn read_rings(&mut self, shared: &Shared) {
         for cpu in 0..self.rings.len() {
-            self.read_ring(platform, cpu);
+            self.read_ring(shared, cpu);
         }
     }
 
-    fn read_ring(&mut self, platform: &Platform, cpu: usize) {
-        let memory = &platform.memory;
+    fn read_ring(&mut self, shared: &Shared, cpu: usize) {
+        let memory = &shared.memory;
         let Some(address) = self.ring.and_then(|first| ring::address(first, cpu)) else { return };
         let header = match ring::look(memory, address, cpu) {
             Found::Nothing => return,
@@ -238,10 +238,10 @@ impl Judge {
         let first = ring.read.saturating_add(unread);
         ring.read = header.written;
         // After the header: no record that it counts is from later.
-        let account = Account::now(platform, cpu, self.restores);
+        let account = Account::now(shared, cpu, self.restores);
         for number in first..header.written {
             let Some(record) = ring::record(memory, address, number) else { continue };
-            if !self.is_record(platform, cpu, address, number, &record, &account) {
+            if !self.is_record(shared, cpu, address, number, &record, &account) {
                 return;
             }
             let host = self.record(cpu, &record, &account);
@@ -249,7 +249,7 @@ impl Judge {
                 log.push(Handled { cpu, record, host });
             }
             let now = Now::new(GuestTsc(record.fired_tsc), VmTime(record.fired_ns));
-            platform.event(
+            shared.event(
                 u32::try_from(cpu).unwrap_or(u32::MAX),
                 now,
                 &Event::Tick {
@@ -274,7 +274,7 @@ impl Judge {
     /// Whether this is a record. If not, the ring is read no further.
     fn is_record(
         &mut self,
-        platform: &Platform,
+        shared: &Shared,
         cpu: usize,
         address: u64,
         number: u64,
@@ -288,7 +288,7 @@ impl Judge {
             return true;
         }
         // On another CPU the guest goes on, and may have come round to this record meanwhile.
-        let written = ring::header(&platform.memory, address).map_or(0, |header| header.written);
+        let written = ring::header(&shared.memory, address).map_or(0, |header| header.written);
         if written.saturating_sub(number) >= u64::from(CAPACITY) {
             self.tally.overrun = self.tally.overrun.saturating_add(1);
             return true;

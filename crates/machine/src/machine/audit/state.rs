@@ -9,7 +9,7 @@ use super::{MAX_UNCLAIMED, Ring};
 /// The judge as a snapshot holds it: what is needed to go on reading, not what was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JudgeState {
+pub struct TickAuditState {
     /// Guest physical address of CPU 0's ring.
     pub ring: Option<u64>,
     /// Each CPU's.

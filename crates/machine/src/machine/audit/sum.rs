@@ -2,9 +2,9 @@
 
 use guest_abi::report::Header;
 
-use super::{Judge, Platform, Summary, Tally, TimerSummary, TimerTally, lock};
+use super::{Shared, Summary, Tally, TickAudit, TimerSummary, TimerTally, lock};
 
-impl Judge {
+impl TickAudit {
     /// The counts so far; none if the guest has made no ring that can be read.
     #[must_use]
     pub fn summary(&self) -> Option<Summary> {
@@ -83,8 +83,8 @@ fn ratio(a: u128, b: u128) -> f64 {
 }
 
 /// Reads the rings of a machine that stands still, and sums up; none if there is nothing to judge by.
-pub fn sum_up(platform: &Platform) -> Option<Summary> {
-    let mut judge = lock(&platform.judge);
-    judge.read_rings(platform);
-    judge.summary()
+pub fn sum_up(shared: &Shared) -> Option<Summary> {
+    let mut audit = lock(&shared.audit);
+    audit.read_rings(shared);
+    audit.summary()
 }

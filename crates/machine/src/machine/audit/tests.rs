@@ -13,14 +13,14 @@ fn khz(n: u64) -> Khz {
     Khz::new(n).unwrap()
 }
 
-fn judge() -> Judge {
-    Judge::new(None, 1)
+fn audit() -> TickAudit {
+    TickAudit::new(None, 1)
 }
 
 /// As after a ring was found.
-fn counted(judge: &mut Judge) -> Summary {
-    judge.rings[0].header.get_or_insert_default();
-    judge.summary().unwrap()
+fn counted(audit: &mut TickAudit) -> Summary {
+    audit.rings[0].header.get_or_insert_default();
+    audit.summary().unwrap()
 }
 
 fn tick(armed_ns: u64, expires_ns: u64, fired_ns: u64) -> Record {
@@ -34,31 +34,31 @@ fn clock() -> Clock {
 
 #[test]
 fn an_interrupt_from_before_it_was_armed_is_no_ticks() {
-    let mut judge = judge();
+    let mut audit = audit();
     for at in [5_000, 30_000, 50_000] {
-        judge.injected(0, VmTime(at), None);
+        audit.injected(0, VmTime(at), None);
     }
     let tick = |seq, armed_ns, expires_ns| Record { seq, armed_ns, expires_ns, ..Record::default() };
-    assert_eq!(judge.record(0, &tick(0, 10_000, 29_000), &Account::none()), Some(VmTime(30_000)));
-    assert_eq!(judge.record(0, &tick(1, 31_000, 49_000), &Account::none()), Some(VmTime(50_000)));
-    assert_eq!(counted(&mut judge).early_by_host, 0);
+    assert_eq!(audit.record(0, &tick(0, 10_000, 29_000), &Account::none()), Some(VmTime(30_000)));
+    assert_eq!(audit.record(0, &tick(1, 31_000, 49_000), &Account::none()), Some(VmTime(50_000)));
+    assert_eq!(counted(&mut audit).early_by_host, 0);
 }
 
 #[test]
 fn an_interrupt_between_arming_and_expiry_is_early() {
-    let mut judge = judge();
-    judge.injected(0, VmTime(20_000), None);
-    judge.record(0, &Record { armed_ns: 10_000, expires_ns: 29_000, ..Record::default() }, &Account::none());
-    assert_eq!(counted(&mut judge).early_by_host, 1);
+    let mut audit = audit();
+    audit.injected(0, VmTime(20_000), None);
+    audit.record(0, &Record { armed_ns: 10_000, expires_ns: 29_000, ..Record::default() }, &Account::none());
+    assert_eq!(counted(&mut audit).early_by_host, 1);
 }
 
 // A guest that armed a tick an hour late had one on time: lateness was counted from the arming.
 #[test]
 fn a_tick_armed_after_its_expiry_is_late_since_its_expiry() {
-    let mut judge = judge();
-    judge.injected(0, VmTime(7_000), None);
-    judge.record(0, &tick(6_000, 1_000, 7_500), &Account::none());
-    let summary = counted(&mut judge);
+    let mut audit = audit();
+    audit.injected(0, VmTime(7_000), None);
+    audit.record(0, &tick(6_000, 1_000, 7_500), &Account::none());
+    let summary = counted(&mut audit);
     assert_eq!(summary.late_by_guest.unwrap().worst_ns, 6_500);
     assert_eq!(summary.late_by_host.unwrap().worst_ns, 6_000);
     assert_eq!((summary.armed_late, summary.worst_armed_late_ns), (1, 5_000));
@@ -66,16 +66,16 @@ fn a_tick_armed_after_its_expiry_is_late_since_its_expiry() {
 
 #[test]
 fn a_tick_taken_before_its_expiry_is_not_on_time() {
-    let mut judge = judge();
-    judge.record(0, &tick(1_000, 9_000, 8_000), &Account::none());
-    assert_eq!(counted(&mut judge).taken_early, 1);
+    let mut audit = audit();
+    audit.record(0, &tick(1_000, 9_000, 8_000), &Account::none());
+    assert_eq!(counted(&mut audit).taken_early, 1);
 }
 
 #[test]
 fn a_guest_without_a_ring_is_not_judged() {
-    let mut judge = judge();
-    assert_eq!(judge.summary(), None);
-    let summary = counted(&mut judge);
+    let mut audit = audit();
+    assert_eq!(audit.summary(), None);
+    let summary = counted(&mut audit);
     assert_eq!((summary.ticks, summary.late_by_guest, summary.late_by_host), (0, None, None));
 }
 
@@ -132,11 +132,11 @@ fn a_cpu_that_wrote_its_tsc_is_held_against_its_own() {
 
 #[test]
 fn timer_interrupts_are_judged_without_a_ring() {
-    let mut judge = judge();
+    let mut audit = audit();
     for (at, due) in [(10_000, Some(9_000)), (20_000, None), (30_000, Some(32_000)), (40_000, Some(40_500))] {
-        judge.injected(0, VmTime(at), due.map(VmTime));
+        audit.injected(0, VmTime(at), due.map(VmTime));
     }
-    let TimerSummary { interrupts, early, late } = judge.timer();
+    let TimerSummary { interrupts, early, late } = audit.timer();
     // The last one is early by less than the accounts may differ.
     assert_eq!((interrupts, early, late.unwrap().worst_ns), (4, 1, 1_000));
 }

@@ -14,13 +14,13 @@ use kvm_pv::WallRegistration;
 use vlapic::{Inbox, Route};
 
 use super::{
-    audit::JudgeState,
+    audit::TickAuditState,
     build::Machine,
     clock::Clock,
     error::RunError,
     paused::Paused,
-    sched::round_robin::Turns,
-    shared::{Deaf, Post, lock},
+    sched::round_robin::RoundRobin,
+    shared::{Unwakeable, VcpuShared, lock},
     vcpu::{Cpu, Local},
 };
 use crate::{
@@ -28,18 +28,18 @@ use crate::{
     kvm::Running,
 };
 
-/// What a [`Post`] holds.
-type Posted = (Inbox, Option<Route>, Option<Deaf>, u64, u64);
+/// What a [`VcpuShared`] holds.
+type Posted = (Inbox, Option<Route>, Option<Unwakeable>, u64, u64);
 
 /// A machine at one instant, its RAM aside.
 pub(crate) struct Checkpoint {
     cpus: Vec<(Running, Local)>,
-    posts: Vec<Posted>,
-    turns: Turns,
+    vcpus: Vec<Posted>,
+    round_robin: RoundRobin,
     clock: Clock,
     devices: (SerialState, PicState, PitState),
     wall: WallRegistration,
-    judge: JudgeState,
+    audit: TickAuditState,
     tsc_stable: bool,
     paused: Option<Paused>,
 }
@@ -48,50 +48,52 @@ impl Machine {
     /// The machine as it stands. Every vCPU must be drained.
     pub(crate) fn checkpoint(&mut self) -> Checkpoint {
         // Before the clock is locked: a traced tick asks it for the time.
-        lock(&self.platform.judge).read_rings(&self.platform);
+        lock(&self.shared.audit).read_rings(&self.shared);
         // Only real time asks when a vCPU last ran.
-        let post = |Post { bell: _, inbox, route, deaf, page, tsc_adjust, last_run: _ }: &Post| {
-            let [page, tsc_adjust] = [page, tsc_adjust].map(|value| value.load(Ordering::Relaxed));
-            (*lock(inbox), *lock(route), *lock(deaf), page, tsc_adjust)
-        };
+        let vcpu_shared =
+            |VcpuShared { doorbell: _, inbox, route, unwakeable, page, tsc_adjust, last_run: _ }: &VcpuShared| {
+                let [page, tsc_adjust] = [page, tsc_adjust].map(|value| value.load(Ordering::Relaxed));
+                (*lock(inbox), *lock(route), *lock(unwakeable), page, tsc_adjust)
+            };
         Checkpoint {
             cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
-            posts: self.platform.posts.iter().map(post).collect(),
-            turns: self.turns.clone(),
-            clock: lock(&self.platform.clock).clone(),
-            devices: lock(&self.platform.devices).state(),
-            wall: lock(&self.platform.wall).clone(),
-            judge: lock(&self.platform.judge).state(),
-            tsc_stable: self.platform.tsc_stable.load(Ordering::SeqCst),
+            vcpus: self.shared.vcpus.iter().map(vcpu_shared).collect(),
+            round_robin: self.round_robin.clone(),
+            clock: lock(&self.shared.clock).clone(),
+            devices: lock(&self.shared.devices).state(),
+            wall: lock(&self.shared.wall).clone(),
+            audit: lock(&self.shared.audit).state(),
+            tsc_stable: self.shared.tsc_stable.load(Ordering::SeqCst),
             paused: self.paused,
         }
     }
 
     /// Goes back to `checkpoint`. Every vCPU must be drained.
     pub(crate) fn go_back(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
-        let Checkpoint { cpus, posts, turns, clock, devices: saved, wall, judge, tsc_stable, paused } = checkpoint;
+        let Checkpoint { cpus, vcpus, round_robin, clock, devices: saved, wall, audit, tsc_stable, paused } =
+            checkpoint;
         for (cpu, (running, local)) in self.cpus.iter_mut().zip(cpus) {
             cpu.vcpu.set_running_state(running);
             cpu.local.clone_from(local);
         }
-        for (post, (inbox, route, deaf, page, tsc_adjust)) in self.platform.posts.iter().zip(posts) {
-            *lock(&post.deaf) = *deaf;
-            post.page.store(*page, Ordering::Relaxed);
-            post.tsc_adjust.store(*tsc_adjust, Ordering::Relaxed);
-            *lock(&post.inbox) = *inbox;
-            *lock(&post.route) = *route;
+        for (vcpu_shared, (inbox, route, unwakeable, page, tsc_adjust)) in self.shared.vcpus.iter().zip(vcpus) {
+            *lock(&vcpu_shared.unwakeable) = *unwakeable;
+            vcpu_shared.page.store(*page, Ordering::Relaxed);
+            vcpu_shared.tsc_adjust.store(*tsc_adjust, Ordering::Relaxed);
+            *lock(&vcpu_shared.inbox) = *inbox;
+            *lock(&vcpu_shared.route) = *route;
         }
-        self.turns.clone_from(turns);
-        lock(&self.platform.clock).clone_from(clock);
-        let mut devices = lock(&self.platform.devices);
+        self.round_robin.clone_from(round_robin);
+        lock(&self.shared.clock).clone_from(clock);
+        let mut devices = lock(&self.shared.devices);
         let output = mem::replace(&mut *devices, Devices::new(Box::new(std::io::sink()))).into_output();
         let (serial, pic, pit) = saved;
         *devices = Devices::from_state(serial, pic, pit, output)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
         drop(devices);
-        lock(&self.platform.wall).clone_from(wall);
-        lock(&self.platform.judge).go_back(judge);
-        self.platform.tsc_stable.store(*tsc_stable, Ordering::SeqCst);
+        lock(&self.shared.wall).clone_from(wall);
+        lock(&self.shared.audit).go_back(audit);
+        self.shared.tsc_stable.store(*tsc_stable, Ordering::SeqCst);
         self.paused = *paused;
         Ok(())
     }
@@ -102,7 +104,7 @@ impl Machine {
         const LAST: u64 = 31;
         let pages = self.cpus.iter().filter_map(|cpu| cpu.local.pvclock.address());
         let words = self.cpus.iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
-        let wall = Some(lock(&self.platform.wall).read_msr()).filter(|address| *address != 0);
+        let wall = Some(lock(&self.shared.wall).read_msr()).filter(|address| *address != 0);
         pages.chain(words).chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
     }
 }

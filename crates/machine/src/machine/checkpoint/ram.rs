@@ -14,7 +14,7 @@ const PAGE: usize = 4096;
 const PAGE_U64: u64 = 4096;
 
 /// RAM at some instants.
-pub(crate) struct RamCopies {
+pub(crate) struct RamCheckpoint {
     memory: Arc<GuestRam>,
     regions: Vec<(GuestAddress, usize)>,
     copies: Vec<Copy>,
@@ -32,7 +32,7 @@ struct Region {
     differs: Vec<u64>,
 }
 
-impl RamCopies {
+impl RamCheckpoint {
     /// No copy yet; `vm` keeps account of writes from now on.
     pub(crate) fn new(vm: &Vm) -> Result<Self, RunError> {
         vm.log_dirty_pages()?;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A machine on its way, and what it may count on.
-pub(crate) struct Trial<'a> {
+pub(crate) struct FirstVmProbe<'a> {
     /// The host.
     pub env: &'a HostEnvironment,
     /// What it does.
@@ -22,7 +22,7 @@ pub(crate) struct Trial<'a> {
     certain: bool,
 }
 
-impl<'a> Trial<'a> {
+impl<'a> FirstVmProbe<'a> {
     /// Counts on what was measured.
     ///
     /// # Errors
@@ -58,15 +58,15 @@ impl<'a> Trial<'a> {
 /// Those of `make`, and of the probes.
 pub(crate) fn settle<'a, T>(
     env: &'a HostEnvironment,
-    make: impl Fn(&mut Trial<'a>) -> Result<T, RunError>,
+    make: impl Fn(&mut FirstVmProbe<'a>) -> Result<T, RunError>,
 ) -> Result<T, RunError> {
     if env.hopes() {
-        let mut trial = Trial { env, facts: env.as_emulated(HostFacts::HOPED), certain: false };
-        let made = make(&mut trial);
-        if trial.certain {
-            env.learn(trial.facts);
+        let mut probe = FirstVmProbe { env, facts: env.as_emulated(HostFacts::HOPED), certain: false };
+        let made = make(&mut probe);
+        if probe.certain {
+            env.learn(probe.facts);
             return made;
         }
     }
-    make(&mut Trial::certain(env)?)
+    make(&mut FirstVmProbe::certain(env)?)
 }

@@ -20,7 +20,7 @@ const PROBES: u32 = 2;
 /// A host, and what it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HostNote {
+pub struct HostFingerprint {
     /// Which host, and which boot of it.
     pub host: HostId,
     /// What the probes saw; nothing if none was needed, or if another host was pretended.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use vmtime::Khz;
 
 use self::{
-    host_fingerprint::{FactsState, HostNote},
+    host_fingerprint::{FactsState, HostFingerprint},
     source::SourceChoice,
 };
 use super::error::RunError;
@@ -203,14 +203,14 @@ impl HostEnvironment {
     ///
     /// # Errors
     /// If the ioctl that lists what KVM supports fails.
-    pub fn note(&self) -> Result<Option<HostNote>, kvm::Error> {
+    pub fn note(&self) -> Result<Option<HostFingerprint>, kvm::Error> {
         let Some(host) = self.host.id().filter(|_| !self.hides_features()) else { return Ok(None) };
         let facts = self.facts.get().copied().filter(|_| self.emulated.is_none()).map(Into::into);
-        Ok(Some(HostNote { host, facts, features: cpuid::compared(self.features()?) }))
+        Ok(Some(HostFingerprint { host, facts, features: cpuid::compared(self.features()?) }))
     }
 
     /// Takes `note` for true if it is of this host and boot.
-    pub fn recall(&self, note: HostNote) {
+    pub fn recall(&self, note: HostFingerprint) {
         if self.host.id().is_some_and(|here| here == note.host) && !self.hides_features() {
             let _ = self.recalled.set(note.features);
             if let Some(facts) = note.facts.and_then(FactsState::facts) {

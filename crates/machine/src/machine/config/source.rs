@@ -6,7 +6,7 @@ use guest_abi::sites::Kind;
 use serde::{Deserialize, Serialize};
 use vmtime::{HostTsc, Khz};
 
-use super::{TimeMode, first_vm_probe::Trial};
+use super::{TimeMode, first_vm_probe::FirstVmProbe};
 use crate::{
     boot::sites::Sites,
     host::clock::HostClock,
@@ -130,19 +130,19 @@ pub(crate) struct Guest<'a> {
     pub stopped: Option<StoppedTsc>,
 }
 
-/// Picks the source for `guest` that is to see `khz`, on a host that does what `trial` counts on.
+/// Picks the source for `guest` that is to see `khz`, on a host that does what `probe` counts on.
 ///
 /// # Errors
 /// [`RunError::Usage`] if the guest cannot do it, [`RunError::HostLacks`] if the host cannot.
 pub(crate) fn choose(
-    trial: &Trial<'_>,
+    probe: &FirstVmProbe<'_>,
     guest: Guest<'_>,
     choice: SourceChoice,
     time: TimeMode,
     khz: Khz,
 ) -> Result<Chosen, RunError> {
     let Guest { name, sites, cpus, stopped } = guest;
-    let host_khz = trial.env.clock.khz();
+    let host_khz = probe.env.clock.khz();
     let trappable = sites.has(Kind::Rdtsc);
     let need_sites = |what: &str| {
         RunError::Usage(format!(
@@ -163,16 +163,16 @@ pub(crate) fn choose(
         (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
         (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
-            host_works(trial, khz, stopped)?;
+            host_works(probe, khz, stopped)?;
             (TscSource::Host, format!("asked for, and {}", host_why(khz, host_khz)))
         }
         (SourceChoice::Fixed(TscSource::Scaled), _) => {
-            if !trial.env.scales_to(khz)? {
+            if !probe.env.scales_to(khz)? {
                 return Err(RunError::HostLacks(format!(
                     "--tsc scaled: a probe guest's TSC did not run at {khz} on this host; use --tsc trapped"
                 )));
             }
-            if stopped.is_some() && !trial.tsc_offset()? {
+            if stopped.is_some() && !probe.tsc_offset()? {
                 return Err(RunError::HostLacks(
                     "--tsc scaled: KVM does not move a guest's TSC by an offset here (probed), so that the saved TSC cannot be \
                      continued; use --tsc trapped"
@@ -181,9 +181,9 @@ pub(crate) fn choose(
             }
             (TscSource::Scaled, "asked for, and a probe saw it work".to_owned())
         }
-        (SourceChoice::Auto, TimeMode::Real) => auto(trial, trappable, khz, stopped, name)?,
+        (SourceChoice::Auto, TimeMode::Real) => auto(probe, trappable, khz, stopped, name)?,
     };
-    let swallowed = trial.facts.deadline_write == DeadlineWrite::Swallowed;
+    let swallowed = probe.facts.deadline_write == DeadlineWrite::Swallowed;
     if time == TimeMode::Virtual && cpus > 1 && !sites.has(Kind::Pause) {
         return Err(RunError::Usage(format!(
             "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {name} lists none: one vCPU's \
@@ -209,22 +209,22 @@ pub(crate) fn choose(
         source,
         why: format!("{why} (host {host_khz}, guest {khz}){deadline}"),
         tsc_deadline,
-        lapics: Lapics::Ours { mwait_in_guest: trial.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
+        lapics: Lapics::Ours { mwait_in_guest: probe.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
         patched,
     })
 }
 
 fn auto(
-    trial: &Trial<'_>,
+    probe: &FirstVmProbe<'_>,
     trappable: bool,
     khz: Khz,
     stopped: Option<StoppedTsc>,
     guest: &str,
 ) -> Result<(TscSource, String), RunError> {
-    let host_khz = trial.env.clock.khz();
+    let host_khz = probe.env.clock.khz();
     // With trap sites there is a choice; without, the hardware's tolerance must do.
-    let host = trial.facts.tsc_equals_host && if trappable { khz == host_khz } else { same(khz, host_khz) };
-    let another_counter = if host { why_not_host(trial.env.clock, stopped, || trial.tsc_offset())? } else { None };
+    let host = probe.facts.tsc_equals_host && if trappable { khz == host_khz } else { same(khz, host_khz) };
+    let another_counter = if host { why_not_host(probe.env.clock, stopped, || probe.tsc_offset())? } else { None };
     let other =
         if khz == host_khz { "a guest's TSC is not the host's here" } else { "another frequency than the host's" };
     match (host, &another_counter) {
@@ -233,7 +233,7 @@ fn auto(
         (false, _) if trappable => return Ok((TscSource::Trapped, format!("{other}, and the guest has trap sites"))),
         _ => {}
     }
-    if trial.env.scales_to(khz)? && (stopped.is_none() || trial.tsc_offset()?) {
+    if probe.env.scales_to(khz)? && (stopped.is_none() || probe.tsc_offset()?) {
         return Ok((TscSource::Scaled, format!("{other}, and a probe saw KVM scale")));
     }
     if let Some(why) = another_counter {
@@ -257,20 +257,20 @@ pub(crate) fn host_why(khz: Khz, host_khz: Khz) -> String {
     }
 }
 
-fn host_works(trial: &Trial<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Result<(), RunError> {
-    let host_khz = trial.env.clock.khz();
+fn host_works(probe: &FirstVmProbe<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Result<(), RunError> {
+    let host_khz = probe.env.clock.khz();
     if !same(khz, host_khz) {
         return Err(RunError::HostLacks(format!(
             "--tsc host: the host's TSC has {host_khz}, not {khz}; use --tsc trapped or auto"
         )));
     }
-    if !trial.facts.tsc_equals_host {
+    if !probe.facts.tsc_equals_host {
         return Err(RunError::HostLacks(
             "--tsc host: a probe guest's TSC was not the host's, although an offset of 0 was set; use --tsc trapped"
                 .to_owned(),
         ));
     }
-    match why_not_host(trial.env.clock, stopped, || trial.tsc_offset())? {
+    match why_not_host(probe.env.clock, stopped, || probe.tsc_offset())? {
         None => Ok(()),
         Some(why) => Err(RunError::HostLacks(format!("--tsc host: {why}; use --tsc trapped or auto"))),
     }

@@ -61,7 +61,7 @@ impl Machine {
     /// # Errors
     /// If KVM keeps no account.
     pub fn track_changes(&mut self, latest: Option<SnapshotId>) -> Result<(), RunError> {
-        self.changes = Some(Changes::begin(&self.vm, &self.platform.memory, latest)?);
+        self.changes = Some(Changes::begin(&self.vm, &self.shared.memory, latest)?);
         Ok(())
     }
 
@@ -85,19 +85,19 @@ impl Machine {
     /// If the ioctl fails.
     pub fn changed_pages(&mut self) -> Result<Option<PageSet>, RunError> {
         let Some(changes) = &mut self.changes else { return Ok(None) };
-        changes.collect(&self.vm, &self.platform.memory)?;
+        changes.collect(&self.vm, &self.shared.memory)?;
         Ok(Some(changes.pages.clone()))
     }
 
     /// The snapshot that is being made has all of RAM: patches trap sites again, so that the guest may run on.
     pub fn memory_is_saved(&mut self) {
-        self.platform.sites.patch(&self.platform.memory);
+        self.shared.sites.patch(&self.shared.memory);
         let Some(changes) = &mut self.changes else { return };
         changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
         // What the VMM wrote meanwhile are the guest's own instructions at trap sites and its patches again: no change. The
         // guest wrote nothing.
-        for region in self.platform.memory.iter() {
+        for region in self.shared.memory.iter() {
             let _ = write_log(region).take();
         }
     }
@@ -116,7 +116,7 @@ impl Machine {
     pub(crate) fn take_changes(&mut self) -> Result<Option<Changes>, RunError> {
         let mut changes = self.changes.take();
         if let Some(changes) = &mut changes {
-            changes.collect(&self.vm, &self.platform.memory)?;
+            changes.collect(&self.vm, &self.shared.memory)?;
         }
         Ok(changes)
     }

@@ -17,5 +17,5 @@ mod vcpu;
 
 pub(crate) use choose::{check_features, choose, offer};
 pub(crate) use freeze::{Thaw, freeze, start_clock};
-pub(crate) use step::turns;
+pub(crate) use step::run;
 pub(crate) use vcpu::{KvmCpu, boot, restore};

@@ -4,13 +4,13 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use vmtime::GuestTsc;
 
-use super::{KvmCpu, vcpu::Access};
+use super::{KvmCpu, vcpu::KvmLapicBus};
 use crate::{
     host::kick::KickTimer,
     kvm::{Vcpu, state::MpState},
     machine::{
         error::{End, RunError},
-        shared::{Platform, lock},
+        shared::{Shared, lock},
         vcpu::step::{self, Stop},
         wake::host_stop::Pulse,
     },
@@ -21,81 +21,81 @@ use crate::{
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
 /// Runs `cpu` on the calling thread until it stops, `stop` is reached or somebody wants it to come back.
-pub fn turns(
+pub fn run(
     cpu: &mut KvmCpu,
-    platform: &Platform,
+    shared: &Shared,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<Stop, RunError> {
-    let Some(post) = platform.post(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
+    let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
     // A vCPU whose state was just set has nothing in the shared page yet.
-    cpu.drain(platform)?;
+    cpu.drain(shared)?;
     let _binding = cpu.vcpu.bind();
     let timer = KickTimer::new()?;
     let mut pulse = Pulse::new()?;
     let mut first = true;
-    post.bell.attach();
+    vcpu_shared.doorbell.attach();
     let result = loop {
         let kicked = cpu.vcpu.forget_kicks();
-        post.bell.hush();
-        if wanted() || platform.stopping.load(Ordering::SeqCst) {
+        vcpu_shared.doorbell.clear();
+        if wanted() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
         }
         let (host, read, reached) = {
-            let (clock, read) = platform.read_clock();
+            let (clock, read) = shared.read_clock();
             (clock.host(), read, stop.is_some_and(|stop| clock.tsc_at(read) >= stop))
         };
-        if platform.has_gap() {
+        if shared.has_gap() {
             break Ok(Stop::Asked);
         }
-        if !reached && platform.waits_for_reader() {
+        if !reached && shared.waits_for_reader() {
             timer.arm(LOOK_AFTER);
             // It is not the host that keeps it from running.
-            post.last_run.idle(read, None);
-            post.bell.sleep();
+            vcpu_shared.last_run.idle(read, None);
+            vcpu_shared.doorbell.sleep();
             continue;
         }
         if kicked {
             pulse.came(read);
         }
-        if !pulse.enter(platform, post, host, read) {
+        if !pulse.enter(shared, vcpu_shared, host, read) {
             continue;
         }
-        match turn(cpu, platform, stop, (kicked || std::mem::take(&mut first)).then_some(&timer)) {
+        match step(cpu, shared, stop, (kicked || std::mem::take(&mut first)).then_some(&timer)) {
             Ok(None) => {}
             Ok(Some(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }
     };
-    post.bell.detach();
-    cpu.drain(platform)?;
-    platform.costs.add(cpu.vcpu.take_calls());
-    lock(&platform.judge).read_rings(platform);
+    vcpu_shared.doorbell.detach();
+    cpu.drain(shared)?;
+    shared.costs.add(cpu.vcpu.take_calls());
+    lock(&shared.audit).read_rings(shared);
     result
 }
 
 /// Enters once. `timer` is to be set again, and the vCPU looked after.
-fn turn(
+fn step(
     cpu: &mut KvmCpu,
-    platform: &Platform,
+    shared: &Shared,
     stop: Option<GuestTsc>,
     timer: Option<&KickTimer>,
 ) -> Result<Option<Stop>, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
-    if let Some(exit) = lock(&platform.devices).take_exit() {
+    if let Some(exit) = lock(&shared.devices).take_exit() {
         return Ok(Some(Stop::Ended(End::Guest(exit))));
     }
     if let Some(timer) = timer {
         if cpu.index == 0 {
-            lock(&platform.judge).read_rings(platform);
+            lock(&shared.audit).read_rings(shared);
         }
-        if platform.posts.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
+        if shared.vcpus.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
             return Ok(Some(Stop::Ended(End::HaltedForever(step::at(cpu.index, &mut cpu.vcpu)))));
         }
         let left = match stop {
             None => LOOK_AFTER,
             Some(stop) => {
-                let left = lock(&platform.clock).until(stop).unwrap_or(LOOK_AFTER);
+                let left = lock(&shared.clock).until(stop).unwrap_or(LOOK_AFTER);
                 if left.is_zero() {
                     return Ok(Some(Stop::Reached));
                 }
@@ -104,10 +104,10 @@ fn turn(
         };
         timer.arm(left);
     }
-    let exit = cpu.vcpu.run(&mut Access { index: cpu.index, platform })?;
-    let end = match lock(&platform.devices).take_exit() {
+    let exit = cpu.vcpu.run(&mut KvmLapicBus { index: cpu.index, shared })?;
+    let end = match lock(&shared.devices).take_exit() {
         Some(exit) => Some(End::Guest(exit)),
-        None => step::cannot_go_on(cpu.index, &mut cpu.vcpu, platform, exit)?,
+        None => step::cannot_go_on(cpu.index, &mut cpu.vcpu, shared, exit)?,
     };
     Ok(end.map(Stop::Ended))
 }

@@ -10,7 +10,7 @@ use crate::{
     machine::{
         error::RunError,
         record::trace::Event,
-        shared::{Platform, lock},
+        shared::{Shared, lock},
         state::{KvmCpuState, KvmLapicState},
     },
     x86::{EntryState, Leaf},
@@ -67,8 +67,8 @@ pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> 
 
 impl KvmCpu {
     /// Completes the last instruction, answering what it still accesses.
-    pub(in crate::machine) fn drain(&mut self, platform: &Platform) -> Result<(), RunError> {
-        Ok(self.vcpu.drain(&mut Access { index: self.index, platform })?)
+    pub(in crate::machine) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
+        Ok(self.vcpu.drain(&mut KvmLapicBus { index: self.index, shared })?)
     }
 
     /// What KVM's LAPIC was when the machine stopped; before it first ran, that of a new one.
@@ -85,44 +85,44 @@ impl KvmCpu {
     }
 
     /// The version of the guest's kvmclock page; 0 if it has registered none.
-    pub(in crate::machine) fn page_version(&self, platform: &Platform) -> u32 {
+    pub(in crate::machine) fn page_version(&self, shared: &Shared) -> u32 {
         /// MSR_KVM_SYSTEM_TIME_NEW, bit 0.
         const ENABLED: u64 = 1;
         let system_time = self.frozen.as_ref().map_or(0, |frozen| frozen.system_time);
         if system_time & ENABLED == 0 {
             return 0;
         }
-        platform.memory.read_obj(GuestAddress(system_time & !ENABLED)).unwrap_or(0)
+        shared.memory.read_obj(GuestAddress(system_time & !ENABLED)).unwrap_or(0)
     }
 }
 
 /// What still exits: ports, memory that is not there, MSRs that KVM does not have or that are kept from it.
-pub(crate) struct Access<'a> {
+pub(crate) struct KvmLapicBus<'a> {
     pub index: u32,
-    pub platform: &'a Platform,
+    pub shared: &'a Shared,
 }
 
-impl Access<'_> {
+impl KvmLapicBus<'_> {
     fn trace(&self, event: &Event<'_>) {
-        if self.platform.trace.is_on() {
-            let now = lock(&self.platform.clock).now(0);
-            self.platform.event(self.index, now, event);
+        if self.shared.trace.is_on() {
+            let now = lock(&self.shared.clock).now(0);
+            self.shared.event(self.index, now, event);
         }
     }
 }
 
-impl Bus for Access<'_> {
+impl Bus for KvmLapicBus<'_> {
     fn cr8(&mut self, _: u8) {}
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
-        let now = lock(&self.platform.clock).now(0);
-        lock(&self.platform.devices).port_in(port, data, now.vm);
+        let now = lock(&self.shared.clock).now(0);
+        lock(&self.shared.devices).port_in(port, data, now.vm);
         self.trace(&Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
-        let now = lock(&self.platform.clock).now(0);
-        lock(&self.platform.devices).port_out(port, data, now.vm);
+        let now = lock(&self.shared.clock).now(0);
+        lock(&self.shared.devices).port_out(port, data, now.vm);
         self.trace(&Event::PortOut { port, data });
     }
 
@@ -136,13 +136,13 @@ impl Bus for Access<'_> {
     }
 
     fn msr_read(&mut self, index: u32) -> Result<u64, GpFault> {
-        self.platform.unknown_msr(index, "RDMSR");
+        self.shared.unknown_msr(index, "RDMSR");
         self.trace(&Event::MsrRead { index, value: None });
         Err(GpFault)
     }
 
     fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
-        self.platform.unknown_msr(index, "WRMSR");
+        self.shared.unknown_msr(index, "WRMSR");
         self.trace(&Event::MsrWrite { index, value, faulted: true });
         Err(GpFault)
     }

@@ -1,7 +1,7 @@
 //! Restores and stops that go wrong on purpose, in the ways in which those of real VMMs did.
 //!
 //! A fault bends one step of [`crate::machine::build::Machine::resume`] and nothing else, so that what the guest then does is the fault's
-//! doing. To add one: a variant, its line in [`Fault::ALL`], its name and story, and the step that it bends.
+//! doing. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the step that it bends.
 
 use std::{fmt, time::Duration};
 
@@ -10,7 +10,7 @@ use vmtime::{GuestTsc, Khz, Now, PageClock, VmTime};
 
 /// A step of the restore that is left out, swapped or bent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum InjectedFault {
     /// IA32_TSC_DEADLINE is written before LVTT selects deadline mode.
     DeadlineBeforeLapic,
     /// IA32_TSC_DEADLINE is written while the TSC of the fresh vCPU still counts from 0.
@@ -29,13 +29,13 @@ pub enum Fault {
     HostStop(Duration),
 }
 
-/// How far [`Fault::TscJump`] jumps.
+/// How far [`InjectedFault::TscJump`] jumps.
 const JUMP_NS: u64 = 1_000_000_000;
-/// How far the base of [`Fault::PageBaseAhead`] is ahead.
+/// How far the base of [`InjectedFault::PageBaseAhead`] is ahead.
 const AHEAD_NS: u64 = 1_000_000;
 
-impl Fault {
-    /// All that need nothing said about them: [`Fault::HostStop`] is missing.
+impl InjectedFault {
+    /// All that need nothing said about them: [`InjectedFault::HostStop`] is missing.
     pub const ALL: [Self; 7] = [
         Self::DeadlineBeforeLapic,
         Self::DeadlineBeforeTsc,
@@ -46,10 +46,10 @@ impl Fault {
         Self::PageBaseAhead,
     ];
 
-    /// What [`Fault::HostStop`] begins with on the command line.
+    /// What [`InjectedFault::HostStop`] begins with on the command line.
     pub const HOST_STOP: &'static str = "host-stop";
 
-    /// The name on the command line and in results, without the length of a [`Fault::HostStop`].
+    /// The name on the command line and in results, without the length of a [`InjectedFault::HostStop`].
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -99,7 +99,7 @@ impl Fault {
         }
     }
 
-    /// The fault of this name; a [`Fault::HostStop`] has its length after `=`.
+    /// The fault of this name; a [`InjectedFault::HostStop`] has its length after `=`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let host_stop = || {
@@ -154,8 +154,8 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
-    /// As [`Fault::from_name`] takes it.
+impl fmt::Display for InjectedFault {
+    /// As [`InjectedFault::from_name`] takes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HostStop(length) => write!(f, "{}={}", self.as_str(), humantime::format_duration(*length)),
@@ -176,15 +176,15 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_lead_back() {
-        for fault in Fault::ALL {
-            assert_eq!(Fault::from_name(fault.as_str()), Some(fault));
+        for fault in InjectedFault::ALL {
+            assert_eq!(InjectedFault::from_name(fault.as_str()), Some(fault));
             assert!(!fault.story().is_empty());
         }
-        let stop = Fault::HostStop(Duration::from_millis(1500));
-        assert_eq!(Fault::from_name("host-stop=1500ms"), Some(stop));
-        assert_eq!(Fault::from_name(&stop.to_string().replace(' ', "")), Some(stop));
+        let stop = InjectedFault::HostStop(Duration::from_millis(1500));
+        assert_eq!(InjectedFault::from_name("host-stop=1500ms"), Some(stop));
+        assert_eq!(InjectedFault::from_name(&stop.to_string().replace(' ', "")), Some(stop));
         for bad in ["none", "host-stop", "host-stop=", "host-stop=0s", "host-stop=2h", "tsc-jump=1s"] {
-            assert_eq!(Fault::from_name(bad), None, "{bad}");
+            assert_eq!(InjectedFault::from_name(bad), None, "{bad}");
         }
     }
 
@@ -195,7 +195,7 @@ mod tests {
         let page =
             PageClock { tsc_timestamp: GuestTsc(500), system_time: VmTime(250), scale: vmtime::Scale::from_khz(khz) };
         let mut bent = Vec::new();
-        for fault in Fault::ALL {
+        for fault in InjectedFault::ALL {
             let changes = [
                 fault.armed(Armed::Tsc(GuestTsc(700)), true, now) != Armed::Tsc(GuestTsc(700)),
                 fault.armed(Armed::Disarmed, true, now) != Armed::Disarmed,

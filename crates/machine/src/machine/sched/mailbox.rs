@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
-use crate::machine::{shared::lock, wake::doorbell::Bell};
+use crate::machine::{shared::lock, wake::doorbell::Doorbell};
 
 /// Requests of type `T`, in order.
 pub struct Mailbox<T> {
@@ -19,7 +19,7 @@ pub struct Mailbox<T> {
 
 struct Inner<T> {
     requests: VecDeque<T>,
-    bell: Option<Arc<Bell>>,
+    doorbell: Option<Arc<Doorbell>>,
     closed: bool,
 }
 
@@ -34,7 +34,7 @@ impl<T> Mailbox<T> {
 
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
-        let inner = Inner { requests: VecDeque::new(), bell: None, closed: false };
+        let inner = Inner { requests: VecDeque::new(), doorbell: None, closed: false };
         Self { inner: Mutex::new(inner), arrived: Condvar::new(), expected: false }
     }
 }
@@ -51,8 +51,8 @@ impl<T> Mailbox<T> {
         }
         inner.requests.push_back(request);
         self.arrived.notify_all();
-        if let Some(bell) = &inner.bell {
-            bell.ring();
+        if let Some(doorbell) = &inner.doorbell {
+            doorbell.ring();
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ impl<T> Mailbox<T> {
 /// What running a machine needs of a mailbox.
 pub trait Interruptions: Sync {
     /// What to ring when a request comes; none = nothing.
-    fn ring_at(&self, bell: Option<Arc<Bell>>);
+    fn ring_at(&self, doorbell: Option<Arc<Doorbell>>);
     /// Whether somebody waits.
     fn waiting(&self) -> bool;
     /// Whether somebody could come who wakes a guest that nothing else wakes.
@@ -92,8 +92,8 @@ pub trait Interruptions: Sync {
 }
 
 impl<T: Send> Interruptions for Mailbox<T> {
-    fn ring_at(&self, bell: Option<Arc<Bell>>) {
-        lock(&self.inner).bell = bell;
+    fn ring_at(&self, doorbell: Option<Arc<Doorbell>>) {
+        lock(&self.inner).doorbell = doorbell;
     }
 
     fn waiting(&self) -> bool {
@@ -109,7 +109,7 @@ impl<T: Send> Interruptions for Mailbox<T> {
 pub struct Undisturbed;
 
 impl Interruptions for Undisturbed {
-    fn ring_at(&self, _: Option<Arc<Bell>>) {}
+    fn ring_at(&self, _: Option<Arc<Doorbell>>) {}
 
     fn waiting(&self) -> bool {
         false

@@ -1,4 +1,4 @@
-//! Whose turn it is: in real time every vCPU has a thread, in virtual time one thread gives [`Turns`].
+//! Whose turn it is: in real time every vCPU has a thread, in virtual time one thread gives [`RoundRobin`].
 
 pub mod mailbox;
 pub mod round_robin;
@@ -9,50 +9,48 @@ use vmtime::GuestTsc;
 
 use self::{
     mailbox::Interruptions,
-    round_robin::{Given, Turns, Until},
+    round_robin::{Given, RoundRobin, Until},
 };
 use super::{
     error::{At, End, RunError},
-    shared::{Platform, lock},
+    shared::{Shared, lock},
     vcpu::{
         Cpu,
-        step::{self, Pace, Stop, Turn},
+        step::{self, Pace, Stepped, Stop},
     },
-    wake::wake_timer::Alarm,
+    wake::wake_timer::WakeTimer,
 };
 use crate::host::kick;
 
 /// The loop of one vCPU: runs it on the calling thread until it stops, `stop` is reached, or it is wanted back, by the
-/// third argument's word or [`Platform::stop_all`].
-pub(crate) type Loop<C> = fn(&mut C, &Platform, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<Stop, RunError>;
+/// third argument's word or [`Shared::stop_all`].
+pub(crate) type Loop<C> = fn(&mut C, &Shared, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<Stop, RunError>;
 
 /// Runs all vCPUs, each on its thread, until one of them stops or somebody waits in the mailbox.
 pub(crate) fn real<C: Send>(
     cpus: &mut [C],
-    platform: &Platform,
+    shared: &Shared,
     mailbox: &impl Interruptions,
     stop: Option<GuestTsc>,
-    turns: Loop<C>,
+    run: Loop<C>,
 ) -> Result<Stop, RunError> {
     let Some((first, others)) = cpus.split_first_mut() else { return Err(RunError::Cpus(0)) };
-    platform.stopping.store(false, Ordering::SeqCst);
+    shared.stopping.store(false, Ordering::SeqCst);
     let results: Vec<Result<Stop, RunError>> = thread::scope(|scope| {
         let threads: Vec<_> = others
             .iter_mut()
             .enumerate()
             .map(|(others, cpu)| {
                 let name = format!("vcpu{}", others + 1);
-                thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, move || one(cpu, platform, &|| false, stop, turns))
+                thread::Builder::new().name(name).spawn_scoped(scope, move || one(cpu, shared, &|| false, stop, run))
             })
             .collect();
         let mut results = Vec::new();
         // A thread that cannot be started stops those that could.
         if threads.iter().any(Result::is_err) {
-            platform.stop_all();
+            shared.stop_all();
         } else {
-            results.push(one(first, platform, &|| mailbox.waiting(), stop, turns));
+            results.push(one(first, shared, &|| mailbox.waiting(), stop, run));
         }
         for thread in threads {
             results.push(match thread.map(thread::ScopedJoinHandle::join) {
@@ -64,7 +62,7 @@ pub(crate) fn real<C: Send>(
         results
     });
     // One that is asked to come back looks at no clock before it does: a gap that ends with that is found here.
-    drop(platform.read_clock());
+    drop(shared.read_clock());
     summed_up(results)
 }
 
@@ -85,86 +83,86 @@ fn summed_up(results: Vec<Result<Stop, RunError>>) -> Result<Stop, RunError> {
 /// One vCPU on the calling thread. Whatever stops it stops the others.
 fn one<C>(
     cpu: &mut C,
-    platform: &Platform,
+    shared: &Shared,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
-    turns: Loop<C>,
+    run: Loop<C>,
 ) -> Result<Stop, RunError> {
-    let result = turns(cpu, platform, wanted, stop);
-    platform.stop_all();
+    let result = run(cpu, shared, wanted, stop);
+    shared.stop_all();
     result
 }
 
 /// The loop of a vCPU whose LAPIC is ours.
-pub(crate) fn turns(
+pub(crate) fn run(
     cpu: &mut Cpu,
-    platform: &Platform,
+    shared: &Shared,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<Stop, RunError> {
-    let Some(post) = platform.post(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index)) };
-    let bell = &post.bell;
+    let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index)) };
+    let doorbell = &vcpu_shared.doorbell;
     // A vCPU whose state was just set has nothing in the shared page yet.
-    cpu.drain(platform)?;
+    cpu.drain(shared)?;
     let _binding = cpu.vcpu.bind();
-    let mut alarm = Alarm::new(platform)?;
-    bell.attach();
+    let mut wake_timer = WakeTimer::new(shared)?;
+    doorbell.attach();
     let result = loop {
-        alarm.look(cpu.vcpu.forget_kicks(), platform);
-        bell.hush();
-        if wanted() || platform.stopping.load(Ordering::SeqCst) {
+        wake_timer.look(cpu.vcpu.forget_kicks(), shared);
+        doorbell.clear();
+        if wanted() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(Stop::Asked);
         }
-        match step::turn(cpu, platform, &mut alarm, stop, Pace::Free) {
-            Ok(Turn::Ran | Turn::Kicked) => {}
-            Ok(Turn::Idle { deaf }) => {
-                alarm.idle(platform, post, deaf);
-                alarm.sleep(bell, platform, deaf);
+        match step::step(cpu, shared, &mut wake_timer, stop, Pace::Free) {
+            Ok(Stepped::Ran | Stepped::Kicked) => {}
+            Ok(Stepped::Idle { unwakeable }) => {
+                wake_timer.idle(shared, vcpu_shared, unwakeable);
+                wake_timer.sleep(doorbell, shared, unwakeable);
             }
-            Ok(Turn::Unread) => {
-                alarm.set_for_stop(platform, stop);
-                bell.sleep();
+            Ok(Stepped::Unread) => {
+                wake_timer.set_for_stop(shared, stop);
+                doorbell.sleep();
             }
-            Ok(Turn::Stop(stop)) => break Ok(stop),
+            Ok(Stepped::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }
     };
-    bell.detach();
-    step::settle(cpu, platform)?;
+    doorbell.detach();
+    step::settle(cpu, shared)?;
     result
 }
 
 /// Gives all vCPUs turns on the calling thread.
 pub(crate) fn virtually(
     cpus: &mut [Cpu],
-    platform: &Platform,
+    shared: &Shared,
     mailbox: &impl Interruptions,
     until: Until,
-    turns: &mut Turns,
+    round_robin: &mut RoundRobin,
 ) -> Result<Stop, RunError> {
-    let Some(post) = platform.posts.first() else { return Err(RunError::Cpus(0)) };
-    let mut alarm = Alarm::new(platform)?;
+    let Some(vcpu_shared) = shared.vcpus.first() else { return Err(RunError::Cpus(0)) };
+    let mut wake_timer = WakeTimer::new(shared)?;
     for cpu in cpus.iter_mut() {
-        cpu.drain(platform)?;
+        cpu.drain(shared)?;
     }
-    turns.begin();
-    post.bell.attach();
+    round_robin.begin();
+    vcpu_shared.doorbell.attach();
     let result = loop {
-        post.bell.hush();
+        vcpu_shared.doorbell.clear();
         if mailbox.waiting() {
             break Ok(Stop::Asked);
         }
-        match turns.give(cpus, platform, until, &mut alarm, Pace::Free) {
-            Ok(Given::Turn { .. } | Given::Nothing | Given::Waited) => {}
+        match round_robin.give(cpus, shared, until, &mut wake_timer, Pace::Free) {
+            Ok(Given::Stepped { .. } | Given::Nothing | Given::Waited) => {}
             Ok(Given::Unread) => {
-                post.bell.sleep();
+                vcpu_shared.doorbell.sleep();
                 kick::clear();
-                lock(&platform.clock).slept();
+                lock(&shared.clock).slept();
             }
             Ok(Given::NobodyWakes) if mailbox.can_come() => {
-                post.bell.sleep();
+                vcpu_shared.doorbell.sleep();
                 kick::clear();
-                lock(&platform.clock).slept();
+                lock(&shared.clock).slept();
             }
             Ok(Given::NobodyWakes | Given::EndOfTime) => {
                 let address = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
@@ -174,9 +172,9 @@ pub(crate) fn virtually(
             Err(error) => break Err(error),
         }
     };
-    post.bell.detach();
+    vcpu_shared.doorbell.detach();
     for cpu in cpus.iter_mut() {
-        step::settle(cpu, platform)?;
+        step::settle(cpu, shared)?;
     }
     result
 }

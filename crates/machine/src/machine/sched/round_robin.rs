@@ -8,12 +8,12 @@ use vmtime::GuestTsc;
 
 use crate::machine::{
     error::RunError,
-    shared::{Platform, lock},
+    shared::{Shared, lock},
     vcpu::{
         Cpu,
-        step::{self, Pace, Stop, Turn},
+        step::{self, Pace, Stepped, Stop},
     },
-    wake::{next_due, wake_timer::Alarm},
+    wake::{next_due, wake_timer::WakeTimer},
 };
 
 /// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
@@ -32,9 +32,9 @@ impl Until {
 
 /// Who had turns and whose is next. All that gives the order of a run, so that a copy of it goes on in the same way.
 #[derive(Clone, Debug)]
-pub(crate) struct Turns {
+pub(crate) struct RoundRobin {
     order: Rand32,
-    /// `Some(deaf)` for those that were idle at their last turn.
+    /// `Some(unwakeable)` for those that were idle at their last turn.
     idle: Vec<Option<bool>>,
     /// Whose turn is not over, and the operations before it.
     current: Option<(usize, u64)>,
@@ -44,7 +44,7 @@ pub(crate) struct Turns {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
     /// This vCPU was entered.
-    Turn { cpu: usize },
+    Stepped { cpu: usize },
     /// A vCPU was found to be idle, or was entered in vain.
     Nothing,
     /// Somebody is to read first what the machine produced.
@@ -59,7 +59,7 @@ pub(crate) enum Given {
     Stop(Stop),
 }
 
-impl Turns {
+impl RoundRobin {
     /// The order that `seed` fixes, for so many vCPUs.
     pub(crate) fn new(seed: u64, cpus: usize) -> Self {
         Self::with(Rand32::new(seed), cpus)
@@ -90,55 +90,55 @@ impl Turns {
     pub(crate) fn give(
         &mut self,
         cpus: &mut [Cpu],
-        platform: &Platform,
+        shared: &Shared,
         until: Until,
-        alarm: &mut Alarm,
+        wake_timer: &mut WakeTimer,
         pace: Pace,
     ) -> Result<Given, RunError> {
-        let Some((chosen, before)) = self.current.or_else(|| self.choose(cpus, platform)) else {
-            return Ok(self.wait(cpus, platform, until));
+        let Some((chosen, before)) = self.current.or_else(|| self.choose(cpus, shared)) else {
+            return Ok(self.wait(cpus, shared, until));
         };
         let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
         let _binding = cpu.vcpu.bind();
         if cpu.vcpu.forget_kicks()
-            && let Some(end) = alarm.rang(cpu, platform)
+            && let Some(end) = wake_timer.rang(cpu, shared)
         {
             return Ok(Given::Stop(Stop::Ended(end)));
         }
         self.current = Some((chosen, before));
-        match step::turn(cpu, platform, alarm, until.first(), pace)? {
-            Turn::Ran => {
-                self.current = self.current.filter(|_| lock(&platform.clock).operations() == before);
-                Ok(Given::Turn { cpu: chosen })
+        match step::step(cpu, shared, wake_timer, until.first(), pace)? {
+            Stepped::Ran => {
+                self.current = self.current.filter(|_| lock(&shared.clock).operations() == before);
+                Ok(Given::Stepped { cpu: chosen })
             }
-            Turn::Kicked => Ok(Given::Nothing),
-            Turn::Unread => Ok(Given::Unread),
-            Turn::Idle { deaf } => {
+            Stepped::Kicked => Ok(Given::Nothing),
+            Stepped::Unread => Ok(Given::Unread),
+            Stepped::Idle { unwakeable } => {
                 if let Some(slot) = self.idle.get_mut(chosen) {
-                    *slot = Some(deaf);
+                    *slot = Some(unwakeable);
                 }
                 self.current = None;
                 Ok(Given::Nothing)
             }
-            Turn::Stop(stop) => Ok(Given::Stop(stop)),
+            Stepped::Stop(stop) => Ok(Given::Stop(stop)),
         }
     }
 
     /// Who is next, and the operations so far; nobody if all are idle.
-    fn choose(&mut self, cpus: &[Cpu], platform: &Platform) -> Option<(usize, u64)> {
-        wake(cpus, platform, &mut self.idle);
+    fn choose(&mut self, cpus: &[Cpu], shared: &Shared) -> Option<(usize, u64)> {
+        wake(cpus, shared, &mut self.idle);
         let chosen = draw(&self.idle, &mut self.order)?;
-        Some((chosen, lock(&platform.clock).operations()))
+        Some((chosen, lock(&shared.clock).operations()))
     }
 
     /// All are idle: lets time pass up to what comes next.
-    fn wait(&mut self, cpus: &[Cpu], platform: &Platform, until: Until) -> Given {
-        let mut clock = lock(&platform.clock);
+    fn wait(&mut self, cpus: &[Cpu], shared: &Shared, until: Until) -> Given {
+        let mut clock = lock(&shared.clock);
         let dues = cpus
             .iter()
             .zip(&self.idle)
-            .filter(|(_, deaf)| **deaf != Some(true))
-            .filter_map(|(cpu, _)| next_due::due(&cpu.local, platform, &clock));
+            .filter(|(_, unwakeable)| **unwakeable != Some(true))
+            .filter_map(|(cpu, _)| next_due::due(&cpu.local, shared, &clock));
         let Some(target) = dues.chain(until.stop).min() else { return Given::NobodyWakes };
         if target.0 == u64::MAX && clock.tsc() == target {
             return Given::EndOfTime;
@@ -159,13 +159,13 @@ fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
 }
 
 /// Whoever has a message, or a timer that is due, is no longer idle.
-fn wake(cpus: &[Cpu], platform: &Platform, idle: &mut [Option<bool>]) {
-    let clock = lock(&platform.clock);
+fn wake(cpus: &[Cpu], shared: &Shared, idle: &mut [Option<bool>]) {
+    let clock = lock(&shared.clock);
     let now = clock.tsc();
-    for ((cpu, post), slot) in cpus.iter().zip(&platform.posts).zip(idle) {
-        if let Some(deaf) = *slot {
-            let message = !lock(&post.inbox).is_empty();
-            if message || !deaf && next_due::due(&cpu.local, platform, &clock).is_some_and(|due| due <= now) {
+    for ((cpu, vcpu_shared), slot) in cpus.iter().zip(&shared.vcpus).zip(idle) {
+        if let Some(unwakeable) = *slot {
+            let message = !lock(&vcpu_shared.inbox).is_empty();
+            if message || !unwakeable && next_due::due(&cpu.local, shared, &clock).is_some_and(|due| due <= now) {
                 *slot = None;
             }
         }

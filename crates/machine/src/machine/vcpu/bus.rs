@@ -15,7 +15,7 @@ use crate::{
     kvm::{Bus, GpFault},
     machine::{
         record::trace::Event,
-        shared::{Platform, Ram, lock},
+        shared::{Ram, Shared, lock},
     },
 };
 
@@ -26,9 +26,9 @@ const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const APIC_PAGE: u64 = 0x1000;
 
 /// One vCPU's view of the machine while it runs.
-pub(crate) struct Access<'a> {
+pub(crate) struct VcpuBus<'a> {
     pub local: &'a mut Local,
-    pub platform: &'a Platform,
+    pub shared: &'a Shared,
     /// What KVM must be told.
     pub changed: Changed,
 }
@@ -42,14 +42,14 @@ pub(crate) struct Changed {
     pub tsc: bool,
 }
 
-impl<'a> Access<'a> {
-    pub(crate) fn new(local: &'a mut Local, platform: &'a Platform) -> Self {
-        Self { local, platform, changed: Changed::default() }
+impl<'a> VcpuBus<'a> {
+    pub(crate) fn new(local: &'a mut Local, shared: &'a Shared) -> Self {
+        Self { local, shared, changed: Changed::default() }
     }
 
     /// An operation passes; the instant at which it takes effect.
     pub(crate) fn operation(&mut self) -> Now {
-        let (mut clock, host) = self.platform.read_clock();
+        let (mut clock, host) = self.shared.read_clock();
         clock.spend_operation();
         let now = self.local.now(&clock, host);
         self.local.advance(&clock, now);
@@ -57,7 +57,7 @@ impl<'a> Access<'a> {
     }
 
     fn trace(&self, now: Now, event: &Event<'_>) {
-        self.platform.event(self.local.index, now, event);
+        self.shared.event(self.local.index, now, event);
     }
 
     /// Where in the xAPIC page `address` is, if it is.
@@ -70,10 +70,10 @@ impl<'a> Access<'a> {
         self.changed.apic_base |= effects.base_changed;
         // Without an I/O APIC nobody waits for an EOI.
         if let Some(ipi) = effects.ipi {
-            ipi::send(self.platform, self.local, ipi);
+            ipi::send(self.shared, self.local, ipi);
         }
         if effects.route_changed {
-            ipi::publish_route(self.platform, self.local);
+            ipi::publish_route(self.shared, self.local);
         }
     }
 
@@ -81,39 +81,39 @@ impl<'a> Access<'a> {
     fn tell_first_cpu(&self, port: u16) {
         if self.local.index != 0
             && Devices::interrupts_by(port)
-            && let Some(post) = self.platform.posts.first()
+            && let Some(vcpu_shared) = self.shared.vcpus.first()
         {
-            post.bell.ring();
+            vcpu_shared.doorbell.ring();
         }
     }
 
     /// The guest writes, at `now`, that its TSC is to be `adjust` ahead of the base, modulo 2^64.
     fn move_tsc(&mut self, adjust: u64, now: Now) -> Result<(), GpFault> {
-        if !lock(&self.platform.clock).tsc_moves() {
+        if !lock(&self.shared.clock).tsc_moves() {
             log::warn!(
                 "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
             );
             return Err(GpFault);
         }
         // Ticks so far were read from the TSC as it was.
-        lock(&self.platform.judge).read_rings(self.platform);
+        lock(&self.shared.audit).read_rings(self.shared);
         self.local.tsc_adjust = adjust;
         self.local.apic.move_tsc(now, now.ahead(adjust));
-        if let Some(post) = self.platform.post(self.local.index) {
-            post.tsc_adjust.store(adjust, Ordering::Relaxed);
+        if let Some(vcpu_shared) = self.shared.vcpu(self.local.index) {
+            vcpu_shared.tsc_adjust.store(adjust, Ordering::Relaxed);
         }
         self.changed.tsc = true;
-        if self.platform.posts.len() > 1 {
+        if self.shared.vcpus.len() > 1 {
             // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between
             // would have been told wrong.
-            self.platform.tsc_stable.store(false, Ordering::SeqCst);
+            self.shared.tsc_stable.store(false, Ordering::SeqCst);
         }
         self.publish()
     }
 
     /// Publishes again if another CPU's TSC write made this page's flags untrue.
     pub(crate) fn refresh_page(&mut self) {
-        if self.local.pvclock.address().is_some() && self.local.published_flags != self.platform.page_flags() {
+        if self.local.pvclock.address().is_some() && self.local.published_flags != self.shared.page_flags() {
             // A page that cannot be written has been told of when it was registered.
             let _ = self.publish();
         }
@@ -123,7 +123,7 @@ impl<'a> Access<'a> {
     pub(crate) fn settle_eoi(&mut self) {
         let Local { apic, pv_eoi, .. } = &mut *self.local;
         if let Some(pv_eoi) = pv_eoi {
-            pv_eoi.settle(apic.silent_end(), &Ram(&self.platform.memory));
+            pv_eoi.settle(apic.silent_end(), &Ram(&self.shared.memory));
         }
     }
 
@@ -131,19 +131,19 @@ impl<'a> Access<'a> {
     pub(crate) fn lend_eoi(&mut self) {
         let Local { apic, pv_eoi, .. } = &mut *self.local;
         if let Some(pv_eoi) = pv_eoi {
-            pv_eoi.lend(apic.silent_end(), &Ram(&self.platform.memory));
+            pv_eoi.lend(apic.silent_end(), &Ram(&self.shared.memory));
         }
     }
 
     /// Publishes this CPU's page, if it has one.
     fn publish(&mut self) -> Result<(), GpFault> {
-        if let Some(post) = self.platform.post(self.local.index) {
-            post.page.store(self.local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+        if let Some(vcpu_shared) = self.shared.vcpu(self.local.index) {
+            vcpu_shared.page.store(self.local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
         }
-        let page = lock(&self.platform.clock).page(self.local.tsc_adjust);
-        let flags = self.platform.page_flags();
+        let page = lock(&self.shared.clock).page(self.local.tsc_adjust);
+        let flags = self.shared.page_flags();
         self.local.published_flags = flags;
-        let published = self.local.pvclock.publish(&Ram(&self.platform.memory), &page, flags, false);
+        let published = self.local.pvclock.publish(&Ram(&self.shared.memory), &page, flags, false);
         published.map(|_| ()).map_err(|fault| {
             log::warn!("the kvmclock page cannot be written: {fault}");
             GpFault
@@ -159,16 +159,16 @@ impl<'a> Access<'a> {
             IA32_TSC => Ok(now.tsc.0),
             IA32_TSC_ADJUST => Ok(self.local.tsc_adjust),
             MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => Ok(self.local.pvclock.read_msr()),
-            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(lock(&self.platform.wall).read_msr()),
+            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(lock(&self.shared.wall).read_msr()),
             _ => {
-                self.platform.unknown_msr(index, "RDMSR");
+                self.shared.unknown_msr(index, "RDMSR");
                 Err(GpFault)
             }
         }
     }
 
     fn write(&mut self, index: u32, value: u64, now: Now) -> Result<(), GpFault> {
-        let ram = Ram(&self.platform.memory);
+        let ram = Ram(&self.shared.memory);
         if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &mut self.local.pv_eoi) {
             return pv_eoi.write_msr(value, &ram).map_err(|fault| {
                 log::warn!("the guest's write of MSR_KVM_PV_EOI_EN {value:#x} gets a #GP: {fault}");
@@ -192,24 +192,24 @@ impl<'a> Access<'a> {
                 self.publish()
             }
             MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => {
-                let wall_ns = lock(&self.platform.clock).wall_ns_at_zero();
-                lock(&self.platform.wall).write_msr(value, wall_ns, &ram).map_err(|fault| {
+                let wall_ns = lock(&self.shared.clock).wall_ns_at_zero();
+                lock(&self.shared.wall).write_msr(value, wall_ns, &ram).map_err(|fault| {
                     log::warn!("the guest's wall-clock address {value:#x} gets a #GP: {fault}");
                     GpFault
                 })
             }
             _ => {
-                self.platform.unknown_msr(index, "WRMSR");
+                self.shared.unknown_msr(index, "WRMSR");
                 Err(GpFault)
             }
         }
     }
 }
 
-impl Bus for Access<'_> {
+impl Bus for VcpuBus<'_> {
     fn cr8(&mut self, cr8: u8) {
         let Local { apic, pv_eoi, .. } = &mut *self.local;
-        if let Some(vector) = pv_eoi.as_mut().and_then(|pv_eoi| pv_eoi.look(&Ram(&self.platform.memory))) {
+        if let Some(vector) = pv_eoi.as_mut().and_then(|pv_eoi| pv_eoi.look(&Ram(&self.shared.memory))) {
             apic.end_silently(vector);
         }
         if self.local.apic.cr8() != cr8 {
@@ -219,14 +219,14 @@ impl Bus for Access<'_> {
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
-        lock(&self.platform.devices).port_in(port, data, now.vm);
+        lock(&self.shared.devices).port_in(port, data, now.vm);
         self.tell_first_cpu(port);
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
-        lock(&self.platform.devices).port_out(port, data, now.vm);
+        lock(&self.shared.devices).port_out(port, data, now.vm);
         self.tell_first_cpu(port);
         self.trace(now, &Event::PortOut { port, data });
     }
@@ -257,14 +257,14 @@ impl Bus for Access<'_> {
     }
 
     fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
-        if index == IA32_TSC_DEADLINE && self.platform.swallow_deadline {
+        if index == IA32_TSC_DEADLINE && self.shared.swallow_deadline {
             return Ok(());
         }
         self.msr_write_at_site(index, value)
     }
 }
 
-impl Access<'_> {
+impl VcpuBus<'_> {
     /// WRMSR that the VMM performs itself.
     pub(crate) fn msr_write_at_site(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
         let now = self.operation();

@@ -12,31 +12,31 @@ use vlapic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
 use super::{Cpu, Local, Phase};
 use crate::machine::{
     error::RunError,
-    shared::{Platform, Post, lock},
+    shared::{Shared, VcpuShared, lock},
 };
 
 /// Where `local` is reached.
-fn post<'a>(platform: &'a Platform, local: &Local) -> Option<&'a Post> {
-    usize::try_from(local.index).ok().and_then(|index| platform.posts.get(index))
+fn vcpu_shared<'a>(shared: &'a Shared, local: &Local) -> Option<&'a VcpuShared> {
+    usize::try_from(local.index).ok().and_then(|index| shared.vcpus.get(index))
 }
 
 /// Makes the table say what `local`'s LAPIC answers to.
-pub(crate) fn publish_route(platform: &Platform, local: &Local) {
-    if let Some(post) = post(platform, local) {
-        *lock(&post.route) = Some(local.apic.route());
+pub(crate) fn publish_route(shared: &Shared, local: &Local) {
+    if let Some(vcpu_shared) = vcpu_shared(shared, local) {
+        *lock(&vcpu_shared.route) = Some(local.apic.route());
     }
 }
 
 /// Sends `ipi` from `local`.
-pub(crate) fn send(platform: &Platform, local: &Local, ipi: Ipi) {
-    publish_route(platform, local);
+pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
+    publish_route(shared, local);
     let own = usize::try_from(local.index).unwrap_or(usize::MAX);
-    let route = |post: &Post| -> Option<Route> { *lock(&post.route) };
-    let mut targets: Vec<(usize, Route)> = platform
-        .posts
+    let route = |vcpu_shared: &VcpuShared| -> Option<Route> { *lock(&vcpu_shared.route) };
+    let mut targets: Vec<(usize, Route)> = shared
+        .vcpus
         .iter()
         .enumerate()
-        .filter_map(|(index, post)| Some((index, route(post)?)))
+        .filter_map(|(index, vcpu_shared)| Some((index, route(vcpu_shared)?)))
         .filter(|(index, route)| route.addressed_by(ipi.destination, *index == own))
         .collect();
     if ipi.mode == DeliveryMode::LowestPriority {
@@ -44,33 +44,33 @@ pub(crate) fn send(platform: &Platform, local: &Local, ipi: Ipi) {
         targets.retain(|(index, _)| Some(*index) == chosen);
     }
     for (index, _) in targets {
-        let Some(post) = platform.posts.get(index) else { continue };
-        lock(&post.inbox).post(&ipi);
+        let Some(vcpu_shared) = shared.vcpus.get(index) else { continue };
+        lock(&vcpu_shared.inbox).post(&ipi);
         // The sender looks into its own inbox before it enters the guest again.
         if index != own {
-            post.bell.ring();
+            vcpu_shared.doorbell.ring();
         }
     }
 }
 
 /// Takes what waits for `cpu`.
-pub(crate) fn receive(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
+pub(crate) fn receive(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     loop {
-        let Some(post) = post(platform, &cpu.local) else { return Ok(()) };
-        let Some(ipi) = lock(&post.inbox).take() else { return Ok(()) };
+        let Some(vcpu_shared) = vcpu_shared(shared, &cpu.local) else { return Ok(()) };
+        let Some(ipi) = lock(&vcpu_shared.inbox).take() else { return Ok(()) };
         let delivery = cpu.local.apic.deliver(&ipi);
-        carry_out(cpu, platform, delivery)?;
+        carry_out(cpu, shared, delivery)?;
     }
 }
 
 /// What the CPU does about a message or a pin that its LAPIC passed on.
-pub(crate) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) -> Result<(), RunError> {
+pub(crate) fn carry_out(cpu: &mut Cpu, shared: &Shared, delivery: Delivery) -> Result<(), RunError> {
     match delivery {
         // System management mode does not exist here. What the 8259 pair asks for is injected when it can enter.
         Delivery::None | Delivery::Accepted | Delivery::ExtInt | Delivery::Smi => {}
         Delivery::Nmi => {
             if cpu.local.phase == Phase::Running {
-                cpu.drain(platform)?;
+                cpu.drain(shared)?;
                 cpu.vcpu.nmi()?;
                 cpu.local.nmi = true;
                 // One that halted in its NMI handler sleeps on.
@@ -78,9 +78,9 @@ pub(crate) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) 
             }
         }
         Delivery::Init => {
-            cpu.drain(platform)?;
+            cpu.drain(shared)?;
             cpu.vcpu.reset_after_init()?;
-            init(&mut cpu.local, platform);
+            init(&mut cpu.local, shared);
         }
         // The page number becomes CS (SDM vol. 3, "MP Initialization Protocol Algorithm"). A second SIPI is ignored.
         Delivery::StartUp { vector } => {
@@ -95,7 +95,7 @@ pub(crate) fn carry_out(cpu: &mut Cpu, platform: &Platform, delivery: Delivery) 
 
 /// What INIT does to what is ours of a CPU. It takes every paravirtual registration away (the nanosecond deadline is the
 /// LAPIC's), so that nothing is written any more where the guest may since have put something else.
-fn init(local: &mut Local, platform: &Platform) {
+fn init(local: &mut Local, shared: &Shared) {
     let Local {
         index: _,
         apic,
@@ -118,13 +118,13 @@ fn init(local: &mut Local, platform: &Platform) {
         pv_eoi.reset();
     }
     // All CPUs share this one, which is a number to read back and no more: what it names was written long ago.
-    *lock(&platform.wall) = WallRegistration::default();
+    *lock(&shared.wall) = WallRegistration::default();
     // The bootstrap processor restarts at the reset vector, where a PC has its firmware, others wait for a start-up message
     // (SDM vol. 3, "MP Initialization Protocol Algorithm").
     *phase = if apic.config().bsp { Phase::Running } else { Phase::WaitForSipi };
     (*halted, *nmi, *sti_shadow) = (false, false, false);
-    if let Some(post) = post(platform, local) {
-        post.page.store(0, Ordering::Relaxed);
+    if let Some(vcpu_shared) = vcpu_shared(shared, local) {
+        vcpu_shared.page.store(0, Ordering::Relaxed);
     }
-    publish_route(platform, local);
+    publish_route(shared, local);
 }

@@ -10,26 +10,26 @@ use super::{Cpu, Local, ipi};
 use crate::machine::{
     clock::Clock,
     error::RunError,
-    shared::{Platform, lock},
+    shared::{Shared, lock},
 };
 
 /// Gives `cpu`, if it is the first, the level of the line at `now`.
-pub(crate) fn sample(cpu: &mut Cpu, platform: &Platform, now: Now) -> Result<(), RunError> {
+pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
     if cpu.local.index != 0 {
         return Ok(());
     }
     let level = {
-        let mut devices = lock(&platform.devices);
+        let mut devices = lock(&shared.devices);
         devices.advance(now.vm);
         devices.interrupts()
     };
     let delivery = cpu.local.apic.local(LocalSource::Lint0, level);
-    ipi::carry_out(cpu, platform, delivery)
+    ipi::carry_out(cpu, shared, delivery)
 }
 
 /// The CPU takes the 8259's interrupt: its vector. Later ones show at the next sample.
-pub(crate) fn acknowledge(local: &mut Local, platform: &Platform) -> u8 {
-    let mut devices = lock(&platform.devices);
+pub(crate) fn acknowledge(local: &mut Local, shared: &Shared) -> u8 {
+    let mut devices = lock(&shared.devices);
     let vector = devices.acknowledge();
     // The line falls, if only to rise again at once.
     let _ = local.apic.local(LocalSource::Lint0, false);
@@ -37,11 +37,11 @@ pub(crate) fn acknowledge(local: &mut Local, platform: &Platform) -> u8 {
 }
 
 /// The base TSC at which the line can next ask something of this CPU; none if nothing is to be waited for.
-pub(crate) fn due(local: &Local, platform: &Platform, clock: &Clock) -> Option<GuestTsc> {
+pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
     if local.index != 0 || !local.apic.heeds_lint0() {
         return None;
     }
-    let devices = lock(&platform.devices);
+    let devices = lock(&shared.devices);
     // Another CPU's access of the 8259 pair can have raised the line since it was sampled.
     if devices.interrupts() {
         return (!local.apic.lint0()).then(|| clock.tsc());

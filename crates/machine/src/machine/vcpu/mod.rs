@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use vlapic::{Deadline, LocalApic};
 use vmtime::{GuestTsc, HostTsc, Now, VmTime};
 
-use self::bus::{Access, Changed};
+use self::bus::{Changed, VcpuBus};
 use super::{
     clock::Clock,
     error::RunError,
-    shared::{Platform, lock},
+    shared::{Shared, lock},
 };
 use crate::kvm::Vcpu;
 
@@ -99,20 +99,20 @@ impl Local {
 
 impl Cpu {
     /// Completes the last instruction, answering what it still accesses.
-    pub(crate) fn drain(&mut self, platform: &Platform) -> Result<(), RunError> {
-        let mut access = Access::new(&mut self.local, platform);
+    pub(crate) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
+        let mut access = VcpuBus::new(&mut self.local, shared);
         self.vcpu.drain(&mut access)?;
         let changed = access.changed;
-        self.tell_kvm(changed, platform)
+        self.tell_kvm(changed, shared)
     }
 
     /// Tells KVM what an access changed. The vCPU must be drained.
-    pub(crate) fn tell_kvm(&mut self, changed: Changed, platform: &Platform) -> Result<(), RunError> {
+    pub(crate) fn tell_kvm(&mut self, changed: Changed, shared: &Shared) -> Result<(), RunError> {
         if changed.apic_base {
             self.vcpu.set_apic_base(self.local.apic.apic_base());
         }
         if changed.tsc
-            && let Some(offset) = lock(&platform.clock).vcpu_offset(self.local.tsc_adjust)
+            && let Some(offset) = lock(&shared.clock).vcpu_offset(self.local.tsc_adjust)
         {
             self.vcpu.set_tsc_offset(offset)?;
         }

@@ -5,7 +5,7 @@ use vmtime::{GuestTsc, Now};
 
 use super::{
     Cpu, Local, Phase,
-    bus::{Access, Changed},
+    bus::{Changed, VcpuBus},
     disassembly, ipi, lint0, single_step,
 };
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
         config::TimeMode,
         error::{At, End, RunError},
         record::trace::Event,
-        shared::{Deaf, Platform, lock},
-        wake::wake_timer::Alarm,
+        shared::{Shared, Unwakeable, lock},
+        wake::wake_timer::WakeTimer,
     },
 };
 
@@ -35,15 +35,15 @@ pub(crate) enum Stop {
 
 /// What came of one turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum Stepped {
     /// The vCPU was entered.
     Ran,
     /// It was entered in vain: a kick or an open window brought it back.
     Kicked,
     /// It waits for somebody to read what the machine produced.
     Unread,
-    /// It waits: nothing is there for it to do. `deaf`: no interrupt could wake it, only a message from another CPU.
-    Idle { deaf: bool },
+    /// It waits: nothing is there for it to do. `unwakeable`: no interrupt could wake it, only a message from another CPU.
+    Idle { unwakeable: bool },
     /// See [`Stop`].
     Stop(Stop),
 }
@@ -59,127 +59,127 @@ pub enum Pace {
 }
 
 /// One turn of `cpu`: take messages, look at the time, inject, enter once, answer.
-pub(crate) fn turn(
+pub(crate) fn step(
     cpu: &mut Cpu,
-    platform: &Platform,
-    alarm: &mut Alarm,
+    shared: &Shared,
+    wake_timer: &mut WakeTimer,
     stop: Option<GuestTsc>,
     pace: Pace,
-) -> Result<Turn, RunError> {
+) -> Result<Stepped, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
-    if let Some(exit) = lock(&platform.devices).take_exit() {
-        return Ok(Turn::Stop(Stop::Ended(End::Guest(exit))));
+    if let Some(exit) = lock(&shared.devices).take_exit() {
+        return Ok(Stepped::Stop(Stop::Ended(End::Guest(exit))));
     }
-    platform.hears(cpu.local.index);
-    ipi::receive(cpu, platform)?;
-    Access::new(&mut cpu.local, platform).refresh_page();
+    shared.hears(cpu.local.index);
+    ipi::receive(cpu, shared)?;
+    VcpuBus::new(&mut cpu.local, shared).refresh_page();
     // As late as can be: what is done before the wait is not done after it. A halted guest has less to lose: see
-    // `Alarm::sleep`.
+    // `WakeTimer::sleep`.
     if !cpu.local.halted {
-        alarm.poll(platform);
+        wake_timer.poll(shared);
     }
     let (now, base, mode, host) = {
-        let (clock, host) = platform.read_clock();
+        let (clock, host) = shared.read_clock();
         if clock.is_stopped() {
-            return Ok(Turn::Stop(Stop::Asked));
+            return Ok(Stepped::Stop(Stop::Asked));
         }
         let now = cpu.local.now(&clock, host);
         cpu.local.advance(&clock, now);
         (now, clock.tsc_at(host), clock.mode(), host)
     };
-    lint0::sample(cpu, platform, now)?;
+    lint0::sample(cpu, shared, now)?;
     if stop.is_some_and(|stop| base >= stop) {
-        return Ok(Turn::Stop(Stop::Reached));
+        return Ok(Stepped::Stop(Stop::Reached));
     }
-    if platform.waits_for_reader() {
+    if shared.waits_for_reader() {
         // It is not the host that keeps it from running.
-        if let Some(post) = platform.post(cpu.local.index) {
-            post.last_run.idle(host, None);
+        if let Some(vcpu_shared) = shared.vcpu(cpu.local.index) {
+            vcpu_shared.last_run.idle(host, None);
         }
-        return Ok(Turn::Unread);
+        return Ok(Stepped::Unread);
     }
     if cpu.local.phase == Phase::WaitForSipi {
-        return Ok(match platform.deafened(cpu.local.index, Deaf::Parked) {
-            Some(end) => Turn::Stop(Stop::Ended(end)),
-            None => Turn::Idle { deaf: true },
+        return Ok(match shared.deafened(cpu.local.index, Unwakeable::Parked) {
+            Some(end) => Stepped::Stop(Stop::Ended(end)),
+            None => Stepped::Idle { unwakeable: true },
         });
     }
-    let entry = inject(cpu, platform, now, base)?;
+    let entry = inject(cpu, shared, now, base)?;
     if cpu.local.halted {
-        lock(&platform.judge).read_rings(platform);
-        let deaf = !cpu.vcpu.interrupts_enabled();
+        lock(&shared.audit).read_rings(shared);
+        let unwakeable = !cpu.vcpu.interrupts_enabled();
         // Another CPU could still send an NMI or INIT.
-        if deaf {
+        if unwakeable {
             let address = cpu.vcpu.registers().linear_rip;
-            if let Some(end) = platform.deafened(cpu.local.index, Deaf::Halted { address }) {
-                return Ok(Turn::Stop(Stop::Ended(end)));
+            if let Some(end) = shared.deafened(cpu.local.index, Unwakeable::Halted { address }) {
+                return Ok(Stepped::Stop(Stop::Ended(end)));
             }
         } else if mode == TimeMode::Real {
-            alarm.set(&cpu.local, platform, mode, stop);
+            wake_timer.set(&cpu.local, shared, mode, stop);
         }
-        return Ok(Turn::Idle { deaf });
+        return Ok(Stepped::Idle { unwakeable });
     }
-    Access::new(&mut cpu.local, platform).settle_eoi();
-    alarm.set(&cpu.local, platform, mode, stop);
+    VcpuBus::new(&mut cpu.local, shared).settle_eoi();
+    wake_timer.set(&cpu.local, shared, mode, stop);
     if mode == TimeMode::Real
-        && let Some(post) = platform.post(cpu.local.index)
-        && !alarm.enter(platform, post, host)
+        && let Some(vcpu_shared) = shared.vcpu(cpu.local.index)
+        && !wake_timer.enter(shared, vcpu_shared, host)
     {
-        return Ok(Turn::Kicked);
+        return Ok(Stepped::Kicked);
     }
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
     let (exit, changed) = match entry {
         // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
-        Entry::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
-            single_step::one(cpu, platform)?
+        Injection::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
+            single_step::one(cpu, shared)?
         }
-        Entry::Injected { vector, .. } if pace == Pace::Step => single_step::into_handler(cpu, platform, vector)?,
+        Injection::Injected { vector, .. } if pace == Pace::Step => single_step::into_handler(cpu, shared, vector)?,
         _ if pace == Pace::Step => match cpu.vcpu.entering() {
             // A kick came before it could enter.
-            Some(vector) => single_step::into_handler(cpu, platform, vector)?,
-            None => single_step::one(cpu, platform)?,
+            Some(vector) => single_step::into_handler(cpu, shared, vector)?,
+            None => single_step::one(cpu, shared)?,
         },
         _ => {
             cpu.vcpu.stop_stepping()?;
-            if entry == Entry::Masked && mode == TimeMode::Real {
-                alarm.set_soon(platform);
+            if entry == Injection::Masked && mode == TimeMode::Real {
+                wake_timer.set_soon(shared);
             }
             // In virtual time what else waits enters at the next operation: windows open when the host looks.
-            let more = mode == TimeMode::Real && matches!(entry, Entry::Injected { more: true, .. });
-            cpu.vcpu.request_window(entry == Entry::Blocked || more);
+            let more = mode == TimeMode::Real && matches!(entry, Injection::Injected { more: true, .. });
+            cpu.vcpu.request_window(entry == Injection::Blocked || more);
             // Whatever the guest executes first ends it.
             cpu.local.sti_shadow = false;
-            let mut access = Access::new(&mut cpu.local, platform);
+            let mut access = VcpuBus::new(&mut cpu.local, shared);
             let exit = cpu.vcpu.run(&mut access)?;
             (exit, access.changed)
         }
     };
     if changed != Changed::default() {
-        cpu.drain(platform)?;
-        cpu.tell_kvm(changed, platform)?;
+        cpu.drain(shared)?;
+        cpu.tell_kvm(changed, shared)?;
     }
-    match handle(cpu, platform, exit)? {
-        None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Turn::Kicked),
-        None => Ok(Turn::Ran),
+    match handle(cpu, shared, exit)? {
+        None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Stepped::Kicked),
+        None => Ok(Stepped::Ran),
         Some(end) => {
-            lock(&platform.judge).read_rings(platform);
-            Ok(Turn::Stop(Stop::Ended(end)))
+            lock(&shared.audit).read_rings(shared);
+            Ok(Stepped::Stop(Stop::Ended(end)))
         }
     }
 }
 
 /// Leaves the vCPU in a state that may be read: no step, no window, nothing incomplete.
-pub(crate) fn settle(cpu: &mut Cpu, platform: &Platform) -> Result<(), RunError> {
+pub(crate) fn settle(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     cpu.vcpu.stop_stepping()?;
     cpu.vcpu.request_window(false);
-    let drained = cpu.drain(platform);
-    platform.costs.add(cpu.vcpu.take_calls());
+    let drained = cpu.drain(shared);
+    shared.costs.add(cpu.vcpu.take_calls());
     drained
 }
 
 /// How the vCPU is to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+enum Injection {
     /// Nothing waits.
     Free,
     /// This vector waits no longer: it enters first.
@@ -198,56 +198,56 @@ enum Entry {
 
 /// Injects the highest pending interrupt if it would enter at once; that of the 8259 pair, which knows no priority of the
 /// LAPIC's, before all.
-fn inject(cpu: &mut Cpu, platform: &Platform, now: Now, base: GuestTsc) -> Result<Entry, RunError> {
+fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<Injection, RunError> {
     if cpu.local.nmi {
         // KVM lets it in when it can enter. It comes before all interrupts, also before those that came before it: hosts
         // would let in what is injected first.
-        cpu.drain(platform)?;
+        cpu.drain(shared)?;
         let (waiting, masked) = cpu.vcpu.nmis();
         cpu.local.nmi = waiting > 0;
         if waiting > 0 {
             let more = cpu.local.apic.pending().is_some() || cpu.local.apic.external_interrupt();
             return Ok(match (masked, more && cpu.vcpu.interrupts_enabled()) {
-                (true, true) => Entry::Masked,
-                (true, false) if more => Entry::Blocked,
-                (true, false) => Entry::Free,
-                (false, _) => Entry::Injected { vector: NMI_VECTOR, more },
+                (true, true) => Injection::Masked,
+                (true, false) if more => Injection::Blocked,
+                (true, false) => Injection::Free,
+                (false, _) => Injection::Injected { vector: NMI_VECTOR, more },
             });
         }
     }
     if cpu.local.apic.pending().is_none() && !cpu.local.apic.external_interrupt() {
         let waits = cpu.local.apic.blocked_by_priority() && blocked_by_tpr(&cpu.local);
-        return Ok(if waits && !cpu.local.halted { Entry::Blocked } else { Entry::Free });
+        return Ok(if waits && !cpu.local.halted { Injection::Blocked } else { Injection::Free });
     }
     // Before it is drained, the last access is incomplete and the flags below are those of its beginning.
-    cpu.drain(platform)?;
+    cpu.drain(shared)?;
     let (pending, external) = (cpu.local.apic.pending(), cpu.local.apic.external_interrupt());
     if pending.is_none() && !external {
-        return Ok(Entry::Free);
+        return Ok(Injection::Free);
     }
     if cpu.local.sti_shadow || !cpu.vcpu.ready_for_injection() {
-        return Ok(Entry::Blocked);
+        return Ok(Injection::Blocked);
     }
     if external {
-        let vector = lint0::acknowledge(&mut cpu.local, platform);
+        let vector = lint0::acknowledge(&mut cpu.local, shared);
         cpu.vcpu.inject(vector);
         cpu.local.halted = false;
-        platform.event(cpu.local.index, now, &Event::Inject { vector });
-        return Ok(Entry::Injected { vector, more: pending.is_some() });
+        shared.event(cpu.local.index, now, &Event::Inject { vector });
+        return Ok(Injection::Injected { vector, more: pending.is_some() });
     }
-    let Some(vector) = pending else { return Ok(Entry::Free) };
+    let Some(vector) = pending else { return Ok(Injection::Free) };
     cpu.local.apic.acknowledge(vector);
-    Access::new(&mut cpu.local, platform).lend_eoi();
+    VcpuBus::new(&mut cpu.local, shared).lend_eoi();
     cpu.vcpu.inject(vector);
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
         cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
-        let judged = lock(&platform.clock).judged(base);
+        let judged = lock(&shared.clock).judged(base);
         let due = cpu.local.expired.take();
-        lock(&platform.judge).injected(platform.ring_of(cpu.local.index), judged, due);
+        lock(&shared.audit).injected(shared.ring_of(cpu.local.index), judged, due);
     }
-    platform.event(cpu.local.index, now, &Event::Inject { vector });
-    Ok(Entry::Injected { vector, more: false })
+    shared.event(cpu.local.index, now, &Event::Inject { vector });
+    Ok(Injection::Injected { vector, more: false })
 }
 
 /// Whether TPR alone (not an interrupt in service, whose EOI exits) could hold back what is requested.
@@ -255,16 +255,16 @@ fn blocked_by_tpr(local: &Local) -> bool {
     local.apic.blocked_by_priority() && local.apic.cr8() != 0
 }
 
-fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>, RunError> {
+fn handle(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
     match exit {
-        Exit::Operation(_) => Ok(lock(&platform.devices).take_exit().map(End::Guest)),
+        Exit::Operation(_) => Ok(lock(&shared.devices).take_exit().map(End::Guest)),
         Exit::Halt => {
             let registers = cpu.vcpu.registers();
-            match platform.site_at(registers.linear_rip.wrapping_sub(1)) {
-                Some(kind) => perform_site(cpu, platform, kind, registers.rip.wrapping_sub(1))?,
+            match shared.site_at(registers.linear_rip.wrapping_sub(1)) {
+                Some(kind) => perform_site(cpu, shared, kind, registers.rip.wrapping_sub(1))?,
                 None => {
-                    let now = Access::new(&mut cpu.local, platform).operation();
-                    platform.event(cpu.local.index, now, &Event::Halt);
+                    let now = VcpuBus::new(&mut cpu.local, shared).operation();
+                    shared.event(cpu.local.index, now, &Event::Halt);
                     cpu.local.halted = true;
                 }
             }
@@ -272,17 +272,12 @@ fn handle(cpu: &mut Cpu, platform: &Platform, exit: Exit) -> Result<Option<End>,
         }
         // Kicked: the loop looks why.
         Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
-        exit => cannot_go_on(cpu.local.index, &mut cpu.vcpu, platform, exit),
+        exit => cannot_go_on(cpu.local.index, &mut cpu.vcpu, shared, exit),
     }
 }
 
 /// The end that an exit of vCPU number `cpu` means which nothing can be done about; none for the others.
-pub(crate) fn cannot_go_on(
-    cpu: u32,
-    vcpu: &mut Vcpu,
-    platform: &Platform,
-    exit: Exit,
-) -> Result<Option<End>, RunError> {
+pub(crate) fn cannot_go_on(cpu: u32, vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) | Exit::Halt | Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
         Exit::Shutdown => Ok(Some(End::TripleFault { cpu })),
@@ -291,22 +286,22 @@ pub(crate) fn cannot_go_on(
                 1 => "KVM cannot emulate this instruction".to_owned(),
                 other => format!("KVM internal error, suberror {other}"),
             };
-            cannot_execute(cpu, vcpu, platform, reason).map(Some)
+            cannot_execute(cpu, vcpu, shared, reason).map(Some)
         }
         Exit::FailEntry(reason) => {
             let reason = match kvm::entry_failure(reason) {
                 Some(words) => format!("the CPU refused to enter the guest: {words} ({reason:#x})"),
                 None => format!("the CPU refused to enter the guest (hardware reason {reason:#x})"),
             };
-            cannot_execute(cpu, vcpu, platform, reason).map(Some)
+            cannot_execute(cpu, vcpu, shared, reason).map(Some)
         }
-        Exit::Other(reason) => cannot_execute(cpu, vcpu, platform, format!("KVM exit reason {reason}")).map(Some),
+        Exit::Other(reason) => cannot_execute(cpu, vcpu, shared, format!("KVM exit reason {reason}")).map(Some),
     }
 }
 
-fn cannot_execute(cpu: u32, vcpu: &mut Vcpu, platform: &Platform, reason: String) -> Result<End, RunError> {
+fn cannot_execute(cpu: u32, vcpu: &mut Vcpu, shared: &Shared, reason: String) -> Result<End, RunError> {
     let at = at(cpu, vcpu);
-    let bytes = single_step::instruction_at(vcpu, platform, at.address)?;
+    let bytes = single_step::instruction_at(vcpu, shared, at.address)?;
     if bytes.is_empty() {
         return Ok(End::NoMemory(at));
     }
@@ -320,14 +315,14 @@ pub(crate) fn at(cpu: u32, vcpu: &mut Vcpu) -> At {
 }
 
 /// Does what the guest's own instruction at a trap site would have done. All are two bytes long.
-fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) -> Result<(), RunError> {
+fn perform_site(cpu: &mut Cpu, shared: &Shared, kind: Kind, at: u64) -> Result<(), RunError> {
     let next = at.wrapping_add(2);
     let registers = cpu.vcpu.registers();
-    let mut access = Access::new(&mut cpu.local, platform);
+    let mut access = VcpuBus::new(&mut cpu.local, shared);
     match kind {
         Kind::Rdtsc => {
             let now = access.operation();
-            platform.event(access.local.index, now, &Event::Rdtsc { rip: at, value: now.tsc });
+            shared.event(access.local.index, now, &Event::Rdtsc { rip: at, value: now.tsc });
             cpu.vcpu.continue_with(next, now.tsc.0);
         }
         Kind::DeadlineWrmsr => {
@@ -336,7 +331,7 @@ fn perform_site(cpu: &mut Cpu, platform: &Platform, kind: Kind, at: u64) -> Resu
                 [registers.rcx, registers.rax, registers.rdx].map(|r| u32::try_from(r & 0xffff_ffff).unwrap_or(0));
             let written = access.msr_write_at_site(index, u64::from(high) << 32 | u64::from(low));
             let changed = access.changed;
-            cpu.tell_kvm(changed, platform)?;
+            cpu.tell_kvm(changed, shared)?;
             match written {
                 Ok(()) => cpu.vcpu.continue_at(next),
                 Err(_) => cpu.vcpu.raise_gp_at(at),

@@ -15,12 +15,12 @@ use crate::{
 
 /// One vCPU's bell.
 #[derive(Default)]
-pub struct Bell {
+pub struct Doorbell {
     rung: AtomicBool,
     runner: Mutex<Option<Kicker>>,
 }
 
-impl Bell {
+impl Doorbell {
     /// Calls the vCPU's thread.
     pub fn ring(&self) {
         // A ring that was not looked at yet has kicked already. Kicks are queued signals: a guest that sends messages in a
@@ -44,7 +44,7 @@ impl Bell {
     }
 
     /// Forgets rings so far: call before looking at what they might be about.
-    pub fn hush(&self) {
+    pub fn clear(&self) {
         self.rung.store(false, Ordering::SeqCst);
     }
 

@@ -18,14 +18,14 @@ const FIRST_NS: u64 = 100_000;
 
 /// The window of one vCPU, learned from its wakes. Times are host nanoseconds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Early {
+pub(crate) struct HaltPoll {
     most: u64,
     window: u64,
     /// What may be polled at once, earned as time passes.
     credit: u64,
 }
 
-impl Early {
+impl HaltPoll {
     /// A window of `most` or less; zero never polls.
     pub(crate) fn new(most: Duration) -> Self {
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
@@ -62,8 +62,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn late(ns: &[u64]) -> Early {
-        let mut early = Early::new(Duration::from_micros(200));
+    fn late(ns: &[u64]) -> HaltPoll {
+        let mut early = HaltPoll::new(Duration::from_micros(200));
         for _ in 0..4_000 {
             for ns in ns {
                 early.woke(*ns);
@@ -97,7 +97,7 @@ mod tests {
         fn no_more_is_polled_than_was_earned(
             most in 0_u64..1_000_000, wakes in prop::collection::vec((0_u64..300_000, 1_000_u64..20_000_000), 1..500)
         ) {
-            let mut early = Early::new(Duration::from_nanos(most));
+            let mut early = HaltPoll::new(Duration::from_nanos(most));
             let (mut polled, mut passed) = (0, 0);
             for (late, period) in wakes {
                 early.earn(period);

@@ -7,7 +7,7 @@
 //! Every vCPU notes until when it may run ([`LastRun`]): an entry is ended after [`PULSE`] by a kick, and a kick that waits
 //! keeps a guest from running even if its thread is continued first. When a clock is read for a vCPU, the notes of all are
 //! compared with the host's TSC. After a gap the clock stops where the gap began, before anything is computed from a later
-//! reading: see [`Platform::clock`](crate::machine::shared::Platform::clock). Then all vCPUs come back, and the machine stands still, as after
+//! reading: see [`Shared::clock`](crate::machine::shared::Platform::clock). Then all vCPUs come back, and the machine stands still, as after
 //! a pause.
 
 use std::{
@@ -22,7 +22,7 @@ use crate::{
     machine::{
         error::RunError,
         paused::BootTime,
-        shared::{Platform, Post, lock},
+        shared::{Shared, VcpuShared, lock},
     },
 };
 
@@ -84,15 +84,15 @@ pub(crate) struct Gap {
 
 /// The gap that ends now, if there is one. `known` is an instant at which some vCPU ran.
 pub(crate) fn gap<'a>(
-    posts: impl Iterator<Item = &'a LastRun>,
+    vcpus: impl Iterator<Item = &'a LastRun>,
     host: HostClock,
     known: HostInstant,
     now: HostTsc,
 ) -> Option<Gap> {
     let (mut until, mut wanted_from) = (0, u64::MAX);
-    for post in posts {
-        until = until.max(post.until.load(Ordering::SeqCst));
-        wanted_from = wanted_from.min(post.wanted_from.load(Ordering::SeqCst));
+    for vcpu_shared in vcpus {
+        until = until.max(vcpu_shared.until.load(Ordering::SeqCst));
+        wanted_from = wanted_from.min(vcpu_shared.wanted_from.load(Ordering::SeqCst));
     }
     // A TSC that is a little behind is another CPU's.
     let tsc_restarted = host.duration(now, HostTsc(until)) > PULSE.saturating_add(GAP);
@@ -109,12 +109,12 @@ fn slept(host: HostClock, known: HostInstant, now: HostInstant) -> Option<Durati
 }
 
 /// Whether the host has slept, without counting, since some vCPU last ran; if not, one runs now.
-fn did_sleep(platform: &Platform, host: HostClock) -> bool {
+fn did_sleep(shared: &Shared, host: HostClock) -> bool {
     let now = HostInstant::now(host);
-    let known = std::mem::replace(&mut *lock(&platform.known_to_run), now);
+    let known = std::mem::replace(&mut *lock(&shared.known_to_run), now);
     let Some(slept) = slept(host, known, now) else { return false };
     let from = HostInstant { tsc: now.tsc, boot: now.boot.before(slept) };
-    platform.found_gap(Gap { from, tsc_restarted: false });
+    shared.found_gap(Gap { from, tsc_restarted: false });
     true
 }
 
@@ -138,9 +138,9 @@ impl Pulse {
         came
     }
 
-    /// The vCPU of `post` is about to be entered, as the clock was when the host's TSC was `read`. False if it must not be:
+    /// The vCPU of `vcpu_shared` is about to be entered, as the clock was when the host's TSC was `read`. False if it must not be:
     /// there was a gap in between.
-    pub(crate) fn enter(&mut self, platform: &Platform, post: &Post, host: HostClock, read: HostTsc) -> bool {
+    pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, host: HostClock, read: HostTsc) -> bool {
         let now = host.tsc();
         if host.duration(read, now) > GAP {
             return false;
@@ -148,7 +148,7 @@ impl Pulse {
         let due = match self.due.filter(|due| now < *due) {
             Some(due) => due,
             None => {
-                if did_sleep(platform, host) {
+                if did_sleep(shared, host) {
                     return false;
                 }
                 self.timer.arm(PULSE);
@@ -156,7 +156,7 @@ impl Pulse {
             }
         };
         self.due = Some(due);
-        post.last_run.note(due, Some(HostTsc(0)));
+        vcpu_shared.last_run.note(due, Some(HostTsc(0)));
         true
     }
 }

@@ -4,13 +4,13 @@ use vmtime::GuestTsc;
 
 use crate::machine::{
     clock::Clock,
-    shared::Platform,
+    shared::Shared,
     vcpu::{Local, lint0},
 };
 
 /// The base TSC at which a timer wakes a vCPU, its LAPIC's or the 8254; none if there is none that could.
-pub(crate) fn due(local: &Local, platform: &Platform, clock: &Clock) -> Option<GuestTsc> {
+pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
     let deadline = local.next_wake();
     let own = deadline.and_then(|deadline| clock.due(deadline));
-    [own, lint0::due(local, platform, clock)].into_iter().flatten().min()
+    [own, lint0::due(local, shared, clock)].into_iter().flatten().min()
 }

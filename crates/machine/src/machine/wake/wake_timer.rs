@@ -7,7 +7,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use vmtime::{GuestTsc, HostTsc};
 
-use super::{doorbell::Bell, halt_poll::Early, host_stop::Pulse, next_due};
+use super::{doorbell::Doorbell, halt_poll::HaltPoll, host_stop::Pulse, next_due};
 use crate::{
     host::{
         clock::HostClock,
@@ -17,7 +17,7 @@ use crate::{
     machine::{
         config::TimeMode,
         error::{End, RunError},
-        shared::{Platform, Post, lock},
+        shared::{Shared, VcpuShared, lock},
         vcpu::{Cpu, Local, lint0, step},
     },
 };
@@ -36,7 +36,7 @@ const LONG_PAUSE: Duration = Duration::from_millis(5);
 const SLEW_PART: u32 = 1024;
 
 /// The timer of one thread.
-pub(crate) struct Alarm {
+pub(crate) struct WakeTimer {
     timer: KickTimer,
     armed: Option<Armed>,
     /// Real time: kicks at the instant that the caller wants the vCPU back. Apart, so that it is set once, and not each
@@ -44,9 +44,9 @@ pub(crate) struct Alarm {
     stop_timer: KickTimer,
     /// What that is set for, and the host TSC from which on it may come.
     stop: Option<(GuestTsc, HostTsc)>,
-    early: Early,
+    early: HaltPoll,
     pulse: Pulse,
-    /// Up to when time was counted for [`Early::earn`].
+    /// Up to when time was counted for [`HaltPoll::earn`].
     earned: HostTsc,
 }
 
@@ -81,61 +81,61 @@ impl Call {
     }
 }
 
-impl Alarm {
+impl WakeTimer {
     /// An alarm for the calling thread.
-    pub(crate) fn new(platform: &Platform) -> Result<Self, RunError> {
-        let earned = lock(&platform.clock).host().tsc();
+    pub(crate) fn new(shared: &Shared) -> Result<Self, RunError> {
+        let earned = lock(&shared.clock).host().tsc();
         Ok(Self {
             timer: KickTimer::new()?,
             armed: None,
             stop_timer: KickTimer::new()?,
             stop: None,
-            early: Early::new(platform.poll),
+            early: HaltPoll::new(shared.poll),
             pulse: Pulse::new()?,
             earned,
         })
     }
 
     /// Sets it before an entry, or before `local`'s thread sleeps because it is halted.
-    pub(crate) fn set(&mut self, local: &Local, platform: &Platform, mode: TimeMode, stop: Option<GuestTsc>) {
+    pub(crate) fn set(&mut self, local: &Local, shared: &Shared, mode: TimeMode, stop: Option<GuestTsc>) {
         match mode {
             TimeMode::Virtual => {
-                if let Some(limit) = platform.spin_limit.filter(|_| self.armed.is_none()) {
+                if let Some(limit) = shared.spin_limit.filter(|_| self.armed.is_none()) {
                     self.armed = Some(Armed::Budget);
                     // What is left of it: each run has an alarm of its own, the budget is the guest's.
-                    self.arm(platform, limit.saturating_sub(lock(&platform.clock).since_operation()));
+                    self.arm(shared, limit.saturating_sub(lock(&shared.clock).since_operation()));
                 }
             }
             TimeMode::Real => {
-                self.set_for_stop(platform, stop);
-                self.set_for_deadline(local, platform);
+                self.set_for_stop(shared, stop);
+                self.set_for_deadline(local, shared);
             }
         }
     }
 
-    /// Real time: the vCPU of `post` is about to be entered, as the clock was when the host's TSC was `read`. False if it must
+    /// Real time: the vCPU of `vcpu_shared` is about to be entered, as the clock was when the host's TSC was `read`. False if it must
     /// not be: see [`Pulse::enter`].
-    pub(crate) fn enter(&mut self, platform: &Platform, post: &Post, read: HostTsc) -> bool {
-        let host = lock(&platform.clock).host();
-        self.pulse.enter(platform, post, host, read)
+    pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, read: HostTsc) -> bool {
+        let host = lock(&shared.clock).host();
+        self.pulse.enter(shared, vcpu_shared, host, read)
     }
 
-    /// Real time: the vCPU of `post` waits; `deaf`: for nothing that a timer could bring.
-    pub(crate) fn idle(&self, platform: &Platform, post: &Post, deaf: bool) {
+    /// Real time: the vCPU of `vcpu_shared` waits; `unwakeable`: for nothing that a timer could bring.
+    pub(crate) fn idle(&self, shared: &Shared, vcpu_shared: &VcpuShared, unwakeable: bool) {
         let due = match self.armed {
-            Some(Armed::At(call)) if !deaf => Some(call.due),
-            Some(Armed::Come(due)) if !deaf => Some(due),
+            Some(Armed::At(call)) if !unwakeable => Some(call.due),
+            Some(Armed::Come(due)) if !unwakeable => Some(due),
             _ => None,
         };
-        let now = lock(&platform.clock).host().tsc();
-        post.last_run.idle(now, due);
+        let now = lock(&shared.clock).host().tsc();
+        vcpu_shared.last_run.idle(now, due);
     }
 
     /// Real time: kicks at `stop`, whatever the vCPU then does.
-    pub(crate) fn set_for_stop(&mut self, platform: &Platform, stop: Option<GuestTsc>) {
+    pub(crate) fn set_for_stop(&mut self, shared: &Shared, stop: Option<GuestTsc>) {
         let Some(stop) = stop.filter(|stop| self.stop.is_none_or(|(set, _)| set != *stop)) else { return };
         let (host, at) = {
-            let clock = lock(&platform.clock);
+            let clock = lock(&shared.clock);
             (clock.host(), clock.host_at(stop))
         };
         if let Some(at) = at {
@@ -146,14 +146,13 @@ impl Alarm {
         }
     }
 
-    fn set_for_deadline(&mut self, local: &Local, platform: &Platform) {
+    fn set_for_deadline(&mut self, local: &Local, shared: &Shared) {
         let (host, target, due) = {
-            let clock = lock(&platform.clock);
+            let clock = lock(&shared.clock);
             // An expiry whose interrupt waits already changes nothing: a guest with a short period and interrupts off
             // would be kicked before each instruction.
             let waits = !local.halted && (local.apic.pending().is_some() || local.apic.blocked_by_priority());
-            let target =
-                if waits { lint0::due(local, platform, &clock) } else { next_due::due(local, platform, &clock) };
+            let target = if waits { lint0::due(local, shared, &clock) } else { next_due::due(local, shared, &clock) };
             (clock.host(), target, target.and_then(|target| clock.host_at(target)))
         };
         let (Some(target), Some(due)) = (target, due) else {
@@ -183,66 +182,66 @@ impl Alarm {
             None => Duration::ZERO,
         };
         if !sooner.is_zero() {
-            self.arm(platform, sooner);
+            self.arm(shared, sooner);
         }
         self.armed = Some(Armed::At(Call { target, due, at: host.after(now, sooner), window }));
     }
 
     /// Kicks the thread as soon as the guest got anywhere.
-    pub(crate) fn set_soon(&mut self, platform: &Platform) {
-        self.arm(platform, SHORTEST_RUN);
+    pub(crate) fn set_soon(&mut self, shared: &Shared) {
+        self.arm(shared, SHORTEST_RUN);
         self.armed = None;
     }
 
-    fn arm(&self, platform: &Platform, delay: Duration) {
+    fn arm(&self, shared: &Shared, delay: Duration) {
         self.timer.arm(delay);
-        platform.costs.timers_set.fetch_add(1, Ordering::Relaxed);
+        shared.costs.timers_set.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Real time: gives back, once, the pages that only the start needed. That stops every thread for some hundred
     /// microseconds, so it waits for a guest that halts for longer than that.
-    fn settle_down(&self, platform: &Platform) {
+    fn settle_down(&self, shared: &Shared) {
         let long = match self.armed {
             Some(Armed::At(call)) => {
-                let host = lock(&platform.clock).host();
+                let host = lock(&shared.clock).host();
                 host.duration(host.tsc(), call.at) >= LONG_PAUSE
             }
             Some(Armed::Come(_)) => false,
             Some(Armed::Budget) | None => true,
         };
-        if long && !platform.settled_down.swap(true, Ordering::Relaxed) {
+        if long && !shared.settled_down.swap(true, Ordering::Relaxed) {
             give_back_code();
         }
     }
 
-    /// Real time: sleeps until `bell` rings or the call comes; if it has come, polls. (What there was to do before that
+    /// Real time: sleeps until `doorbell` rings or the call comes; if it has come, polls. (What there was to do before that
     /// has then just been done once, in vain: it is done again in a third of the time, with warm caches.)
-    pub(crate) fn sleep(&mut self, bell: &Bell, platform: &Platform, deaf: bool) {
+    pub(crate) fn sleep(&mut self, doorbell: &Doorbell, shared: &Shared, unwakeable: bool) {
         let came = match self.armed {
             Some(Armed::At(call)) => {
-                let host = lock(&platform.clock).host();
+                let host = lock(&shared.clock).host();
                 call.came(host, host.tsc())
             }
             Some(Armed::Come(_)) => {
-                self.poll(platform);
+                self.poll(shared);
                 true
             }
             Some(Armed::Budget) | None => false,
         };
         if !came {
             // A CPU that was not started yet is no sign that the guest's start is over.
-            if !deaf && !platform.settled_down.load(Ordering::Relaxed) {
-                self.settle_down(platform);
+            if !unwakeable && !shared.settled_down.load(Ordering::Relaxed) {
+                self.settle_down(shared);
             }
-            platform.costs.sleeps.fetch_add(1, Ordering::Relaxed);
-            bell.sleep();
+            shared.costs.sleeps.fetch_add(1, Ordering::Relaxed);
+            doorbell.sleep();
         }
     }
 
     /// Real time: looks whether the call has come. `kicked`: the thread was kicked, perhaps by this timer, perhaps sooner
     /// than the TSC says (NTP slews the timer's clock): then it is set again.
-    pub(crate) fn look(&mut self, kicked: bool, platform: &Platform) {
-        let host = lock(&platform.clock).host();
+    pub(crate) fn look(&mut self, kicked: bool, shared: &Shared) {
+        let host = lock(&shared.clock).host();
         let now = host.tsc();
         // If it came for the stop and the stop is not reached, it is set once more.
         if kicked && self.stop.is_some_and(|(_, soonest)| now >= soonest) {
@@ -263,10 +262,10 @@ impl Alarm {
     }
 
     /// Real time: if the call has come, waits for what it was for.
-    pub(crate) fn poll(&mut self, platform: &Platform) {
+    pub(crate) fn poll(&mut self, shared: &Shared) {
         let Some(Armed::Come(due)) = self.armed else { return };
         self.armed = None;
-        let host = lock(&platform.clock).host();
+        let host = lock(&shared.clock).host();
         let now = host.tsc();
         let mut end = now;
         while end < due && !kick::pending() {
@@ -275,13 +274,13 @@ impl Alarm {
         }
         let polled = ns(host, now, end);
         self.early.spend(polled);
-        platform.costs.polled_ns.fetch_add(polled, Ordering::Relaxed);
+        shared.costs.polled_ns.fetch_add(polled, Ordering::Relaxed);
     }
 
     /// Virtual time: the thread was kicked, perhaps because the budget is over.
-    pub(crate) fn rang(&mut self, cpu: &mut Cpu, platform: &Platform) -> Option<End> {
+    pub(crate) fn rang(&mut self, cpu: &mut Cpu, shared: &Shared) -> Option<End> {
         let budget = self.armed.take() == Some(Armed::Budget);
-        let limit = platform.spin_limit.filter(|limit| budget && lock(&platform.clock).since_operation() >= *limit)?;
+        let limit = shared.spin_limit.filter(|limit| budget && lock(&shared.clock).since_operation() >= *limit)?;
         Some(End::Spins { at: step::at(cpu.local.index, &mut cpu.vcpu), limit })
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Duties<'env> {
 }
 
 /// The threads.
-pub(super) struct Company<'scope, 'env: 'scope> {
+pub(super) struct HelperThreads<'scope, 'env: 'scope> {
     scope: &'scope Scope<'scope, 'env>,
     threads: Threads<'scope, 'env>,
 }
@@ -40,7 +40,7 @@ enum Threads<'scope, 'env> {
     None(String),
 }
 
-impl<'scope, 'env> Company<'scope, 'env> {
+impl<'scope, 'env> HelperThreads<'scope, 'env> {
     pub(super) fn new(scope: &'scope Scope<'scope, 'env>, duties: Duties<'env>) -> Self {
         Self { scope, threads: Threads::NotYet(duties) }
     }

@@ -10,9 +10,9 @@ use crate::snapshot::Pager;
 
 /// What the machine's thread has of it.
 #[derive(Clone, Copy)]
-pub(super) struct Proof<'a>(Option<&'a Pager>);
+pub(super) struct MemoryVerification<'a>(Option<&'a Pager>);
 
-impl<'a> Proof<'a> {
+impl<'a> MemoryVerification<'a> {
     /// Damage that `pager` finds, if there is one, is posted to `inbox`.
     pub(super) fn new(pager: Option<&'a Pager>, inbox: &Inbox) -> Self {
         if let Some(pager) = pager {
