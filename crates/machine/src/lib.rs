@@ -15,15 +15,15 @@ pub mod snapshot;
 pub mod x86;
 
 pub use machine::{
-    MAX_CPUS, audit,
-    build::{Machine, Outputs, TraceTo},
-    clock, config,
+    MAX_CPUS, Machine, audit, clock, config,
     config::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, host_fingerprint::HostFingerprint},
     dirty::SnapshotId,
     error::{At, End, Outcome, RunError},
-    migrate::{Migration, Policies, check_ratio},
-    policy, record,
+    outputs::{Outputs, TraceTo},
+    policy::{self, Policies, check_ratio},
+    record,
     record::counters::Costs,
+    resume::Migration,
     sched, shared,
     shared::Shared,
     state,

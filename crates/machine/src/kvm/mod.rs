@@ -10,23 +10,27 @@
 
 #![allow(unsafe_code, reason = "system calls and the shared kvm_run page; every block says why it is sound")]
 
+mod bus;
 mod clock;
 mod debug;
 mod entry_failure;
 mod error;
 mod open;
 pub mod probe;
+mod registers;
 mod running;
 pub mod state;
 mod tsc;
 mod vcpu;
 mod vm;
 
+pub use bus::{Bus, GpFault, Operation};
 pub use clock::KvmClock;
 pub use entry_failure::entry_failure;
 pub use error::{Error, HostError};
 pub use open::Host;
 pub use probe::HostFacts;
+pub use registers::Registers;
 pub use running::{Resting, Running};
-pub use vcpu::{Bus, Calls, Exit, GpFault, Operation, Registers, Vcpu};
+pub use vcpu::{Calls, Exit, Vcpu};
 pub use vm::{Lapics, Vm};

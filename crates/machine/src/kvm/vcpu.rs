@@ -7,7 +7,7 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
-use super::{Error, Vm};
+use super::{Bus, Error, GpFault, Operation, Vm};
 use crate::{host::kick, mem::ram::GuestRam, x86::Leaf};
 
 // Not wrapped by kvm-ioctls.
@@ -15,46 +15,6 @@ ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 
 /// IA32_MCG_CAP: ten banks, as QEMU has, and IA32_MCG_CTL. KVM's default is all the banks that it could have.
 const MACHINE_CHECK_CAP: u64 = 10 | 1 << 8;
-
-/// The access faults: #GP(0) is to be raised in the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GpFault;
-
-/// Where a vCPU's I/O, MMIO and MSR accesses go. Data is little endian, as long as the access.
-pub trait Bus {
-    /// The guest's CR8 at this exit: told before the access that follows, so that MOV CR8 and a write of TPR keep their
-    /// order.
-    fn cr8(&mut self, cr8: u8);
-    /// IN from `port`.
-    fn port_in(&mut self, port: u16, data: &mut [u8]);
-    /// OUT to `port`.
-    fn port_out(&mut self, port: u16, data: &[u8]);
-    /// A load from a guest physical address without RAM.
-    fn mmio_read(&mut self, address: u64, data: &mut [u8]);
-    /// A store to a guest physical address without RAM.
-    fn mmio_write(&mut self, address: u64, data: &[u8]);
-    /// RDMSR of an MSR that exits.
-    ///
-    /// # Errors
-    /// [`GpFault`] if it is to fault.
-    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault>;
-    /// WRMSR of an MSR that exits.
-    ///
-    /// # Errors
-    /// [`GpFault`] if it is to fault.
-    fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault>;
-}
-
-/// What kind of access was answered by the [`Bus`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// IN or OUT.
-    Port,
-    /// A load or store outside RAM.
-    Mmio,
-    /// RDMSR or WRMSR.
-    Msr,
-}
 
 /// Why KVM_RUN returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,27 +40,6 @@ pub enum Exit {
     Other(u32),
 }
 
-/// The registers that answering a trapped instruction needs, read from the shared page after an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registers {
-    /// Instruction pointer.
-    pub rip: u64,
-    /// Where the next instruction is, before paging: RIP and, outside 64-bit mode, the base of CS.
-    pub linear_rip: u64,
-    /// Accumulator.
-    pub rax: u64,
-    /// Counter: the MSR number of RDMSR and WRMSR.
-    pub rcx: u64,
-    /// Data: the high half of RDMSR and WRMSR.
-    pub rdx: u64,
-    /// Stack pointer.
-    pub rsp: u64,
-    /// Flags.
-    pub rflags: u64,
-    /// Present privilege level, 0–3.
-    pub cpl: u8,
-}
-
 /// How often KVM was called for one vCPU while it ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
@@ -110,17 +49,6 @@ pub struct Calls {
     pub exits: u64,
     /// All else.
     pub others: u64,
-}
-
-/// RFLAGS.IF.
-const RFLAGS_IF: u64 = 1 << 9;
-/// EFER.LMA: long mode is active.
-const EFER_LMA: u64 = 1 << 10;
-
-/// The linear address of the instruction at `rip` of a code segment, whose L bit is `long`.
-pub(super) fn code_address(rip: u64, base: u64, long: bool, efer: u64) -> u64 {
-    // Outside 64-bit mode linear addresses have 32 bits.
-    if efer & EFER_LMA != 0 && long { rip } else { base.wrapping_add(rip) & 0xffff_ffff }
 }
 
 /// One virtual CPU.
@@ -350,108 +278,6 @@ impl Vcpu {
         // The shared registers do not know of it: written back, they would take it away.
         self.incomplete = true;
         self.call().nmi().map_err(Error::call("KVM_NMI"))
-    }
-
-    /// Registers as of the last exit.
-    pub fn registers(&mut self) -> Registers {
-        let shared = self.fd.sync_regs_mut();
-        let (regs, system) = (&shared.regs, &shared.sregs);
-        Registers {
-            rip: regs.rip,
-            linear_rip: code_address(regs.rip, system.cs.base, system.cs.l != 0, system.efer),
-            rax: regs.rax,
-            rcx: regs.rcx,
-            rdx: regs.rdx,
-            rsp: regs.rsp,
-            rflags: regs.rflags,
-            cpl: system.ss.dpl & 3,
-        }
-    }
-
-    /// The size of the code segment at the last exit: 16, 32 or 64 bits.
-    pub fn code_bits(&mut self) -> u32 {
-        let system = &self.fd.sync_regs_mut().sregs;
-        match (system.efer & EFER_LMA != 0 && system.cs.l != 0, system.cs.db != 0) {
-            (true, _) => 64,
-            (false, true) => 32,
-            (false, false) => 16,
-        }
-    }
-
-    /// Whether RFLAGS.IF was set at the last exit.
-    pub fn interrupts_enabled(&mut self) -> bool {
-        self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
-    }
-
-    /// The vector that was injected and has not entered yet, as of the last exit.
-    pub fn entering(&mut self) -> Option<u8> {
-        let interrupt = &self.fd.sync_regs_mut().events.interrupt;
-        (interrupt.injected != 0).then_some(interrupt.nr)
-    }
-
-    /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
-    pub fn long_mode_idt(&mut self) -> Option<u64> {
-        let system = &self.fd.sync_regs_mut().sregs;
-        (system.efer & EFER_LMA != 0).then_some(system.idt.base)
-    }
-
-    /// Goes on at `rip`. The interrupt shadow of a preceding STI or MOV SS ends, as after any instruction.
-    pub fn continue_at(&mut self, rip: u64) {
-        let shared = self.fd.sync_regs_mut();
-        shared.regs.rip = rip;
-        let shadowed = shared.events.interrupt.shadow != 0;
-        shared.events.interrupt.shadow = 0;
-        self.fd.set_sync_dirty_reg(SyncReg::Register);
-        if shadowed {
-            self.events_dirty();
-        }
-    }
-
-    /// Goes on at `rip` with EDX:EAX = `value`, as after RDTSC.
-    pub fn continue_with(&mut self, rip: u64, value: u64) {
-        let shared = self.fd.sync_regs_mut();
-        shared.regs.rax = value & 0xffff_ffff;
-        shared.regs.rdx = value >> 32;
-        self.continue_at(rip);
-    }
-
-    /// Raises #GP(0) with `rip` as the faulting instruction.
-    pub fn raise_gp_at(&mut self, rip: u64) {
-        self.continue_at(rip);
-        let exception = &mut self.fd.sync_regs_mut().events.exception;
-        exception.injected = 1;
-        exception.nr = 13;
-        exception.has_error_code = 1;
-        exception.error_code = 0;
-        self.events_dirty();
-    }
-
-    fn events_dirty(&mut self) {
-        // Only what the flags name is taken over: the interrupt shadow is one of those.
-        self.fd.sync_regs_mut().events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
-        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
-    }
-
-    /// Mirrors IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check it, our LAPIC did.
-    pub fn set_apic_base(&mut self, value: u64) {
-        self.settle_interrupt_bitmap();
-        self.fd.sync_regs_mut().sregs.apic_base = value;
-        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
-    }
-
-    /// Makes the shared interrupt bitmap say what the shared events say. KVM sets the bit of an interrupt that waits to be
-    /// delivered, and clears none there: written back, an interrupt of long ago would enter again.
-    pub(super) fn settle_interrupt_bitmap(&mut self) {
-        let shared = self.fd.sync_regs_mut();
-        let interrupt = &shared.events.interrupt;
-        let mut bitmap = [0u64; 4];
-        if interrupt.injected != 0
-            && interrupt.soft == 0
-            && let Some(word) = bitmap.get_mut(usize::from(interrupt.nr >> 6))
-        {
-            *word = 1 << (interrupt.nr & 63);
-        }
-        shared.sregs.interrupt_bitmap = bitmap;
     }
 
     /// The guest physical address behind a linear one, if it is mapped.

@@ -1,42 +1,27 @@
-//! A whole machine: built from an image or from saved state, then run, paused, saved.
+//! A whole machine, made: booted from an image, or restored from saved state.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
-use guest_abi::{report::Header, sites::Kind};
+use guest_abi::sites::Kind;
 use kvm_pv::WallRegistration;
-use vmtime::{Khz, Now, VmTime};
+use vmtime::Khz;
 
 use super::{
-    MAX_CPUS,
+    MAX_CPUS, Machine,
     audit::TickAudit,
     clock::Clock,
     config::{
         BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, first_vm_probe,
         source::{self, Chosen, Guest, SourceChoice, TscSource},
     },
-    dirty::Changes,
-    error::{Outcome, RunError},
-    kvm_lapic::{self, KvmCpu},
+    error::RunError,
+    kvm_lapic,
+    outputs::{Outputs, outlets},
     paused::{BootTime, Paused},
-    record::{
-        counters::Counters,
-        trace::{Event, Trace},
-    },
-    sched::{
-        self,
-        mailbox::Interruptions,
-        round_robin::{RoundRobin, Until},
-    },
-    shared::{Ram, Shared, VcpuShared, lock},
-    state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
-    vcpu::{Cpu, Phase, step::Stop},
+    record::counters::Counters,
+    sched::round_robin::RoundRobin,
+    shared::{Shared, VcpuShared},
+    state::{CpuStates, DevicesState, MachineSection, MachineState},
     vcpus,
     wake::host_stop::HostInstant,
 };
@@ -46,57 +31,7 @@ use crate::{
     host::clock::{HostClock, wall_ns},
     kvm::Vm,
     mem::ram::{self, GuestRam},
-    output::Outlet,
-    x86::Leaf,
 };
-
-/// Where a machine's output goes.
-pub struct Outputs {
-    /// What the guest prints.
-    pub console: Box<dyn Write + Send>,
-    /// What happened.
-    pub trace: TraceTo,
-    /// What somebody may read slowly, so that the vCPUs are to wait for it, and for a trace; none = they wait for nobody.
-    pub outlets: Vec<Outlet>,
-}
-
-/// Where a trace goes.
-pub enum TraceTo {
-    /// Nowhere.
-    Nowhere,
-    /// To a new file: created when the machine is, so that a machine that cannot be leaves an older one alone.
-    File(PathBuf),
-    /// To standard output.
-    Stdout,
-    /// On in this one.
-    On(Trace),
-}
-
-impl TraceTo {
-    fn begin(self) -> Result<Trace, RunError> {
-        match self {
-            Self::Nowhere => Ok(Trace::default()),
-            Self::File(path) => Trace::to_file(&path),
-            Self::Stdout => Trace::to_stdout(),
-            Self::On(trace) => Ok(trace),
-        }
-    }
-}
-
-impl Outputs {
-    /// The console to `console`, the trace to the file `trace`, if any.
-    #[must_use]
-    pub fn new(console: Box<dyn Write + Send>, trace: Option<&Path>) -> Self {
-        let trace = trace.map_or(TraceTo::Nowhere, |path| TraceTo::File(path.to_owned()));
-        Self { console, trace, outlets: Vec::new() }
-    }
-
-    /// The console to `console`, the trace to `trace`.
-    #[must_use]
-    pub fn to_outlet(console: Outlet, trace: TraceTo) -> Self {
-        Self { outlets: vec![console.clone()], console: Box::new(console), trace }
-    }
-}
 
 /// How a saved machine is to go on.
 pub(crate) struct Onward {
@@ -105,39 +40,6 @@ pub(crate) struct Onward {
     pub khz: Khz,
     /// The stop, if it was in this process.
     pub paused: Option<Paused>,
-}
-
-/// A machine.
-pub struct Machine {
-    /// The vCPUs whose LAPICs are ours: all or none.
-    pub(crate) cpus: Vec<Cpu>,
-    /// The vCPUs whose LAPICs are KVM's, if it has them: all, then.
-    pub(crate) in_kernel: Option<Vec<KvmCpu>>,
-    /// Virtual time: who takes the next turn.
-    pub(crate) round_robin: RoundRobin,
-    pub(crate) shared: Shared,
-    /// The guest's trap sites; those in `shared` are the patched ones.
-    pub(crate) all_sites: Sites,
-    pub(crate) image: String,
-    pub(crate) cpuid: Vec<Vec<Leaf>>,
-    /// Why this TSC source.
-    why: String,
-    /// The TSC source that was asked for.
-    pub(crate) choice: SourceChoice,
-    /// Since when it stands still; none while it runs.
-    pub(crate) paused: Option<Paused>,
-    /// It ran before: starting it again is a resume, of which the guest is told.
-    pub(crate) has_run: bool,
-    /// Migrations since it booted, in whatever process.
-    pub(crate) migrations: u64,
-    /// Those within this process; a restore is none of them.
-    pub(crate) migrations_here: u64,
-    /// RDTSCs that the guest's trap-site table forgets.
-    unlisted: Unlisted,
-    /// What has changed since it was saved, if somebody asked for that account.
-    pub(crate) changes: Option<Changes>,
-    /// Declared last: the vCPUs are closed before the VM whose memory they map.
-    pub(crate) vm: Vm,
 }
 
 impl Machine {
@@ -356,252 +258,6 @@ impl Machine {
             vm,
         })
     }
-
-    /// Runs until the guest ends, VM time `stop` is reached or somebody waits in `mailbox`. A paused machine is first
-    /// resumed without any change.
-    ///
-    /// # Errors
-    /// [`RunError`].
-    pub fn run(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Outcome, RunError> {
-        if self.paused.is_some() {
-            self.resume(&super::migrate::Policies::default())?;
-        }
-        mailbox.ring_at(self.shared.vcpus.first().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)));
-        let stopped = self.run_and_renew(mailbox, stop);
-        mailbox.ring_at(None);
-        let stopped = stopped?;
-        if self.shared.has_gap() {
-            // While the gap is known: a tick that was handled before it was noticed may have an instant within it.
-            lock(&self.shared.audit).read_rings(&self.shared);
-        }
-        let gap = lock(&self.shared.gap).take();
-        match stopped {
-            Stop::Reached | Stop::Asked if let Some(gap) = gap => {
-                let length = self.stopped_by_host(gap)?;
-                Ok(Outcome::HostStopped { length })
-            }
-            Stop::Reached => Ok(Outcome::Reached),
-            Stop::Asked => Ok(Outcome::Requested),
-            Stop::Ended(end) => {
-                let now = lock(&self.shared.clock).now(0);
-                let reason = end.message().unwrap_or_else(|| "done".to_owned());
-                self.shared.event(0, now, &Event::End { reason: &reason });
-                Ok(Outcome::Ended(end))
-            }
-        }
-    }
-
-    /// Runs, and renews the page in between, while all vCPUs stand still.
-    fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
-        loop {
-            let (mode, renewal, until) = {
-                let clock = lock(&self.shared.clock);
-                let renewal = clock.renewal();
-                let until =
-                    Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
-                (clock.mode(), renewal, until)
-            };
-            let stopped = match (mode, &mut self.in_kernel) {
-                (_, Some(cpus)) => {
-                    // Renewing its page is KVM's business.
-                    let stopped = sched::real(cpus, &self.shared, mailbox, until.stop, kvm_lapic::run)?;
-                    if !self.shared.has_gap() {
-                        lock(&self.shared.clock).follow(self.vm.clock()?);
-                    }
-                    Ok(stopped)
-                }
-                (TimeMode::Real, None) => sched::real(&mut self.cpus, &self.shared, mailbox, until.first(), sched::run),
-                (TimeMode::Virtual, None) => {
-                    sched::virtually(&mut self.cpus, &self.shared, mailbox, until, &mut self.round_robin)
-                }
-            }?;
-            if self.shared.has_gap() {
-                return Ok(stopped);
-            }
-            let now = lock(&self.shared.clock).now(0);
-            if stopped == Stop::Reached && self.in_kernel.is_none() && now.vm >= renewal {
-                self.renew_page(now)?;
-            }
-            if stopped != Stop::Reached || stop.is_some_and(|stop| now.vm >= stop) {
-                return Ok(stopped);
-            }
-        }
-    }
-
-    pub(crate) fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
-        let mut clock = lock(&self.shared.clock);
-        clock.renew();
-        let flags = self.shared.page_flags();
-        for Cpu { local, .. } in &mut self.cpus {
-            let page = clock.page(local.tsc_adjust);
-            local
-                .pvclock
-                .publish(&Ram(&self.shared.memory), &page, flags, false)
-                .map_err(|fault| RunError::BadState(fault.to_string()))?;
-        }
-        let page = clock.page(0);
-        drop(clock);
-        self.shared.event(0, now, &Event::Renew { page });
-        Ok(())
-    }
-
-    /// Everything but RAM, of a paused machine.
-    ///
-    /// # Errors
-    /// If the ioctl fails.
-    pub fn state(&mut self, env: &HostEnvironment) -> Result<MachineState, RunError> {
-        let Some(Paused { moment, .. }) = self.paused else {
-            return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
-        };
-        // Before the clock is locked: a traced tick asks it for the time.
-        lock(&self.shared.audit).read_rings(&self.shared);
-        for cpu in &mut self.cpus {
-            cpu.drain(&self.shared)?;
-        }
-        for cpu in self.in_kernel.iter_mut().flatten() {
-            cpu.drain(&self.shared)?;
-        }
-        let clock = lock(&self.shared.clock);
-        let cpus = match &self.in_kernel {
-            None => CpuStates::User(vcpus::states(&mut self.cpus, &self.cpuid, env, &clock)?),
-            Some(cpus) => {
-                let msrs = env.msrs()?;
-                let states = cpus.iter().zip(&self.cpuid).map(|(cpu, cpuid)| {
-                    // The MP state first, which `frozen` has read: it may change the rest.
-                    let lapic = cpu.frozen()?;
-                    Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(msrs)?, lapic })
-                });
-                CpuStates::Kvm(states.collect::<Result<_, RunError>>()?)
-            }
-        };
-        let mut clock_state = clock.state();
-        clock_state.moment = moment;
-        Ok(MachineState {
-            machine: MachineSection {
-                image: self.image.clone(),
-                time: clock.mode(),
-                source: clock.source(),
-                order: self.round_robin.state(),
-                tsc_stable: self.shared.tsc_stable.load(Ordering::SeqCst),
-                migrations: self.migrations,
-                unlisted: self.unlisted.clone(),
-            },
-            clock: clock_state,
-            cpus,
-            devices: {
-                let (serial, pic, pit) = lock(&self.shared.devices).state();
-                DevicesState { serial, pic, pit, wall: lock(&self.shared.wall).state() }
-            },
-            sites: self.all_sites.alive(&self.shared.memory).state(),
-            audit: lock(&self.shared.audit).state(),
-        })
-    }
-
-    /// Where each vCPU is, one line each, for people; nothing of vCPUs whose LAPICs are KVM's.
-    ///
-    /// # Errors
-    /// If the ioctl fails.
-    pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
-        let mut lines = Vec::new();
-        for cpu in &mut self.cpus {
-            cpu.drain(&self.shared)?;
-            let Cpu { vcpu, local } = cpu;
-            let (index, address) = (local.index, vcpu.registers().linear_rip);
-            let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
-            lines.push(match local.phase {
-                Phase::WaitForSipi => format!("cpu {index} waits for a start-up message"),
-                Phase::Running if local.halted => {
-                    format!("cpu {index} halted before {address:#x}, interrupts {interrupts}")
-                }
-                Phase::Running => format!("cpu {index} at {address:#x}, interrupts {interrupts}"),
-            });
-        }
-        Ok(lines)
-    }
-
-    /// The guest's RAM.
-    #[must_use]
-    pub fn memory(&self) -> Arc<GuestRam> {
-        Arc::clone(&self.shared.memory)
-    }
-
-    /// Puts the guest's own instructions at trap sites, for a save: a snapshot can be restored where nothing is patched. The
-    /// machine must be paused, and stay so up to [`Self::memory_is_saved`].
-    pub fn show_original_code(&self) {
-        self.shared.sites.unpatch(&self.shared.memory);
-    }
-
-    /// Timer interrupts that entered vCPU number `cpu` so far, in this process.
-    #[must_use]
-    pub fn timer_interrupts(&self, cpu: usize) -> u64 {
-        self.cpus.get(cpu).map_or(0, |cpu| cpu.local.timer_interrupts)
-    }
-
-    /// Whether the timer of vCPU number `cpu` is armed.
-    #[must_use]
-    pub fn has_timer_armed(&self, cpu: usize) -> bool {
-        self.cpus.get(cpu).is_some_and(|cpu| cpu.local.apic.next_deadline().is_some())
-    }
-
-    /// The header of the tick ring of vCPU number `cpu`, as the guest has it now; none if there is none.
-    #[must_use]
-    pub fn ring_header(&self, cpu: usize) -> Option<Header> {
-        lock(&self.shared.audit).header(&self.shared.memory, cpu)
-    }
-
-    /// Ticks that the guest has handled on vCPU number `cpu`.
-    #[must_use]
-    pub fn ticks_handled(&self, cpu: usize) -> Option<u64> {
-        self.ring_header(cpu).map(|header| header.written)
-    }
-
-    /// Ticks that the guest will make on vCPU number `cpu`; 0 = without end.
-    #[must_use]
-    pub fn ticks_expected(&self, cpu: usize) -> Option<u64> {
-        self.ring_header(cpu).map(|header| header.expected)
-    }
-
-    /// What the vCPUs share.
-    #[must_use]
-    pub fn shared(&self) -> &Shared {
-        &self.shared
-    }
-
-    /// The image it was booted from.
-    #[must_use]
-    pub fn image(&self) -> &str {
-        &self.image
-    }
-
-    /// Which TSC source, and why, for people.
-    #[must_use]
-    pub fn source_and_why(&self) -> (TscSource, &str) {
-        (lock(&self.shared.clock).source(), &self.why)
-    }
-
-    /// Who has the local APICs.
-    #[must_use]
-    pub fn lapic(&self) -> LapicKind {
-        if self.in_kernel.is_some() { LapicKind::Kvm } else { LapicKind::User }
-    }
-
-    /// Whether it stands still.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.paused.is_some()
-    }
-
-    /// Migrations since it booted, in whatever process; the restore that made it is one.
-    #[must_use]
-    pub fn migrations(&self) -> u64 {
-        self.migrations
-    }
-
-    /// Migrations within this process; a restore is none.
-    #[must_use]
-    pub fn migrations_here(&self) -> u64 {
-        self.migrations_here
-    }
 }
 
 /// Warns of RDTSCs that give another TSC than the one that the VMM answers at trap sites.
@@ -622,23 +278,6 @@ fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
         LapicKind::User => env.clock,
         LapicKind::Kvm => env.clock.as_it_is(),
     }
-}
-
-/// What the vCPUs have to wait for, and how they are woken.
-fn outlets(given: Vec<Outlet>, trace: &Trace, vcpus: &[VcpuShared]) -> Vec<Outlet> {
-    // A machine that is stepped waits for nobody: who steps it reads what it traces.
-    if given.is_empty() {
-        return given;
-    }
-    let mut all = given;
-    // A trace that goes on after a migration is among those that were given.
-    let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));
-    all.extend(trace);
-    for outlet in &all {
-        let bells: Vec<_> = vcpus.iter().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)).collect();
-        outlet.on_room(move || bells.iter().for_each(|doorbell| doorbell.ring()));
-    }
-    all
 }
 
 fn vcpus(count: usize) -> Vec<VcpuShared> {

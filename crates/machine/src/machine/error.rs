@@ -87,7 +87,7 @@ impl End {
     }
 }
 
-/// Why [`super::build::Machine::run`] came back.
+/// Why [`super::Machine::run`] came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The guest does not go on.

@@ -8,12 +8,12 @@
 use vmtime::{GuestTsc, ReferenceClock, VmTime};
 
 use super::{
+    Machine,
     audit::Handled,
-    build::Machine,
     checkpoint::{Checkpoint, ram::RamCheckpoint},
     config::{HostEnvironment, TimeMode},
     error::{At, End, RunError},
-    migrate::Policies,
+    policy::Policies,
     sched::round_robin::{Given, Until},
     shared::lock,
     vcpu::{

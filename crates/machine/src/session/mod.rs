@@ -26,11 +26,11 @@ use self::{
 use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
     machine::{
+        Machine,
         audit::{Summary, TimerSummary},
-        build::Machine,
         config::HostEnvironment,
         error::{End, RunError},
-        migrate::Policies,
+        policy::Policies,
         record::counters::Costs,
         sched::mailbox::Mailbox,
     },

@@ -16,11 +16,11 @@ use crate::{
         api::{self, RunState},
     },
     machine::{
+        Machine,
         audit::{self, Summary},
-        build::Machine,
         config::{HostEnvironment, LapicKind, TimeMode},
         error::{Outcome, RunError},
-        migrate::{Policies, check_ratio},
+        policy::{Policies, check_ratio},
         sched::mailbox::Mailbox,
         shared::lock,
     },

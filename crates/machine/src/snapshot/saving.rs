@@ -23,7 +23,7 @@ use super::{
 use crate::{
     host::writeback::write_back,
     machine::{
-        build::Machine,
+        Machine,
         config::{HostEnvironment, host_fingerprint::HostFingerprint},
         dirty::SnapshotId,
         state::MachineState,

@@ -46,7 +46,7 @@ impl VcpuState {
     #[must_use]
     pub fn code_address(&self) -> u64 {
         let SystemRegisters { cs, efer, .. } = &self.system;
-        super::vcpu::code_address(self.registers.rip, cs.base, cs.l != 0, *efer)
+        super::registers::code_address(self.registers.rip, cs.base, cs.l != 0, *efer)
     }
 }
 

@@ -14,8 +14,8 @@ use kvm_pv::WallRegistration;
 use vlapic::{Inbox, Route};
 
 use super::{
+    Machine,
     audit::TickAuditState,
-    build::Machine,
     clock::Clock,
     error::RunError,
     paused::Paused,

@@ -6,7 +6,7 @@
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{build::Machine, error::RunError};
+use super::{Machine, error::RunError};
 use crate::{
     kvm::Vm,
     mem::{

@@ -15,7 +15,7 @@ use crate::{
     machine::{
         clock::Clock,
         error::RunError,
-        migrate::{Policies, rearm},
+        policy::{Policies, deadline::rearm},
         state::KvmLapicState,
     },
 };

@@ -1,6 +1,6 @@
 //! Restores and stops that go wrong on purpose, in the ways in which those of real VMMs did.
 //!
-//! A fault bends one step of [`crate::machine::build::Machine::resume`] and nothing else, so that what the guest then does is the fault's
+//! A fault bends one step of [`crate::machine::Machine::resume`] and nothing else, so that what the guest then does is the fault's
 //! doing. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the step that it bends.
 
 use std::{fmt, time::Duration};

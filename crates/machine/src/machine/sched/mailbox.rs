@@ -1,6 +1,6 @@
 //! How other threads reach a running machine.
 //!
-//! A request is posted, CPU 0's bell rings, [`crate::machine::build::Machine::run`] comes back with [`crate::machine::error::Outcome::Requested`], and
+//! A request is posted, CPU 0's bell rings, [`crate::machine::Machine::run`] comes back with [`crate::machine::error::Outcome::Requested`], and
 //! whoever runs the machine takes the request out.
 
 use std::{

@@ -3,20 +3,18 @@
 //! One base serves all vCPUs. A vCPU that wrote its TSC has an `adjust` (IA32_TSC_ADJUST): its TSC is the base TSC plus
 //! `adjust`, modulo 2^64, and its page is the base page moved by the same amount.
 
+mod change;
+mod state;
+
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use vlapic::Deadline;
-use vmtime::{
-    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Scale,
-    Stood, Timeline, VmTime, adjust,
-};
+use vmtime::{GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Scale, Timeline, VmTime};
 
 use super::config::{TimeMode, source::TscSource};
-use crate::{
-    host::clock::{HostClock, wall_ns},
-    kvm::KvmClock,
-};
+use crate::host::clock::{HostClock, wall_ns};
+
+pub use state::ClockState;
 
 /// Virtual time: the Unix time of VM time 0, 2000-01-01 00:00:00 UTC, so that runs repeat.
 const VIRTUAL_EPOCH_NS: u64 = 946_684_800 * 1_000_000_000;
@@ -53,19 +51,6 @@ pub struct Clock {
     last_operation: HostTsc,
 }
 
-/// The clock as a snapshot holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClockState {
-    /// The instant of the save.
-    pub moment: Moment,
-    /// The judge's clock.
-    #[serde(rename = "judge")]
-    pub reference: ReferenceClock,
-    /// Virtual time: operations so far.
-    pub operations: u64,
-}
-
 impl Clock {
     /// A stopped clock at VM time 0.
     #[must_use]
@@ -86,47 +71,6 @@ impl Clock {
             operations: 0,
             last_operation: host.tsc(),
         }
-    }
-
-    /// A stopped clock as it was saved.
-    #[must_use]
-    pub fn from_state(source: TscSource, mode: TimeMode, host: HostClock, state: &ClockState) -> Self {
-        let ClockState { moment, reference, operations } = *state;
-        Self {
-            source,
-            mode,
-            host,
-            tsc_moves: source == TscSource::Trapped,
-            vcpu_offset: 0,
-            khz: moment.khz,
-            timeline: Timeline::Stopped { tsc: moment.tsc },
-            page: moment.page,
-            reference,
-            before: [None; STRETCHES_KEPT],
-            operations,
-            last_operation: host.tsc(),
-        }
-    }
-
-    /// The clock for a snapshot; it should be stopped.
-    #[must_use]
-    pub fn state(&self) -> ClockState {
-        // The host's clock and the source are the next host's business; the timeline is in the moment.
-        let Self {
-            source: _,
-            mode: _,
-            host: _,
-            tsc_moves: _,
-            vcpu_offset: _,
-            khz: _,
-            timeline: _,
-            page: _,
-            reference,
-            before: _,
-            operations,
-            last_operation: _,
-        } = self;
-        ClockState { moment: self.moment(), reference: *reference, operations: *operations }
     }
 
     /// Says that KVM moves a guest's TSC by an offset, as a probe saw.
@@ -314,34 +258,10 @@ impl Clock {
         self.last_operation = self.host.tsc();
     }
 
-    /// One guest operation passes: in virtual time, time moves.
-    pub fn spend_operation(&mut self) {
-        if self.mode == TimeMode::Virtual {
-            self.operations = self.operations.saturating_add(1);
-            self.last_operation = self.host.tsc();
-            self.timeline.spend(u64::from((self.khz.get() / OPERATIONS_PER_MS).max(1)));
-        }
-    }
-
     /// Virtual time: operations so far; a guest that spins makes none.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.operations
-    }
-
-    /// Virtual time: goes on at `target`, never back.
-    pub fn jump_to(&mut self, target: GuestTsc) {
-        self.timeline.jump_to(target);
-    }
-
-    /// Stops; VM time and TSC then stand still.
-    pub fn stop(&mut self) {
-        self.stop_at(self.host.tsc());
-    }
-
-    /// Stops, as of the host TSC `host`: VM time and TSC are what they were then.
-    pub fn stop_at(&mut self, host: HostTsc) {
-        self.timeline.stop(host);
     }
 
     /// Whether the guest's TSC counts with the host's, now.
@@ -371,69 +291,6 @@ impl Clock {
         }
     }
 
-    /// Starts a stopped clock again at frequency `khz`, after it `stood` still: rebases page, TSC and judge.
-    ///
-    /// `hold`: the TSC goes on from its value, if it can be moved; false for one that is what the source gives.
-    ///
-    /// # Errors
-    /// [`AdjustError`] if a clock would leave its range.
-    pub fn start(
-        &mut self,
-        saved: &Moment,
-        khz: Khz,
-        policy: DowntimePolicy,
-        stood: Stood,
-        hold: bool,
-    ) -> Result<Adjusted, AdjustError> {
-        let host = self.host.tsc();
-        let held = match self.source {
-            TscSource::Trapped => None,
-            TscSource::Host | TscSource::Scaled if self.tsc_moves && hold => None,
-            TscSource::Host => Some(GuestTsc(host.0)),
-            TscSource::Scaled => Some(self.timeline.tsc(host)),
-        };
-        let adjusted = adjust::restore(saved, khz, policy, stood, held)?;
-        self.before.rotate_right(1);
-        self.before[0] = Some((self.reference, saved.tsc));
-        self.reference.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
-        self.khz = khz;
-        self.last_operation = host;
-        self.page = adjusted.page;
-        self.timeline = match self.mode {
-            TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },
-            TimeMode::Real => Timeline::Running { host, tsc: adjusted.tsc, host_khz: self.host.khz(), khz },
-        };
-        Ok(adjusted)
-    }
-
-    /// A restore goes wrong: the TSC goes on `ticks` further, and the page does not know. The judge does. Gives the TSC.
-    pub fn bend(&mut self, ticks: u64) -> GuestTsc {
-        let tsc = self.tsc();
-        let bent = GuestTsc(tsc.0.saturating_add(ticks));
-        self.reference.rebase(tsc, 0, bent, self.khz);
-        self.timeline = match self.timeline {
-            Timeline::Stopped { .. } => Timeline::Stopped { tsc: bent },
-            Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: bent, khz },
-            Timeline::Running { host, tsc, host_khz, khz } => {
-                Timeline::Running { host, tsc: GuestTsc(tsc.0.saturating_add(ticks)), host_khz, khz }
-            }
-        };
-        bent
-    }
-
-    /// The clock is KVM's: the page goes on from what KVM's clock showed. Its rate is that of the page that KVM publishes;
-    /// the two differ by their roundings.
-    pub fn follow(&mut self, kvm: KvmClock) {
-        let tsc = self.timeline.tsc(kvm.host);
-        self.page = PageClock { tsc_timestamp: tsc, system_time: kvm.vm, scale: Scale::from_khz(self.khz) };
-    }
-
-    /// As [`Self::stop`], at the instant of `kvm`.
-    pub fn stop_with(&mut self, kvm: KvmClock) {
-        self.follow(kvm);
-        self.timeline = Timeline::Stopped { tsc: self.page.tsc_timestamp };
-    }
-
     /// A TSC that counts with the host's: how far it is ahead, modulo 2^64.
     #[must_use]
     pub fn ahead_of_host(&self) -> u64 {
@@ -452,10 +309,5 @@ impl Clock {
     #[must_use]
     pub fn vcpu_offset(&self, adjust: u64) -> Option<u64> {
         (self.source != TscSource::Trapped && self.tsc_moves).then(|| self.vcpu_offset.wrapping_add(adjust))
-    }
-
-    /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.
-    pub fn measured(&mut self, host: HostTsc, tsc: GuestTsc, khz: Khz) {
-        self.timeline = Timeline::Running { host, tsc, host_khz: self.host.khz(), khz };
     }
 }

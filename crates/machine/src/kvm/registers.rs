@@ -1,0 +1,141 @@
+//! A vCPU's registers in the page that it shares with KVM: read after an exit, changed before an entry.
+
+use kvm_ioctls::SyncReg;
+
+use super::Vcpu;
+
+/// The registers that answering a trapped instruction needs, read from the shared page after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Where the next instruction is, before paging: RIP and, outside 64-bit mode, the base of CS.
+    pub linear_rip: u64,
+    /// Accumulator.
+    pub rax: u64,
+    /// Counter: the MSR number of RDMSR and WRMSR.
+    pub rcx: u64,
+    /// Data: the high half of RDMSR and WRMSR.
+    pub rdx: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Present privilege level, 0–3.
+    pub cpl: u8,
+}
+
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
+/// EFER.LMA: long mode is active.
+const EFER_LMA: u64 = 1 << 10;
+
+/// The linear address of the instruction at `rip` of a code segment, whose L bit is `long`.
+pub(super) fn code_address(rip: u64, base: u64, long: bool, efer: u64) -> u64 {
+    // Outside 64-bit mode linear addresses have 32 bits.
+    if efer & EFER_LMA != 0 && long { rip } else { base.wrapping_add(rip) & 0xffff_ffff }
+}
+
+impl Vcpu {
+    /// Registers as of the last exit.
+    pub fn registers(&mut self) -> Registers {
+        let shared = self.fd.sync_regs_mut();
+        let (regs, system) = (&shared.regs, &shared.sregs);
+        Registers {
+            rip: regs.rip,
+            linear_rip: code_address(regs.rip, system.cs.base, system.cs.l != 0, system.efer),
+            rax: regs.rax,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsp: regs.rsp,
+            rflags: regs.rflags,
+            cpl: system.ss.dpl & 3,
+        }
+    }
+
+    /// The size of the code segment at the last exit: 16, 32 or 64 bits.
+    pub fn code_bits(&mut self) -> u32 {
+        let system = &self.fd.sync_regs_mut().sregs;
+        match (system.efer & EFER_LMA != 0 && system.cs.l != 0, system.cs.db != 0) {
+            (true, _) => 64,
+            (false, true) => 32,
+            (false, false) => 16,
+        }
+    }
+
+    /// Whether RFLAGS.IF was set at the last exit.
+    pub fn interrupts_enabled(&mut self) -> bool {
+        self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
+    }
+
+    /// The vector that was injected and has not entered yet, as of the last exit.
+    pub fn entering(&mut self) -> Option<u8> {
+        let interrupt = &self.fd.sync_regs_mut().events.interrupt;
+        (interrupt.injected != 0).then_some(interrupt.nr)
+    }
+
+    /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
+    pub fn long_mode_idt(&mut self) -> Option<u64> {
+        let system = &self.fd.sync_regs_mut().sregs;
+        (system.efer & EFER_LMA != 0).then_some(system.idt.base)
+    }
+
+    /// Goes on at `rip`. The interrupt shadow of a preceding STI or MOV SS ends, as after any instruction.
+    pub fn continue_at(&mut self, rip: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs.rip = rip;
+        let shadowed = shared.events.interrupt.shadow != 0;
+        shared.events.interrupt.shadow = 0;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        if shadowed {
+            self.events_dirty();
+        }
+    }
+
+    /// Goes on at `rip` with EDX:EAX = `value`, as after RDTSC.
+    pub fn continue_with(&mut self, rip: u64, value: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs.rax = value & 0xffff_ffff;
+        shared.regs.rdx = value >> 32;
+        self.continue_at(rip);
+    }
+
+    /// Raises #GP(0) with `rip` as the faulting instruction.
+    pub fn raise_gp_at(&mut self, rip: u64) {
+        self.continue_at(rip);
+        let exception = &mut self.fd.sync_regs_mut().events.exception;
+        exception.injected = 1;
+        exception.nr = 13;
+        exception.has_error_code = 1;
+        exception.error_code = 0;
+        self.events_dirty();
+    }
+
+    pub(super) fn events_dirty(&mut self) {
+        // Only what the flags name is taken over: the interrupt shadow is one of those.
+        self.fd.sync_regs_mut().events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
+        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
+    }
+
+    /// Mirrors IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check it, our LAPIC did.
+    pub fn set_apic_base(&mut self, value: u64) {
+        self.settle_interrupt_bitmap();
+        self.fd.sync_regs_mut().sregs.apic_base = value;
+        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+    }
+
+    /// Makes the shared interrupt bitmap say what the shared events say. KVM sets the bit of an interrupt that waits to be
+    /// delivered, and clears none there: written back, an interrupt of long ago would enter again.
+    pub(super) fn settle_interrupt_bitmap(&mut self) {
+        let shared = self.fd.sync_regs_mut();
+        let interrupt = &shared.events.interrupt;
+        let mut bitmap = [0u64; 4];
+        if interrupt.injected != 0
+            && interrupt.soft == 0
+            && let Some(word) = bitmap.get_mut(usize::from(interrupt.nr >> 6))
+        {
+            *word = 1 << (interrupt.nr & 63);
+        }
+        shared.sregs.interrupt_bitmap = bitmap;
+    }
+}

@@ -1,0 +1,110 @@
+use super::*;
+
+fn ticks() -> Summary {
+    let late = Some(Lateness { p50_ns: 5_000_000, p99_ns: 5_000_000, worst_ns: 5_000_001 });
+    Summary { ticks: 50, expected: 50, next_seq: 50, late_by_guest: late, ..Summary::default() }
+}
+
+fn evidence(ticks: Option<&Summary>) -> Evidence<'_> {
+    Evidence { ticks, timer: None, no_ring: "no ring", ended: true, failed: None }
+}
+
+fn reasons(checks: &str, ticks: &Summary) -> Vec<String> {
+    checks.parse::<Checks>().unwrap().judge(&evidence(Some(ticks))).reasons
+}
+
+// A run all of whose ticks were 5 ms late could not fail.
+#[test]
+fn lateness_fails_if_it_is_asked_for_and_above_the_limit() {
+    assert!(Checks::default().judge(&evidence(Some(&ticks()))).pass);
+    assert_eq!(reasons("late=5000001ns", &ticks()), [""; 0]);
+    let [reason] = &reasons("late=5ms", &ticks())[..] else { panic!() };
+    assert_eq!(reason, "the latest tick, by the guest's clock, was 5ms 1ns late, the limit is 5ms");
+    let by_host = Summary { late_by_host: Some(Lateness { worst_ns: 7_000_000, ..Lateness::default() }), ..ticks() };
+    assert!(reasons("late=6ms", &by_host)[0].contains("by the host's clock, was 7ms late"));
+}
+
+#[test]
+fn each_check_fails_on_its_own_count_alone() {
+    let cases = [
+        ("early", Summary { early_wakes: 1, ..ticks() }),
+        ("early", Summary { taken_early: 1, ..ticks() }),
+        ("early", Summary { early_by_host: 1, ..ticks() }),
+        ("lost", Summary { missing: 1, ..ticks() }),
+        ("lost", Summary { next_seq: 49, ..ticks() }),
+        ("clock", Summary { clock_steps_back: 1, worst_step_back_ns: 7, ..ticks() }),
+        ("accounts", Summary { clock_errors: 1, worst_clock_error_ns: -7_000, ..ticks() }),
+        ("accounts", Summary { malformed: 1, ..ticks() }),
+    ];
+    for (name, bad) in cases {
+        for check in ["early", "lost", "clock", "accounts"] {
+            assert_eq!(reasons(check, &bad).len(), usize::from(check == name), "{check} {bad:?}");
+        }
+        assert_eq!(Checks::default().judge(&evidence(Some(&bad))).pass, name == "early", "{bad:?}");
+        assert_eq!(reasons("none", &bad), [""; 0]);
+    }
+}
+
+#[test]
+fn a_run_that_was_ended_from_outside_loses_no_tick() {
+    let half = Summary { next_seq: 25, ..ticks() };
+    assert!(!Checks::default().judge(&evidence(Some(&half))).pass);
+    assert!(Checks::default().judge(&Evidence { ended: false, ..evidence(Some(&half)) }).pass);
+}
+
+#[test]
+fn what_cannot_be_judged_fails_only_if_it_was_asked_for() {
+    let verdict = Checks::default().judge(&evidence(None));
+    assert!(verdict.pass);
+    let json = serde_json::to_value(&verdict).unwrap();
+    assert_eq!(json["checks"]["lost"], "not-judged");
+    assert_eq!(json["checks"]["run"], "pass");
+    let asked: Checks = "lost,clock".parse().unwrap();
+    assert_eq!(
+        asked.judge(&evidence(None)).reasons,
+        ["lost cannot be judged: no ring", "clock cannot be judged: no ring"]
+    );
+    // Ticks that did not come were not on time.
+    let none = Summary { ticks: 0, late_by_guest: None, ..ticks() };
+    assert_eq!(reasons("late=1ms", &none), ["late=1ms cannot be judged: there was no tick"]);
+}
+
+#[test]
+fn interrupts_are_judged_where_there_are_no_ticks() {
+    let late = Some(Lateness { worst_ns: 2_000, ..Lateness::default() });
+    let timer = TimerSummary { interrupts: 3, early: 0, late };
+    let judge = |checks: &str, timer: &TimerSummary| {
+        let evidence = Evidence { timer: Some(timer), ..evidence(None) };
+        checks.parse::<Checks>().unwrap().judge(&evidence).pass
+    };
+    assert!(judge("late=2us,early", &timer));
+    assert!(!judge("late=1us", &timer));
+    assert!(!judge("early", &TimerSummary { early: 1, ..timer }));
+    assert!(!judge("lost", &timer));
+}
+
+#[test]
+fn a_run_that_failed_fails_whatever_is_checked() {
+    let none: Checks = "none".parse().unwrap();
+    let verdict = none.judge(&Evidence { failed: Some("it crashed"), ..evidence(Some(&ticks())) });
+    assert_eq!((verdict.pass, verdict.reasons), (false, vec!["it crashed".to_owned()]));
+}
+
+#[test]
+fn lists_that_are_none_are_refused_with_what_there_is() {
+    for (text, word) in [
+        ("late", "late=TIME"),
+        ("late=", "late="),
+        ("late=5", "late=5"),
+        ("lose", "accounts"),
+        ("", "accounts"),
+        ("lost,", "accounts"),
+        ("lost,none", "alone"),
+        ("lost,lost", "twice"),
+        ("late=1ms,late=2ms", "twice"),
+        ("lost=1", "accounts"),
+    ] {
+        let error = text.parse::<Checks>().unwrap_err();
+        assert!(error.to_string().contains(word), "{text}: {error}");
+    }
+}

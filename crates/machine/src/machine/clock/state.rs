@@ -1,0 +1,66 @@
+//! The clock, saved and restored.
+
+use serde::{Deserialize, Serialize};
+use vmtime::{Moment, ReferenceClock, Timeline};
+
+use super::{Clock, STRETCHES_KEPT};
+use crate::{
+    host::clock::HostClock,
+    machine::config::{TimeMode, source::TscSource},
+};
+
+/// The clock as a snapshot holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockState {
+    /// The instant of the save.
+    pub moment: Moment,
+    /// The judge's clock.
+    #[serde(rename = "judge")]
+    pub reference: ReferenceClock,
+    /// Virtual time: operations so far.
+    pub operations: u64,
+}
+
+impl Clock {
+    /// A stopped clock as it was saved.
+    #[must_use]
+    pub fn from_state(source: TscSource, mode: TimeMode, host: HostClock, state: &ClockState) -> Self {
+        let ClockState { moment, reference, operations } = *state;
+        Self {
+            source,
+            mode,
+            host,
+            tsc_moves: source == TscSource::Trapped,
+            vcpu_offset: 0,
+            khz: moment.khz,
+            timeline: Timeline::Stopped { tsc: moment.tsc },
+            page: moment.page,
+            reference,
+            before: [None; STRETCHES_KEPT],
+            operations,
+            last_operation: host.tsc(),
+        }
+    }
+
+    /// The clock for a snapshot; it should be stopped.
+    #[must_use]
+    pub fn state(&self) -> ClockState {
+        // The host's clock and the source are the next host's business; the timeline is in the moment.
+        let Self {
+            source: _,
+            mode: _,
+            host: _,
+            tsc_moves: _,
+            vcpu_offset: _,
+            khz: _,
+            timeline: _,
+            page: _,
+            reference,
+            before: _,
+            operations,
+            last_operation: _,
+        } = self;
+        ClockState { moment: self.moment(), reference: *reference, operations: *operations }
+    }
+}

@@ -1,0 +1,76 @@
+//! Where what a machine produces goes: the guest's console, and the trace.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{error::RunError, record::trace::Trace, shared::VcpuShared};
+use crate::output::Outlet;
+
+/// Where a machine's output goes.
+pub struct Outputs {
+    /// What the guest prints.
+    pub console: Box<dyn Write + Send>,
+    /// What happened.
+    pub trace: TraceTo,
+    /// What somebody may read slowly, so that the vCPUs are to wait for it, and for a trace; none = they wait for nobody.
+    pub outlets: Vec<Outlet>,
+}
+
+/// Where a trace goes.
+pub enum TraceTo {
+    /// Nowhere.
+    Nowhere,
+    /// To a new file: created when the machine is, so that a machine that cannot be leaves an older one alone.
+    File(PathBuf),
+    /// To standard output.
+    Stdout,
+    /// On in this one.
+    On(Trace),
+}
+
+impl TraceTo {
+    /// Creates the file.
+    pub(crate) fn begin(self) -> Result<Trace, RunError> {
+        match self {
+            Self::Nowhere => Ok(Trace::default()),
+            Self::File(path) => Trace::to_file(&path),
+            Self::Stdout => Trace::to_stdout(),
+            Self::On(trace) => Ok(trace),
+        }
+    }
+}
+
+impl Outputs {
+    /// The console to `console`, the trace to the file `trace`, if any.
+    #[must_use]
+    pub fn new(console: Box<dyn Write + Send>, trace: Option<&Path>) -> Self {
+        let trace = trace.map_or(TraceTo::Nowhere, |path| TraceTo::File(path.to_owned()));
+        Self { console, trace, outlets: Vec::new() }
+    }
+
+    /// The console to `console`, the trace to `trace`.
+    #[must_use]
+    pub fn to_outlet(console: Outlet, trace: TraceTo) -> Self {
+        Self { outlets: vec![console.clone()], console: Box::new(console), trace }
+    }
+}
+
+/// What the vCPUs have to wait for, and how they are woken.
+pub(crate) fn outlets(given: Vec<Outlet>, trace: &Trace, vcpus: &[VcpuShared]) -> Vec<Outlet> {
+    // A machine that is stepped waits for nobody: who steps it reads what it traces.
+    if given.is_empty() {
+        return given;
+    }
+    let mut all = given;
+    // A trace that goes on after a migration is among those that were given.
+    let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));
+    all.extend(trace);
+    for outlet in &all {
+        let bells: Vec<_> = vcpus.iter().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)).collect();
+        outlet.on_room(move || bells.iter().for_each(|doorbell| doorbell.ring()));
+    }
+    all
+}

@@ -1,0 +1,38 @@
+//! What becomes of a deadline in flight.
+
+use vlapic::Armed;
+use vmtime::{Adjusted, DeadlinePolicy, GuestTsc, Moment, adjust};
+
+/// What the LAPIC timer waits for, after the policies.
+///
+/// A count (one-shot, periodic) is an absolute VM time and keeps its meaning; so does a nanosecond deadline, unless it is
+/// to fire at once. A TSC deadline is a number in units that just changed: that is what the policy is about. Whatever the
+/// policy, one that the base TSC has reached meanwhile is due, also if the vCPU's own TSC wrapped on the way and now reads
+/// less than the deadline.
+pub(crate) fn rearm(
+    armed: Armed,
+    tsc_adjust: u64,
+    policy: DeadlinePolicy,
+    moment: &Moment,
+    adjusted: &Adjusted,
+) -> Armed {
+    match armed {
+        Armed::Disarmed | Armed::Count { .. } => armed,
+        Armed::Ns(at) => Armed::Ns(adjust::ns_deadline(policy, at, adjusted.vm)),
+        Armed::Tsc(deadline) => {
+            let here = moment.tsc.0.wrapping_add(tsc_adjust);
+            let there = adjusted.tsc.0.wrapping_add(tsc_adjust);
+            let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here)));
+            // Never 0: that would disarm.
+            Armed::Tsc(GuestTsc(match policy {
+                DeadlinePolicy::Keep if base <= adjusted.tsc => deadline.0.min(there).max(1),
+                DeadlinePolicy::Keep => deadline.0,
+                DeadlinePolicy::Rescale | DeadlinePolicy::Fire => {
+                    let moved = adjust::deadline(policy, base, &moment.page, &adjusted.page, adjusted.tsc);
+                    let left = moved.0.saturating_sub(adjusted.tsc.0);
+                    there.saturating_add(left).max(1)
+                }
+            }))
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Running: until the guest ends, a VM time is reached, or another thread wants something.
+
+use std::sync::Arc;
+
+use vmtime::{Now, VmTime};
+
+use super::{
+    Machine,
+    config::TimeMode,
+    error::{Outcome, RunError},
+    kvm_lapic,
+    policy::Policies,
+    record::trace::Event,
+    sched::{self, mailbox::Interruptions, round_robin::Until},
+    shared::{Ram, lock},
+    vcpu::{Cpu, step::Stop},
+};
+
+impl Machine {
+    /// Runs until the guest ends, VM time `stop` is reached or somebody waits in `mailbox`. A paused machine is first
+    /// resumed without any change.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn run(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Outcome, RunError> {
+        if self.paused.is_some() {
+            self.resume(&Policies::default())?;
+        }
+        mailbox.ring_at(self.shared.vcpus.first().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)));
+        let stopped = self.run_and_renew(mailbox, stop);
+        mailbox.ring_at(None);
+        let stopped = stopped?;
+        if self.shared.has_gap() {
+            // While the gap is known: a tick that was handled before it was noticed may have an instant within it.
+            lock(&self.shared.audit).read_rings(&self.shared);
+        }
+        let gap = lock(&self.shared.gap).take();
+        match stopped {
+            Stop::Reached | Stop::Asked if let Some(gap) = gap => {
+                let length = self.stopped_by_host(gap)?;
+                Ok(Outcome::HostStopped { length })
+            }
+            Stop::Reached => Ok(Outcome::Reached),
+            Stop::Asked => Ok(Outcome::Requested),
+            Stop::Ended(end) => {
+                let now = lock(&self.shared.clock).now(0);
+                let reason = end.message().unwrap_or_else(|| "done".to_owned());
+                self.shared.event(0, now, &Event::End { reason: &reason });
+                Ok(Outcome::Ended(end))
+            }
+        }
+    }
+
+    /// Runs, and renews the page in between, while all vCPUs stand still.
+    fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
+        loop {
+            let (mode, renewal, until) = {
+                let clock = lock(&self.shared.clock);
+                let renewal = clock.renewal();
+                let until =
+                    Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
+                (clock.mode(), renewal, until)
+            };
+            let stopped = match (mode, &mut self.in_kernel) {
+                (_, Some(cpus)) => {
+                    // Renewing its page is KVM's business.
+                    let stopped = sched::real(cpus, &self.shared, mailbox, until.stop, kvm_lapic::run)?;
+                    if !self.shared.has_gap() {
+                        lock(&self.shared.clock).follow(self.vm.clock()?);
+                    }
+                    Ok(stopped)
+                }
+                (TimeMode::Real, None) => sched::real(&mut self.cpus, &self.shared, mailbox, until.first(), sched::run),
+                (TimeMode::Virtual, None) => {
+                    sched::virtually(&mut self.cpus, &self.shared, mailbox, until, &mut self.round_robin)
+                }
+            }?;
+            if self.shared.has_gap() {
+                return Ok(stopped);
+            }
+            let now = lock(&self.shared.clock).now(0);
+            if stopped == Stop::Reached && self.in_kernel.is_none() && now.vm >= renewal {
+                self.renew_page(now)?;
+            }
+            if stopped != Stop::Reached || stop.is_some_and(|stop| now.vm >= stop) {
+                return Ok(stopped);
+            }
+        }
+    }
+
+    pub(crate) fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
+        let mut clock = lock(&self.shared.clock);
+        clock.renew();
+        let flags = self.shared.page_flags();
+        for Cpu { local, .. } in &mut self.cpus {
+            let page = clock.page(local.tsc_adjust);
+            local
+                .pvclock
+                .publish(&Ram(&self.shared.memory), &page, flags, false)
+                .map_err(|fault| RunError::BadState(fault.to_string()))?;
+        }
+        let page = clock.page(0);
+        drop(clock);
+        self.shared.event(0, now, &Event::Renew { page });
+        Ok(())
+    }
+}
