@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// One boot of one kernel with its KVM loaded once: what KVM supports does not change while this stays the same.
 ///
-/// A KVM module that is loaded again (perhaps with other parameters) makes `/dev/kvm` anew in devtmpfs, and so another
-/// identity. Where `/dev/kvm` is a node of a container's own, that is not seen. A host that is itself a virtual machine, and
-/// is moved while it runs, stays the same, as does all that its kernel found out at boot.
+/// When a KVM module is loaded again (perhaps with other parameters), devtmpfs creates `/dev/kvm` again, and the identity
+/// changes. In a container with its own `/dev/kvm` node this is not noticed. A host that is itself a virtual machine keeps
+/// its identity when it is live-migrated; so does everything that its kernel detected at boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostId {
@@ -19,7 +19,7 @@ pub struct HostId {
 }
 
 impl HostId {
-    /// Of this host; none if it does not tell.
+    /// Reads this host's identity; none if a file cannot be read.
     pub(crate) fn read() -> Option<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim_end().to_owned();
         let node = fs::metadata("/dev/kvm").ok()?;

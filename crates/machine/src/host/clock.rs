@@ -6,26 +6,25 @@ use vmtime::{HostTsc, Khz, NS_KHZ_PER_TICK};
 
 /// The host's TSC and its frequency.
 ///
-/// RDTSC itself needs `unsafe`, which lives in `kvm/` only, so the reader comes in as a function; a test hands in its
-/// own.
+/// The counter is read by a function that is passed in, so that a test can pass its own.
 #[derive(Clone, Copy, Debug)]
 pub struct HostClock {
     read_tsc: fn() -> u64,
-    /// The frequency that guests are told and that VM time is computed with.
+    /// The frequency that guests see and that VM time is computed with.
     khz: Khz,
     /// The frequency that host timers are set with.
     true_khz: Khz,
 }
 
 impl HostClock {
-    /// A clock that `read_tsc` reads and that runs at `khz`.
+    /// A clock whose counter `read_tsc` returns and that runs at `khz`.
     #[must_use]
     pub fn new(read_tsc: fn() -> u64, khz: Khz) -> Self {
         Self { read_tsc, khz, true_khz: khz }
     }
 
-    /// The same clock, taken for one of `khz`: VM time then runs faster or slower than the host's time, and nothing else
-    /// changes. So a test can see what would be different on a host with another TSC.
+    /// The same clock, treated as if it ran at `khz`: VM time then runs faster or slower than the host's time, and nothing
+    /// else changes. With it a test shows what would differ on a host with another TSC frequency.
     #[must_use]
     pub fn taken_for(self, khz: Khz) -> Self {
         Self { khz, ..self }
@@ -57,7 +56,7 @@ impl HostClock {
 
     /// How long the host's TSC takes from `from` to `to`: `⌈(to − from) · 10⁶ / khz⌉` ns, zero if `to` is not later.
     ///
-    /// Rounded up, because it is slept for: rounded down, the sleeper would wake before its deadline and sleep again.
+    /// Rounded up, because callers sleep for it: rounded down, a thread would wake before its deadline and sleep again.
     #[must_use]
     pub fn duration(&self, from: HostTsc, to: HostTsc) -> Duration {
         const NS_PER_SEC: u128 = 1_000_000_000;
@@ -68,7 +67,7 @@ impl HostClock {
         Duration::new(sec, u32::try_from(ns % NS_PER_SEC).unwrap_or(0))
     }
 
-    /// The host's TSC `length` after `from`, rounded down; the greatest there is if that is beyond it.
+    /// The host's TSC `length` after `from`, rounded down; the greatest value if that overflows.
     #[must_use]
     pub fn after(&self, from: HostTsc, length: Duration) -> HostTsc {
         let ticks = length.as_nanos().saturating_mul(u128::from(self.true_khz.get())) / NS_KHZ_PER_TICK;
@@ -78,8 +77,8 @@ impl HostClock {
 
 /// Wall-clock time now, in nanoseconds since the Unix epoch; 0 before it, [`u64::MAX`] after the year 2554.
 ///
-/// For the guest's wall clock and for the downtime between two processes, perhaps on two hosts, which share no other
-/// clock. It can be set back, so a difference of two may be negative; `adjust` handles that.
+/// Used for the guest's wall clock, and for the downtime between two processes, perhaps on two hosts, which share no other
+/// clock. The wall clock can be set back, so that a difference of two values may be negative; `adjust` handles that.
 #[must_use]
 pub fn wall_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| vmtime::saturate(since.as_nanos()))

@@ -1,4 +1,4 @@
-//! Signals about files: a file that may not grow, and a mapped file that is not there any more.
+//! Signals about files: SIGXFSZ when a file may not grow, SIGBUS when a page of a mapped file cannot be read.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use crate::mem::ram::GuestRam;
 /// How the process ends when guest memory is lost: as for any snapshot that cannot be used.
 const EXIT_CODE: i32 = 2;
 
-/// Ignores SIGXFSZ, by default the end of a process that writes beyond its RLIMIT_FSIZE: write(2) then fails with EFBIG.
+/// Ignores SIGXFSZ, which by default ends a process that writes beyond its RLIMIT_FSIZE: write(2) then fails with EFBIG.
 ///
 /// # Errors
 /// What the kernel says.
@@ -28,33 +28,34 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Memory that is mapped from a file.
+/// The address ranges that are mapped from a file, and the message for their loss.
 struct Guarded {
     ranges: Vec<Range<usize>>,
     line: Vec<u8>,
 }
 
-/// What the handler looks at: null, or something that is never freed.
+/// What the handler reads: null, or a value that is never freed.
 static GUARDED: AtomicPtr<Guarded> = AtomicPtr::new(ptr::null_mut());
 
-/// From now on, the process ends with exit code 2, after `line` on standard error, when it touches a page of `memory` that the
-/// mapped file cannot give: because it was truncated, or its medium fails. Only the latest memory is guarded.
+/// Installs a SIGBUS handler. When the process accesses a page of `memory` that cannot be read from the mapped file (it was
+/// truncated, or its medium fails), the handler writes `line` to standard error and ends the process with exit code 2. Only
+/// the `memory` of the latest call is guarded.
 pub fn guard_mapped_file(memory: &GuestRam, line: &str) {
     let range = |start: usize, length: u64| start..start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
     let ranges = memory.iter().map(|region| range(region.as_ptr().addr(), region.len())).collect();
     let mut line = line.replace('\n', " ").into_bytes();
     line.truncate(libc::PIPE_BUF - 1);
     line.push(b'\n');
-    // Never freed: the handler may look at any time, on any thread. A process loads one snapshot.
+    // Never freed: the handler may read it at any time, on any thread. A process loads one snapshot, so that little leaks.
     GUARDED.store(Box::into_raw(Box::new(Guarded { ranges, line })), Ordering::Release);
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
-        // If it fails, the process ends by the signal: as without it.
+        // If this fails, the signal ends the process, as by default.
         let _ = vmm_sys_util::signal::register_signal_handler(libc::SIGBUS, on_bus_error);
     });
 }
 
-/// Calls only what signal-safety(7) lists.
+/// The SIGBUS handler. It calls only functions that signal-safety(7) lists.
 extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a siginfo_t that lives as long as the call.
     let info = unsafe { info.as_ref() };
@@ -66,17 +67,18 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         guarded.filter(|guarded| guarded.ranges.iter().any(|range| range.contains(&address)))
     {
         let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-        // A write to a pipe that nobody reads would hold the process. pipe(7), "PIPE_BUF": a pipe with room takes so much at
-        // once.
+        // Poll first, because a write to a full pipe without a reader would block for ever. pipe(7), "PIPE_BUF": a pipe that
+        // has room takes so many bytes without blocking.
         // SAFETY: one pollfd, which outlives the call.
         if unsafe { libc::poll(&raw mut stderr, 1, 0) } > 0 {
-            // SAFETY: the bytes outlive the call. Whether they were written changes nothing.
+            // SAFETY: the bytes outlive the call. The process ends whether they were written or not.
             let _ = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
         }
-        // SAFETY: it ends the process and runs nothing of it.
+        // SAFETY: it ends the process and runs no code of it.
         unsafe { libc::_exit(EXIT_CODE) };
     }
-    // Of something else: the access is tried again, and then ends the process as by default.
+    // The address is not guarded. With the default action restored, the access is repeated, and the signal then ends the
+    // process as it would have without a handler.
     // SAFETY: all zeros is a valid sigaction: the default action, no mask, no flags.
     let default = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
     // SAFETY: it reads one sigaction, which outlives the call.

@@ -1,9 +1,9 @@
 //! Getting a vCPU thread out of KVM_RUN, or out of its sleep, without losing the kick.
 //!
-//! A signal that lands just before KVM_RUN would be handled and forgotten. So the handler writes `immediate_exit` of the
-//! vCPU that its thread has bound, and KVM looks at that byte after entering the call (Linux `api.rst`,
-//! `immediate_exit`): wherever the signal lands, the next KVM_RUN returns. Likewise it writes the word that [`wait`]
-//! sleeps on.
+//! A kick is a signal. One that arrives just before KVM_RUN would be handled without ending it. So the handler also sets
+//! `immediate_exit` of the vCPU that its thread has bound, and KVM checks that byte after it has entered the call (Linux
+//! `api.rst`, `immediate_exit`): whenever the signal arrives, the next KVM_RUN returns. For the same reason the handler
+//! writes the word that [`wait`] sleeps on.
 
 use std::{
     cell::Cell,
@@ -22,7 +22,7 @@ thread_local! {
     static KICKED: AtomicU32 = const { AtomicU32::new(0) };
 }
 
-/// The signal that kicks.
+/// The signal that is a kick.
 fn signal() -> i32 {
     libc::SIGRTMIN()
 }
@@ -31,18 +31,18 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     KICKED.with(|kicked| kicked.store(1, Ordering::Relaxed));
     let immediate_exit = IMMEDIATE_EXIT.get();
     if !immediate_exit.is_null() {
-        // SAFETY: a bound pointer is into the live kvm_run mapping of the vCPU that this very thread runs; it is unbound
-        // before the mapping goes. Only this thread writes the byte.
+        // SAFETY: a bound pointer is into the live kvm_run mapping of the vCPU that this thread runs; it is unbound before
+        // the mapping is removed. Only this thread writes the byte.
         unsafe { immediate_exit.write_volatile(1) };
     }
 }
 
-/// Makes kicks harmless: before the first of them can come.
+/// Installs the signal's handler. Must be called before the first kick, which would otherwise end the process.
 fn handle_kicks() {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
-        // It cannot fail for a real-time signal and a valid handler; if it did, kicks would end the process, which is loud
-        // enough.
+        // It cannot fail for a real-time signal and a valid handler. If it did, the first kick would end the process, so
+        // that the failure would be noticed.
         let _ = vmm_sys_util::signal::register_signal_handler(signal(), on_kick);
     });
 }
@@ -63,31 +63,33 @@ impl Drop for Binding {
     }
 }
 
-/// Forgets kicks so far, and tells whether there were any: call before looking at what they might be about.
+/// Clears kicks so far, and returns whether there were any. To be called before the caller checks what a kick may announce:
+/// a kick after the check then still ends the next wait.
 pub(crate) fn forget(immediate_exit: &mut u8) -> bool {
     *immediate_exit = 0;
-    // A kick between these two leaves `immediate_exit` set: one needless exit, nothing lost.
+    // In this order a kick between the two stores leaves `immediate_exit` set: one needless exit. In the other order it
+    // would leave only the word set, and KVM_RUN would not return.
     compiler_fence(Ordering::SeqCst);
     clear()
 }
 
-/// Whether the calling thread was kicked since kicks were last forgotten.
+/// Whether the calling thread was kicked since kicks were last cleared.
 #[must_use]
 pub fn pending() -> bool {
     KICKED.with(|kicked| kicked.load(Ordering::Relaxed) != 0)
 }
 
-/// Forgets kicks so far of a thread that runs no vCPU at the moment, and tells whether there were any.
+/// Clears kicks so far of a thread that has no vCPU bound, and returns whether there were any.
 pub fn clear() -> bool {
     KICKED.with(|kicked| kicked.swap(0, Ordering::Relaxed) != 0)
 }
 
-/// Sleeps until the calling thread is kicked; returns at once if it was, since kicks were last forgotten. May return
-/// early.
+/// Sleeps until the calling thread is kicked; returns at once if it was kicked since kicks were last cleared. May return
+/// without a kick.
 pub fn wait() {
     KICKED.with(|kicked| {
-        // The kernel compares the word with 0 and sleeps in one step: a kick before that is seen, one after it is a signal,
-        // which ends the sleep.
+        // FUTEX_WAIT compares the word with 0 and goes to sleep in one step. A kick before that step has set the word, and
+        // the call returns; a kick after it is a signal, which ends the sleep.
         // SAFETY: the word is this thread's and lives as long as the thread; without a timeout nothing else is read.
         unsafe {
             libc::syscall(
@@ -101,7 +103,8 @@ pub fn wait() {
     });
 }
 
-/// Ends our own use of `immediate_exit`, keeping a kick that came meanwhile.
+/// Clears `immediate_exit` after our own use of it, but sets it again if a kick came meanwhile. The word is read after the
+/// byte is cleared: a kick in between sets both, and one after the read sets the byte itself.
 pub(crate) fn release(immediate_exit: &mut u8) {
     *immediate_exit = 0;
     compiler_fence(Ordering::SeqCst);
@@ -110,14 +113,14 @@ pub(crate) fn release(immediate_exit: &mut u8) {
     }
 }
 
-/// Kicks one thread.
+/// A handle that kicks one thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Kicker {
     thread: libc::pid_t,
 }
 
 impl Kicker {
-    /// Kicks the thread that calls this.
+    /// A handle to the thread that calls this.
     #[must_use]
     pub fn for_this_thread() -> Self {
         handle_kicks();
@@ -126,7 +129,7 @@ impl Kicker {
         Self { thread }
     }
 
-    /// Makes that thread's present or next KVM_RUN return. Does nothing if the thread has ended.
+    /// Makes that thread's current or next KVM_RUN or [`wait`] return. Does nothing if the thread has ended.
     pub fn kick(&self) {
         // SAFETY: getpid has no arguments and cannot fail.
         let process = unsafe { libc::getpid() };
@@ -140,7 +143,7 @@ impl Kicker {
 #[error("timer_create failed: {0}")]
 pub struct TimerError(pub io::Error);
 
-/// A timer that kicks the thread which made it.
+/// A timer that kicks the thread that created it.
 #[derive(Debug)]
 pub struct KickTimer {
     timer: libc::timer_t,
@@ -168,7 +171,7 @@ impl KickTimer {
         Ok(Self { timer })
     }
 
-    /// Kicks once after `delay`; zero kicks at once. Replaces what was armed.
+    /// Arms a kick after `delay`; zero kicks at once. Replaces an earlier delay.
     pub fn arm(&self, delay: Duration) {
         // An all-zero value would disarm.
         let delay = delay.max(Duration::from_nanos(1));

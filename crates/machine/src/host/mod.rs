@@ -3,7 +3,7 @@
 //! What it is: thin, typed access to system calls that have nothing to do with KVM. With `kvm` it is the only folder with
 //! `unsafe`.
 //!
-//! What it is not: it knows neither a machine nor a guest.
+//! What it is not: it does not depend on the machine, and has no notion of a guest.
 
 #![allow(unsafe_code, reason = "system calls, signal handlers and RDTSC; every block says why it is sound")]
 

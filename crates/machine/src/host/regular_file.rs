@@ -1,4 +1,4 @@
-//! Files that are read whole: regular ones only, of which the size is known before.
+//! Opening files that are read whole: only regular ones, because their size is known before the read.
 
 use std::{
     fs::{self, File, FileType},
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// What a file that is not a regular one is.
+/// Names the kind of a file that is not a regular one, for messages.
 #[must_use]
 pub fn kind(kind: FileType) -> &'static str {
     match kind {
@@ -19,16 +19,16 @@ pub fn kind(kind: FileType) -> &'static str {
     }
 }
 
-/// Opens the regular file at `path`; gives its size, too.
+/// Opens the regular file at `path`, and returns it with its size in bytes.
 ///
 /// # Errors
-/// It cannot be opened, or is something else: a FIFO would be waited for, and a device may have no end.
+/// It cannot be opened, or it is not a regular file: opening a FIFO may block, and a device may have no end.
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let regular = |meta: fs::Metadata| match meta.file_type() {
         file if file.is_file() => Ok(meta.len()),
         other => Err(io::Error::other(format!("it is {}, not a regular file", kind(other)))),
     };
-    // Before it is opened: to open a FIFO waits for a writer.
+    // Checked before the open, too: opening a FIFO waits for a writer.
     regular(fs::metadata(path)?)?;
     let file = File::open(path)?;
     let length = regular(file.metadata()?)?;
@@ -39,7 +39,7 @@ pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
 mod tests {
     use super::*;
 
-    // Catches: a file that is waited for, or read for ever.
+    // Catches: an open that blocks, or a read that never ends.
     #[test]
     fn what_is_no_regular_file_is_named_and_not_opened() {
         let dir = tempfile::tempdir().unwrap();

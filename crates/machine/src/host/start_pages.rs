@@ -1,26 +1,26 @@
 //! Giving back the program's pages that only its start needed.
 //!
 //! Parsing a command line and building a VM touch most of the program and of the C library; running a guest touches little
-//! of either. What is mapped stays resident all the same, for each VM anew. Nothing is lost with a clean page of a file: it
-//! comes back when it is touched.
+//! of either. The pages stay resident all the same, in every VMM process. A clean page of a file can be dropped without
+//! loss: the kernel reads it again at the next access.
 
 use std::fs;
 
-/// Gives them back. Failure costs memory and nothing else.
+/// Drops the clean pages of mapped files. A failure is ignored: it costs memory and nothing else.
 pub fn give_back_code() {
     let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
     for (start, length) in clean_code(&smaps) {
         let Some(address) = std::ptr::NonNull::new(std::ptr::without_provenance_mut::<libc::c_void>(start)) else {
             continue;
         };
-        // SAFETY: the range is a mapping of a file that nobody can write through and that holds no page of its own: the
-        // same bytes are read again at the next touch. An error is ignored.
+        // SAFETY: the range is a read-only mapping of a file without anonymous (written) pages: the same bytes are read
+        // again at the next access. An error is ignored.
         unsafe { libc::madvise(address.as_ptr(), length, libc::MADV_DONTNEED) };
     }
 }
 
-/// Mappings of files, as (address, length), that hold nothing but the file: neither writable, nor with a page that was
-/// written once, as relocated data has and code under a debugger's breakpoints.
+/// The mappings, as (address, length), whose pages are all clean pages of a file: not writable, and without a page that was
+/// written once. Relocated data has such pages, and so has code with a debugger's breakpoints.
 fn clean_code(smaps: &str) -> Vec<(usize, usize)> {
     let mut clean = Vec::new();
     let mut present = None;
@@ -34,7 +34,7 @@ fn clean_code(smaps: &str) -> Vec<(usize, usize)> {
     clean
 }
 
-/// The first line of a mapping; none inside if it is one to leave alone.
+/// Parses the first line of a mapping: None for another line, Some(None) for a mapping that is not to be dropped.
 fn mapping(line: &str) -> Option<Option<(usize, usize)>> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;

@@ -1,8 +1,8 @@
 //! Guest RAM that is mapped from its file block by block, each before its first use.
 //!
-//! Until then an access waits, whoever makes it: the guest, KVM for it, or the VMM. userfaultfd does that (Linux
-//! `Documentation/admin-guide/mm/userfaultfd.rst`), but for anonymous memory only, so RAM is covered with such, and what is
-//! given is the file's mapping in its place.
+//! Until a block is mapped, every access to it waits: the guest's, KVM's for the guest, or the VMM's own. userfaultfd makes
+//! it wait (Linux `Documentation/admin-guide/mm/userfaultfd.rst`). Here that works with anonymous memory only. So RAM is
+//! first mapped as anonymous memory, and [`Withheld::give`] replaces that with the file's mapping.
 
 use std::{
     fs::File,
@@ -59,15 +59,15 @@ ioctl_iowr_nr!(UFFDIO_API, UFFDIO, 0x3f, Api);
 ioctl_iowr_nr!(UFFDIO_REGISTER, UFFDIO, 0x00, Register);
 ioctl_ior_nr!(UFFDIO_WAKE, UFFDIO, 0x02, Place);
 
-/// `struct uffd_msg`, and where in it the event and, of a page fault, the address are.
+/// The size of `struct uffd_msg`, whose first byte is the event, and the offset of a page fault's address in it.
 const MESSAGE_BYTES: usize = 32;
 const MESSAGE_ADDRESS: usize = 16;
 
-/// RAM whose content is withheld.
+/// RAM of which blocks are withheld: an access to one waits until [`Self::give`] maps it.
 #[derive(Debug)]
 pub struct Withheld {
     fd: OwnedFd,
-    /// Its mappings are changed: they must live as long as that can happen.
+    /// Held because its mappings are replaced here: they must exist as long as that can happen.
     memory: Arc<GuestRam>,
 }
 
@@ -81,11 +81,11 @@ pub struct Piece {
 }
 
 impl Withheld {
-    /// Withholds `pieces` of `memory`, whose regions are private mappings of files. Nobody may have touched them yet.
+    /// Withholds `pieces` of `memory`, whose regions are private mappings of files. None of them may have been accessed yet.
     ///
     /// # Errors
-    /// Above all EPERM: whoever is not privileged needs the sysctl `vm.unprivileged_userfaultfd` or rights to
-    /// `/dev/userfaultfd`, because KVM touches guest memory in the kernel. `memory` is then of no use.
+    /// Above all EPERM: KVM accesses guest memory in the kernel, and to stop such accesses an unprivileged process needs the
+    /// sysctl `vm.unprivileged_userfaultfd` or access to `/dev/userfaultfd`. `memory` is then unusable.
     pub fn new(memory: &Arc<GuestRam>, pieces: &[Piece]) -> io::Result<Self> {
         let withheld = Self { fd: open()?, memory: Arc::clone(memory) };
         let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
@@ -96,8 +96,8 @@ impl Withheld {
             let (target, length) = (region.as_ptr().wrapping_add(piece.inside.start), piece.inside.len());
             let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED | libc::MAP_ANONYMOUS;
             let rights = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: the range is in a mapping of `memory`, of which nobody holds a reference into (vm-memory gives none), and
-            // the new one has its size and rights.
+            // SAFETY: the range is in a mapping of `memory`. There are no references into it (vm-memory hands out none), and
+            // the new mapping has the same size and rights.
             let mapped = unsafe { libc::mmap(target.cast(), length, rights, flags, -1, 0) };
             if mapped == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
@@ -110,7 +110,7 @@ impl Withheld {
         Ok(withheld)
     }
 
-    /// A place that somebody waits for, if anybody does: region and byte.
+    /// Takes the next page fault that waits for withheld memory, as (region, byte in it); none if no thread waits.
     ///
     /// # Errors
     /// What the kernel says.
@@ -130,14 +130,17 @@ impl Withheld {
                 u64::try_from(inside).is_ok_and(|inside| inside < region.len()).then_some((number, inside))
             })
         });
-        place.map(Some).ok_or_else(|| io::Error::other("userfaultfd tells of something else than guest memory"))
+        place
+            .map(Some)
+            .ok_or_else(|| io::Error::other("userfaultfd reported an event that is not a page fault in guest memory"))
     }
 
-    /// Maps the file's content at `piece`, whole pages that were not given before, with `pages` (offset in the piece, content)
-    /// in place of the file's, and wakes who waits for it. They see all of it at once.
+    /// Maps the file at `piece`, which is whole pages that are still withheld, and wakes the threads that wait for it. Where
+    /// `pages` (offset in the piece, content) has a page, that replaces the file's. A thread that wakes sees the complete
+    /// piece.
     ///
     /// # Errors
-    /// What the kernel says; the piece is then still withheld.
+    /// If the kernel refuses; the piece is then still withheld.
     pub fn give(&self, piece: &Piece, pages: &[(usize, &[u8])]) -> io::Result<()> {
         let (region, inside) = (self.region_of(piece)?, &piece.inside);
         let behind = region.file_offset().ok_or_else(outside)?;
@@ -147,16 +150,18 @@ impl Withheld {
         if pages.is_empty() {
             map(target, inside.len(), libc::MAP_FIXED, behind.file(), offset)?;
         } else {
+            // The pages are written into a mapping elsewhere, which mremap then moves to the piece. Guest memory never shows
+            // the file's own content there, not even for a moment.
             let elsewhere = map(ptr::null_mut(), inside.len(), 0, behind.file(), offset)?;
             for (at, page) in pages {
                 let end = at.checked_add(page.len()).filter(|end| *end <= inside.len()).ok_or_else(outside)?;
                 let to = elsewhere.cast::<u8>().wrapping_add(end - page.len());
-                // SAFETY: `to` and the page's length are within the mapping that was just made, and that nobody else knows.
+                // SAFETY: `to` and the page's length are within the mapping that was just made and has no other user.
                 unsafe { ptr::copy_nonoverlapping(page.as_ptr(), to, page.len()) };
             }
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            // SAFETY: it moves the mapping that was just made to a range of `self.memory`'s, of which nobody holds a
-            // reference into; size and rights are those of what it replaces.
+            // SAFETY: it moves the mapping that was just made to a range of `self.memory`. There are no references into that
+            // range; size and rights are those of the mapping that it replaces.
             let moved = unsafe { libc::mremap(elsewhere, inside.len(), inside.len(), flags, target) };
             if moved == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
@@ -165,10 +170,10 @@ impl Withheld {
         self.wake(piece)
     }
 
-    /// Wakes who waits for `piece`, which was given.
+    /// Wakes the threads that wait for `piece`, which is mapped already.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// If the ioctl fails.
     pub fn wake(&self, piece: &Piece) -> io::Result<()> {
         let region = self.region_of(piece)?;
         // SAFETY: the request reads one `Place`, which outlives the call, and touches no memory of ours.
@@ -177,7 +182,7 @@ impl Withheld {
 }
 
 impl Withheld {
-    /// The region that has all of `piece`.
+    /// The region that contains all of `piece`.
     fn region_of(&self, piece: &Piece) -> io::Result<&RamRegion> {
         let has = |region: &&RamRegion| u64::try_from(piece.inside.end).is_ok_and(|end| end <= region.len());
         let region = self.memory.iter().nth(piece.region).filter(has).filter(|_| !piece.inside.is_empty());
@@ -215,7 +220,7 @@ fn open() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Maps `length` bytes of `file` at `target`, or anywhere.
+/// Maps `length` bytes of `file` at `target` if `fixed` is MAP_FIXED, or at an address that the kernel chooses.
 fn map(
     target: *mut libc::c_void,
     length: usize,
@@ -225,8 +230,8 @@ fn map(
 ) -> io::Result<*mut libc::c_void> {
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | fixed;
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: without MAP_FIXED it touches no other mapping. With it the caller's range is within guest RAM, of which nobody
-    // holds a reference into, and the new mapping has the size and rights of what it replaces.
+    // SAFETY: without MAP_FIXED it changes no other mapping. With it the caller's range is within guest RAM. There are no
+    // references into that, and the new mapping has the size and rights of the one that it replaces.
     let mapped = unsafe { libc::mmap(target, length, rights, flags, file.as_raw_fd(), offset) };
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapped) }
 }

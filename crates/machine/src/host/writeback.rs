@@ -1,17 +1,17 @@
-//! Telling the kernel that a file will be flushed, and waiting for parts of it.
+//! Writing a file's dirty pages to the disk before it is flushed.
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
-/// Lets the kernel begin to write `file` to the disk, and does not wait for it: what is done until the file is flushed costs
-/// nothing then. Whether it did, the flush tells.
+/// Makes the kernel begin to write `file` to the disk, and does not wait for it: the later flush then has less to do. An
+/// error is ignored here, because the flush reports it.
 pub fn begin_writeback(file: &File) {
-    // SAFETY: the call takes a descriptor, which `file` keeps open, and touches no memory of ours. From 0, the length 0 is up
-    // to the end (sync_file_range(2)).
+    // SAFETY: the call takes a descriptor, which `file` keeps open, and touches no memory of ours. From 0, the length 0
+    // is up to the end (sync_file_range(2)).
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Waits until `length` bytes of `file` from `offset` on are on their disk. Makes nothing sure (sync_file_range(2)): the flush
-/// does.
+/// Writes `length` bytes of `file` from `offset` on to the disk, and waits for it. This alone does not make them durable
+/// (sync_file_range(2)): a flush must follow.
 ///
 /// # Errors
 /// If they could not be written.
@@ -25,7 +25,7 @@ pub fn write_back(file: &File, offset: u64, length: u64) -> io::Result<()> {
         return Ok(());
     }
     match io::Error::last_os_error() {
-        // A file system that cannot: the flush waits for all at once.
+        // The file system does not support the call: the flush will write everything at once.
         error if error.raw_os_error() == Some(libc::EINVAL) || error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
         error => Err(error),
     }

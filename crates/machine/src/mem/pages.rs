@@ -1,8 +1,8 @@
-//! Sets of pages, a bit each.
+//! Sets of pages, with one bit for each page.
 
 use std::ops::Range;
 
-/// Pages by number. It has a fixed size: numbers beyond it are left out.
+/// A set of page numbers below a fixed limit; numbers beyond it are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
     words: Vec<u64>,
@@ -12,7 +12,7 @@ pub struct PageSet {
 const BITS: usize = 64;
 
 impl PageSet {
-    /// None of `pages` pages.
+    /// The empty set for `pages` pages.
     #[must_use]
     pub fn none(pages: usize) -> Self {
         Self { words: vec![0; pages.div_ceil(BITS)], pages }
@@ -26,7 +26,7 @@ impl PageSet {
         set
     }
 
-    /// Adds one page after the other.
+    /// Adds the pages in `range`.
     pub fn insert(&mut self, range: Range<usize>) {
         let range = range.start..range.end.min(self.pages);
         let mut page = range.start;
@@ -58,7 +58,7 @@ impl PageSet {
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;
         }
-        // Of a larger set, the pages that there are here.
+        // A larger set may have pages beyond this set's limit, in the last word: those bits are cleared.
         let used = self.pages % BITS;
         if let (Some(last), 1..) = (self.words.last_mut(), used) {
             *last &= u64::MAX >> (BITS - used);
@@ -71,14 +71,14 @@ impl PageSet {
         self.words.get(page / BITS).is_some_and(|word| word >> (page % BITS) & 1 != 0)
     }
 
-    /// Takes the pages of another set out.
+    /// Removes the pages of another set.
     pub fn subtract(&mut self, other: &Self) {
         for (word, gone) in self.words.iter_mut().zip(&other.words) {
             *word &= !gone;
         }
     }
 
-    /// Takes all of them out.
+    /// Removes all pages.
     pub fn clear(&mut self) {
         self.words.fill(0);
     }
@@ -99,7 +99,7 @@ impl PageSet {
         })
     }
 
-    /// Those of its pages that are in `range`, as [`Self::runs`] gives them.
+    /// Its pages in `range`, as [`Self::runs`] returns them.
     #[must_use]
     pub fn runs_in(&self, range: Range<usize>) -> Vec<Range<usize>> {
         let mut runs = Vec::new();

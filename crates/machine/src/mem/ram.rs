@@ -1,4 +1,4 @@
-//! Guest RAM: anonymous memory below and above the hole that devices live in, and account of what the VMM writes there.
+//! Guest RAM: anonymous memory below and above the MMIO hole, with a log of the pages that the VMM writes.
 
 use std::{num::NonZeroUsize, sync::OnceLock};
 
@@ -12,53 +12,53 @@ pub type GuestRam = GuestMemoryMmap<WriteLog>;
 /// One region of it.
 pub type RamRegion = GuestRegionMmap<WriteLog>;
 
-/// Where the hole for MMIO (the LAPIC's page among it) begins and ends.
+/// The MMIO hole, which contains the LAPIC's page: its first address, and the one after its end.
 const HOLE_START: u64 = 0xc000_0000;
 const HOLE_END: u64 = 0x1_0000_0000;
-/// RAM is mapped in pages.
+/// The unit in which RAM is allocated and writes are logged, in bytes.
 const PAGE: u64 = 4096;
 const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// RAM that cannot be had.
+/// Guest RAM cannot be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// Too small, too large or not whole pages.
     #[error("a memory size of {0} bytes is not possible: use whole pages, from 2M to 1T")]
     Size(u64),
-    /// The host gives no mapping.
+    /// The host refuses the mapping.
     #[error("the host cannot provide {bytes} bytes of guest memory: {reason}; use a smaller --memory")]
     Mapping {
         /// Size asked for.
         bytes: u64,
-        /// What mmap said.
+        /// Why mmap failed.
         reason: String,
     },
 }
 
-/// The account of what the VMM writes into `region`.
+/// The log of the VMM's writes into `region`.
 #[must_use]
 pub fn write_log(region: &RamRegion) -> &WriteLog {
-    // Not the trait's method of this name, which gives a slice that can only be marked.
+    // The trait has a method of the same name, but that returns a slice, with which pages can only be marked.
     let mapping: &MmapRegion<WriteLog> = region;
     mapping.bitmap()
 }
 
-/// The pages of a region that the VMM wrote, from when somebody asked for that: KVM's own account has only what the guest
-/// wrote. Every write by way of vm-memory is in it, whoever makes it.
+/// A log of the pages of a region that the VMM writes, kept from [`Self::begin`] on. KVM's dirty log has only the pages
+/// that the guest wrote. Every write through vm-memory is logged, on any thread.
 #[derive(Debug, Default)]
 pub struct WriteLog {
     bytes: usize,
-    /// Set once, and from then on kept.
+    /// Set once by `begin`.
     log: OnceLock<AtomicBitmap>,
 }
 
 impl WriteLog {
-    /// Keeps account from now on.
+    /// Begins to log writes.
     pub fn begin(&self) {
         self.log.get_or_init(|| AtomicBitmap::new(self.bytes, PAGE_BYTES));
     }
 
-    /// The pages written since the last call, a bit each; none if no account is kept.
+    /// The pages written since the last call, one bit each; empty if the log was not begun.
     #[must_use]
     pub fn take(&self) -> Vec<u64> {
         self.log.get().map(AtomicBitmap::get_and_reset).unwrap_or_default()
@@ -118,9 +118,9 @@ mod tests {
 
     use super::*;
 
-    // Catches: a way to write guest memory that the account misses, or one that it would tell of twice.
+    // Catches: a way to write guest memory that is not logged, or a page that `take` returns twice.
     #[test]
-    fn every_write_is_in_the_account_from_when_it_is_kept() {
+    fn every_write_is_logged_once_the_log_has_begun() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0x1_0000), 0x8_0000)]).unwrap();
         let log = write_log(ram.find_region(GuestAddress(0x1_0000)).unwrap());
         ram.write_slice(&[1], GuestAddress(0x1_1000)).unwrap();

@@ -1,4 +1,4 @@
-//! What an x86 CPU is told and asked for, as plain data: CPUID leaves, and where a vCPU starts.
+//! CPUID leaves and a vCPU's entry state, as plain data that depends on no hypervisor.
 
 mod entry;
 mod leaf;
