@@ -60,12 +60,17 @@ pub fn vmm() -> &'static Path {
     })
 }
 
+/// Cargo's target directory.
+pub(crate) fn target() -> PathBuf {
+    Place::of_this_test().target
+}
+
 /// The guest kernel's file, where the build leaves it for people.
 pub fn guest() -> &'static Path {
     static GUEST: OnceLock<PathBuf> = OnceLock::new();
     GUEST.get_or_init(|| {
         vmm();
-        let guest = Place::of_this_test().target.join("guest.bin");
+        let guest = target().join("guest.bin");
         assert!(guest.exists(), "the build of vmm has not left {}", guest.display());
         guest
     })

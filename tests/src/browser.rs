@@ -25,16 +25,15 @@ pub struct Loaded {
 }
 
 impl Browser {
-    /// The first on PATH; if there is none, says that the test is skipped.
-    #[must_use]
-    pub fn find() -> Option<Self> {
+    /// The first on PATH.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find() -> Result<Self, String> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = NAMES.iter().flat_map(|name| std::env::split_paths(&path).map(move |dir| dir.join(name)));
         let browser = found.into_iter().find(|path| path.is_file());
-        if browser.is_none() {
-            eprintln!("skipped: none of {} is on PATH", NAMES.join(", "));
-        }
-        browser.map(Self)
+        browser.map(Self).ok_or_else(|| format!("none of {} is on PATH", NAMES.join(", ")))
     }
 
     /// Loads a page, and gives it some time of its own clock to run its scripts.

@@ -1,13 +1,46 @@
-//! What this host can do.
+//! What a test may need of this host, and why it cannot have it: reasons for [`crate::require!`].
 
-use std::{env, fs::File};
+use std::{env, fs::File, process::Command};
 
-/// Whether a test that needs KVM can run. If not, it says why; where CI=true a host without KVM is a failure, because
-/// there a skipped test is one that nobody runs.
-#[must_use]
-pub fn kvm() -> bool {
-    let Err(error) = File::options().read(true).write(true).open("/dev/kvm") else { return true };
-    assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "CI=true, and /dev/kvm cannot be opened: {error}");
-    eprintln!("skipped: /dev/kvm cannot be opened: {error}");
-    false
+/// KVM.
+///
+/// # Errors
+/// If /dev/kvm cannot be opened.
+///
+/// # Panics
+/// If it cannot, and CI=true: there, a test that is skipped is one that nobody runs.
+pub fn kvm() -> Result<(), String> {
+    let Err(error) = File::options().read(true).write(true).open("/dev/kvm") else { return Ok(()) };
+    let reason = format!("/dev/kvm cannot be opened: {error}");
+    assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "CI=true, and {reason}");
+    Err(reason)
+}
+
+/// QEMU, without arguments yet.
+///
+/// # Errors
+/// If it is not installed.
+pub fn qemu() -> Result<Command, String> {
+    let qemu = || Command::new("qemu-system-x86_64");
+    match qemu().arg("--version").output() {
+        Ok(_) => Ok(qemu()),
+        Err(error) => Err(format!("qemu-system-x86_64 cannot be run: {error}")),
+    }
+}
+
+/// strace with these arguments, to which a command is added.
+///
+/// # Errors
+/// If it is not installed, is too old for an argument, or may not trace.
+pub fn strace(arguments: &[&str]) -> Result<Command, String> {
+    let strace = || {
+        let mut strace = Command::new("strace");
+        strace.args(arguments);
+        strace
+    };
+    match strace().args(["-o", "/dev/null", "true"]).output() {
+        Ok(output) if output.status.success() => Ok(strace()),
+        Ok(_) => Err("strace is too old, or may not trace".to_owned()),
+        Err(error) => Err(format!("strace cannot be run: {error}")),
+    }
 }

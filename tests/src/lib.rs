@@ -12,15 +12,19 @@ mod lab;
 mod page;
 mod process;
 pub mod raw;
+mod skips;
 pub mod state_file;
 mod trace;
 
 pub use binary::{guest, vmm};
 pub use browser::{Browser, Loaded, number};
-pub use host::kvm;
+pub use host::{kvm, qemu, strace};
 pub use lab::{Lab, Run, Summary};
 pub use page::Page;
 pub use process::{Ended, Running, finish, start};
+pub use skips::report as report_skips;
+#[doc(hidden)]
+pub use skips::skipped;
 pub use trace::{Line, Trace};
 
 /// Every clockevent of the guest, as its command line selects it.

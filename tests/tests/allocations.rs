@@ -8,7 +8,7 @@ use machine::{
     sched::mailbox::Undisturbed,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use vm_tests::kvm;
+use vm_tests::require_kvm;
 use vmtime::VmTime;
 
 #[global_allocator]
@@ -54,9 +54,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
 // Catches: a Vec, a Box or a String made in each turn. A run itself makes some things: hence the difference of two.
 #[test]
 fn a_tick_allocates_nothing() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for time in [TimeMode::Real, TimeMode::Virtual] {
         // What grows by doubling may grow once more. A histogram grows also with the lateness that a busy machine makes: one
         // try in which it does not is enough, since what each turn allocates shows in every try.

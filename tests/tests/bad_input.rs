@@ -11,7 +11,7 @@ use std::{
 };
 
 use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
-use vm_tests::{Ended, Lab, finish, guest, kvm, vmm};
+use vm_tests::{Ended, Lab, finish, guest, require_kvm, skip, vmm};
 
 fn boot(lab: &Lab, image: &str, flags: &str) -> Ended {
     lab.run(&format!("--guest {image} {flags}"))
@@ -64,9 +64,7 @@ fn images_that_are_none() {
     boot(&lab, ".", "").refused(2, &["directory"]);
     changed_guest(&lab, "arm", |bytes| bytes[18] = 183);
     boot(&lab, "arm", "").refused(2, &["x86-64"]);
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for length in [10, 63, 64, 100, 300, 4096, 20_000, whole.len() / 2, whole.len() - 1] {
         fs::write(lab.path("cut"), &whole[..length]).unwrap();
         boot(&lab, "cut", "--cmdline count=1").refused(2, &["guest image cut: "]);
@@ -76,9 +74,7 @@ fn images_that_are_none() {
 // Catches: an image that is written past the end of guest RAM, or a message without what would help.
 #[test]
 fn images_larger_than_memory() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for (name, size) in [("bss", 64u64 << 20), ("huge", u64::MAX), ("wraps", u64::MAX - 0x10_0000)] {
         changed_guest(&lab, name, |bytes| {
@@ -113,9 +109,7 @@ fn saved(lab: &Lab) {
 // Catches: a restore to a frequency for which the arithmetic was not made.
 #[test]
 fn frequencies_too_far_from_the_saved_one() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     for khz in [259_999, 26_000_001] {
@@ -130,9 +124,7 @@ fn frequencies_too_far_from_the_saved_one() {
 // Catches: half a snapshot left where none can be made, or somebody's files overwritten.
 #[test]
 fn directories_that_cannot_take_a_snapshot() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let save =
         |to: &str| boot(&lab, guest().to_str().unwrap(), &format!("--time virtual --save-at 50ms --save-to {to}"));
@@ -154,9 +146,7 @@ fn directories_that_cannot_take_a_snapshot() {
 // Catches: a damaged snapshot that is restored, wholly or in part.
 #[test]
 fn snapshots_that_were_changed() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let [state, memory] = ["state", "memory"].map(|name| lab.path("snapshot").join(name));
@@ -201,9 +191,7 @@ fn snapshots_that_were_changed() {
 // Catches: virtual time or trapping that silently does nothing for a guest that cannot be trapped.
 #[test]
 fn a_guest_without_trap_sites() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     without_trap_sites(&lab, "plain");
     for flags in ["--tsc trapped", "--time virtual"] {
@@ -247,10 +235,8 @@ fn no_dev_kvm() {
     };
     match hide(Path::new("true"), &[]).output() {
         Ok(output) if output.status.success() => {}
-        other => {
-            eprintln!("skipped: /dev cannot be hidden from a process here: {other:?}");
-            return;
-        }
+        Ok(output) => skip!("/dev cannot be hidden from a process here: unshare: {}", output.status),
+        Err(error) => skip!("/dev cannot be hidden from a process here: unshare: {error}"),
     }
     let ended = finish(&mut hide(vmm(), &["--guest", guest().to_str().unwrap()]));
     ended.refused(3, &["/dev/kvm", "does not exist"]);
@@ -263,9 +249,8 @@ fn forbidden_dev_kvm() {
     let lab = Lab::new();
     let others = fs::metadata("/dev/kvm").map(|meta| meta.permissions().mode() & 0o007);
     let root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
-    if !root || others.as_ref().map_or(true, |mode| *mode != 0) {
-        eprintln!("skipped: needs root and a /dev/kvm that others may not open (root {root}, mode {others:?})");
-        return;
+    if !root || others.map_or(true, |mode| mode != 0) {
+        skip!("needs root and a /dev/kvm that others may not open");
     }
     // Where anybody may enter and read, unlike perhaps the build's directory.
     let [program, image] = [("vmm", vmm()), ("guest", guest())].map(|(name, from)| {
@@ -282,9 +267,7 @@ fn forbidden_dev_kvm() {
 // Catches: a panic of a command whose output nobody wants any more (`vmm snapshot show … | head -1`).
 #[test]
 fn output_that_nobody_reads() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     for command in ["snapshot show snapshot", "snapshot show --json snapshot", "doctor --json"] {

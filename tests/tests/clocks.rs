@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use vm_tests::{Lab, Running, Trace, kvm, raw, start, state_file::change_sections};
+use vm_tests::{Lab, Running, Trace, raw, require_kvm, start, state_file::change_sections};
 
 /// Far more looks than any start needs, and what is between two of them.
 const LOOKS: u32 = 30_000;
@@ -62,9 +62,7 @@ fn output(command: &mut Command) -> Vec<u8> {
 // Catches: a wall clock that is computed once, at boot. Linux msr.rst: real time now minus kvmclock now, at each write.
 #[test]
 fn the_wall_clock_is_right_each_time_that_a_guest_asks() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("asks"), asks_again()).unwrap();
     const PAUSE: Duration = Duration::from_millis(1200);
@@ -140,9 +138,7 @@ impl Ticking {
 // Catches: a stop that ends with somebody asking for something, before any vCPU looks at the clock.
 #[test]
 fn a_stop_that_ends_with_a_request_is_a_pause() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for lapic in ["user", "kvm"] {
         let lab = Lab::new();
         let flags = format!("--lapic {lapic} --api-sock s --summary summary");
@@ -171,9 +167,7 @@ fn a_stop_that_ends_with_a_request_is_a_pause() {
 // Catches: VM time that leaps over a gap that nobody asked for, and a guest that is not told of it.
 #[test]
 fn a_stopped_process_is_a_pause() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     // Longer than any scheduler's delay that the VMM takes for one.
     let stop = Duration::from_millis(1500);
     let stop_ns = u64::try_from(stop.as_nanos()).unwrap();
@@ -214,9 +208,7 @@ fn a_stopped_process_is_a_pause() {
 // Catches: the end of a pause that somebody did ask for, taken for a stop by the host.
 #[test]
 fn a_paused_vm_cannot_be_stopped_by_its_host() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for lapic in ["user", "kvm"] {
         let ticking = Ticking::start("", &format!("--lapic {lapic}"));
         ticking.lab.run("ctl --api-sock s pause").expect(0);
@@ -231,9 +223,7 @@ fn a_paused_vm_cannot_be_stopped_by_its_host() {
 // Catches: a planted stop that is told to the guest, or that does not make its timers late.
 #[test]
 fn a_sweep_shows_what_an_unnoticed_stop_does() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let sweep = |flags: &str| lab.run(&format!("sweep --every exit --json sweep.json {flags}"));
     sweep("--inject host-stop=2s").expect(1);
@@ -287,9 +277,7 @@ fn moves_its_tsc() -> Vec<u8> {
 // Catches: a write of the TSC that is refused where KVM could do it, or taken where nothing happens.
 #[test]
 fn a_guest_moves_its_tsc_where_kvm_does() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("moves"), moves_its_tsc()).unwrap();
     let doctor = doctor(&lab);
@@ -311,9 +299,7 @@ fn a_guest_moves_its_tsc_where_kvm_does() {
 // Catches: a restore that takes the host's TSC because its frequency is right, whatever its value is.
 #[test]
 fn a_restored_tsc_goes_on_from_its_value() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let offset_works = offset_works(&lab);
     // One-shot counts are in nanoseconds: the TSC can be moved under them.
@@ -360,9 +346,7 @@ fn a_restored_tsc_goes_on_from_its_value() {
 // Catches: a guest without trap sites that is given another counter without a word.
 #[test]
 fn a_guest_whose_tsc_cannot_go_on_is_refused() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("asks"), asks_again()).unwrap();
     output(&mut lab.vmm("--guest asks --save-at 50ms --save-to s"));
@@ -378,9 +362,7 @@ fn a_guest_whose_tsc_cannot_go_on_is_refused() {
 // Catches: a downtime that 64 bits do not hold, clipped to 584 years.
 #[test]
 fn downtimes_beyond_the_range_are_refused() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     lab.boot("count=20", "--time virtual --save-at 100ms --save-to s");
     for length in ["585years", "10000years"] {

@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use vm_tests::{Ended, Lab, Running, Trace, kvm, start};
+use vm_tests::{Ended, Lab, Running, Trace, require_kvm, start};
 
 /// Between two looks at something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -94,9 +94,7 @@ fn http(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
 // Catches: a socket that others may use, and commands that do not do what they say.
 #[test]
 fn every_command() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("clockevent=kvm-tsc-deadline hz=200", "");
     let mode = fs::metadata(vm.lab.path("s")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
@@ -142,9 +140,7 @@ fn every_command() {
 // does not outlive it, a refused migration that takes the VM with it.
 #[test]
 fn every_command_with_kvms_lapic() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("clockevent=kvm-tsc-deadline hz=200", "--lapic kvm");
     vm.ticks_on();
     assert_eq!((&vm.status()["lapic"], &vm.status()["tsc_source"]), (&"kvm".into(), &"host".into()));
@@ -178,9 +174,7 @@ fn every_command_with_kvms_lapic() {
 // Catches: a pause after which KVM counts a one-shot timer down anew that is over, or that it counts as VM time.
 #[test]
 fn pauses_keep_a_count_in_kvms_lapic() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("clockevent=lapic-oneshot hz=200", "--lapic kvm");
     vm.ticks_on();
     for _ in 0..60 {
@@ -196,9 +190,7 @@ fn pauses_keep_a_count_in_kvms_lapic() {
 // Catches: an API that only our own client can speak.
 #[test]
 fn any_http_client_will_do() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("hz=100", "");
     vm.ticks_on();
     let socket = vm.lab.path("s");
@@ -230,9 +222,7 @@ fn any_http_client_will_do() {
 // Catches: a command that fails and takes the VM with it, or leaves something half-made.
 #[test]
 fn a_refused_command_changes_nothing() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("hz=200", "");
     fs::create_dir(vm.lab.path("occupied")).unwrap();
     fs::write(vm.lab.path("occupied/file"), "mine").unwrap();
@@ -254,9 +244,7 @@ fn a_refused_command_changes_nothing() {
 // Catches: a signal that kills the process, leaving the socket, or that nobody hears while the VM is paused.
 #[test]
 fn signals_end_it_in_good_order() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         for (flags, paused) in [("", false), ("", true), ("--time virtual", false)] {
             let mut vm = Idle::start("hz=200", flags);
@@ -287,9 +275,7 @@ fn until_it_blocks_signals(pid: i32) {
 // Catches: a signal that is lost because the thread that hears signals starts after the guest.
 #[test]
 fn a_signal_that_comes_at_once_is_heard() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for _ in 0..5 {
         let process = start(&mut lab.guest("scenario=idle hz=200", ""));
@@ -303,9 +289,7 @@ fn a_signal_that_comes_at_once_is_heard() {
 // Catches: a VM that runs before it was told to.
 #[test]
 fn it_can_start_paused() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("hz=200", "--paused");
     let status = vm.status();
     assert_eq!((&status["state"], &status["vm_time_ns"], &status["ticks"]), (&"paused".into(), &0.into(), &0.into()));
@@ -319,9 +303,7 @@ fn it_can_start_paused() {
 // migration that must be told the frequency that the guest has.
 #[test]
 fn a_resume_and_a_migration_may_leave_out_what_stays() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let mut vm = Idle::start("hz=200", "--tsc trapped --trace trace --deadline keep --downtime catch-up");
     vm.ticks_on();
     let khz = vm.number("tsc_khz");
@@ -357,9 +339,7 @@ fn a_resume_and_a_migration_may_leave_out_what_stays() {
 // Catches: a frequency asked for at a restore and forgotten, because a migration came before the first resume.
 #[test]
 fn a_migration_before_the_first_resume_takes_the_restores_frequency() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let _ = lab.boot("scenario=idle hz=200", "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to saved");
     let process = start(&mut lab.vmm("restore saved --time real --tsc-khz 1300000 --api-sock s --paused"));

@@ -1,9 +1,9 @@
 //! What a tick costs the host, in calls. Counts, because times are the machine's: a count that grows is a regression on
 //! every machine.
 
-use std::{fs, process::Command};
+use std::fs;
 
-use vm_tests::{Lab, finish, kvm};
+use vm_tests::{Lab, finish, require, require_kvm, strace};
 
 const CMDLINE: &str = "clockevent=kvm-tsc-deadline hz=250";
 
@@ -27,9 +27,7 @@ fn a_thousand_ticks(lab: &Lab, flags: &str, names: &[&str]) -> Vec<u64> {
 // virtual time exits are exact: see ticks.rs.
 #[test]
 fn a_tick_in_real_time_takes_two_exits_one_timer_and_no_other_vcpu_ioctl() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for (flags, exits) in [("--tsc host", 2), ("--tsc host --pv-eoi off", 3)] {
         let names = ["exits", "entries", "vcpu_ioctls", "timers_set", "sleeps"];
@@ -52,20 +50,14 @@ fn a_tick_in_real_time_takes_two_exits_one_timer_and_no_other_vcpu_ioctl() {
 // Catches: a system call in the tick that no counter counts: a lock that is fought for, a read, a write, a clock.
 #[test]
 fn a_tick_in_real_time_takes_five_system_calls() {
-    if !kvm() {
-        return;
-    }
-    let trial =
-        Command::new("strace").args(["-f", "-qq", "-c", "-U", "calls,name", "-o", "/dev/null", "true"]).output();
-    if !trial.is_ok_and(|trial| trial.status.success()) {
-        eprintln!("skipped: strace is not installed, is too old for -U, or may not trace");
-        return;
-    }
+    require_kvm!();
+    let summing = || strace(&["-f", "-qq", "-c", "-U", "calls,name"]);
+    require!(summing());
     let lab = Lab::new();
     let calls = |count: u64| -> u64 {
         let vmm = lab.guest(&format!("clockevent=kvm-tsc-deadline hz=100 count={count}"), "--tsc host");
-        let mut strace = Command::new("strace");
-        strace.current_dir(lab.path(".")).args(["-f", "-qq", "-c", "-U", "calls,name", "-o", "calls", "--"]);
+        let mut strace = summing().expect("found above");
+        strace.current_dir(lab.path(".")).args(["-o", "calls", "--"]);
         strace.arg(vmm.get_program()).args(vmm.get_args());
         finish(&mut strace).expect(0);
         let table = fs::read_to_string(lab.path("calls")).expect("strace's table");

@@ -2,7 +2,7 @@
 //!
 //! Each case arms deadline D, saves at TSC T while the guest is halted, and restores in a new process.
 
-use vm_tests::{Lab, Line, Page, Run, Trace, kvm};
+use vm_tests::{Lab, Line, Page, Run, Trace, require_kvm};
 
 /// Half and twice, and the ends of what is allowed.
 const RATIOS: [(u64, u64); 4] = [(1, 2), (2, 1), (1, 10), (10, 1)];
@@ -45,9 +45,6 @@ fn last_operation(trace: &Trace) -> &Line {
 
 /// Every policy, ratio and conversion: restores and hands over what happened.
 fn each(policy: &str, check: impl Fn(&Case)) {
-    if !kvm() {
-        return;
-    }
     for conversion in ["split", "mult", "exact"] {
         let lab = Lab::new();
         let saved = save(&lab, conversion);
@@ -105,6 +102,7 @@ fn on_time_afterwards(case: &Case) {
 // Catches: a rescaled deadline that is off by a rounding, in either direction, on a slower or a faster TSC.
 #[test]
 fn rescale_fires_at_the_least_tsc_of_the_same_vm_time() {
+    require_kvm!();
     each("rescale", |case| {
         let Saved { deadline, page, .. } = case.saved;
         assert_eq!(case.fired().tsc(), case.page().least_tsc(page.ns(deadline)), "{:#?}", case.restored);
@@ -117,6 +115,7 @@ fn rescale_fires_at_the_least_tsc_of_the_same_vm_time() {
 // Catches: `keep` helping along, so that the failure of today's VMMs cannot be shown.
 #[test]
 fn keep_fires_at_the_raw_tsc() {
+    require_kvm!();
     each("keep", |case| {
         let Saved { deadline, page: old, .. } = case.saved;
         let (fired, new) = (case.fired(), case.page());
@@ -133,6 +132,7 @@ fn keep_fires_at_the_raw_tsc() {
 // Catches: `fire` waiting for something, or the early interrupt ending a tick before its time.
 #[test]
 fn fire_injects_at_once_and_the_guest_arms_again() {
+    require_kvm!();
     each("fire", |case| {
         assert_eq!(case.fired().tsc(), case.saved.tsc, "{:#?}", case.restored);
         assert_eq!(case.restored.summary.count("ticks/early_wakes"), 1);
@@ -147,9 +147,7 @@ fn fire_injects_at_once_and_the_guest_arms_again() {
 // Catches: a saved timer that fires early, late or never when its unit is not TSC cycles.
 #[test]
 fn timers_in_vm_time_need_no_policy() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for clockevent in ["kvm-ns-deadline", "lapic-oneshot"] {
         let lab = Lab::new();
         let first = lab.boot(&format!("clockevent={clockevent} hz=10 count=10"), &format!("{FLAGS} {SAVED_AT}"));

@@ -1,6 +1,6 @@
 //! Virtual time: the same inputs give the same trace, and long sleeps take no time.
 
-use vm_tests::{CLOCKEVENTS, DOORS, Lab, Run, finish, kvm};
+use vm_tests::{CLOCKEVENTS, DOORS, Lab, Run, finish, require_kvm};
 
 const MIGRATING: &str =
     "--time virtual --migrate-every 37ms --tsc-khz-cycle 1300000,3900000 --downtime catch-up --downtime-length 3ms";
@@ -20,9 +20,7 @@ fn same(first: &Run, second: &Run) {
 // Catches: anything of the host (a time, an address, an order, an exit that costs) that leaks into virtual time.
 #[test]
 fn two_runs_write_the_same_trace() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for clockevent in CLOCKEVENTS {
         for door in DOORS {
             let lab = Lab::new();
@@ -37,9 +35,7 @@ fn two_runs_write_the_same_trace() {
 // Catches: the same leaks over a snapshot file, a process's end and a restore.
 #[test]
 fn two_restores_write_the_same_trace() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let runs = [(); 2].map(|()| {
         let lab = Lab::new();
         let save = "--time virtual --tsc-khz 2600000 --save-at 99ms --save-to snapshot";
@@ -54,9 +50,7 @@ fn two_restores_write_the_same_trace() {
 // Catches: a comparison that would pass whatever is written: another input must give another trace.
 #[test]
 fn another_seed_writes_another_trace() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let trace =
         |seed| lab.boot_traced(&format!("scenario=deltas count=40 seed={seed}"), "--time virtual").trace.unwrap().bytes;
@@ -68,9 +62,7 @@ fn another_seed_writes_another_trace() {
 // the hang guard ends).
 #[test]
 fn sleeps_beyond_275_s_end() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for clockevent in CLOCKEVENTS {
         let lab = Lab::new();
         let cmdline = format!("{clockevent} scenario=deltas count=40 seed=11");
@@ -85,9 +77,7 @@ fn sleeps_beyond_275_s_end() {
 // page every wait ends at once, and the guest is woken for ever.
 #[test]
 fn split_still_waits_after_275_s() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let cmdline = "clockevent=kvm-tsc-deadline conversion=split hz=1 count=400";
     let run = Lab::new().boot_traced(cmdline, "--time virtual --tsc-khz 2600000");
     run.in_order(400);
@@ -98,9 +88,7 @@ fn split_still_waits_after_275_s() {
 // Catches: a migration in a long sleep that forgets the upper bits of what is left.
 #[test]
 fn migrations_within_a_long_sleep() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000 --migrate-every 40s --tsc-khz-cycle 300000,2600000,20000000,2600000";
     let run = lab.boot_traced("clockevent=kvm-tsc-deadline scenario=deltas count=16 seed=5", flags);
@@ -117,9 +105,7 @@ fn migrations_within_a_long_sleep() {
 // Catches: a limit in host time that nobody can change, for a host on which even a guest that does not spin is slow.
 #[test]
 fn a_guest_may_spin_for_as_long_as_it_is_told() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let spins = |flags: &str| finish(&mut lab.guest("load=kernel count=5", &format!("--time virtual {flags}")));
     spins("--spin-limit 100ms").refused(1, &["ran 100ms near 0x", "--time real", "longer --spin-limit"]);

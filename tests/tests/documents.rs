@@ -18,7 +18,7 @@ use nix::{
 };
 use vm_tests::{
     document::{Block, blocks, not_printed, repeats},
-    guest, kvm, vmm,
+    guest, require_kvm, vmm,
 };
 
 /// No command needs a tenth of this, on a busy machine either.
@@ -200,9 +200,6 @@ impl Drop for Page {
 }
 
 fn try_page(name: &'static str) {
-    if !kvm() {
-        return;
-    }
     let text = fs::read_to_string(repository().join(name)).unwrap();
     let mut page = Page::new(name);
     for block in blocks(&text) {
@@ -225,6 +222,7 @@ macro_rules! pages {
             // Catches: an example that was true once.
             #[test]
             fn $test() {
+                require_kvm!();
                 try_page($page);
             }
         )*

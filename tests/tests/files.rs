@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use vm_tests::{Lab, finish, kvm, start};
+use vm_tests::{Lab, finish, require_kvm, start};
 
 /// Between two looks at something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -26,9 +26,7 @@ fn truncate(lab: &Lab, bytes: u64) {
 // makes of memory that it cannot read; and one that ends well.
 #[test]
 fn a_memory_file_that_becomes_shorter_under_the_vm_is_told() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for (flags, bytes) in [("", 0), ("--verify now", 0), ("", 3 << 20), ("--time virtual", 1 << 20), ("--paused", 0)] {
         let lab = Lab::new();
         save(&lab);
@@ -49,9 +47,7 @@ fn a_memory_file_that_becomes_shorter_under_the_vm_is_told() {
 // Catches: a process that ends by SIGXFSZ, with nothing said, when it reaches its RLIMIT_FSIZE.
 #[test]
 fn a_file_that_may_not_grow_is_an_error_like_any() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let limited = |flags: &str| {
         let vmm = lab.guest("", flags);
@@ -72,9 +68,7 @@ fn a_file_that_may_not_grow_is_an_error_like_any() {
 // Catches: guest memory that a killed save leaves for ever.
 #[test]
 fn the_next_save_removes_what_a_killed_one_left() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let unfinished = || {
         let names = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -3,7 +3,7 @@
 
 use std::{fs, fs::File};
 
-use vm_tests::{Ended, Lab, kvm, raw};
+use vm_tests::{Ended, Lab, raw, require_kvm, skip, skip_part};
 
 /// Puts `image` into the laboratory and boots it.
 #[track_caller]
@@ -36,9 +36,7 @@ fn multiboot_printer() -> Vec<u8> {
 // Catches: a wrong magic number, module list or command line; a module that is not whole.
 #[test]
 fn a_multiboot_kernel_gets_its_module_and_command_line() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("module"), "MEMSIZE=128\n").unwrap();
     let ended = boot(&lab, &multiboot_printer(), "--initrd module --cmdline word").expect(0);
@@ -59,9 +57,7 @@ fn multiboot_headers_that_cannot_be_followed() {
         (0x1_0003, [load, load, load - 1, 0, entry], "ends before it begins"),
         (0x1_0003, [load, load, 0, 0, 0xf000_0000], "outside guest memory"),
     ];
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for (flags, addresses, reason) in refused {
         boot(&lab, &raw::multiboot_with(flags, addresses, &spin), "--timeout 10s").refused(2, &["Multiboot", reason]);
     }
@@ -78,9 +74,7 @@ fn multiboot_headers_that_cannot_be_followed() {
 // Catches: boot parameters, GDT, initrd or command line that are not where Linux' 32-bit boot protocol says.
 #[test]
 fn a_bzimage_gets_its_initrd_and_command_line() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let code = [
         // mov eax, 0x18; mov ds, eax; mov es, eax: __BOOT_DS is in a GDT.
@@ -118,9 +112,7 @@ fn a_bzimage_gets_its_initrd_and_command_line() {
 // Catches: boot data written over a kernel that is loaded where boot data usually goes.
 #[test]
 fn boot_data_gives_way_to_a_pvh_kernel() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut contents = vec![0x5a; 0x2_a000];
     let code = [
@@ -150,9 +142,7 @@ fn compare(comparisons: &[&[u8]]) -> Vec<u8> {
 // the memory map.
 #[test]
 fn the_bios_data_area_says_where_the_first_megabytes_ram_ends() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     // cmp word [0x400], 0x3f8; cmp word [0x40e], 0x9fc0; cmp word [0x413], 639; cmp byte [0x9fc00], 1.
     let area: [&[u8]; 4] = [
@@ -174,9 +164,7 @@ fn the_bios_data_area_says_where_the_first_megabytes_ram_ends() {
 // emulates supervisor code stops at the first.
 #[test]
 fn an_instruction_that_cannot_be_executed_is_named() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let finit = [0x9b, 0xdb, 0xe3];
     let flat = boot(&lab, &raw::multiboot(&[&finit[..], &raw::SUCCESS].concat()), "--timeout 60s");
@@ -190,8 +178,7 @@ fn an_instruction_that_cannot_be_executed_is_named() {
     let based = boot(&lab, &raw::multiboot(&code), "--timeout 60s");
     if flat.code() == 0 {
         assert_eq!(based.code(), 0, "{based:#?}");
-        eprintln!("skipped: this host executes FINIT");
-        return;
+        skip!("this host executes FINIT");
     }
     flat.refused(1, &["cannot execute the guest's code at 0x100020 (9b: fwait): KVM cannot emulate"]);
     based.refused(1, &["cannot execute the guest's code at 0x10002e (9b: fwait): KVM cannot emulate"]);
@@ -200,9 +187,7 @@ fn an_instruction_that_cannot_be_executed_is_named() {
 // Catches: a frequency that hardware takes for the host's, announced as the host's.
 #[test]
 fn a_frequency_near_the_hosts_is_not_announced_as_the_hosts() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let doctor: serde_json::Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
     let khz = doctor["host_tsc_khz"].as_u64().unwrap();
@@ -211,7 +196,7 @@ fn a_frequency_near_the_hosts_is_not_announced_as_the_hosts() {
         let same = boot(&lab, &image, &format!("--tsc-khz {khz} {flags}"));
         let near = boot(&lab, &image, &format!("--tsc-khz {} {flags}", khz + khz / 10_000));
         if same.code() == 3 {
-            eprintln!("skipped: {flags:?} is not to be had here");
+            skip_part!("{flags:?} is not to be had here");
             continue;
         }
         assert!(same.expect(0).stderr.contains("the guest's frequency is the host's ("));
@@ -228,9 +213,7 @@ const COUNT: [u8; 17] = [0xff, 0x05, 0xb0, 0, 0x10, 0, 0xb0, 0x20, 0xe6, 0x20, 0
 // Catches: a timer that does not tick, an 8259 that does not reach LINT0, ExtINT that does not wake from HLT.
 #[test]
 fn the_pc_timer_interrupts_through_lint0() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let image = raw::with_tables(&[&WAIT_FOR_THREE[..], &raw::SUCCESS].concat(), 8, &COUNT);
     boot(&lab, &image, "--timeout 60s").expect(0);
@@ -243,9 +226,7 @@ fn the_pc_timer_interrupts_through_lint0() {
 // Catches: a timer or an interrupt controller that does not survive a snapshot. The third tick comes after 164 ms.
 #[test]
 fn the_pc_timer_goes_on_after_a_restore() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let image = raw::with_tables(&[&WAIT_FOR_THREE[..], &raw::SUCCESS].concat(), 8, &COUNT);
     boot(&lab, &image, "--save-at 80ms --save-to saved").expect(0);
@@ -255,9 +236,7 @@ fn the_pc_timer_goes_on_after_a_restore() {
 // Catches: an interrupt that enters again when its handler writes IA32_APIC_BASE.
 #[test]
 fn an_apic_base_write_in_a_handler_does_not_repeat_the_interrupt() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let code = [
         // SVR = 0x1ff; ICR = vector 0x40 to itself; sti.
@@ -282,9 +261,7 @@ fn an_apic_base_write_in_a_handler_does_not_repeat_the_interrupt() {
 // Catches: a silent hang of a guest that spins, halts for good or runs away.
 #[test]
 fn guests_that_do_not_end() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let spins = raw::multiboot(&[0xeb, 0xfe]);
     boot(&lab, &spins, "--timeout 200ms").refused(1, &["has not ended after 200ms", "cpu 0 at 0x100020"]);
@@ -307,9 +284,7 @@ fn guests_that_do_not_end() {
 // Catches: an initrd read without a bound, or into memory that it does not fit.
 #[test]
 fn initrds_that_are_too_large() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for (size, reason) in [(2u64 << 40, "larger than 1073741824 bytes"), (127 << 20, "use a larger --memory")] {
         File::create(lab.path("initrd")).unwrap().set_len(size).unwrap();
@@ -321,9 +296,7 @@ fn initrds_that_are_too_large() {
 // Catches: an older trace that is gone although nothing ran.
 #[test]
 fn an_image_that_cannot_run_leaves_the_trace_alone() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("trace"), "older").unwrap();
     boot(&lab, b"#!/bin/sh\n", "--trace trace").refused(2, &["image"]);

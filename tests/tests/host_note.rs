@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::{Value, json};
-use vm_tests::{Lab, kvm, state_file::change_sections};
+use vm_tests::{Lab, require_kvm, state_file::change_sections};
 
 /// CPUID.1:ECX bit 16, which is reserved: no host has it.
 const NOBODYS: u64 = 1 << 16;
@@ -36,9 +36,7 @@ const REASON: [&str; 2] = ["this host lacks CPU features that the guest saw", "C
 // Catches: a feature check that is left out when the host is known, or asked for nothing when it is not.
 #[test]
 fn features_are_compared_on_every_host() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let state = lab.path("snapshot/state");
@@ -53,9 +51,7 @@ fn features_are_compared_on_every_host() {
 // Catches: a note that is never believed.
 #[test]
 fn on_the_same_boot_the_note_counts() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let state = lab.path("snapshot/state");
@@ -72,9 +68,7 @@ fn on_the_same_boot_the_note_counts() {
 // Catches: what was only pretended, noted as what the host does.
 #[test]
 fn a_pretended_host_is_not_noted() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to snapshot --emulate-host swallow-deadline";
     let _ = lab.boot("count=20", flags);
@@ -92,9 +86,7 @@ fn a_pretended_host_is_not_noted() {
 // Catches: another boot's features, or another KVM's, taken for this one's.
 #[test]
 fn a_note_of_another_host_is_not_believed() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let state = lab.path("snapshot/state");
@@ -122,9 +114,7 @@ fn a_note_of_another_host_is_not_believed() {
 // Catches: what is remembered changing what a guest does; a note that is lost when the VM is saved again, or a merged one.
 #[test]
 fn the_note_changes_nothing_but_the_way_there() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let note = |dir: &str| -> Value {

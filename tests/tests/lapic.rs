@@ -19,7 +19,7 @@ use nix::{
 use vm_tests::{
     Ended, Lab,
     kernel::{self, If, Kernel, again, compare, count, expect, out, store, times, times_or_until, until, word, wrmsr},
-    kvm,
+    require_kvm, skip,
     state_file::change_sections,
 };
 
@@ -57,9 +57,7 @@ fn arm_before_the_wrap() -> Vec<u8> {
 // virtual time and more in real time, so that nobody sees a TSC between the deadline and the wrap.
 #[test]
 fn a_deadline_just_before_the_tsc_wraps_comes() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let busy = times_or_until(200_000, &kernel::PASS, count(VECTOR), 1);
     let kernel = Kernel::new(&[arm_before_the_wrap(), kernel::STI.to_vec(), busy, expect(count(VECTOR), 1)]);
@@ -71,9 +69,7 @@ fn a_deadline_just_before_the_tsc_wraps_comes() {
 // Catches: the same of a CPU that halts while another one's operations take virtual time past the wrap.
 #[test]
 fn a_deadline_of_a_halted_cpu_comes_when_another_takes_time_past_the_wrap() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let busy = times_or_until(200_000, &kernel::PASS, count(VECTOR), 1);
     let kernel = Kernel::new(&[kernel::start_second(), until(word(0), 1), busy, expect(count(VECTOR), 1)])
@@ -89,9 +85,7 @@ fn a_deadline_of_a_halted_cpu_comes_when_another_takes_time_past_the_wrap() {
 // Catches: a deadline that stays where it was when the guest moves the TSC that it is a value of.
 #[test]
 fn a_write_of_the_tsc_moves_the_deadline_that_is_armed() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for msr in [IA32_TSC, IA32_TSC_ADJUST] {
         let kernel = Kernel::new(&[
@@ -111,9 +105,7 @@ fn a_write_of_the_tsc_moves_the_deadline_that_is_armed() {
 // Catches: a deadline that passes while the VM is saved, kept as a number that the TSC has wrapped past.
 #[test]
 fn a_deadline_that_passes_over_a_save_and_the_wrap_comes() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let kernel = Kernel::new(&[
         arm_before_the_wrap(),
@@ -146,9 +138,7 @@ fn between(vector: u8, least: u32, most: u32) -> Vec<u8> {
 // of 200 µs. In virtual time those of a millisecond are 5, and the handlers' own operations lengthen it a little.
 #[test]
 fn a_period_that_is_too_short_lets_the_guest_go_on() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let apic = |lvtt: u32, most| {
         let arm = [store(kernel::TDCR, BY_1), store(kernel::LVTT, lvtt | u32::from(VECTOR)), store(kernel::TMICT, 1)]
@@ -176,9 +166,7 @@ fn a_period_that_is_too_short_lets_the_guest_go_on() {
 // Catches: a bootstrap processor that INIT parks, and an address without the base of CS.
 #[test]
 fn init_restarts_the_first_cpu_at_the_reset_vector() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let itself = Kernel::new(&[store(kernel::ICR, 0x4_4500), kernel::IDLE.to_vec()]);
     let by_another = Kernel::new(&[kernel::start_second(), kernel::IDLE.to_vec()])
@@ -195,9 +183,7 @@ fn init_restarts_the_first_cpu_at_the_reset_vector() {
 // Catches: a VM that hangs where no CPU is left to start the others, as only an edited snapshot has it.
 #[test]
 fn a_snapshot_in_which_every_cpu_waits_to_be_started_ends() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     boot(&lab, &Kernel::new(&[kernel::IDLE.to_vec()]), &format!("{VIRTUAL} --save-at 1ms --save-to saved")).expect(0);
     change_sections(&lab.path("saved/state"), |name, mut section| {
@@ -240,9 +226,7 @@ fn pattern(each: impl Fn(u32, u32) -> Vec<u8>) -> Vec<u8> {
 // renewal of pages, which is every 100 s, when a CPU writes its TSC, at a restore.
 #[test]
 fn after_init_nothing_is_written_where_a_cpu_had_registered_it() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut msrs = REGISTRATIONS.to_vec();
     msrs.push((ns_deadline::MSR, 150_000_000_000));
@@ -285,9 +269,7 @@ fn after_init_nothing_is_written_where_a_cpu_had_registered_it() {
 // Catches: a kvmclock registration that outlives INIT, with KVM's LAPIC or with ours.
 #[test]
 fn init_takes_the_kvmclock_registration_away_as_kvm_does() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let kernel = Kernel::new(&[
         kernel::start_second(),
@@ -342,9 +324,7 @@ fn held(lab: &Lab) -> nix::Result<Option<(Child, ChildStdout, Pid)>> {
 // Catches: a message that is lost because many wait for a CPU that the host does not run.
 #[test]
 fn no_message_to_a_cpu_that_does_not_run_is_lost() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let send = |vector: u8| [store(kernel::ICR_HIGH, 1 << 24), store(kernel::ICR, 0x4000 | u32::from(vector))].concat();
     let kernel = Kernel::new(&[
@@ -368,10 +348,7 @@ fn no_message_to_a_cpu_that_does_not_run_is_lost() {
         match held(&lab) {
             Ok(Some(held)) => break held,
             Ok(None) => {}
-            Err(error) => {
-                eprintln!("skipped: ptrace cannot hold a thread here: {error}");
-                return;
-            }
+            Err(error) => skip!("ptrace cannot hold a thread here: {error}"),
         }
     };
     read_until(&mut output, b'S');

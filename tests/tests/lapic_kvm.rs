@@ -10,7 +10,7 @@ use std::{
 
 use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, RECORD_BYTES, Record};
 use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
-use vm_tests::{DOORS, Lab, Line, Run, finish, guest, kvm};
+use vm_tests::{DOORS, Lab, Line, Run, finish, guest, qemu, require_kvm, skip_part};
 
 /// The clockevents that need nothing but KVM. The nanosecond deadline is ours.
 const CLOCKEVENTS: [&str; 5] = [
@@ -24,9 +24,7 @@ const CLOCKEVENTS: [&str; 5] = [
 // Catches: an interrupt lost or early on the way through KVM, through either door.
 #[test]
 fn every_clockevent_ticks() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for clockevent in CLOCKEVENTS {
         for (door, name) in DOORS.iter().zip(["x2apic", "xapic"]) {
@@ -67,16 +65,11 @@ fn ring(ram: &[u8]) -> Vec<Record> {
     (0..count).map(record).collect()
 }
 
-/// The ticks that QEMU's guest made, from its RAM; none without QEMU.
-fn under_qemu(lab: &Lab, cmdline: &str) -> Option<Vec<Record>> {
-    if let Err(error) = Command::new("qemu-system-x86_64").arg("--version").output() {
-        eprintln!("skipped: qemu-system-x86_64 cannot be run: {error}");
-        return None;
-    }
+/// The ticks that QEMU's guest made, from its RAM.
+fn under_qemu(mut qemu: Command, lab: &Lab, cmdline: &str) -> Vec<Record> {
     const BYTES: usize = 128 << 20;
     let ram = lab.path("ram");
     File::create(&ram).unwrap().set_len(BYTES as u64).unwrap();
-    let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args("-M microvm,memory-backend=ram -cpu qemu64,+tsc-deadline -m 128M -accel kvm -nodefaults".split(' '));
     qemu.args("-no-reboot -serial stdio -display none -device isa-debug-exit,iobase=0xf4,iosize=0x4".split(' '));
     qemu.args(["-object", &format!("memory-backend-file,id=ram,size=128M,share=on,mem-path={}", ram.display())]);
@@ -85,17 +78,18 @@ fn under_qemu(lab: &Lab, cmdline: &str) -> Option<Vec<Record>> {
     assert_eq!(ended.code(), 1, "{ended:#?}");
     let mut bytes = vec![0; BYTES];
     File::open(&ram).unwrap().read_exact_at(&mut bytes, 0).unwrap();
-    Some(ring(&bytes))
+    ring(&bytes)
 }
 
 // Catches: a LAPIC or a clock of ours on which the guest computes, arms or gets something else than on KVM's.
 #[test]
 fn our_lapic_kvms_and_qemu_agree() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     const COUNT: u64 = 60;
+    if let Err(reason) = qemu() {
+        skip_part!("{reason}");
+    }
     for clockevent in CLOCKEVENTS {
         let cmdline = format!("{clockevent} scenario=deltas seed=7 max_ms=20 count={COUNT}");
         let [ours, kvms] = ["user", "kvm"].map(|lapic| {
@@ -108,7 +102,8 @@ fn our_lapic_kvms_and_qemu_agree() {
         assert_eq!(waits_of(&kvms), expected, "{clockevent}");
         // Rounded conversions may be early by nanoseconds, which no handler is fast enough to see.
         assert_eq!(kvms.summary.count("ticks/early_wakes"), 0, "{kvms:#?}");
-        if let Some(records) = under_qemu(&lab, &cmdline) {
+        if let Ok(qemu) = qemu() {
+            let records = under_qemu(qemu, &lab, &cmdline);
             assert!(records.iter().all(|record| record.early_wakes == 0 && record.fired_ns >= record.expires_ns));
             let ticks = records.iter().map(|record| (record.expires_ns, record.fired_ns));
             assert_eq!(waits(ticks), expected, "{clockevent}");
@@ -124,9 +119,7 @@ fn beyond_downtime(save: &Line, restore: &Line) -> i128 {
 // Catches: a timer or a message lost in one of many restores, VM time that goes on while the VM is down, or back.
 #[test]
 fn many_migrations_in_process() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for (cmdline, cpus, downtime) in [
         ("clockevent=kvm-tsc-deadline", 1, "freeze"),
         ("clockevent=kvm-tsc-deadline", 1, "catch-up"),
@@ -163,9 +156,7 @@ fn many_migrations_in_process() {
 // Catches: what a fresh process does not get back, and policies that do not do what they say.
 #[test]
 fn a_restore_in_another_process() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     const DOWN: Duration = Duration::from_millis(300);
     let cmdline = "clockevent=kvm-tsc-deadline hz=10 count=12";
@@ -202,9 +193,7 @@ fn a_restore_in_another_process() {
 // Catches: a guest that is run at a frequency that it does not get, and a refusal without its reason.
 #[test]
 fn what_cannot_be_done_is_refused() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let doctor: serde_json::Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
     let scales = doctor["tsc_scaling"].as_array().unwrap().iter().any(|scaling| scaling["works"] == true);
@@ -212,7 +201,7 @@ fn what_cannot_be_done_is_refused() {
     let boot = |flags: &str| finish(&mut lab.guest("count=1", &format!("--lapic kvm {flags}")));
     let _ = lab.boot("count=50", "--lapic kvm --save-at 100ms --save-to s");
     if scales {
-        eprintln!("skipped: this host scales TSCs, so that another frequency is not refused");
+        skip_part!("this host scales TSCs, so that another frequency is not refused");
     } else {
         let reason = [&format!("cannot have a TSC of {khz} kHz here"), "does not scale it (probed)", "--lapic user"];
         boot(&format!("--tsc-khz {khz}")).refused(3, &reason);
@@ -230,9 +219,7 @@ fn what_cannot_be_done_is_refused() {
 // Catches: a VM that hangs, because KVM does not tell of a halt that nothing can end.
 #[test]
 fn a_halt_for_ever_is_told() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut bytes = fs::read(guest()).unwrap();
     let elf = ElfFile64::<LittleEndian>::parse(bytes.as_slice()).unwrap();

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use vm_tests::{Lab, kvm, raw};
+use vm_tests::{Lab, raw, require_kvm, skip};
 
 /// Where code goes that does not fit before [`raw::with_tables`]' tables, behind which it is.
 const MORE: u32 = raw::LOAD + 0x900;
@@ -56,12 +56,9 @@ fn doctor(fact: &str) -> serde_json::Value {
 // SDM vol. 3, "Local Vector Table": a masked entry inhibits the delivery. The expiry is over then.
 #[test]
 fn a_masked_expiry_is_not_delivered_later() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     if doctor("deadline_wrmsr") == "swallowed" {
-        eprintln!("skipped: this host swallows IA32_TSC_DEADLINE");
-        return;
+        skip!("this host swallows IA32_TSC_DEADLINE");
     }
     // rdtsc; mov esi, eax; WAIT: rdtsc; sub eax, esi; cmp eax, 20,000,000; jb WAIT.
     const WAIT: [u8; 15] = [0x0f, 0x31, 0x89, 0xc6, 0x0f, 0x31, 0x29, 0xf0, 0x3d, 0x00, 0x2d, 0x31, 0x01, 0x72, 0xf5];
@@ -90,9 +87,7 @@ fn a_masked_expiry_is_not_delivered_later() {
 // SDM vol. 3, "Error Handling": Send Illegal Vector (bit 5) and Receive Illegal Vector (bit 6), the latter for the LVT too.
 #[test]
 fn vectors_below_16_are_errors() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     // mov dword [ESR], 0; mov eax, [ESR]; shr al, 4; add al, '0'; out dx, al.
     const TELL_ESR: [u8; 20] =
         [0xc7, 0x05, 0x80, 2, 0xe0, 0xfe, 0, 0, 0, 0, 0xa1, 0x80, 2, 0xe0, 0xfe, 0xc0, 0xe8, 4, 0x04, b'0'];
@@ -171,12 +166,9 @@ fn faulting() -> Vec<Access> {
 // a read of a write-only register and a write of a read-only one.
 #[test]
 fn reserved_x2apic_accesses_fault() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     if doctor("x2apic_exits") == false {
-        eprintln!("skipped: x2APIC MSRs do not exit here");
-        return;
+        skip!("x2APIC MSRs do not exit here");
     }
     // mov ecx, 0x1b; rdmsr; or ah, 12; wrmsr: x2APIC mode.
     let mut code = vec![0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x80, 0xcc, 12, 0x0f, 0x30];

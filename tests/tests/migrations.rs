@@ -1,6 +1,6 @@
 //! Many migrations, in process and over the disk: no tick is lost and VM time has no step.
 
-use vm_tests::{CLOCKEVENTS, Lab, Line, Run, Trace, kvm};
+use vm_tests::{CLOCKEVENTS, Lab, Line, Run, Trace, require_kvm};
 
 const CYCLE: &str = "--tsc-khz-cycle 1300000,3900000,520000,5000000,2600000,1234567";
 
@@ -48,9 +48,7 @@ fn two_hundred(clockevent: &str, flags: &str) -> Run {
 // Catches: a timer or a nanosecond lost in one of many restores, when time is repeatable.
 #[test]
 fn two_hundred_migrations_in_virtual_time() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let run = two_hundred("clockevent=kvm-tsc-deadline", "--time virtual --migrate-every 10ms");
     assert_eq!(run.summary.count("ticks/guest_stopped_seen"), run.summary.count("migrations"));
     assert!(continuous(&migrations(run.trace())).iter().all(|downtime| *downtime == 0));
@@ -60,9 +58,7 @@ fn two_hundred_migrations_in_virtual_time() {
 // for a host so busy that it makes only every third migration in time.
 #[test]
 fn two_hundred_migrations_in_real_time() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let run = two_hundred("clockevent=kvm-tsc-deadline", "--time real --migrate-every 4ms");
     assert!(continuous(&migrations(run.trace())).iter().all(|downtime| *downtime == 0));
 }
@@ -70,9 +66,7 @@ fn two_hundred_migrations_in_real_time() {
 // Catches: catch-up that is off by a rounding, or counted in the old frequency's ticks.
 #[test]
 fn catch_up_advances_by_the_downtime_given() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --migrate-every 30ms --downtime catch-up --downtime-length 7ms";
     let run = lab.boot_traced("clockevent=kvm-tsc-deadline hz=100 count=100", &format!("{flags} {CYCLE}"));
@@ -91,9 +85,7 @@ fn catch_up_advances_by_the_downtime_given() {
 // Catches: a measured downtime that the page does not show.
 #[test]
 fn catch_up_advances_by_the_downtime_measured() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time real --migrate-every 30ms --downtime catch-up";
     let run = lab.boot_traced("clockevent=kvm-tsc-deadline hz=100 count=60", &format!("{flags} {CYCLE}"));
@@ -105,9 +97,7 @@ fn catch_up_advances_by_the_downtime_measured() {
 // Catches: what a fresh process does not get back from disk: judge, page version, serial, timer.
 #[test]
 fn a_chain_of_snapshots() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for (clockevent, time) in CLOCKEVENTS.iter().map(|name| (name, "virtual")).chain([(&CLOCKEVENTS[6], "real")]) {
         let lab = Lab::new();
         let mut khz = [520_000, 5_000_000, 1_300_000, 2_600_000].iter().cycle();
@@ -138,9 +128,7 @@ fn a_chain_of_snapshots() {
 // Catches: a snapshot that another restore changes.
 #[test]
 fn a_snapshot_can_be_restored_twice() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let _ = lab.boot("clockevent=kvm-tsc-deadline hz=100 count=20", "--time virtual --save-at 55ms --save-to snapshot");
     let [first, second] = [(); 2].map(|()| lab.restore("snapshot", "--tsc-khz 3000000"));
@@ -151,9 +139,7 @@ fn a_snapshot_can_be_restored_twice() {
 // arming, between EOI and arming, with an interrupt pending.
 #[test]
 fn a_migration_after_every_operation_of_a_tick() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for recheck in ["on", "off"] {
         let lab = Lab::new();
         let cmdline = format!("clockevent=kvm-tsc-deadline recheck={recheck} hz=1000 count=12");
@@ -184,9 +170,7 @@ fn a_migration_after_every_operation_of_a_tick() {
 // Catches: the demonstration's point lost: a guest that keeps its boot frequency must fail by the ratio, the others not.
 #[test]
 fn only_the_native_timer_is_off_by_the_ratio() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for clockevent in CLOCKEVENTS {
         let lab = Lab::new();
         let flags = "--time virtual --tsc-khz 2600000 --save-at 550ms --save-to snapshot";

@@ -4,7 +4,7 @@
 use std::{fs, os::unix::net::UnixStream, thread, time::Duration};
 
 use serde_json::Value;
-use vm_tests::{Ended, Lab, finish, guest, kvm, start};
+use vm_tests::{Ended, Lab, finish, guest, require_kvm, start};
 
 /// A flag that names a file for results.
 const FLAGS: [&str; 6] = ["trace", "summary", "report", "junit", "tap", "json"];
@@ -93,9 +93,7 @@ fn refused(ended: &Ended, flag: &str, mode: &str) {
 // `vmm --guest … --junit k.xml --tap k.tap` ended with 0 and wrote neither; `--trace -` made a file of that name.
 #[test]
 fn every_output_in_every_mode_is_there_or_refused() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = lab();
     for Mode { name, command, code, leaves } in modes() {
         let of = |what: Leaves| {
@@ -135,9 +133,7 @@ fn every_output_in_every_mode_is_there_or_refused() {
 // Catches: two results in one stream, which nobody can take apart.
 #[test]
 fn standard_output_takes_one_result() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = lab();
     for Mode { name, command, leaves, .. } in modes() {
         let files: Vec<&str> =
@@ -157,9 +153,7 @@ fn standard_output_takes_one_result() {
 // Catches: the guest's console in the midst of a result.
 #[test]
 fn the_guests_console_makes_way_for_a_result() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let run = |flags: &str| finish(&mut lab.guest("count=3", &format!("--time virtual {flags}"))).expect(0);
     let usual = run("--summary s.json");
@@ -184,9 +178,7 @@ fn a_point_is_tried_at_one_ratio() {
 // Catches: results of a run that somebody ends from outside, which nobody wrote.
 #[test]
 fn a_run_that_is_ended_from_outside_leaves_its_results() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let all =
         "--api-sock s --trace out.trace --summary out.summary --report out.report --junit out.junit --tap out.tap";

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use vm_tests::{Ended, Lab, finish, kvm, raw, state_file::change_sections};
+use vm_tests::{Ended, Lab, finish, kvm, raw, require_kvm, skip_part, state_file::change_sections};
 
 /// The most that a message may say, in bytes: some lines of a screen.
 const MESSAGE_BYTES: usize = 8000;
@@ -75,7 +75,9 @@ fn what_is_no_regular_file_is_named() {
             if file == "state" {
                 lab.run("restore snapshot").refused(2, &["snapshot/state", &reason]);
                 lab.run("snapshot show snapshot").refused(2, &["snapshot/state", &reason]);
-            } else if kvm() {
+            } else if let Err(reason) = kvm() {
+                skip_part!("{reason}");
+            } else {
                 saved(&lab);
                 fs::copy(lab.path("good/state"), dir.join("state")).unwrap();
                 lab.run("restore snapshot").refused(2, &["snapshot/memory", &reason]);
@@ -129,9 +131,7 @@ fn messages_are_bounded() {
 // Catches: a state file of some MiB that takes gigabytes, and what it says repeated whole.
 #[test]
 fn hostile_state_files_cost_little() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let section = |wanted: &'static str, value: Value| {
@@ -172,9 +172,7 @@ fn hostile_state_files_cost_little() {
 // Catches: a snapshot that no VM was saved as, and that is shown or merged as if it were, or that ends with another exit code.
 #[test]
 fn snapshots_that_contradict_themselves_are_refused_by_all() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let clock = |change: fn(&mut Value)| {
@@ -221,9 +219,7 @@ fn snapshots_that_contradict_themselves_are_refused_by_all() {
 // Catches: flags of one kind that end with exit codes of two.
 #[test]
 fn a_file_that_cannot_be_written_has_one_exit_code() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for flag in ["trace", "summary", "report"] {
         let ended = lab.run(&format!(
@@ -238,9 +234,7 @@ fn a_file_that_cannot_be_written_has_one_exit_code() {
 // Catches: an offset into a code segment that is told as an address, and of several CPUs, which one it was.
 #[test]
 fn a_vcpus_place_is_its_number_and_a_linear_address() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     // lgdt [0x100040]; jmp 8:0x2e, in a code segment that begins at 0x100000; what follows, from 0x10002e on.
     let based = |rest: &[u8]| {
@@ -259,7 +253,7 @@ fn a_vcpus_place_is_its_number_and_a_linear_address() {
     for flags in ["", "--cpus 3", "--lapic kvm"] {
         let ended = run(&based(&[0xfa, 0xf4]), flags);
         if ended.code() == 3 {
-            eprintln!("skipped: {flags:?} is not to be had here");
+            skip_part!("{flags:?} is not to be had here");
             continue;
         }
         ended.refused(1, &["cpu 0: the guest halted at 0x100030 with interrupts off"]);

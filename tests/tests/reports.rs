@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use vm_tests::{Browser, Ended, Lab, Loaded, finish, kvm, number};
+use vm_tests::{Browser, Ended, Lab, Loaded, finish, number, require, require_kvm};
 
 const SWEEP: &str = "sweep --ratio 0.5,2";
 /// The window between the version check and the write of the deadline is open: late at ×0.5, woken early at ×2.
@@ -42,7 +42,8 @@ fn fits(browser: &Browser, page: &Path) {
 // Catches: a script that fails on real data, points that are not drawn, a page that loads something.
 #[test]
 fn a_sweeps_report_draws_every_point() {
-    let Some(browser) = Browser::find().filter(|_| kvm()) else { return };
+    require_kvm!();
+    let browser = require!(Browser::find());
     let lab = Lab::new();
     sweep(&lab, RACY, "--report page.html --json sweep.json").expect(1);
     let page = lab.path("page.html");
@@ -58,7 +59,8 @@ fn a_sweeps_report_draws_every_point() {
 // Catches: the demonstration's children not traced, charts of one clockevent missing.
 #[test]
 fn the_demonstrations_report_has_a_chart_for_every_row() {
-    let Some(browser) = Browser::find().filter(|_| kvm()) else { return };
+    require_kvm!();
+    let browser = require!(Browser::find());
     let lab = Lab::new();
     lab.run("--report page.html --junit cases.xml --tap cases.tap").expect(0);
     let page = lab.path("page.html");
@@ -77,7 +79,8 @@ fn the_demonstrations_report_has_a_chart_for_every_row() {
 // Catches: a trace that only the report needs and that is not written, or not read to its end.
 #[test]
 fn a_runs_report_shows_its_migrations_with_or_without_a_trace_file() {
-    let Some(browser) = Browser::find().filter(|_| kvm()) else { return };
+    require_kvm!();
+    let browser = require!(Browser::find());
     let lab = Lab::new();
     let migrating = "--time virtual --tsc-khz 2600000 --migrate-every 150ms --tsc-khz-cycle 1300000,5200000";
     let run = lab.boot("clockevent=lapic-deadline hz=100 count=40", &format!("{migrating} --report page.html"));
@@ -115,9 +118,7 @@ fn cases(findings: &Value) -> (usize, usize) {
 // Catches: results for CI that disagree with the sweep, shards that merge to other results.
 #[test]
 fn junit_and_tap_count_what_the_sweep_found() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let all = "--json sweep.json --junit cases.xml --tap cases.tap --report page.html";
     sweep(&lab, RACY, all).expect(1);
@@ -141,9 +142,7 @@ fn junit_and_tap_count_what_the_sweep_found() {
 // Catches: a wrong path that is told after the work, a file that is left half-written or replaced by nothing.
 #[test]
 fn result_files_that_cannot_be_are_refused_before_the_work() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for flag in ["json", "report", "junit", "tap"] {
         sweep(&lab, RACY, &format!("--{flag} none/file")).refused(2, &[&format!("--{flag} none/file"), "No such file"]);

@@ -1,13 +1,11 @@
 //! Several vCPUs, and hosts that are not this one.
 
-use vm_tests::{Lab, finish, kvm};
+use vm_tests::{Lab, finish, require_kvm};
 
 // Catches: a migration that loses an IPI or a tick, or lets one CPU's clock fall behind another's.
 #[test]
 fn a_hundred_migrations_of_four_cpus() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for time in ["--time virtual", "--time real --tsc trapped"] {
         let flags = format!("--cpus 4 {time} --migrate-every 29ms --tsc-khz-cycle 1300000,3900000,2600000");
         let run = Lab::new().boot("scenario=smp count=300 hz=100", &flags);
@@ -24,9 +22,7 @@ fn a_hundred_migrations_of_four_cpus() {
 // Catches: an order of turns that depends on anything but the seed.
 #[test]
 fn four_cpus_in_virtual_time_repeat() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let trace = |seed| {
         let run = lab.boot_traced("scenario=smp count=40 hz=100", &format!("--cpus 4 --time virtual --seed {seed}"));
@@ -41,9 +37,7 @@ fn four_cpus_in_virtual_time_repeat() {
 // Catches: a host that swallows the TSC deadline on which a guest with deadline sites loses its timer.
 #[test]
 fn a_host_that_swallows_deadlines() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for time in ["real", "virtual"] {
         let flags = format!("--time {time} --emulate-host swallow-deadline");
@@ -55,9 +49,7 @@ fn a_host_that_swallows_deadlines() {
 // Catches: a doctor that cannot examine the host that the other tests run on.
 #[test]
 fn the_doctor_examines_this_host() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let ended = finish(&mut Lab::new().vmm("doctor --json")).expect(0);
     let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(report["schema"], "vmm-doctor/1");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
-use vm_tests::{Ended, Lab, kvm, start};
+use vm_tests::{Ended, Lab, require_kvm, skip, start};
 
 /// Between two looks at something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -29,9 +29,7 @@ const REASON: [&str; 2] =
 // Catches: a guest that ran on memory that is not what was saved.
 #[test]
 fn damage_is_told_before_the_guest_runs() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     damaged(&lab);
     for flags in ["--verify now", "", "--time real --verify background", "--paused --api-sock s"] {
@@ -68,9 +66,7 @@ fn flip(lab: &Lab, at: u64) {
 // waits for that page.
 #[test]
 fn a_damaged_page_that_the_guest_uses_ends_the_vm() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let last = large(&lab);
     // Whole, it runs until it is stopped.
@@ -87,9 +83,7 @@ fn a_damaged_page_that_the_guest_uses_ends_the_vm() {
 // Catches: damage that nobody uses and that is not found, or that is found and then saved.
 #[test]
 fn damage_that_the_guest_does_not_use_is_found_and_not_saved() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let last = large(&lab);
     flip(&lab, last);
@@ -102,9 +96,7 @@ fn damage_that_the_guest_does_not_use_is_found_and_not_saved() {
 // Catches: damage that is saved again, with a checksum that says it is well.
 #[test]
 fn damage_is_not_saved_again() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     damaged(&lab);
     lab.run("restore snapshot --save-at 60ms --save-to second").refused(2, &REASON);
@@ -114,9 +106,7 @@ fn damage_is_not_saved_again() {
 // Catches: a way to end the VM that does not wait for the proof.
 #[test]
 fn damage_is_told_to_whoever_quits() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     damaged(&lab);
     let mut process = start(&mut lab.vmm("restore snapshot --paused --api-sock s"));
@@ -131,9 +121,7 @@ fn damage_is_told_to_whoever_quits() {
 // Catches: a verification that changes what a guest does, or that finds damage where there is none.
 #[test]
 fn undamaged_memory_is_the_same_either_way() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     damaged(&lab);
     // Mended, it is the snapshot that it was.
@@ -261,38 +249,32 @@ fn chains_hold(flags: &str) {
 // Catches: a page that the guest, the VMM or KVM wrote and no snapshot of changes has.
 #[test]
 fn chains_of_changes() {
-    if kvm() {
-        chains_hold("");
-    }
+    require_kvm!();
+    chains_hold("");
 }
 
 #[test]
 fn chains_of_changes_with_trapped_reads_and_several_cpus() {
-    if kvm() {
-        chains_hold("--tsc trapped --cpus 2");
-    }
+    require_kvm!();
+    chains_hold("--tsc trapped --cpus 2");
 }
 
 #[test]
 fn chains_of_changes_in_virtual_time() {
-    if kvm() {
-        chains_hold("--time virtual --tsc-khz 2600000");
-    }
+    require_kvm!();
+    chains_hold("--time virtual --tsc-khz 2600000");
 }
 
 #[test]
 fn chains_of_changes_with_kvms_lapic() {
-    if kvm() {
-        chains_hold("--lapic kvm");
-    }
+    require_kvm!();
+    chains_hold("--lapic kvm");
 }
 
 // Catches: a base that is taken although nobody knows what changed since.
 #[test]
 fn changes_that_nobody_kept_account_of() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut vm = Ticking::start(&lab, &mut lab.guest("scenario=idle hz=250", "--api-sock s"));
     vm.ticks_on();
@@ -309,9 +291,7 @@ fn changes_that_nobody_kept_account_of() {
 // Catches: a chain that is restored without one of its parts, or with another in its place.
 #[test]
 fn chains_that_are_not_whole() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut vm = Ticking::start(&lab, &mut lab.guest("scenario=idle hz=250", "--api-sock s --track-dirty"));
     for command in ["snapshot a", "snapshot b --base a", "snapshot c --base b"] {
@@ -344,9 +324,7 @@ fn chains_that_are_not_whole() {
 // Catches: a VMM that needs KVM_CAP_XCRS: hosts whose CPU has no XSAVE have no XCR0 to save.
 #[test]
 fn a_host_without_xsave_saves_and_restores() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms";
     let _ = lab.boot("count=20", &format!("{flags} --save-to bare --emulate-host no-xsave"));
@@ -361,8 +339,7 @@ fn a_host_without_xsave_saves_and_restores() {
     let doctor: Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
     let xcrs = doctor["capabilities"].as_array().unwrap().iter().find(|cap| cap["name"] == "KVM_CAP_XCRS").unwrap();
     if xcrs["present"] == false {
-        eprintln!("skipped: this host has no XSAVE that a guest could miss elsewhere");
-        return;
+        skip!("this host has no XSAVE that a guest could miss elsewhere");
     }
     let _ = lab.boot("count=20", &format!("{flags} --save-to full"));
     lab.run("restore full --emulate-host no-xsave").refused(3, &["CPU features", "CPUID.(0xD,0)"]);

@@ -2,28 +2,20 @@
 
 use std::{fs, process::Command};
 
-use vm_tests::{Lab, finish, kvm, state_file::change_sections};
+use vm_tests::{Lab, finish, require, require_kvm, skip, state_file::change_sections, strace};
 
-/// The system calls of `vmm` up to the guest's first byte, a line each; none where there is no strace, or it may not trace.
-fn calls_to_first_byte(lab: &Lab, vmm: &Command) -> Option<Vec<String>> {
+/// The system calls of `vmm` up to the guest's first byte, a line each; an error where strace cannot be used.
+fn calls_to_first_byte(lab: &Lab, vmm: &Command) -> Result<Vec<String>, String> {
     let log = lab.path("calls");
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-e", "trace=ioctl,write,clone,clone3", "-o"]).arg(&log);
-    strace.arg(vmm.get_program()).args(vmm.get_args());
-    match Command::new("strace").arg("-V").output() {
-        Ok(output) if output.status.success() => {}
-        _ => {
-            eprintln!("skipped: no strace on this host");
-            return None;
-        }
-    }
+    let mut strace = strace(&["-f", "-e", "trace=ioctl,write,clone,clone3"])?;
+    strace.arg("-o").arg(&log).arg(vmm.get_program()).args(vmm.get_args());
     finish(&mut strace).expect(0);
     let calls = fs::read_to_string(log).unwrap();
     let calls: Vec<String> = calls.lines().map(str::to_owned).collect();
     // The guest's own: "guest: …", a byte at a time.
     let own = |call: &String| call.contains("write(") && call.contains(", \"g\", 1)");
     let first = calls.iter().position(own).unwrap_or_else(|| panic!("{calls:#?}"));
-    Some(calls[..first].to_vec())
+    Ok(calls[..first].to_vec())
 }
 
 fn count(calls: &[String], name: &str) -> usize {
@@ -34,19 +26,16 @@ fn count(calls: &[String], name: &str) -> usize {
 // KVM twice, the MSR filter after the memory slots (which made a start ten times as long).
 #[test]
 fn one_vm_and_few_calls_until_the_guest_runs() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let host = lab.run("doctor --json").expect(0).stdout;
     let host: serde_json::Value = serde_json::from_str(&host).unwrap();
     if (&host["tsc_equals_host"], &host["deadline_wrmsr"], &host["x2apic_exits"])
         != (&true.into(), &"exits".into(), &true.into())
     {
-        eprintln!("skipped: this host needs more than one VM to be known");
-        return;
+        skip!("this host needs more than one VM to be known");
     }
-    let Some(calls) = calls_to_first_byte(&lab, &lab.guest("count=1", "")) else { return };
+    let calls = require!(calls_to_first_byte(&lab, &lab.guest("count=1", "")));
     assert_eq!(count(&calls, "KVM_CREATE_VM,"), 1, "{calls:#?}");
     assert_eq!(count(&calls, "KVM_CREATE_VCPU"), 1, "{calls:#?}");
     assert_eq!(count(&calls, "KVM_GET_SUPPORTED_CPUID"), 1, "{calls:#?}");
@@ -61,11 +50,9 @@ fn one_vm_and_few_calls_until_the_guest_runs() {
 // Catches: facts that were only hoped for. A vCPU without x2APIC cannot tell whether its MSRs exit.
 #[test]
 fn a_vcpu_that_cannot_tell_is_not_asked() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
-    let Some(calls) = calls_to_first_byte(&lab, &lab.guest("count=1", "--x2apic off")) else { return };
+    let calls = require!(calls_to_first_byte(&lab, &lab.guest("count=1", "--x2apic off")));
     let vms = count(&calls, "KVM_CREATE_VM,");
     assert!(vms >= 2, "{vms} VMs, and none of them for the probe: {calls:#?}");
 }
@@ -74,18 +61,16 @@ fn a_vcpu_that_cannot_tell_is_not_asked() {
 // vCPU to find it out.
 #[test]
 fn a_restore_on_the_same_boot_asks_nothing_twice() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--tsc-khz 2600000 --time virtual --save-at 25ms --save-to snapshot";
     let _ = lab.boot("count=4", flags);
     let mut restore = lab.vmm("restore");
     restore.arg(lab.path("snapshot"));
-    let Some(known) = calls_to_first_byte(&lab, &restore) else { return };
+    let known = require!(calls_to_first_byte(&lab, &restore));
     assert_eq!(count(&known, "KVM_GET_SUPPORTED_CPUID"), 0, "{known:#?}");
     change_sections(&lab.path("snapshot/state"), |name, payload| (name != "host").then_some(payload));
-    let Some(unknown) = calls_to_first_byte(&lab, &restore) else { return };
+    let unknown = require!(calls_to_first_byte(&lab, &restore));
     assert_eq!(count(&unknown, "KVM_GET_SUPPORTED_CPUID"), 1, "{unknown:#?}");
     let asked = count(&unknown, "KVM_RUN") - count(&known, "KVM_RUN");
     assert_eq!(count(&known, "KVM_CREATE_VM,"), 1, "{known:#?}");

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use vm_tests::{Lab, kvm, start};
+use vm_tests::{Lab, require_kvm, start};
 
 const OPEN: &str = "clockevent=kvm-tsc-deadline conversion=split recheck=off";
 const CLOSED: &str = "clockevent=kvm-tsc-deadline conversion=split recheck=on";
@@ -46,9 +46,7 @@ fn instruction(found: &Value, address: &Value) -> String {
 // place that is none.
 #[test]
 fn the_window_between_version_check_and_wrmsr_is_found_and_recheck_closes_it() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let found = sweep(&lab, OPEN, "--ratio 0.5", 1);
     let windows = found["windows"].as_array().expect("windows");
@@ -72,9 +70,7 @@ fn the_window_between_version_check_and_wrmsr_is_found_and_recheck_closes_it() {
 // Catches: ticks after the first that are not waited for; a guest that learns the new frequency by accident.
 #[test]
 fn the_native_clockevent_is_late_from_every_point_of_the_second_tick() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let found = sweep(&lab, "clockevent=lapic-deadline", "--ratio 0.5", 1);
     assert_eq!(found["inputs"]["ticks"], 2);
@@ -85,9 +81,7 @@ fn the_native_clockevent_is_late_from_every_point_of_the_second_tick() {
 // Catches: anything of the host in a result; points that depend on who tries them; a merge that loses or doubles some.
 #[test]
 fn runs_workers_and_shards_find_the_same_bytes() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let bytes = |lab: &Lab, name: &str| fs::read(lab.path(name)).expect("a result");
     sweep(&lab, OPEN, "--workers 1", 1);
@@ -110,9 +104,7 @@ fn runs_workers_and_shards_find_the_same_bytes() {
 // Catches: a sweep that is blind to a torn clock reading, or to a restore in the wrong order.
 #[test]
 fn planted_bugs_are_found() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let found = sweep(&lab, "clockevent=kvm-tsc-deadline plant=early-check", "--ratio 0.5", 1);
     let windows = found["windows"].as_array().expect("windows");
@@ -133,9 +125,7 @@ fn planted_bugs_are_found() {
 // Catches: a fault that bends nothing.
 #[test]
 fn every_fault_shows() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for (fault, verdict) in [
         ("page-not-republished", "clock-stepped"),
@@ -153,9 +143,7 @@ fn every_fault_shows() {
 // Catches: a point that cannot be looked at again, or that is another one then.
 #[test]
 fn a_found_point_is_replayed_with_a_trace() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let found = sweep(&lab, OPEN, "--ratio 0.5", 1);
     let point = found["windows"][0]["first"][0].as_u64().expect("a number");
@@ -175,9 +163,7 @@ fn a_found_point_is_replayed_with_a_trace() {
 // Catches: pairs that depend on who tries them; a second migration that goes elsewhere.
 #[test]
 fn pairs_of_migrations_and_several_cpus_are_swept_the_same_twice() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for (cmdline, flags) in
         [(CLOSED, "--depth 2 --samples 300 --ratio 0.5,2"), ("scenario=smp", "--cpus 3 --every read --ratio 0.5")]
@@ -195,9 +181,7 @@ fn pairs_of_migrations_and_several_cpus_are_swept_the_same_twice() {
 // boundary was not seen and all later ones had other numbers.
 #[test]
 fn kicks_do_not_change_the_numbers_of_boundaries() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     const SIGRTMIN: i32 = 34;
     let lab = Lab::new();
     let flags = "--workers 1 --every exit --ratio 2 --cpus 2";
@@ -224,9 +208,7 @@ fn kicks_do_not_change_the_numbers_of_boundaries() {
 // Catches: a stretch before whose beginning no tick was handled, judged by no CPU at all: all lost, or all on time.
 #[test]
 fn the_first_tick_is_judged_too() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     sweep(&lab, "clockevent=kvm-ns-deadline", "--every exit --from tick:1 --ratio 1", 0);
     let found = sweep(&lab, "clockevent=lapic-deadline", "--every exit --from tick:1 --patience 1s --ratio 0.1", 1);
@@ -236,9 +218,7 @@ fn the_first_tick_is_judged_too() {
 // Catches: pairs that are dropped because the first migration keeps the guest from the second.
 #[test]
 fn a_guest_that_the_first_migration_kills_counts_in_pairs() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--depth 2 --samples 40 --ratio 0.5,2";
     let whole = sweep(&lab, CLOSED, flags, 0);
@@ -256,9 +236,7 @@ fn a_guest_that_the_first_migration_kills_counts_in_pairs() {
 // Catches: results that are lost because two go to one file, or a panic when nobody reads the table.
 #[test]
 fn results_are_not_lost() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     lab.run("sweep --json a.json --report ./a.json").refused(2, &["--json", "--report", "a.json"]);
     let mut command = lab.vmm("sweep --every exit --json kept.json --cmdline clockevent=kvm-ns-deadline");
@@ -274,9 +252,7 @@ fn results_are_not_lost() {
 // Catches: a shard with points cut away, or there twice, that makes a whole with holes.
 #[test]
 fn shards_with_other_points_do_not_merge() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     sweep(&lab, CLOSED, "--every exit --shard 1/1", 0);
     let good = read(&lab.path("found.json"));
@@ -297,9 +273,7 @@ fn shards_with_other_points_do_not_merge() {
 // Catches: Ctrl-C that loses what was found, or that leaves half a file.
 #[test]
 fn an_interrupted_sweep_keeps_what_it_found() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     // Forty migrations a point: on no host is this over when the signal comes.
     let ratios = ["0.5,2"; 20].join(",");
@@ -324,9 +298,7 @@ fn an_interrupted_sweep_keeps_what_it_found() {
 // Catches: a sweep that begins although its steps pass over boundaries, and ends with a message about something else.
 #[test]
 fn a_host_that_does_not_step_exactly_cannot_sweep() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for flags in ["", "--depth 2 --samples 10", "--point 3 --ratio 2", "--every exit"] {
         lab.run(&format!("sweep --emulate-host coarse-step {flags}"))
@@ -350,23 +322,25 @@ fn bad_input_is_told() {
         ("sweep --trace t", ["--trace", "--point"]),
         ("sweep --depth 2 --samples 0", ["--samples", "1.."]),
         ("sweep --from 0xno", ["--from", "0x100200"]),
-        ("sweep --guest /bin/true", ["/bin/true", "PVH"]),
         ("sweep --json /nonexistent/x", ["--json", "/nonexistent/x"]),
     ] {
-        if flags.contains("guest") && !kvm() {
-            continue;
-        }
         let ended = lab.run(flags);
         assert_eq!(ended.code(), 2, "{flags}: {ended:#?}");
         for part in parts {
             assert!(ended.stderr.contains(part), "{flags}: {part:?} is not in {ended:#?}");
         }
     }
-    if kvm() {
-        lab.run("sweep --from no_such_function").refused(2, &["no_such_function"]);
-        lab.run("sweep --from Clock::read").refused(2, &["Clock::read", "could be any of"]);
-        lab.run("sweep --from tick:3 --to tick:2").refused(2, &["--to tick:2 is not after"]);
-        vm_tests::finish(lab.vmm("sweep --from tick:99").args(["--cmdline", "count=100"]))
-            .refused(2, &["makes only 100 ticks"]);
-    }
+}
+
+// As above, where the guest's image must be read, or the guest run, to see it.
+#[test]
+fn mistakes_about_the_guest_are_refused_with_a_reason() {
+    require_kvm!();
+    let lab = Lab::new();
+    lab.run("sweep --guest /bin/true").refused(2, &["/bin/true", "PVH"]);
+    lab.run("sweep --from no_such_function").refused(2, &["no_such_function"]);
+    lab.run("sweep --from Clock::read").refused(2, &["Clock::read", "could be any of"]);
+    lab.run("sweep --from tick:3 --to tick:2").refused(2, &["--to tick:2 is not after"]);
+    vm_tests::finish(lab.vmm("sweep --from tick:99").args(["--cmdline", "count=100"]))
+        .refused(2, &["makes only 100 ticks"]);
 }

@@ -1,13 +1,11 @@
 //! A guest that only ticks: every clockevent, both doors to the LAPIC, both kinds of time.
 
-use vm_tests::{CLOCKEVENTS, DOORS, Lab, finish, kvm};
+use vm_tests::{CLOCKEVENTS, DOORS, Lab, finish, require_kvm};
 
 // Catches: the issue's own command losing or misplacing a tick.
 #[test]
 fn a_thousand_ticks_in_real_time() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let run = Lab::new().boot("clockevent=kvm-tsc-deadline conversion=mult hz=250 count=1000", "");
     run.in_order(1000);
     assert!(run.ended.stdout.contains("guest: 1000 ticks, "), "{run:#?}");
@@ -16,9 +14,7 @@ fn a_thousand_ticks_in_real_time() {
 // Catches: a guest that is busy between ticks and loses one, does not come back from user mode, or never ends.
 #[test]
 fn a_busy_guest_ticks() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for load in ["load=kernel", "load=user", "touch=16", "load=user touch=16"] {
         for flags in ["", "--tsc trapped --migrate-every 20ms", "--lapic kvm"] {
@@ -30,9 +26,7 @@ fn a_busy_guest_ticks() {
 // Catches: pages to touch where the machine has no RAM, and touching that costs a tick time.
 #[test]
 fn touched_pages_are_ram_and_cost_no_virtual_time() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let plain = lab.boot("hz=100 count=20", "--time virtual");
     let touching = lab.boot("hz=100 count=20 touch=64", "--time virtual");
@@ -46,9 +40,7 @@ fn touched_pages_are_ram_and_cost_no_virtual_time() {
 // Catches: an interrupt whose end exits although nothing waits for it, and a switch that does nothing.
 #[test]
 fn interrupts_end_without_an_exit() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     // In virtual time the counts are exact: RDTSC, the arming, the halt; and the EOI if it is written.
     for (more, flags, each) in [("", "", 3), ("eoi=apic", "", 4), ("", "--pv-eoi off", 4)] {
@@ -68,9 +60,6 @@ fn interrupts_end_without_an_exit() {
 }
 
 fn every_clockevent(flags: &str, count: u64) {
-    if !kvm() {
-        return;
-    }
     let lab = Lab::new();
     for clockevent in CLOCKEVENTS {
         for (door, name) in DOORS.iter().zip(["x2apic", "xapic"]) {
@@ -86,27 +75,28 @@ fn every_clockevent(flags: &str, count: u64) {
 // Catches: a timer mode, a conversion or a door that loses or hastens interrupts when time is the host's.
 #[test]
 fn every_clockevent_ticks_in_real_time() {
+    require_kvm!();
     every_clockevent("--time real", 20);
 }
 
 // Catches: the same when halts jump to the next deadline.
 #[test]
 fn every_clockevent_ticks_in_virtual_time() {
+    require_kvm!();
     every_clockevent("--time virtual", 100);
 }
 
 // Catches: the same when RDTSC and the deadline's WRMSR are answered at trap sites, at a frequency the host lacks.
 #[test]
 fn every_clockevent_ticks_at_another_frequency() {
+    require_kvm!();
     every_clockevent("--tsc trapped --tsc-khz 1234567", 20);
 }
 
 // Catches: `exact` arming a deadline before the expiry, or the others losing the roundings that they are studied for.
 #[test]
 fn only_rounded_conversions_are_early() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for khz in [260_000, 1_500_000, 2_600_000, 25_000_000] {
         // By the page, which is the clock of both; the guest itself reads its clock an operation later.
@@ -131,9 +121,7 @@ fn only_rounded_conversions_are_early() {
 // Catches: a guest that quietly takes another timer, or default, than the one that it was asked to test.
 #[test]
 fn what_the_guest_cannot_do_is_a_message_and_a_failing_exit() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for (cmdline, message) in [
         ("clockevent=hpet", "clockevent=hpet is unknown; there are kvm-ns-deadline kvm-tsc-deadline"),
@@ -154,9 +142,7 @@ fn what_the_guest_cannot_do_is_a_message_and_a_failing_exit() {
 // Catches: a debug-exit status that scripts written for QEMU would misread.
 #[test]
 fn the_raw_status_is_qemus() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let status = |cmdline, flags| finish(&mut lab.guest(cmdline, flags)).code();
     assert_eq!(status("count=1", "--time virtual --debug-exit-status raw"), 1);

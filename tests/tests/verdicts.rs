@@ -9,8 +9,9 @@ use guest_abi::{
 use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
 use serde_json::Value;
 use vm_tests::{
-    Ended, Lab, finish, guest, kvm,
+    Ended, Lab, finish, guest,
     raw::{SUCCESS, pvh_with_ring},
+    require_kvm,
 };
 
 fn json(path: &Path) -> Value {
@@ -42,9 +43,7 @@ fn last_lines(ended: &Ended) -> (&str, &str) {
 // A restore on a slower TSC had every tick half a period late, the badge "every tick came" and exit code 0.
 #[test]
 fn a_restore_whose_ticks_are_late_fails_if_lateness_is_asked_for() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let saving = "--time virtual --tsc-khz 2600000 --save-at 52500us --save-to snapshot";
     lab.boot("clockevent=lapic-deadline hz=100 count=30", saving);
@@ -66,9 +65,7 @@ fn a_restore_whose_ticks_are_late_fails_if_lateness_is_asked_for() {
 // Catches: ticks that are still to come taken for lost ones, a save that fails because of them.
 #[test]
 fn ticks_to_come_after_a_save_a_signal_or_a_timeout_are_not_lost() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let guest = guest().display();
     let saving =
@@ -90,9 +87,7 @@ fn ticks_to_come_after_a_save_a_signal_or_a_timeout_are_not_lost() {
 // Catches: a guest's own failure hidden by checks, or by what they found.
 #[test]
 fn a_guest_that_fails_fails_the_run_with_its_reason_first() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut wrong = lab.guest("clockevent=none", "--time virtual --fail-on none --junit c.xml");
     finish(&mut wrong).refused(1, &["the guest failed with code 2"]);
@@ -145,9 +140,7 @@ fn forgetful_guest(lab: &Lab, name: &str, forget: impl Fn(usize) -> bool) -> Vec
 // A single RDTSC that the table forgot put 6,496 s into a record, and the run had 0 lost, clock fine.
 #[test]
 fn an_rdtsc_that_the_table_forgets_is_named_and_its_record_fails_the_run() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000 --cmdline count=20";
     let mut caught = 0;
@@ -176,9 +169,7 @@ fn an_rdtsc_that_the_table_forgets_is_named_and_its_record_fails_the_run() {
 // Catches: a warning that every user of the embedded guest sees for nothing.
 #[test]
 fn a_table_that_is_whole_is_not_warned_about() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let run = lab.boot("count=3", "--time virtual");
     assert!(!run.ended.stderr.contains("trap-site table"), "{run:#?}");
@@ -213,9 +204,7 @@ fn ticks(count: u64) -> Vec<(u64, u64)> {
 // A ring of another layout had 0 ticks, 0 lost and no word.
 #[test]
 fn a_ring_of_another_layout_or_magic_is_named_and_judges_nothing() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let (ended, summary) = run_with_ring(&lab, &ring(MAGIC, LAYOUT, RECORD_BYTES, &ticks(50)), "");
     assert_eq!((ended.code(), &summary["judged"], &summary["ticks"]["ticks"]), (0, &true.into(), &50.into()));
@@ -245,9 +234,7 @@ fn a_ring_of_another_layout_or_magic_is_named_and_judges_nothing() {
 // Records at another distance had "314134022 lost" and exit code 0.
 #[test]
 fn records_at_another_distance_are_told_as_such() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     for stride in [64, 76, 80, 128] {
         let (ended, summary) = run_with_ring(&lab, &ring(MAGIC, LAYOUT, stride, &ticks(50)), "");
@@ -267,9 +254,7 @@ fn records_at_another_distance_are_told_as_such() {
 // Catches: an instant that lies after the end of the run taken as it stands.
 #[test]
 fn a_tick_that_has_not_come_yet_fails_the_run() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut late = ticks(50);
     late[30].1 = 6_496_000_000_000;
@@ -289,9 +274,7 @@ fn guest_without_ring(lab: &Lab) {
 // A guest without a ring had a summary of zeros, which reads as perfect.
 #[test]
 fn without_a_ring_the_timer_interrupts_are_judged_and_nothing_else() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     guest_without_ring(&lab);
     let run = "--guest ringless --time virtual --tsc-khz 2600000 --cmdline clockevent=lapic-deadline";
@@ -313,9 +296,7 @@ fn without_a_ring_the_timer_interrupts_are_judged_and_nothing_else() {
 // A restore at another frequency said "migrations 0".
 #[test]
 fn migrations_are_those_that_the_vm_lived_through() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let saving = "--time virtual --tsc-khz 2600000 --migrate-every 20ms --save-at 50ms --save-to a";
     let counts = |summary: &vm_tests::Summary| [summary.count("migrations"), summary.count("migrations_here")];

@@ -8,16 +8,14 @@ use std::{
     time::Duration,
 };
 
-use vm_tests::{Lab, guest, kvm};
+use vm_tests::{Lab, guest, require_kvm};
 
 use crate::{End, end, idle, status, until};
 
 // Catches: a line of the log for each of a thousand clients, and a server that ends with them.
 #[test]
 fn a_thousand_clients_are_a_few_lines() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut child = idle(&lab, End::Quit, "").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     until(|| status(&lab).is_some());
@@ -34,9 +32,7 @@ fn a_thousand_clients_are_a_few_lines() {
 // Catches: a socket that is dead for good once there was no descriptor for a client.
 #[test]
 fn a_socket_comes_back_when_descriptors_do() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     // As few as it takes, and some.
     let vmm = format!(
@@ -64,9 +60,7 @@ fn a_socket_comes_back_when_descriptors_do() {
 // Catches: clients that got their answer and stay, and keep all others out.
 #[test]
 fn clients_that_stay_keep_nobody_out() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut child = idle(&lab, End::Quit, "").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until(|| status(&lab).is_some());

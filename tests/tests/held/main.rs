@@ -21,7 +21,7 @@ use nix::{
     unistd::{Pid, mkfifo},
 };
 use serde_json::Value;
-use vm_tests::{Lab, finish, kvm, raw};
+use vm_tests::{Lab, finish, raw, require_kvm};
 
 /// Far more looks than anything here needs, and what is between two of them.
 const LOOKS: u32 = 30_000;
@@ -118,9 +118,7 @@ fn ends_all_the_same(lab: &Lab, more: &str, output: impl Fn(&mut Command) -> Opt
 // Catches: a guest's output that is written on a vCPU's thread, which then hears nothing.
 #[test]
 fn a_console_that_nobody_reads_holds_nobody() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for more in ["", "--time virtual", "--cpus 2", "--lapic kvm", "--console-full drop"] {
         ends_all_the_same(&Lab::new(), more, |vmm| {
             let (unread, full) = full_pipe();
@@ -133,9 +131,7 @@ fn a_console_that_nobody_reads_holds_nobody() {
 // Catches: a message or a line of the log that waits for its reader.
 #[test]
 fn messages_that_nobody_reads_hold_nobody() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     ends_all_the_same(&Lab::new(), "", |vmm| {
         let (unread, full) = full_pipe();
         vmm.stdout(Stdio::null()).stderr(full);
@@ -146,9 +142,7 @@ fn messages_that_nobody_reads_hold_nobody() {
 // Catches: a trace that is written on a vCPU's thread into a pipe without a reader, and one that lacks a part without a word.
 #[test]
 fn a_trace_that_nobody_reads_holds_nobody() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     mkfifo(&lab.path("fifo"), Mode::S_IRWXU).unwrap();
     for more in ["--trace fifo", "--trace fifo --time virtual"] {
@@ -162,9 +156,7 @@ fn a_trace_that_nobody_reads_holds_nobody() {
 // Catches: bytes that are lost or change their order when a reader is slow, and a trace that differs for that.
 #[test]
 fn a_slow_reader_gets_everything() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000";
     let whole = lab.boot_traced("hz=100 count=12000", flags).trace.unwrap().bytes;
@@ -193,9 +185,7 @@ fn prints(bytes: u32) -> Vec<u8> {
 // Catches: `wait` that loses bytes, `drop` that waits, and a loss that is not told.
 #[test]
 fn a_full_console_waits_or_drops_as_asked() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     // More than is kept and a pipe holds.
     const BYTES: u32 = (1 << 20) + (128 << 10);

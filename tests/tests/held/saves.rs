@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use vm_tests::{Ended, Lab, kvm, raw};
+use vm_tests::{Ended, Lab, raw, require_kvm};
 
 use crate::{End, end, full_pipe, idle, status, until};
 
@@ -35,9 +35,7 @@ fn nothing_half_written(lab: &Lab, dir: &str) {
 // Catches: a save that keeps status, signals and the timeout waiting, and one that leaves half of itself behind.
 #[test]
 fn a_save_can_be_watched_and_given_up() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     for how in [End::Quit, End::Terminate, End::Interrupt] {
         let lab = Lab::new();
         fs::write(lab.path("touches"), touches()).unwrap();
@@ -68,9 +66,7 @@ fn a_save_can_be_watched_and_given_up() {
 // Catches: a save beside the loop that does not leave what one that is waited for leaves, or a VM that does not go on.
 #[test]
 fn a_vm_goes_on_while_its_snapshot_reaches_the_disk() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     let mut child =
         idle(&lab, End::Quit, "--track-dirty").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -100,9 +96,7 @@ fn a_vm_goes_on_while_its_snapshot_reaches_the_disk() {
 // Catches: commands that wait for a save and then for each other, for ever; a pause that the end of a save undoes.
 #[test]
 fn commands_wait_for_a_save_in_order() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("touches"), touches()).unwrap();
     let (mut console, output) = std::io::pipe().unwrap();
@@ -124,9 +118,7 @@ fn commands_wait_for_a_save_in_order() {
 // Catches: a handler of SIGBUS that waits until somebody reads its last word.
 #[test]
 fn lost_memory_ends_a_vm_that_nobody_hears() {
-    if !kvm() {
-        return;
-    }
+    require_kvm!();
     // A resume writes the kvmclock page: the VMM itself touches what is lost. A snapshot reads everything.
     for (flags, command) in [("--verify now --paused", "resume"), ("", "snapshot second")] {
         let lab = Lab::new();
