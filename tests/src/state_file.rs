@@ -1,19 +1,29 @@
-//! A snapshot's `state` file, changed by somebody who gets its checksums right (docs/snapshot-format.md).
+//! A snapshot's `state` file (docs/snapshot-format.md): its versions, and changes by somebody who gets its checksums right.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use crc::{CRC_32_ISO_HDLC, Crc};
 use serde_json::Value;
 
+const MAGIC: usize = 8;
 const PREAMBLE: usize = 16;
 const NAME: usize = 24;
 
-/// Puts `change`'s answer in place of the payload of each section, or takes the section away where it gives none.
-///
-/// # Panics
-/// If the file is no `state` file.
-pub fn change_sections(path: &Path, mut change: impl FnMut(&str, Value) -> Option<Value>) {
-    let file = fs::read(path).expect("a state file");
+struct Section<'a> {
+    /// As it stands in the file.
+    name: &'a [u8],
+    version: [u8; 4],
+    payload: &'a [u8],
+}
+
+impl Section<'_> {
+    fn word(&self) -> &str {
+        std::str::from_utf8(self.name).expect("a name").trim_end_matches('\0')
+    }
+}
+
+/// What stands before the sections, and these.
+fn parse(file: &[u8]) -> (&[u8], Vec<Section<'_>>) {
     let (preamble, mut rest) = file.split_at(PREAMBLE);
     let mut sections = Vec::new();
     while let Some((name, after)) = rest.split_at_checked(NAME) {
@@ -22,15 +32,42 @@ pub fn change_sections(path: &Path, mut change: impl FnMut(&str, Value) -> Optio
         let (_, after) = after.split_first_chunk::<4>().expect("a checksum");
         let (payload, after) = after.split_at(usize::try_from(u64::from_le_bytes(*length)).expect("a length"));
         rest = after;
-        let word = std::str::from_utf8(name).expect("a name").trim_end_matches('\0');
-        let Some(payload) = change(word, serde_json::from_slice(payload).expect("JSON")) else { continue };
+        sections.push(Section { name, version: *version, payload });
+    }
+    (preamble, sections)
+}
+
+/// The version of the format and that of each section, by name.
+///
+/// # Panics
+/// If the file is no `state` file.
+#[must_use]
+pub fn versions(path: &Path) -> (u32, BTreeMap<String, u32>) {
+    let file = fs::read(path).expect("a state file");
+    let (preamble, sections) = parse(&file);
+    let format = preamble[MAGIC..].first_chunk().expect("a version");
+    let version = |section: &Section<'_>| (section.word().to_owned(), u32::from_le_bytes(section.version));
+    (u32::from_le_bytes(*format), sections.iter().map(version).collect())
+}
+
+/// Puts `change`'s answer in place of the payload of each section, or takes the section away where it gives none.
+///
+/// # Panics
+/// If the file is no `state` file.
+pub fn change_sections(path: &Path, mut change: impl FnMut(&str, Value) -> Option<Value>) {
+    let file = fs::read(path).expect("a state file");
+    let (preamble, sections) = parse(&file);
+    let mut changed = Vec::new();
+    for section in &sections {
+        let payload = serde_json::from_slice(section.payload).expect("JSON");
+        let Some(payload) = change(section.word(), payload) else { continue };
         let payload = serde_json::to_vec(&payload).expect("JSON");
         let length = u64::try_from(payload.len()).expect("a length").to_le_bytes();
-        let head = [name, &version[..], &length[..]].concat();
+        let head = [section.name, &section.version[..], &length[..]].concat();
         let sum = Crc::<u32>::new(&CRC_32_ISO_HDLC).checksum(&[head.as_slice(), &payload].concat());
-        sections.push([head, sum.to_le_bytes().to_vec(), payload].concat());
+        changed.push([head, sum.to_le_bytes().to_vec(), payload].concat());
     }
     let (magic, _) = preamble.split_at(PREAMBLE - 4);
-    let count = u32::try_from(sections.len()).expect("a count").to_le_bytes();
-    fs::write(path, [magic, &count[..], &sections.concat()].concat()).expect("a state file");
+    let count = u32::try_from(changed.len()).expect("a count").to_le_bytes();
+    fs::write(path, [magic, &count[..], &changed.concat()].concat()).expect("a state file");
 }
