@@ -1,4 +1,4 @@
-//! Experiments on machines: a migration at every instruction, every clockevent against every policy, and reports of them.
+//! Experiments on machines: a migration at every instruction, every clockevent under every policy, and reports of them.
 
 pub mod report;
 pub mod study;

@@ -1,4 +1,4 @@
-//! Charts of points: some time on the x axis, a lateness on the y axis.
+//! Charts of points: VM time or the point's number on the x axis, lateness on the y axis.
 
 use maud::{Markup, html};
 use serde::Serialize;
@@ -27,17 +27,17 @@ pub enum Axis {
     Number,
 }
 
-/// How the points of a series look: colour and shape.
+/// Colour and shape of the points of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Look {
-    /// By the guest's account.
+    /// Measured by the guest.
     Guest,
-    /// By the host's account.
+    /// Measured by the host.
     Host,
     /// Too early.
     Early,
-    /// As it should be.
+    /// On time.
     Good,
     /// Late.
     Late,
@@ -45,7 +45,7 @@ pub enum Look {
     Storm,
     /// No tick at all.
     Fatal,
-    /// The clock is wrong, or the guest was not told.
+    /// The clock is wrong, or GUEST_STOPPED was not set.
     Clock,
 }
 
@@ -70,7 +70,7 @@ impl Chart {
         Self { title: title.into(), x, series: Vec::new(), marks: Vec::new(), late_ns: None }
     }
 
-    /// Points, each an x and a y in nanoseconds; without any, no series.
+    /// Adds a series of points, each an x and a y in nanoseconds. An empty series is left out.
     #[must_use]
     pub fn series(mut self, name: impl Into<String>, look: Look, mut points: Vec<(u64, i64)>) -> Self {
         points.sort_unstable();
@@ -80,14 +80,14 @@ impl Chart {
         self
     }
 
-    /// A vertical line.
+    /// Adds a vertical line.
     #[must_use]
     pub fn mark(mut self, x: u64, name: impl Into<String>) -> Self {
         self.marks.push(Mark { x, name: name.into() });
         self
     }
 
-    /// Lateness beyond this is late.
+    /// Shades lateness above this as late.
     #[must_use]
     pub fn late_from(mut self, ns: u64) -> Self {
         self.late_ns = Some(ns);

@@ -5,10 +5,10 @@ use serde::Serialize;
 
 /// Puts `data` where the page's script finds it.
 ///
-/// A script's text ends at the first `</script`, whatever stands around it, and `<!--` changes how it is read; so no `<`
-/// is left. JSON needs none: it can only stand in a string, where `\u003c` is the same.
+/// An HTML parser ends a script at the first `</script`, even inside a string, and `<!--` changes how it reads on. So
+/// every `<` is escaped: in JSON it occurs in strings only, where `\u003c` means the same.
 pub(super) fn json(data: &impl Serialize) -> Markup {
-    // What is serialized here has string keys and no failing implementation; an empty object draws nothing.
+    // No type that is passed here can fail to serialize. If one could, the page would draw an empty object: nothing.
     let text = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
     html! { script type="application/json" { (PreEscaped(text.replace('<', "\\u003c"))) } }
 }

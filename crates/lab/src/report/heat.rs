@@ -1,8 +1,8 @@
-//! The heat map: what a migration at each instruction boundary, to each frequency, did.
+//! The heat map: the outcome of a migration at each instruction boundary to each frequency.
 //!
-//! A row of a long sweep is much like its neighbours, so that the page shows runs of rows with the same verdicts as one,
-//! until somebody opens it; the script makes the rows from this data then. Addresses and outcomes are in lists of their
-//! own, each different one once.
+//! Most rows of a long sweep equal their neighbours. So the page shows a run of rows with the same verdicts as one row,
+//! which the reader can open; the page's script then makes the rows from this data. To keep the data small, addresses
+//! and outcomes are in lists of their own, and rows hold indices into them.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use crate::sweep::{
 pub struct Heat {
     ratios: Vec<String>,
     code: Vec<Instruction>,
-    outcomes: Vec<Did>,
+    outcomes: Vec<OutcomeTuple>,
     rows: Vec<Row>,
 }
 
@@ -35,19 +35,19 @@ struct Instruction {
 
 /// An outcome: its verdict, early wakes, lateness, clock error, and why the guest ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-struct Did(&'static str, u64, Option<u64>, i64, Option<String>);
+struct OutcomeTuple(&'static str, u64, Option<u64>, i64, Option<String>);
 
-/// The point, where it is in `code`, its vCPU, whether that had halted, and where its outcomes are in `outcomes`.
+/// The point, its index in `code`, its vCPU, whether that had halted, and the indices of its outcomes in `outcomes`.
 #[derive(Clone, Debug, Serialize)]
 struct Row(String, usize, u32, bool, Vec<usize>);
 
 impl From<&Findings> for Heat {
     fn from(findings: &Findings) -> Self {
-        let mut code = Numbered::default();
-        let mut outcomes = Numbered::default();
+        let mut code = Interner::default();
+        let mut outcomes = Interner::default();
         let mut row = |point: &Point| {
-            let did = point.outcomes.iter().map(|outcome| outcomes.number(did(outcome))).collect();
-            Row(at(&point.at), code.number(point.address), point.cpu, point.halted, did)
+            let indices = point.outcomes.iter().map(|outcome| outcomes.index(outcome_tuple(outcome))).collect();
+            Row(at(&point.at), code.index(point.address), point.cpu, point.halted, indices)
         };
         let rows = findings.points.iter().map(&mut row).collect();
         Self {
@@ -59,7 +59,7 @@ impl From<&Findings> for Heat {
     }
 }
 
-/// The point's number, or the pair's.
+/// The point's number, or both numbers of a pair.
 pub(super) fn at(numbers: &[u64]) -> String {
     numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
@@ -73,7 +73,7 @@ pub(super) fn function(code: Option<&Code>) -> (&str, &str) {
     }
 }
 
-/// What stands for a verdict where there is room for a letter.
+/// The letter that stands for a verdict in a cell of the map.
 pub(super) const fn letter(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::OnTime => "·",
@@ -101,9 +101,9 @@ pub(super) const fn words(verdict: Verdict) -> &'static str {
     }
 }
 
-fn did(outcome: &Outcome) -> Did {
+fn outcome_tuple(outcome: &Outcome) -> OutcomeTuple {
     let Outcome { verdict, early_wakes, late_ns, clock_error_ns, ended } = outcome;
-    Did(verdict.as_str(), *early_wakes, *late_ns, *clock_error_ns, ended.clone())
+    OutcomeTuple(verdict.as_str(), *early_wakes, *late_ns, *clock_error_ns, ended.clone())
 }
 
 fn instruction(address: u64, code: Option<&Code>) -> Instruction {
@@ -117,21 +117,21 @@ fn instruction(address: u64, code: Option<&Code>) -> Instruction {
     }
 }
 
-/// Different values in the order in which they came.
-struct Numbered<T> {
+/// Distinct values in the order in which they were first seen, with the index of each.
+struct Interner<T> {
     list: Vec<T>,
-    numbers: HashMap<T, usize>,
+    indices: HashMap<T, usize>,
 }
 
-impl<T> Default for Numbered<T> {
+impl<T> Default for Interner<T> {
     fn default() -> Self {
-        Self { list: Vec::new(), numbers: HashMap::new() }
+        Self { list: Vec::new(), indices: HashMap::new() }
     }
 }
 
-impl<T: Clone + Eq + std::hash::Hash> Numbered<T> {
-    fn number(&mut self, value: T) -> usize {
-        *self.numbers.entry(value).or_insert_with_key(|value| {
+impl<T: Clone + Eq + std::hash::Hash> Interner<T> {
+    fn index(&mut self, value: T) -> usize {
+        *self.indices.entry(value).or_insert_with_key(|value| {
             self.list.push(value.clone());
             self.list.len() - 1
         })
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_point_is_a_row_and_nothing_is_said_twice() {
+    fn every_point_is_a_row_and_each_instruction_is_listed_once() {
         let heat = Heat::from(&findings());
         assert_eq!((heat.rows.len(), heat.ratios.len()), (6, 2));
         assert!(heat.rows.iter().all(|row| row.4.len() == 2));

@@ -1,15 +1,15 @@
-//! Results that people and CI read: one self-contained HTML page, JUnit XML, TAP.
+//! Writes results for people and CI: one self-contained HTML page, JUnit XML, TAP.
 //!
 //! **What it is.** Typed data in, text out. A page is made of sections, a section of paragraphs, tables, charts and heat
-//! maps ([`Page`], [`Section`]); what a sweep found and what a trace holds become sections of their own ([`sweep`],
-//! [`timeline`]). Test results are [`cases`], written as JUnit or TAP.
+//! maps ([`Page`], [`Section`]). A sweep's findings and a trace become sections of their own ([`sweep`], [`timeline`]).
+//! Test results are [`cases`], written as JUnit or TAP.
 //!
-//! **What it is not.** It judges nothing: verdicts come from elsewhere. It opens no file but the trace that it is given,
-//! and knows no command line.
+//! **What it is not.** It computes no verdict: verdicts are part of its input. It opens no file, and does not depend on
+//! the command line.
 //!
-//! **How.** Text and tables are HTML, made here. Charts and heat maps go into the page as JSON, next to where they are
-//! to be, and a script in the page draws them, with uPlot: `vendor/uplot`. The page loads nothing, and a content security
-//! policy sees to it. The same data gives the same bytes.
+//! **How.** Text and tables are HTML, made here. Charts and heat maps go into the page as JSON, each at its place, and
+//! a script in the page draws them with uPlot (`vendor/uplot`). The page loads nothing; a content security policy
+//! forbids it. The same data gives the same bytes.
 
 pub mod cases;
 pub mod chart;

@@ -1,11 +1,11 @@
-//! The page: what was asked and found at the top, then sections.
+//! The page: the command, the result and the inputs at the top, then sections.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{Chart, Heat, Table, table::Tone, units};
 
 const STYLE: &str = concat!(include_str!("vendor/uplot/uPlot.min.css"), include_str!("assets/report.css"));
-/// With its licence: every copy has to have it.
+/// uPlot with its licence, which requires that every copy carries it.
 const UPLOT: &str =
     concat!("/*\n", include_str!("vendor/uplot/LICENSE"), "\n*/\n", include_str!("vendor/uplot/uPlot.iife.min.js"));
 const SCRIPT: &str = concat!(
@@ -14,7 +14,7 @@ const SCRIPT: &str = concat!(
     include_str!("assets/heat.js"),
     include_str!("assets/main.js")
 );
-/// Nothing may be loaded, from anywhere.
+/// Content security policy: the page may load nothing.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
 /// A report.
@@ -27,7 +27,7 @@ pub struct Page {
     sections: Vec<Section>,
 }
 
-/// What was found, in a sentence.
+/// The result, in a sentence.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// How good it is.
@@ -56,27 +56,27 @@ enum Block {
 }
 
 impl Page {
-    /// A page without sections. `command` is what makes it again.
+    /// A page without sections. `command` is the command that makes it again.
     #[must_use]
     pub fn new(title: impl Into<String>, command: impl Into<String>, found: Found) -> Self {
         Self { title: title.into(), command: command.into(), found, facts: Vec::new(), sections: Vec::new() }
     }
 
-    /// An input or a fact, under the summary.
+    /// Adds an input or a fact, under the result.
     #[must_use]
     pub fn fact(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.facts.push((name.into(), value.into()));
         self
     }
 
-    /// One more section.
+    /// Adds a section.
     #[must_use]
     pub fn section(mut self, section: Section) -> Self {
         self.sections.push(section);
         self
     }
 
-    /// The HTML.
+    /// Renders the HTML.
     #[must_use]
     pub fn render(&self) -> String {
         let Self { title, command, found, facts, sections } = self;
@@ -126,37 +126,37 @@ impl Section {
         Self { title: title.into(), blocks: Vec::new() }
     }
 
-    /// A paragraph.
+    /// Adds a paragraph.
     #[must_use]
     pub fn text(self, text: impl Into<String>) -> Self {
         self.block(Block::Text(text.into()))
     }
 
-    /// A remark, in small print.
+    /// Adds a remark, in small print.
     #[must_use]
     pub fn note(self, text: impl Into<String>) -> Self {
         self.block(Block::Note(text.into()))
     }
 
-    /// A command to type.
+    /// Adds a command for the reader to type.
     #[must_use]
     pub fn command(self, command: impl Into<String>) -> Self {
         self.block(Block::Command(command.into()))
     }
 
-    /// A table.
+    /// Adds a table.
     #[must_use]
     pub fn table(self, table: Table) -> Self {
         self.block(Block::Table(table))
     }
 
-    /// Charts beside each other, with one legend and one y axis.
+    /// Adds charts beside each other, with one legend and one y axis.
     #[must_use]
     pub fn charts(self, charts: Vec<Chart>) -> Self {
         self.block(Block::Charts(charts))
     }
 
-    /// A heat map.
+    /// Adds a heat map.
     #[must_use]
     pub fn heat(self, heat: Heat) -> Self {
         self.block(Block::Heat(Box::new(heat)))
@@ -195,7 +195,7 @@ impl Block {
     }
 }
 
-/// Charts beside each other, where there is room: no chart alone in the last row.
+/// Number of charts in a row, where there is room, chosen so that no chart is alone in the last row of up to six.
 const fn columns(charts: usize) -> usize {
     match charts {
         0 | 1 => 1,
@@ -204,7 +204,7 @@ const fn columns(charts: usize) -> usize {
     }
 }
 
-/// How many of many things were bad, as a sentence's beginning: `3 of 10 migrations`.
+/// The beginning of a sentence about how many were bad: `3 of 10 migrations`.
 #[must_use]
 pub(super) fn of(bad: u64, all: u64, what: &str) -> String {
     format!("{} of {}", units::grouped(bad), units::count(all, what))

@@ -16,7 +16,7 @@ use crate::{
     sweep::{result::Findings, verdict::Verdict},
 };
 
-/// The page; `sweeps` are those whose points are worth showing one by one, with a title each.
+/// The page of a study. `sweeps`, with a title each, are those whose points are shown one by one.
 #[must_use]
 pub fn page(study: &Study, sweeps: &[(String, Findings)], command: &str) -> Page {
     let mut page = Page::new("Study: kvmclock TSC deadlines across a migration", command, found(study));
@@ -113,7 +113,7 @@ fn arithmetic_section(arithmetic: &Arithmetic) -> Section {
     Section::new("Arithmetic").table(precision).table(cost)
 }
 
-/// The worst of a cell in a few words; `points` are its row's.
+/// The worst verdict of a cell in a few words; `points` is the number of points in its row.
 #[must_use]
 pub fn cell_in_a_word(cell: &matrix::Cell, points: u64) -> String {
     let of = |count: u64| if count == points { "all".to_owned() } else { count.to_string() };

@@ -1,4 +1,4 @@
-//! What a sweep found, as a page or a section of one.
+//! The findings of a sweep, as a page or a section of one.
 
 use super::{
     Cell, Chart, Found, Heat, Page, Section, Table, Tone,
@@ -12,16 +12,16 @@ use crate::sweep::{
     verdict::{Outcome, Verdict},
 };
 
-/// What the charts show.
+/// The text above the charts.
 const CHARTS: &str = "How late the latest tick was that followed, for a migration at each point of the stretch. The y axis is \
      logarithmic beyond 1 µs; shaded is what counts as late, or as early.";
-/// What the heat map shows.
+/// The text above the heat map.
 const HEAT: &str = "Each row is an instruction boundary: the guest was migrated before that instruction, to each of the \
      frequencies, and judged by the ticks that followed. Rows alike are folded; open them with a click.";
-/// Windows in the table; each is in the heat map, too.
+/// Windows in the table at most. The heat map shows all.
 const WINDOWS_SHOWN: usize = 40;
 
-/// The page of one sweep; `command` is what makes it again.
+/// The page of one sweep; `command` is the command that makes it again.
 #[must_use]
 pub fn page(findings: &Findings, command: &str) -> Page {
     let inputs = &findings.inputs;
@@ -48,7 +48,7 @@ pub fn page(findings: &Findings, command: &str) -> Page {
     page.section(section("What came of it", findings))
 }
 
-/// A sentence about the worst of it.
+/// The result in a sentence: how many migrations harmed the guest, and the worst verdict.
 #[must_use]
 pub fn found(findings: &Findings) -> Found {
     let outcomes = || findings.points.iter().flat_map(|point| &point.outcomes);
@@ -158,14 +158,14 @@ fn windows(findings: &Findings) -> Table {
     table
 }
 
-/// An instruction and where it is: that first, since names of functions are long.
+/// An instruction, then its source line and function: the instruction is first, since names of functions are long.
 fn instruction(findings: &Findings, address: u64) -> String {
     let Some(code) = findings.code_at(address) else { return format!("{address:#x}") };
     let parts = [Some(&code.instruction), code.source.as_ref(), code.symbol.as_ref()];
     parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("  ")
 }
 
-/// Where an instruction is, and it, in a line.
+/// The function, instruction and source line at `address`, in one line.
 pub(super) fn place(findings: &Findings, address: u64) -> String {
     let Some(code) = findings.code_at(address) else { return format!("{address:#x}") };
     let symbol = code.symbol.clone().unwrap_or_else(|| format!("{address:#x}"));
@@ -173,7 +173,7 @@ pub(super) fn place(findings: &Findings, address: u64) -> String {
     format!("{symbol}  {}{source}", code.instruction)
 }
 
-/// What was worst in a window; nothing where its verdict says it all.
+/// The worst number of a window; empty where the verdict has none.
 pub(super) fn worst(window: &Window) -> String {
     match window.verdict {
         Verdict::Rearmed | Verdict::Storm => units::count(window.most_early_wakes, "early wake"),
@@ -209,7 +209,7 @@ fn charts(findings: &Findings) -> Vec<Chart> {
     findings.inputs.ratios.iter().enumerate().map(chart).collect()
 }
 
-/// A tick that did not come is as late as it was waited for.
+/// Lateness to draw. A tick that did not come is drawn as late as the run waited for it.
 fn lateness(outcome: &Outcome, patience_ns: u64) -> i64 {
     let late_ns = match outcome.verdict {
         Verdict::Storm | Verdict::Lost | Verdict::Ended => patience_ns,
@@ -231,7 +231,7 @@ const fn look(verdict: Verdict) -> Look {
 
 #[cfg(test)]
 pub(super) mod samples {
-    //! A sweep that never was: six points of three instructions in two functions, two frequencies.
+    //! A made-up sweep: six points of three instructions in two functions, two frequencies.
 
     use serde_json::json;
 
@@ -279,11 +279,12 @@ mod tests {
     use super::{samples::findings, *};
 
     #[test]
-    fn the_summary_says_the_worst() {
+    fn the_summary_names_the_worst_verdict() {
         let mut findings = findings();
-        let said = found(&findings);
-        assert_eq!(said.tone, Tone::Bad);
-        assert!(said.text.starts_with("2 of 12 migrations harmed the guest; at worst: late; 1 cost"), "{}", said.text);
+        let summary = found(&findings);
+        assert_eq!(summary.tone, Tone::Bad);
+        let text = summary.text;
+        assert!(text.starts_with("2 of 12 migrations harmed the guest; at worst: late; 1 cost"), "{text}");
         findings.points.drain(2..=3);
         assert_eq!(found(&findings).tone, Tone::Costly);
         findings.complete = false;

@@ -1,8 +1,8 @@
-//! Tables.
+//! Tables of text.
 
 use maud::{Markup, html};
 
-/// A table of text. It scrolls within itself where the page is narrow.
+/// A table of text. On a narrow page it scrolls on its own.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     caption: Option<String>,
@@ -19,14 +19,14 @@ pub struct Cell {
     code: bool,
 }
 
-/// How good what a cell says is. The text must say it, too: not everybody sees colours.
+/// How good a result is, shown as a colour. The text must say it, too, for readers who do not see colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    /// As it should be.
+    /// Nothing is wrong.
     Good,
-    /// It costs, it does not harm.
+    /// It costs time and does no harm.
     Costly,
-    /// It harms.
+    /// It harms the guest.
     Bad,
 }
 
@@ -53,7 +53,7 @@ impl Cell {
         Self { text: text.into(), tone: Some(tone), code: false }
     }
 
-    /// Something of a program: an instruction, a command line.
+    /// Text of a program: an instruction, a command line.
     #[must_use]
     pub fn code(text: impl Into<String>) -> Self {
         Self { text: text.into(), tone: None, code: true }
@@ -67,21 +67,21 @@ impl Table {
         Self { header: header.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
-    /// What the table is about, above it.
+    /// Sets the caption above the table.
     #[must_use]
     pub fn caption(mut self, caption: impl Into<String>) -> Self {
         self.caption = Some(caption.into());
         self
     }
 
-    /// These columns, from 0, are numbers, and end at the right.
+    /// Aligns these columns, counted from 0, at the right: they are numbers.
     #[must_use]
     pub fn numeric(mut self, columns: impl IntoIterator<Item = usize>) -> Self {
         self.numeric = columns.into_iter().collect();
         self
     }
 
-    /// One more row.
+    /// Adds a row.
     pub fn row<C: Into<Cell>>(&mut self, cells: impl IntoIterator<Item = C>) -> &mut Self {
         self.rows.push(cells.into_iter().map(Into::into).collect());
         self

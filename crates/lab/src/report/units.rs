@@ -1,6 +1,6 @@
-//! Numbers for people.
+//! Formats numbers for people.
 
-/// So many nanoseconds, to three digits or so.
+/// A duration with the unit that fits its size, with one decimal.
 #[must_use]
 #[allow(clippy::cast_precision_loss, reason = "three digits for people")]
 pub fn time(ns: u64) -> String {

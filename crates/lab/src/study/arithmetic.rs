@@ -1,4 +1,4 @@
-//! How precise the conversions are, and what they cost.
+//! Measures how precise the conversions are, and what they cost.
 //!
 //! Each conversion of the guest's library is compared with the exact inverse of the page, which the VMM's own time
 //! arithmetic computes in 128 bits, over random waits of several magnitudes and pages of realistic and extreme
@@ -17,13 +17,13 @@ use crate::sweep::{self, SweepError, Tally};
 
 /// Random waits for each page and magnitude.
 const SAMPLES: u32 = 20_000;
-/// What draws them.
+/// Seed of the generator of the waits.
 const SEED: u128 = 2016;
 
 /// TSC frequencies of real machines, in kHz.
 const REALISTIC: [u32; 10] =
     [1_000_000, 1_500_000, 1_995_379, 2_099_998, 2_400_000, 2_596_142, 2_600_000, 2_899_998, 3_000_000, 3_792_874];
-/// Frequencies at the ends of what this project takes for a TSC, and where the multiplier is least and greatest.
+/// The lowest and highest TSC frequencies that [`Khz`] accepts, and those where the multiplier is least and greatest.
 const EXTREME: [u32; 8] = [10_000, 62_500, 100_001, 500_000, 4_000_001, 7_999_999, 12_000_000, 100_000_000];
 
 /// Magnitudes of waits: name, from, to (ns).
@@ -35,7 +35,7 @@ const WAITS: [(&str, u64, u64); 5] = [
     ("1 h to 30 days", 3_600_000_000_000, 2_592_000_000_000_000),
 ];
 
-/// All of it.
+/// Precision and cost of all conversions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arithmetic {
@@ -59,15 +59,15 @@ pub struct Precision {
     pub conversion: String,
     /// Share of the deadlines that are early, in VM time, by 1 ns or more.
     pub early_share: f64,
-    /// The earliest, in TSC ticks before the exact deadline.
+    /// How early the earliest deadline is, in TSC ticks before the exact one.
     pub most_early_ticks: u64,
-    /// The earliest, in nanoseconds of VM time.
+    /// The same in nanoseconds of VM time.
     pub most_early_ns: u64,
-    /// Root of the mean square of the error, in TSC ticks.
+    /// Root mean square of the error, in TSC ticks.
     pub rms_ticks: f64,
     /// The same in nanoseconds of VM time.
     pub rms_ns: f64,
-    /// Deadlines that are late, in VM time.
+    /// Number of deadlines that are late, in VM time.
     pub late: u64,
     /// Share of the deadlines that are early by more than a microsecond.
     pub over_1us_share: f64,
@@ -94,7 +94,7 @@ const CONVERSIONS: [(&str, Convert); 3] = [
     ("exact", |page, at| exact(page, at).ok()),
 ];
 
-/// The page of a TSC of `khz` that has run for a while.
+/// The page of a TSC of `khz` some 47 s after boot, as the VMM's clock and as the guest reads it.
 fn page(khz: u32) -> Result<(PageClock, TimeInfo), SweepError> {
     let khz = Khz::new(u64::from(khz)).map_err(|bad| SweepError::Usage(bad.to_string()))?;
     let clock = PageClock {
@@ -134,7 +134,7 @@ impl Errors {
         let Some(deadline) = convert(info, at) else { return };
         self.count += 1;
         let ticks = exact.0.abs_diff(deadline);
-        // What the guest's clock shows when the deadline fires.
+        // The guest's clock when the deadline fires.
         let shown = system_ns(info, deadline);
         if deadline > exact.0 {
             self.late += 1;
@@ -155,7 +155,7 @@ impl Errors {
     #[allow(clippy::cast_precision_loss, reason = "a mean to three digits")]
     fn sum_up(self, frequencies: &str, wait: &str, conversion: &str) -> Precision {
         let count = self.count.max(1) as f64;
-        // Six digits are enough, and the same on every machine.
+        // Six digits are enough, and do not depend on the machine's rounding.
         let rounded = |value: f64| (value * 1e6).round() / 1e6;
         Precision {
             frequencies: frequencies.to_owned(),
@@ -172,7 +172,7 @@ impl Errors {
     }
 }
 
-/// A wait between `from` and `to`, each magnitude in between as likely.
+/// A random wait between `from` and `to`; all powers of two in between are equally likely.
 fn wait(random: &mut Rand64, from: u64, to: u64) -> u64 {
     let (low, high) = (from.max(1).ilog2(), to.max(1).ilog2());
     let bits = random.rand_range(u64::from(low)..u64::from(high) + 1);
@@ -183,7 +183,7 @@ fn wait(random: &mut Rand64, from: u64, to: u64) -> u64 {
 /// Precision of all conversions.
 ///
 /// # Errors
-/// If a frequency of the study cannot be.
+/// If a frequency of the study is not one of a TSC.
 pub fn precision() -> Result<Vec<Precision>, SweepError> {
     let mut all = Vec::new();
     for (frequencies, khz) in [("realistic", REALISTIC.as_slice()), ("extreme", EXTREME.as_slice())] {
@@ -204,7 +204,7 @@ pub fn precision() -> Result<Vec<Precision>, SweepError> {
     Ok(all)
 }
 
-/// What a tick costs with each clockevent.
+/// Counts what a tick costs with each clockevent.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -223,7 +223,7 @@ pub fn cost(env: &HostEnvironment, cancel: &AtomicBool) -> Result<Vec<CostRow>, 
     Ok(rows)
 }
 
-/// Both.
+/// Measures precision and cost.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -254,10 +254,10 @@ mod tests {
         }
     }
 
-    // Catches: a page of results that is not what this arithmetic gives.
+    // Catches: committed results that are not those of this arithmetic.
     #[test]
-    fn the_committed_study_is_what_this_gives() {
-        // As text: reading a decimal fraction back need not give the same one.
+    fn the_committed_study_holds_these_results() {
+        // Compared as text: a decimal fraction that is parsed and printed may come out different.
         let committed = include_str!("../../../../docs/study/results.json");
         assert!(committed.contains(crate::study::SCHEMA));
         assert!(committed.contains(&serde_json::to_string(&precision().unwrap()).unwrap()));

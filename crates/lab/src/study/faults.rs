@@ -1,4 +1,4 @@
-//! Every fault of a host's restore, under every clockevent that is safe without one.
+//! Injects every fault of a host's restore, under every clockevent that is safe without one.
 
 use std::sync::atomic::AtomicBool;
 
@@ -8,9 +8,9 @@ use vmtime::DeadlinePolicy;
 
 use crate::sweep::{self, SweepError, result::Totals};
 
-/// The clockevents: those that bear a migration.
+/// The clockevents that no migration harms, if the restore has no fault.
 pub const CLOCKEVENTS: [&str; 3] = ["kvm-tsc-deadline conversion=exact recheck=on", "kvm-ns-deadline", "lapic-oneshot"];
-/// One migration to a slower TSC.
+/// The migration is to a TSC of half the frequency.
 const RATIO: &str = "0.5";
 
 /// One fault under one clockevent.
@@ -19,19 +19,19 @@ const RATIO: &str = "0.5";
 pub struct Row {
     /// The fault.
     pub fault: String,
-    /// What it stands for.
+    /// The bug that it reproduces.
     pub story: String,
     /// The clockevent.
     pub clockevent: String,
-    /// Points of the tick.
+    /// Number of points of the tick.
     pub points: u64,
-    /// How many had which verdict.
+    /// How many points had which verdict.
     pub totals: Totals,
-    /// The command that does this row again.
+    /// The command that repeats this row.
     pub command: String,
 }
 
-/// Sweeps all rows; `told` before each.
+/// Sweeps all rows; `before_row` is called with a row's name before its sweep.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -39,13 +39,13 @@ pub fn sweep(
     env: &HostEnvironment,
     workers: u32,
     cancel: &AtomicBool,
-    told: &mut dyn FnMut(&str),
+    before_row: &mut dyn FnMut(&str),
 ) -> Result<Vec<Row>, SweepError> {
     let image = super::guest()?;
     let mut rows = Vec::new();
     for fault in InjectedFault::ALL {
         for clockevent in CLOCKEVENTS {
-            told(&format!("{}, {clockevent}", fault.as_str()));
+            before_row(&format!("{}, {clockevent}", fault.as_str()));
             let mut options = super::options(clockevent, &[RATIO], DeadlinePolicy::Rescale, workers)?;
             options.fault = Some(fault);
             let (findings, _) = sweep::sweep(env, &image, &options, cancel, &|_, _| {})?;

@@ -1,4 +1,4 @@
-//! Every clockevent under every deadline policy, migrated at every instruction of a tick to every ratio.
+//! Sweeps every clockevent under every deadline policy: migrations at every instruction of a tick, to every ratio.
 
 use std::sync::atomic::AtomicBool;
 
@@ -29,7 +29,7 @@ pub struct Row {
     pub points: u64,
     /// For each ratio in turn.
     pub cells: Vec<Cell>,
-    /// The command that does this row again.
+    /// The command that repeats this row.
     pub command: String,
 }
 
@@ -41,13 +41,13 @@ pub struct Cell {
     pub ratio: String,
     /// The worst verdict of any point.
     pub worst: Verdict,
-    /// Points that harmed the guest: how many instructions long the open window is.
+    /// Points that harmed the guest: the length of the race window, in instructions.
     pub bad_points: u64,
     /// Points at which the guest was woken early, and re-armed.
     pub rearmed_points: u64,
     /// Points after which a tick was lost.
     pub lost_points: u64,
-    /// The latest tick.
+    /// Lateness of the latest tick.
     pub worst_late_ns: u64,
     /// The most early wakes after one migration.
     pub most_early_wakes: u64,
@@ -87,7 +87,7 @@ pub fn row(clockevent: &str, deadline: DeadlinePolicy, findings: &Findings) -> R
     }
 }
 
-/// Sweeps all rows; `told` before each.
+/// Sweeps all rows; `before_row` is called with a row's name before its sweep.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -95,13 +95,13 @@ pub fn sweep(
     env: &HostEnvironment,
     workers: u32,
     cancel: &AtomicBool,
-    told: &mut dyn FnMut(&str),
+    before_row: &mut dyn FnMut(&str),
 ) -> Result<Vec<(Row, Findings)>, SweepError> {
     let image = super::guest()?;
     let mut rows = Vec::new();
     for clockevent in super::CLOCKEVENTS {
         for deadline in POLICIES {
-            told(&format!("{clockevent}, deadline {}", deadline.as_str()));
+            before_row(&format!("{clockevent}, deadline {}", deadline.as_str()));
             let options = super::options(clockevent, &RATIOS, deadline, workers)?;
             let (findings, _) = sweep::sweep(env, &image, &options, cancel, &|_, _| {})?;
             if !findings.complete {

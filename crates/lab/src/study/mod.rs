@@ -1,10 +1,10 @@
 //! The study of the thread "x86, kvm: use kvmclock to compute TSC deadline value" (2016), by experiment.
 //!
-//! What it is: the questions that were argued there by hand, each as a table of numbers: what the two conversions cost and
-//! how precise they are ([`arithmetic`]), which clockevent is safe under which host policy ([`matrix`]), what it does on a
-//! host whose restore has a bug ([`faults`]).
+//! What it is: the questions that were argued in that thread, each as a table of numbers. What do the two conversions
+//! cost and how precise are they ([`arithmetic`])? Which clockevent is safe under which host policy ([`matrix`])? What
+//! happens on a host whose restore has a bug ([`faults`])?
 //!
-//! What it is not: prose. `docs/study/` says what the numbers mean.
+//! What it is not: an explanation. `docs/study/` has that.
 
 pub mod arithmetic;
 pub mod faults;
@@ -19,7 +19,7 @@ use crate::sweep::{Depth, Edge, Every, Options, Ratio, SweepError};
 /// Version of the layout of the study's JSON.
 pub const SCHEMA: &str = "vmm-study/1";
 
-/// All that was studied.
+/// The results of a study; tables that were not asked for are absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Study {
@@ -60,10 +60,10 @@ pub fn guest() -> Result<Image, SweepError> {
     Ok(image.map_err(RunError::from)?)
 }
 
-/// The sweep of one tick with `clockevent`.
+/// The options of a sweep over one tick with `clockevent`.
 ///
 /// # Errors
-/// If the base frequency or a ratio cannot be.
+/// If the base frequency or a ratio is out of range.
 pub fn options(
     clockevent: &str,
     ratios: &[&str],
@@ -104,13 +104,14 @@ pub fn options(
     })
 }
 
-/// Ticks to wait for: the native clockevent's error is in what it arms after the migration.
+/// Ticks to wait for. The native clockevent needs one more: its error is in the deadlines that it arms after the
+/// migration.
 #[must_use]
 pub fn ticks(clockevent: &str) -> u64 {
     if clockevent.starts_with("lapic-deadline") { 2 } else { 1 }
 }
 
-/// The command that sweeps one row, for people.
+/// The command that sweeps one row, to show to the reader.
 #[must_use]
 pub fn command(clockevent: &str, more: &str) -> String {
     format!("vmm sweep --cmdline \"clockevent={clockevent} hz={HZ}\" {more}")

@@ -1,4 +1,4 @@
-//! Where an address is in the guest's program: function, instruction, source line. From the ELF file alone.
+//! Finds an address in the guest's program: function, instruction, source line. Reads nothing but the ELF file.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SymbolKind};
 
 use super::{SweepError, result::Code};
 
-/// Debug information, held by whoever reads it: workers share a program.
+/// Debug information. The `Arc` lets a reader own its section data.
 type Reader = EndianReader<RunTimeEndian, Arc<[u8]>>;
 
 /// Where the embedded guest's build puts the workspace in its source paths.
 const WORKSPACE: &str = "/vmm/";
-/// Where the compiler puts the standard library in source paths: lines there tell nobody where the guest is.
+/// Where the compiler puts the standard library in source paths. Such lines are skipped: the caller's line is of use.
 const STANDARD_LIBRARY: &str = "/rustc/";
 
 /// A function.
@@ -27,9 +27,9 @@ struct Symbol {
 
 /// A guest's program.
 pub(super) struct Program {
-    /// By address.
+    /// Sorted by address.
     symbols: Vec<Symbol>,
-    /// Address and bytes of what is loaded.
+    /// Address and bytes of each segment that is loaded.
     segments: Vec<(u64, Vec<u8>)>,
     lines: Option<Context<Reader>>,
 }
@@ -59,7 +59,7 @@ impl Program {
         Self { symbols, segments, lines: lines(&elf) }
     }
 
-    /// What stands at `address`.
+    /// The instruction at `address`.
     pub(super) fn at(&self, address: u64) -> Code {
         let bytes = self.bytes(address);
         let (length, instruction) = disassemble(bytes, address, 64);
@@ -101,7 +101,7 @@ impl Program {
     fn symbol(&self, address: u64) -> Option<String> {
         let after = self.symbols.partition_point(|symbol| symbol.address <= address);
         let before = self.symbols.get(..after)?;
-        // The nearest one before that reaches so far; a label without a size reaches to the next.
+        // The nearest symbol whose size covers `address`; a label without a size covers everything up to the next one.
         let holds = |symbol: &&Symbol| symbol.size == 0 || address - symbol.address < symbol.size;
         let symbol = before.iter().rev().take(8).find(holds)?;
         let offset = address - symbol.address;
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_the_embedded_guest() {
+    fn finds_functions_and_lines_of_the_embedded_guest() {
         let program = Program::read(GUEST_ELF);
         let address = program.address_of("kernel::main").unwrap();
         let code = program.at(address);

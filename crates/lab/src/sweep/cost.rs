@@ -1,4 +1,4 @@
-//! What a sweep costs, in host time. None of it is in what the sweep finds.
+//! The host time that a sweep takes. It is printed only: findings hold no host time.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use vmtime::HostTsc;
 /// What a sweep cost, in host time, summed over workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Points tried, each ratio counted.
+    /// Migrations tried: points times ratios.
     pub tries: u64,
-    /// From the first point to the last, on the clock.
+    /// Wall time from the first point to the last.
     pub elapsed: Duration,
     /// Stepping from boundary to boundary.
     pub step: Duration,
-    /// Keeping checkpoints.
+    /// Taking checkpoints.
     pub save: Duration,
-    /// Migrating, and running on.
+    /// Migrating, and running to the ticks after it.
     pub run: Duration,
-    /// Going back.
+    /// Going back to checkpoints.
     pub restore: Duration,
 }
 
-/// Sorts host time into what it was spent on.
+/// Stopwatch that adds host time to the activity that it was spent on.
 pub(super) struct Lap<'a> {
     env: &'a HostEnvironment,
     since: HostTsc,

@@ -1,11 +1,11 @@
-//! Shards of a sweep, put together again.
+//! Merges the shards of a sweep.
 
 use super::{
     result::{Findings, SCHEMA},
     windows,
 };
 
-/// Findings that do not belong together.
+/// Why findings cannot be merged.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
     /// Nothing to merge.
@@ -16,7 +16,7 @@ pub enum MergeError {
     Schema {
         /// The file.
         name: String,
-        /// What it says.
+        /// The schema it has.
         found: String,
     },
     /// Not of the same sweep.
@@ -62,12 +62,12 @@ pub enum MergeError {
         /// What is wrong.
         why: &'static str,
     },
-    /// A shard ended before its time.
+    /// A shard's sweep was interrupted.
     #[error("{0} is incomplete: its sweep was interrupted; run that shard again")]
     Incomplete(String),
 }
 
-/// Puts all shards of one sweep together; names are for messages.
+/// Merges all shards of one sweep. The names are used in messages only.
 ///
 /// # Errors
 /// [`MergeError`].
@@ -106,7 +106,7 @@ pub fn merge(shards: Vec<(String, Findings)>) -> Result<Findings, MergeError> {
     Ok(whole)
 }
 
-/// Which shard it is.
+/// Checks one shard; returns its index and the number of shards.
 fn shard(name: &str, findings: &Findings) -> Result<(u32, u32), MergeError> {
     if findings.schema != SCHEMA {
         return Err(MergeError::Schema { name: name.to_owned(), found: findings.schema.clone() });
@@ -130,7 +130,7 @@ fn shard(name: &str, findings: &Findings) -> Result<(u32, u32), MergeError> {
     if !findings.points.is_sorted_by(|a, b| a.at < b.at) {
         return Err(bad("they are not in order, or one is there twice"));
     }
-    // Of pairs it is the seed that decides how many there are.
+    // The number of single points follows from the extent; that of pairs depends on the seed and is not checked.
     let (index, count) = (u64::from(index), u64::from(count));
     let own = findings.extent.points.saturating_add(count).saturating_sub(index) / count;
     if depth == 1 && u64::try_from(findings.points.len()) != Ok(own) {

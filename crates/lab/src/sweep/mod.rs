@@ -1,15 +1,16 @@
 //! Migrate at every instruction.
 //!
 //! **What it is.** A guest in virtual time is stepped through a stretch, by default one whole tick. At each instruction
-//! boundary it is migrated to other TSC frequencies, runs on until its next ticks came or should have, is judged, and is
-//! taken back. So a race of a few instructions, met once in a million migrations elsewhere, is met every time.
+//! boundary it is migrated to other TSC frequencies and runs until its next ticks came or should have come. The ticks
+//! give the verdict, and the guest goes back to the boundary. A race of a few instructions, which elsewhere is hit once
+//! in a million migrations, is hit every time.
 //!
-//! **What it is not.** It knows no clockevent and no policy: it says what happened at each point. Nor does it look at
-//! host time, except to say how long it took: what it finds is the same on every run ([`result`]).
+//! **What it is not.** It does not depend on the guest's clockevent or on the policy: it reports what happened at each
+//! point. It reads host time only to print how long it took: the findings are the same on every run ([`result`]).
 //!
 //! **How.** Stepping costs no virtual time ([`machine::Stepper`]), so that boundaries between two operations differ
-//! only in what the guest holds in its registers and memory, which is what a race is made of. A point costs a checkpoint
-//! in memory and the run of about one tick.
+//! only in the guest's registers and memory, and a race depends on just these. A point costs a checkpoint in memory and
+//! the run of about one tick.
 
 mod code;
 mod cost;
@@ -35,10 +36,10 @@ use machine::{End, RunError};
 /// What can go wrong with a sweep.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
-    /// The machine.
+    /// The machine cannot be built, run or restored.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// Asked for something that cannot be.
+    /// The options ask for something impossible.
     #[error("{0}")]
     Usage(String),
     /// No function has this name.
@@ -55,12 +56,12 @@ pub enum SweepError {
     /// The guest ended before the stretch did.
     #[error("the guest ended before {before}: {}", reason(.end))]
     GuestEnded {
-        /// What it did not get to.
+        /// What it did not reach.
         before: String,
         /// How it ended.
         end: End,
     },
-    /// The stretch is longer than anybody wants.
+    /// The stretch is too long to sweep.
     #[error("the stretch from {from} to {to} has more than {limit} instructions; choose a nearer end")]
     TooLong {
         /// Its beginning.
@@ -70,10 +71,10 @@ pub enum SweepError {
         /// The limit.
         limit: u64,
     },
-    /// The guest cannot be taken back.
+    /// The guest cannot go back to a checkpoint.
     #[error("the guest cannot be taken back to an earlier instant: {0}")]
     NotBack(&'static str),
-    /// A thread.
+    /// A worker thread panicked or could not be started.
     #[error("a worker failed: {0}")]
     Worker(String),
     /// Interrupted before there was anything to keep.

@@ -1,4 +1,4 @@
-//! What to sweep.
+//! The options of a sweep.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -10,11 +10,11 @@ use super::{SweepError, result::Shard};
 /// An end of the stretch that is swept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edge {
-    /// Where CPU 0 enters the handler of its timer interrupt number so many, from 1.
+    /// CPU 0 enters its handler for the timer interrupt of this number, counted from 1.
     Tick(u64),
-    /// Where an instruction at the beginning of this function is next, for the first time.
+    /// A CPU is about to execute the first instruction of this function, for the first time.
     Symbol(String),
-    /// Where the instruction at this address is next, for the first time.
+    /// A CPU is about to execute the instruction at this address, for the first time.
     Address(u64),
 }
 
@@ -84,7 +84,7 @@ impl Ratio {
     /// The frequency that is this multiple of `khz`, to the nearest kHz.
     ///
     /// # Errors
-    /// If no TSC has it.
+    /// If no TSC has such a frequency.
     pub fn of(&self, khz: Khz) -> Result<Khz, SweepError> {
         let exact = u128::from(khz.get()) * u128::from(self.billionths);
         let nearest = u64::try_from((exact + 500_000_000) / 1_000_000_000).unwrap_or(u64::MAX);
@@ -111,15 +111,15 @@ impl FromStr for Ratio {
     }
 }
 
-/// How deep to go.
+/// How many migrations a point has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Depth {
     /// One migration at each point.
     #[default]
     One,
-    /// A second one, back to the first frequency, after it: so many pairs of points, chosen by the seed.
+    /// Two: a second one at a later point goes back to the first frequency. The seed chooses the pairs of points.
     Two {
-        /// About how many; all if there are no more.
+        /// About how many pairs; all of them if there are no more.
         samples: u64,
     },
 }
@@ -145,19 +145,19 @@ pub struct Options {
     pub downtime: DowntimePolicy,
     /// How long the VM counts as saved.
     pub downtime_length: Duration,
-    /// A fault in every restore.
+    /// A fault to inject into every restore.
     pub fault: Option<InjectedFault>,
-    /// Ticks that must come after the one in hand.
+    /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
-    /// Migrations at a point.
+    /// Number of migrations at a point.
     pub depth: Depth,
-    /// Lateness beyond the usual that counts as late.
+    /// A tick is late if its lateness exceeds the baseline's by more than this.
     pub tolerance: Duration,
-    /// VM time to wait for a tick, after its expiry; by default a multiple of the period.
+    /// VM time to wait for the ticks after a migration; by default a multiple of the period.
     pub patience: Option<Duration>,
-    /// Threads.
+    /// Number of threads.
     pub workers: u32,
-    /// Part of the points only.
+    /// Try only this part of the points.
     pub shard: Option<Shard>,
 }
 

@@ -1,4 +1,4 @@
-//! Two migrations: there at one point, and back at a later one.
+//! Two migrations: to another frequency at one point, back to the first at a later one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,14 +7,17 @@ use oorandom::Rand32;
 use super::{
     SweepError,
     cost::{Cost, Lap},
-    point::Leg,
+    point::Attempt,
     verdict::Outcome,
     walk::Walk,
     workers::{FIRST, Job, SECOND},
 };
 
 impl Job<'_> {
-    /// The pairs whose first migration is here: for each second point that was chosen, what came of it by ratio.
+    /// Tries the pairs whose first migration is here. Returns for each chosen second point the outcomes by ratio.
+    ///
+    /// For each ratio the guest migrates once and is then stepped through the second points in order. Each second
+    /// migration starts from a checkpoint at its point, so that the stretch before it is stepped once, not once a pair.
     pub(super) fn pairs(
         &self,
         walk: &mut Walk,
@@ -31,20 +34,20 @@ impl Job<'_> {
         let mut reached = 0;
         clock.lap(&mut cost.save);
         for target in self.targets {
-            let mut leg = Leg::begin(walk);
-            leg.migrate(&self.plan.bench, walk, target.tsc_khz)?;
+            let mut attempt = Attempt::begin(walk);
+            attempt.migrate(&self.plan.experiment, walk, target.tsc_khz)?;
             let targets = track.targets(self.options.ticks);
             for second in 0..=*last {
                 if chosen.contains(&second) {
                     clock.lap(&mut cost.step);
-                    // Ticks so far are the leg's: a checkpoint forgets them.
-                    leg.collect(walk);
+                    // Before the checkpoint, which discards the ticks handled so far.
+                    attempt.collect(walk);
                     walk.stepper.keep(SECOND)?;
                     let here = walk.track.clone();
                     clock.lap(&mut cost.save);
-                    let mut back = leg.clone();
-                    back.migrate(&self.plan.bench, walk, self.options.khz)?;
-                    outcomes.entry(second).or_default().push(back.finish(&self.plan.bench, walk)?);
+                    let mut back = attempt.clone();
+                    back.migrate(&self.plan.experiment, walk, self.options.khz)?;
+                    outcomes.entry(second).or_default().push(back.finish(&self.plan.experiment, walk)?);
                     clock.lap(&mut cost.run);
                     walk.stepper.go_back(SECOND)?;
                     walk.track = here;
@@ -52,15 +55,16 @@ impl Job<'_> {
                     cost.tries = cost.tries.saturating_add(1);
                 }
                 reached = reached.max(second);
-                // Where the guest does not get to the second migration, the pair comes to what the first one does alone.
+                // If the guest ends, or has handled all its ticks, before the second migration, the pair's outcome is
+                // that of the first migration alone.
                 let alone = if walk.handled_so_far().iter().zip(&targets).all(|(handled, target)| handled >= target) {
-                    leg.clone().finish(&self.plan.bench, walk)?
+                    attempt.clone().finish(&self.plan.experiment, walk)?
                 } else {
                     match walk.step("the second migration") {
                         Ok(()) => continue,
                         Err(SweepError::GuestEnded { end, .. }) => {
                             reached = u64::MAX;
-                            leg.clone().ended(&self.plan.bench, walk, &end)
+                            attempt.clone().ended(&self.plan.experiment, walk, &end)
                         }
                         Err(error) => return Err(error),
                     }
@@ -73,17 +77,18 @@ impl Job<'_> {
             walk.stepper.go_back(FIRST)?;
             walk.track = track.clone();
         }
-        // Second points that no ratio came to are none, unless it was the first migration that kept the guest from them.
+        // Second points that no ratio reached are dropped. If the guest ended, they stay: the first migration is then
+        // the cause.
         outcomes.retain(|second, _| *second <= reached);
         Ok(outcomes)
     }
 
-    /// The second points that go with the first point `number`, by the seed alone.
+    /// The second points that go with the first point `number`. They depend on the seed only, not on worker or shard.
     fn chosen(&self, number: u64, samples: u64) -> BTreeSet<u64> {
         let side = self.plan.extent.boundaries;
         let square = u128::from(side) * u128::from(self.plan.extent.points.max(1));
         let share = u128::from(samples) * u128::from(u32::MAX) / square.max(1);
-        // Neighbouring seeds of the generator are mixed by its own first steps.
+        // The multiplication spreads the numbers of neighbouring points over all bits of the seed.
         let mut random = Rand32::new(self.options.boot.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         (0..side).filter(|_| u128::from(random.rand_u32()) <= share).collect()
     }

@@ -1,4 +1,4 @@
-//! One point: migrate, run on, judge.
+//! One point: migrate, run to the next ticks, compare them with the baseline.
 
 use std::{sync::atomic::AtomicBool, time::Duration};
 
@@ -14,28 +14,28 @@ use super::{
     code::Program,
     reason,
     result::{Baseline, Target},
-    verdict::{Account, Counted, Finish, Measure, Outcome},
+    verdict::{ClockHistory, Counted, Finish, Measure, Outcome},
     walk::Walk,
 };
 
-/// Without `--patience` a tick is waited for so many periods: a timer that is set in the units of a TSC ten times as fast
-/// comes ten periods late, and that shall be "late", not "lost".
+/// Periods that a run waits for its ticks, without `--patience`. A timer set in the units of a TSC ten times as fast
+/// comes ten periods late, and the verdict on that must be "late", not "lost".
 const PATIENCE_PERIODS: u64 = 30;
 
-/// So many timer interrupts in a row, each within [`STORM_GAP_NS`] of the one before, are a storm. A deadline that covers
-/// only a tenth of what is left, as one computed for a TSC ten times as slow does, is early some 40 times in a row before
-/// what is left is an operation or two.
+/// Timer interrupts in a row, each within [`STORM_GAP_NS`] of the one before, that make a storm. It must be above what
+/// a guest that recovers needs: a deadline computed for a TSC ten times as slow covers a tenth of the remaining time,
+/// so it is early some 40 times in a row before one or two operations remain.
 const STORM: u32 = 80;
 /// A handler's few operations cost as many microseconds of virtual time.
 const STORM_GAP_NS: u64 = 10_000;
 
-/// What every point of a sweep is judged by.
+/// What all points of a sweep have in common: the policies, the baseline, and which ticks a run waits for.
 #[derive(Clone, Debug)]
-pub(super) struct Bench {
+pub(super) struct Experiment {
     pub baseline: Baseline,
     pub patience: Duration,
     measure: Measure,
-    /// Per CPU: it makes ticks.
+    /// Per CPU: whether it makes ticks.
     ticking: Vec<bool>,
     ticks: u64,
     policies: Policies,
@@ -48,13 +48,13 @@ struct Run {
     headers: Vec<Option<Header>>,
 }
 
-impl Bench {
-    /// Runs on from the beginning of the stretch without a migration, and comes back.
+impl Experiment {
+    /// Measures the baseline: runs from the beginning of the stretch without a migration, then goes back to `level`.
     pub(super) fn measure(walk: &mut Walk, options: &Options, level: usize) -> Result<Self, SweepError> {
         let machine = walk.stepper.machine();
         // A CPU that is up has a ring, even before its first tick.
         let ticking = (0..walk.handled_so_far().len()).map(|cpu| machine.ring_header(cpu).is_some());
-        let mut bench = Self {
+        let mut experiment = Self {
             baseline: Baseline { late_ns: 0, early_wakes: 0, period_ns: 0 },
             patience: options.patience.unwrap_or(Duration::MAX),
             measure: Measure { usual_late_ns: 0, usual_early_wakes: 0, tolerance_ns: nanoseconds(options.tolerance) },
@@ -68,12 +68,12 @@ impl Bench {
                 fault: options.fault,
             },
         };
-        bench.can_reach(walk)?;
-        let Run { finish, ticks, headers: _ } = bench.run_on(walk)?;
+        experiment.can_reach(walk)?;
+        let Run { finish, ticks, headers: _ } = experiment.run_on(walk)?;
         if finish != Finish::Handled {
             return Err(SweepError::Usage(format!(
                 "without a migration the guest does not make {} ticks after the beginning of the stretch",
-                bench.ticks
+                experiment.ticks
             )));
         }
         walk.stepper.go_back(level)?;
@@ -85,22 +85,25 @@ impl Bench {
                     .to_owned(),
             ));
         }
-        let account = Account { before: Vec::new(), now: *lock(&walk.stepper.machine().shared().clock).reference() };
+        let clocks =
+            ClockHistory { before: Vec::new(), now: *lock(&walk.stepper.machine().shared().clock).reference() };
         let Outcome { early_wakes, late_ns, .. } =
-            bench.measure.judge(&ticks, &account, Counted::default(), Finish::Handled);
-        bench.baseline = Baseline { late_ns: late_ns.unwrap_or(0), early_wakes, period_ns };
-        bench.measure.usual_late_ns = bench.baseline.late_ns;
-        bench.measure.usual_early_wakes = early_wakes;
-        bench.ticks = options.ticks;
-        bench.patience = options.patience.unwrap_or(Duration::from_nanos(period_ns.saturating_mul(PATIENCE_PERIODS)));
-        Ok(bench)
+            experiment.measure.verdict(&ticks, &clocks, Counted::default(), Finish::Handled);
+        experiment.baseline = Baseline { late_ns: late_ns.unwrap_or(0), early_wakes, period_ns };
+        experiment.measure.usual_late_ns = experiment.baseline.late_ns;
+        experiment.measure.usual_early_wakes = early_wakes;
+        experiment.ticks = options.ticks;
+        experiment.patience =
+            options.patience.unwrap_or(Duration::from_nanos(period_ns.saturating_mul(PATIENCE_PERIODS)));
+        Ok(experiment)
     }
 
-    /// A guest that will make no more ticks loses none.
+    /// Refuses a guest whose scenario ends within the sweep: a tick it never made would count as lost.
     fn can_reach(&self, walk: &Walk) -> Result<(), SweepError> {
         for (cpu, target) in self.targets(walk).into_iter().enumerate() {
             let expected = walk.stepper.machine().ticks_expected(cpu).unwrap_or(0);
-            // The stretch is a tick long, and points at its end wait for one more.
+            // The stretch is one tick long, so that points at its end wait for one tick more than those at its
+            // beginning.
             let needed = target.saturating_add(1);
             if expected != 0 && expected < needed && self.ticking.get(cpu) == Some(&true) {
                 return Err(SweepError::Usage(format!(
@@ -116,13 +119,14 @@ impl Bench {
         walk.track.targets(self.ticks)
     }
 
-    /// Migrates to `khz` and runs on; `walk` is then somewhere else.
+    /// Migrates to `khz` and runs to the verdict. `walk` is then no longer at the point.
     pub(super) fn try_at(&self, walk: &mut Walk, khz: Khz) -> Result<Outcome, SweepError> {
-        let mut leg = Leg::begin(walk);
-        leg.migrate(self, walk, khz)?;
-        leg.finish(self, walk)
+        let mut attempt = Attempt::begin(walk);
+        attempt.migrate(self, walk, khz)?;
+        attempt.finish(self, walk)
     }
 
+    /// Runs until every ticking CPU has handled its ticks, the patience is over, or a storm is seen.
     fn run_on(&self, walk: &mut Walk) -> Result<Run, SweepError> {
         let targets = self.targets(walk);
         let now = lock(&walk.stepper.machine().shared().clock).now(0).vm;
@@ -134,6 +138,7 @@ impl Bench {
         let storm_at = STORM.saturating_mul(u32::try_from(targets.len()).unwrap_or(1));
         let mut storm = false;
         let done = |machine: &mut Machine, _| {
+            // Storm first: early wakes without end complete no tick, so that the ticks below would never come.
             let count = interrupts(machine);
             if count != so_far {
                 let vm = lock(&machine.shared().clock).now(0).vm;
@@ -158,7 +163,7 @@ impl Bench {
     }
 }
 
-/// A guest that halts with nothing to wake it has lost its tick; others did not go on.
+/// A guest that halts with no interrupt to come has lost its tick; every other end is one of the guest itself.
 fn finish_of(end: &End) -> Finish {
     match end {
         End::NothingWillWake(_) => Finish::Missing,
@@ -174,81 +179,81 @@ fn nanoseconds(length: Duration) -> u64 {
     u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// From the first migration at a point to the judgement.
+/// One attempt at a point, from its first migration to the verdict.
 #[derive(Clone)]
-pub(super) struct Leg {
-    account: Account,
+pub(super) struct Attempt {
+    clocks: ClockHistory,
     before: Vec<Option<Header>>,
     /// Ticks that came while the guest was stepped to a second migration.
     ticks: Vec<Handled>,
 }
 
-impl Leg {
-    /// At a point, before its migration.
+impl Attempt {
+    /// Begins at a point, before its migration.
     pub(super) fn begin(walk: &mut Walk) -> Self {
         drop(walk.take_handled());
         let now = *lock(&walk.stepper.machine().shared().clock).reference();
-        Self { account: Account { before: Vec::new(), now }, before: headers(walk), ticks: Vec::new() }
+        Self { clocks: ClockHistory { before: Vec::new(), now }, before: headers(walk), ticks: Vec::new() }
     }
 
-    /// Takes the ticks that came since: a checkpoint forgets them.
+    /// Takes the ticks handled since the last call. Needed before each checkpoint, which discards them.
     pub(super) fn collect(&mut self, walk: &mut Walk) {
         self.ticks.extend(walk.take_handled());
     }
 
     /// Migrates.
-    pub(super) fn migrate(&mut self, bench: &Bench, walk: &mut Walk, khz: Khz) -> Result<(), SweepError> {
+    pub(super) fn migrate(&mut self, experiment: &Experiment, walk: &mut Walk, khz: Khz) -> Result<(), SweepError> {
         self.collect(walk);
-        let before = walk.stepper.migrate(&Policies { khz: Some(khz), ..bench.policies })?;
-        self.account.before.push(before);
-        self.account.now = *lock(&walk.stepper.machine().shared().clock).reference();
+        let before = walk.stepper.migrate(&Policies { khz: Some(khz), ..experiment.policies })?;
+        self.clocks.before.push(before);
+        self.clocks.now = *lock(&walk.stepper.machine().shared().clock).reference();
         Ok(())
     }
 
-    /// Runs on, and judges.
-    pub(super) fn finish(self, bench: &Bench, walk: &mut Walk) -> Result<Outcome, SweepError> {
-        let run = bench.run_on(walk)?;
-        Ok(self.judge(bench, run))
+    /// Runs to the ticks that are waited for, and returns the outcome.
+    pub(super) fn finish(self, experiment: &Experiment, walk: &mut Walk) -> Result<Outcome, SweepError> {
+        let run = experiment.run_on(walk)?;
+        Ok(self.outcome(experiment, run))
     }
 
-    /// The guest did not get to the second migration: what the first one did.
-    pub(super) fn ended(self, bench: &Bench, walk: &mut Walk, end: &End) -> Outcome {
+    /// The outcome if the guest ended before the second migration: that of the first one alone.
+    pub(super) fn ended(self, experiment: &Experiment, walk: &mut Walk, end: &End) -> Outcome {
         let run = Run { finish: finish_of(end), ticks: walk.take_handled(), headers: headers(walk) };
-        self.judge(bench, run)
+        self.outcome(experiment, run)
     }
 
-    fn judge(mut self, bench: &Bench, run: Run) -> Outcome {
+    fn outcome(mut self, experiment: &Experiment, run: Run) -> Outcome {
         let Run { finish, ticks, headers } = run;
         self.ticks.extend(ticks);
         let mut counted = Counted::default();
-        for ((before, after), ticks) in self.before.iter().zip(&headers).zip(&bench.ticking) {
+        for ((before, after), ticks) in self.before.iter().zip(&headers).zip(&experiment.ticking) {
             let (Some(before), Some(after), true) = (before, after, ticks) else { continue };
             let back = after.clock_steps_back.saturating_sub(before.clock_steps_back);
             counted.steps_back = counted.steps_back.saturating_add(back);
-            // The ring has the worst since boot.
+            // The ring's header holds the worst since boot: it is this run's only if it grew.
             if after.worst_step_back_ns > before.worst_step_back_ns {
                 counted.worst_step_back_ns = counted.worst_step_back_ns.max(after.worst_step_back_ns);
             }
             counted.untold |= after.guest_stopped_seen <= before.guest_stopped_seen;
         }
-        bench.measure.judge(&self.ticks, &self.account, counted, finish)
+        experiment.measure.verdict(&self.ticks, &self.clocks, counted, finish)
     }
 }
 
-/// One point, again, with a trace.
+/// One point of a sweep, repeated with a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
     /// The point's number, and with two migrations the number of boundaries to the second.
     pub at: Vec<u64>,
-    /// Where to migrate to.
+    /// The frequency to migrate to.
     pub target: Target,
-    /// What came of it.
+    /// What the migration did.
     pub outcome: Outcome,
-    /// Where it was.
+    /// The instruction at the point.
     pub code: super::result::Code,
 }
 
-/// Boots, steps to point `at`, migrates there to `target`, runs on and judges, writing everything that happens to `trace`.
+/// Boots, steps to point `at`, migrates there to `target` and runs to the verdict. `trace` records all of it.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -262,12 +267,12 @@ pub fn replay(
     cancel: &AtomicBool,
 ) -> Result<Replay, SweepError> {
     let program = Program::read(image.bytes());
-    // What is usual is measured by a run of its own: it would be in the trace.
-    let bench = {
+    // The baseline is measured in a run of its own, so that it is not in the trace.
+    let experiment = {
         let outputs = Outputs::new(Box::new(std::io::sink()), None);
         let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
         walk.stepper.keep(0)?;
-        Bench::measure(&mut walk, options, 0)?
+        Experiment::measure(&mut walk, options, 0)?
     };
     let outputs = Outputs { trace, ..Outputs::new(Box::new(std::io::sink()), None) };
     let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
@@ -285,8 +290,8 @@ pub fn replay(
         }
     }
     let code = program.at(walk.track.place.rip);
-    let mut leg = Leg::begin(&mut walk);
-    leg.migrate(&bench, &mut walk, target.tsc_khz)?;
+    let mut attempt = Attempt::begin(&mut walk);
+    attempt.migrate(&experiment, &mut walk, target.tsc_khz)?;
     let mut end = None;
     if let Some(second) = second {
         for _ in 0..second {
@@ -300,12 +305,12 @@ pub fn replay(
             }
         }
         if end.is_none() {
-            leg.migrate(&bench, &mut walk, options.khz)?;
+            attempt.migrate(&experiment, &mut walk, options.khz)?;
         }
     }
     let outcome = match end {
-        Some(end) => leg.ended(&bench, &mut walk, &end),
-        None => leg.finish(&bench, &mut walk)?,
+        Some(end) => attempt.ended(&experiment, &mut walk, &end),
+        None => attempt.finish(&experiment, &mut walk)?,
     };
     let machine = walk.stepper.into_machine()?;
     machine.shared().trace.finish(AT_END)?;

@@ -1,4 +1,4 @@
-//! What a sweep found, as it is written down.
+//! The findings of a sweep, as they are written to JSON.
 //!
 //! Everything here is a function of the inputs: two runs write the same bytes, and shards merge to what one run writes.
 //! Host time is not in it.
@@ -17,13 +17,13 @@ pub const SCHEMA: &str = "vmm-sweep/1";
 pub struct Findings {
     /// [`SCHEMA`].
     pub schema: String,
-    /// What was asked.
+    /// The options of the sweep.
     pub inputs: Inputs,
-    /// The shard that this is; none for the whole.
+    /// Which shard this is; none for a whole sweep.
     pub shard: Option<Shard>,
-    /// Every point that was to be tried was tried.
+    /// Whether every point was tried; false if the sweep was interrupted.
     pub complete: bool,
-    /// The stretch that was looked at.
+    /// The stretch that was swept.
     pub extent: Extent,
     /// What happens without a migration.
     pub baseline: Baseline,
@@ -37,11 +37,11 @@ pub struct Findings {
     pub points: Vec<Point>,
 }
 
-/// What was asked.
+/// The options of a sweep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Inputs {
-    /// The image, for people.
+    /// Name of the image, for readers only.
     pub guest: String,
     /// CRC-32 of the image's bytes.
     pub guest_crc32: u32,
@@ -51,9 +51,9 @@ pub struct Inputs {
     pub memory: u64,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// What fixes the order of their turns, and the sample of pairs.
+    /// Seed of the round robin's order of vCPUs, and of the sample of pairs.
     pub seed: u64,
-    /// x2APIC was offered.
+    /// Whether CPUID offered x2APIC.
     pub x2apic: bool,
     /// TSC frequency at boot.
     pub tsc_khz: Khz,
@@ -71,17 +71,17 @@ pub struct Inputs {
     pub downtime: DowntimePolicy,
     /// How long the VM counts as saved, in nanoseconds.
     pub downtime_ns: u64,
-    /// The fault that was injected.
+    /// The fault that was injected into every restore.
     pub inject: Option<String>,
-    /// Ticks that must come after the one in hand.
+    /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
-    /// Migrations at a point: 1, or 2 for out and back.
+    /// Migrations at a point: 1, or 2 for one to another frequency and one back.
     pub depth: u32,
-    /// With two: how many pairs were to be sampled.
+    /// With two migrations: how many pairs to sample.
     pub samples: Option<u64>,
-    /// Lateness beyond the usual that counts as late.
+    /// A tick is late if its lateness exceeds the baseline's by more than this.
     pub tolerance_ns: u64,
-    /// VM time that a tick was waited for.
+    /// VM time that each run waited for its ticks.
     pub patience_ns: u64,
 }
 
@@ -89,7 +89,7 @@ pub struct Inputs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// As it was asked for.
+    /// As on the command line.
     pub ratio: String,
     /// The frequency.
     pub tsc_khz: Khz,
@@ -105,7 +105,7 @@ pub struct Shard {
     pub count: u32,
 }
 
-/// The stretch that was looked at.
+/// The stretch that was swept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Extent {
@@ -158,13 +158,13 @@ pub struct Code {
     pub symbol: Option<String>,
     /// Its bytes, in hexadecimal.
     pub bytes: String,
-    /// In words.
+    /// Its disassembly.
     pub instruction: String,
     /// File and line.
     pub source: Option<String>,
 }
 
-/// A point: where the migration was, and what came of it.
+/// A point: where the migration was, and what it did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
@@ -176,11 +176,11 @@ pub struct Point {
     /// The instruction that it would have executed next.
     #[serde(with = "hex_number")]
     pub address: u64,
-    /// It had halted.
+    /// Whether that vCPU was in HLT.
     pub halted: bool,
     /// VM time.
     pub vm_ns: u64,
-    /// What came of it, for each ratio in turn.
+    /// What the migration did, for each ratio in turn.
     pub outcomes: Vec<Outcome>,
 }
 
@@ -213,7 +213,7 @@ pub struct Window {
 }
 
 impl Findings {
-    /// Whether no point harmed the guest.
+    /// Whether no migration harmed the guest.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.points.iter().flat_map(|point| &point.outcomes).all(|outcome| !outcome.verdict.is_bad())

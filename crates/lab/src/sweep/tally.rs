@@ -1,4 +1,4 @@
-//! What a stretch costs the guest, counted by stepping through it.
+//! The instructions that a stretch costs the guest, counted by stepping through it.
 
 use std::sync::atomic::AtomicBool;
 

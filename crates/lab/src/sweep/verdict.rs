@@ -4,15 +4,15 @@ use machine::audit::Handled;
 use serde::{Deserialize, Serialize};
 use vmtime::{GuestTsc, ReferenceClock};
 
-/// The worst that happened; from harmless to fatal.
+/// The worst thing that happened; from harmless to fatal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// Every tick came in time.
     OnTime,
-    /// An interrupt came too early, and the guest armed again: it costs, it does not harm.
+    /// An interrupt came too early, and the guest armed its timer again. This costs time and does no harm.
     Rearmed,
-    /// The guest was not told that it had been stopped (PVCLOCK_GUEST_STOPPED).
+    /// The restore did not set PVCLOCK_GUEST_STOPPED, the flag that reports the stop to the guest.
     Untold,
     /// A tick came late.
     Late,
@@ -20,9 +20,9 @@ pub enum Verdict {
     Storm,
     /// The guest's clock stepped, or runs at the wrong rate.
     ClockStepped,
-    /// A tick did not come in the time that was waited for it.
+    /// A tick did not come before the run's patience was over.
     Lost,
-    /// The guest did not go on: it crashed, or ended before its time.
+    /// The guest crashed, or ended too soon.
     Ended,
 }
 
@@ -39,7 +39,7 @@ impl Verdict {
         Self::Ended,
     ];
 
-    /// As in results.
+    /// The name in result files.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -61,48 +61,48 @@ impl Verdict {
     }
 }
 
-/// What a migration did.
+/// What a migration did to the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
-    /// In a word.
+    /// The worst thing that happened.
     pub verdict: Verdict,
     /// Interrupts that came before their tick's expiry.
     pub early_wakes: u64,
-    /// How late the latest tick was, by the guest's or the host's account, whichever is later; none if no tick came.
+    /// How late the latest tick was, by the guest's clock or the host's, whichever shows more; none if no tick came.
     pub late_ns: Option<u64>,
-    /// The largest difference between the guest's clock and the host's account of it; positive = the guest's is ahead.
+    /// The largest difference between the guest's clock and the reference clock; positive = the guest's is ahead.
     pub clock_error_ns: i64,
-    /// Why the guest did not go on, if it did not.
+    /// Why the guest ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
 }
 
-/// What the ticks are compared with.
+/// What the ticks after a migration are compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measure {
     /// Lateness that ticks have without a migration.
     pub usual_late_ns: u64,
     /// Early wakes that they have without a migration.
     pub usual_early_wakes: u64,
-    /// What lateness may be above the usual.
+    /// By how much lateness may exceed the usual.
     pub tolerance_ns: u64,
 }
 
-/// How far a reading of the guest's clock may be from the host's account: the page rounds each reading down by up to
+/// How far a reading of the guest's clock may be from the reference clock: the page rounds each reading down by up to
 /// 2 ns and drifts by up to 1 ppb, which in the seconds of a sweep is a few nanoseconds more.
-const ACCOUNTS_AGREE_NS: u64 = 100;
+const CLOCKS_AGREE_NS: u64 = 100;
 
-/// The host's account of VM time, before and after migrations.
+/// The reference clock of VM time, before and after migrations: each migration replaces it.
 #[derive(Clone, Debug)]
-pub(super) struct Account {
-    /// Clocks that were, each with the last TSC that it holds for.
+pub(super) struct ClockHistory {
+    /// Former clocks, each with the last guest TSC that it is valid for.
     pub before: Vec<(ReferenceClock, GuestTsc)>,
-    /// The clock that is.
+    /// The present clock.
     pub now: ReferenceClock,
 }
 
-impl Account {
+impl ClockHistory {
     /// VM time when the guest's TSC was `tsc`.
     fn at(&self, tsc: GuestTsc) -> u64 {
         let then = self.before.iter().find(|(_, last)| tsc <= *last).map_or(&self.now, |(clock, _)| clock);
@@ -110,33 +110,39 @@ impl Account {
     }
 }
 
-/// What the guest's counters say of the time after the migration.
+/// How the guest's own counters changed after the migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     /// Readings of its clock that were smaller than the one before.
     pub steps_back: u64,
     /// The worst of them, since boot.
     pub worst_step_back_ns: u64,
-    /// On some CPU that ticks, GUEST_STOPPED was never seen.
+    /// Some ticking CPU never saw GUEST_STOPPED.
     pub untold: bool,
 }
 
-/// How the run after the migration came to its end.
+/// Why the run after the migration stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Finish {
     /// All ticks that were waited for came.
     Handled,
-    /// Some did not.
+    /// Some did not come.
     Missing,
     /// Timer interrupts came without end.
     Storm,
-    /// The guest does not go on, for this reason.
+    /// The guest ended, for this reason.
     Ended(String),
 }
 
 impl Measure {
-    /// Judges the ticks after a migration.
-    pub(super) fn judge(&self, ticks: &[Handled], account: &Account, counted: Counted, finish: Finish) -> Outcome {
+    /// Returns the verdict on the ticks after a migration, and the numbers it rests on.
+    pub(super) fn verdict(
+        &self,
+        ticks: &[Handled],
+        clocks: &ClockHistory,
+        counted: Counted,
+        finish: Finish,
+    ) -> Outcome {
         let mut early_wakes = 0u64;
         let mut late_ns = None;
         let mut clock_error_ns = 0i64;
@@ -146,7 +152,7 @@ impl Measure {
             let due_ns = record.expires_ns.max(record.armed_ns);
             let at = host.map_or(record.fired_ns, |host| host.0.max(record.fired_ns));
             late_ns = late_ns.max(Some(at.saturating_sub(due_ns)));
-            let error = difference(record.fired_ns, account.at(GuestTsc(record.fired_tsc)));
+            let error = difference(record.fired_ns, clocks.at(GuestTsc(record.fired_tsc)));
             if error.unsigned_abs() > clock_error_ns.unsigned_abs() {
                 clock_error_ns = error;
             }
@@ -158,11 +164,12 @@ impl Measure {
             }
         }
         let late = late_ns.unwrap_or(0) > self.usual_late_ns.saturating_add(self.tolerance_ns);
+        // From fatal to harmless: the first arm that applies is the worst thing that happened.
         let verdict = match &finish {
             Finish::Ended(_) => Verdict::Ended,
             Finish::Missing => Verdict::Lost,
             Finish::Handled | Finish::Storm
-                if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > ACCOUNTS_AGREE_NS =>
+                if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > CLOCKS_AGREE_NS =>
             {
                 Verdict::ClockStepped
             }
@@ -180,7 +187,7 @@ impl Measure {
     }
 }
 
-/// `a - b`, at the ends of the range if it leaves it.
+/// `a - b`, saturating.
 fn difference(a: u64, b: u64) -> i64 {
     let distance = i64::try_from(a.abs_diff(b)).unwrap_or(i64::MAX);
     if a >= b { distance } else { distance.saturating_neg() }
@@ -196,11 +203,11 @@ mod tests {
     const MEASURE: Measure = Measure { usual_late_ns: 2_000, usual_early_wakes: 0, tolerance_ns: 10_000 };
 
     /// One nanosecond a tick up to TSC 1000, then half a nanosecond.
-    fn account() -> Account {
+    fn clocks() -> ClockHistory {
         let slow = ReferenceClock::start(VmTime(0), GuestTsc(0), Khz::new(1_000_000).unwrap());
         let mut now = slow;
         now.rebase(GuestTsc(1_000), 0, GuestTsc(1_000), Khz::new(2_000_000).unwrap());
-        Account { before: vec![(slow, GuestTsc(1_000))], now }
+        ClockHistory { before: vec![(slow, GuestTsc(1_000))], now }
     }
 
     fn tick(expires_ns: u64, fired_ns: u64, fired_tsc: u64) -> Handled {
@@ -209,16 +216,16 @@ mod tests {
     }
 
     fn verdict(ticks: &[Handled], counted: Counted, finish: Finish) -> Verdict {
-        MEASURE.judge(ticks, &account(), counted, finish).verdict
+        MEASURE.verdict(ticks, &clocks(), counted, finish).verdict
     }
 
     #[test]
-    fn readings_are_held_against_the_clock_of_their_time() {
+    fn each_reading_is_compared_with_the_clock_valid_at_its_tsc() {
         // 900 is before the migration, 3000 after: 1000 ns + 2000 ticks at 2 GHz.
         let good = [tick(900, 900, 900), tick(1_900, 2_000, 3_000)];
         assert_eq!(verdict(&good, Counted::default(), Finish::Handled), Verdict::OnTime);
         // The old rate after the migration.
-        let outcome = MEASURE.judge(&[tick(1_900, 3_000, 3_000)], &account(), Counted::default(), Finish::Handled);
+        let outcome = MEASURE.verdict(&[tick(1_900, 3_000, 3_000)], &clocks(), Counted::default(), Finish::Handled);
         assert_eq!((outcome.verdict, outcome.clock_error_ns), (Verdict::ClockStepped, 1_000));
     }
 
@@ -239,9 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn late_by_either_account_is_late() {
+    fn late_by_the_guests_or_the_hosts_clock_is_late() {
         let by_host = Handled { host: Some(VmTime(14_000)), ..tick(1_900, 2_000, 3_000) };
-        let outcome = MEASURE.judge(&[by_host], &account(), Counted::default(), Finish::Handled);
+        let outcome = MEASURE.verdict(&[by_host], &clocks(), Counted::default(), Finish::Handled);
         assert_eq!((outcome.verdict, outcome.late_ns), (Verdict::Late, Some(12_100)));
     }
 

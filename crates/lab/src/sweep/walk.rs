@@ -1,4 +1,4 @@
-//! A guest on its way through a stretch, boundary by boundary.
+//! Steps a guest through a stretch, instruction boundary by instruction boundary.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,18 +11,18 @@ use vmtime::VmTime;
 
 use super::{Edge, Every, Options, SweepError, code::Program};
 
-/// VM time in which the stretch must begin.
+/// VM time by which the stretch must have begun.
 const BEGINS_WITHIN: VmTime = VmTime(600_000_000_000);
-/// Where the search for a function begins, if the stretch is to begin at one: by then a guest does what it will do for
-/// ever.
+/// CPU 0's timer interrupt at which the search for a function or address begins. By then the guest has left its
+/// start-up code, and each tick is like the next.
 pub(super) const SETTLED: u64 = 3;
 
-/// An edge, resolved.
+/// An [`Edge`] with its symbol resolved to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
-    /// CPU 0 enters its handler for this timer interrupt.
+    /// CPU 0 enters its handler for the timer interrupt of this number.
     Tick(u64),
-    /// An instruction here is next, on any CPU.
+    /// Any CPU is about to execute the instruction here.
     Address(u64),
 }
 
@@ -35,23 +35,23 @@ impl Mark {
     }
 }
 
-/// What is remembered from one boundary to the next.
+/// The walk's state at one boundary. Going back to a checkpoint must set it back, too.
 #[derive(Clone, Debug)]
 pub(super) struct Track {
     /// Where the CPU that ran last is.
     pub place: Place,
     /// Per CPU: ticks that it had handled when it last entered its timer's handler.
-    in_hand: Vec<u64>,
+    handled_at_entry: Vec<u64>,
     /// Per CPU: timer interrupts so far.
     timer_interrupts: Vec<u64>,
-    /// Per CPU: the instruction that it executes next.
+    /// Per CPU: address of the next instruction.
     rip: Vec<u64>,
-    /// What the last step was.
+    /// Kind of the instruction before this boundary.
     kind: Every,
 }
 
 impl Track {
-    /// Whether this boundary is one that was asked for.
+    /// Whether `--every` makes this boundary a point.
     pub(super) fn is_point(&self, every: Every) -> bool {
         match every {
             Every::Instruction => true,
@@ -60,13 +60,13 @@ impl Track {
         }
     }
 
-    /// Per CPU: how many ticks will have been handled when `ticks` more have come after the one in hand.
+    /// Per CPU: how many ticks will have been handled when `ticks` more have come after the one being handled.
     pub(super) fn targets(&self, ticks: u64) -> Vec<u64> {
-        self.in_hand.iter().map(|handled| handled.saturating_add(1).saturating_add(ticks)).collect()
+        self.handled_at_entry.iter().map(|handled| handled.saturating_add(1).saturating_add(ticks)).collect()
     }
 }
 
-/// A boundary that a step passes over would be missing from the sweep.
+/// Refuses a host whose single steps may run several instructions: the boundaries in between would be missing.
 fn can_step(env: &HostEnvironment) -> Result<(), RunError> {
     if env.step().map_err(RunError::from)?.exact {
         return Ok(());
@@ -79,7 +79,7 @@ fn can_step(env: &HostEnvironment) -> Result<(), RunError> {
     ))
 }
 
-/// See the module's documentation.
+/// A guest, the place where it is, and the end of the stretch.
 pub(super) struct Walk {
     pub stepper: Stepper,
     pub track: Track,
@@ -88,7 +88,10 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Boots the guest and brings it to the beginning of the stretch.
+    /// Boots the guest and runs it to the beginning of the stretch.
+    ///
+    /// It runs freely to shortly before the stretch, since stepping is slow, and is stepped from there. The free run
+    /// must end at least one interrupt early: an edge is found only by a step that arrives at it.
     pub(super) fn begin(
         env: &HostEnvironment,
         image: &Image,
@@ -122,7 +125,7 @@ impl Walk {
         let place = Place { cpu: 0, rip: 0, halted: false, operations: 0, timer_interrupts: 0, vm: VmTime(0) };
         let track = Track {
             place,
-            in_hand: vec![0; cpus],
+            handled_at_entry: vec![0; cpus],
             timer_interrupts: vec![0; cpus],
             rip: vec![0; cpus],
             kind: Every::Instruction,
@@ -148,11 +151,11 @@ impl Walk {
             let to = options.to.as_ref().map_or_else(|| format!("tick:{number}"), ToString::to_string);
             return Err(SweepError::Usage(format!("--to {to} is not after --from {}", options.from)));
         }
-        // CPUs other than the one in its handler have no tick in hand that they could still report: one tick more is
-        // waited for there than needed, which harms nothing.
+        // Only the CPU that is in its handler has a tick in the making, but `targets` counts one for each. The others
+        // start at the ticks handled so far: a run then waits for one tick more than needed there, which does no harm.
         for (cpu, handled) in (0..).zip(walk.handled_so_far()) {
             if Some(cpu) != usize::try_from(walk.track.place.cpu).ok()
-                && let Some(slot) = walk.track.in_hand.get_mut(cpu)
+                && let Some(slot) = walk.track.handled_at_entry.get_mut(cpu)
             {
                 *slot = handled;
             }
@@ -196,13 +199,13 @@ impl Walk {
         })
     }
 
-    /// One boundary further; false at the end of the stretch, which is not in it.
+    /// Steps to the next boundary; false at the end of the stretch, which is not part of it.
     pub(super) fn next(&mut self) -> Result<bool, SweepError> {
         self.step("the end of the stretch (--to)")?;
         Ok(!self.to.is_at(&self.track.place))
     }
 
-    /// One boundary further; `goal` is what an end of the guest would be before.
+    /// Steps to the next boundary. `goal` is for the error if the guest ends before it.
     pub(super) fn step(&mut self, goal: &str) -> Result<(), SweepError> {
         let operations = self.track.place.operations;
         let place = self.stepper.step()?.map_err(|end| SweepError::GuestEnded { before: goal.to_owned(), end })?;
@@ -210,12 +213,13 @@ impl Walk {
         let entered = self.track.timer_interrupts.get(cpu).is_some_and(|so_far| *so_far != place.timer_interrupts);
         if entered {
             let handled = self.handled_by(cpu);
-            if let (Some(slot), Some(in_hand)) =
-                (self.track.timer_interrupts.get_mut(cpu), self.track.in_hand.get_mut(cpu))
+            if let (Some(interrupts), Some(at_entry)) =
+                (self.track.timer_interrupts.get_mut(cpu), self.track.handled_at_entry.get_mut(cpu))
             {
-                (*slot, *in_hand) = (place.timer_interrupts, handled);
+                (*interrupts, *at_entry) = (place.timer_interrupts, handled);
             }
         }
+        // An instruction that exits is looked up by the address it began at, which is the last boundary's.
         self.track.kind = Every::Instruction;
         if let Some(rip) = self.track.rip.get_mut(cpu) {
             if place.operations != operations {

@@ -1,4 +1,4 @@
-//! Neighbouring points with one verdict become a window, and verdicts are counted.
+//! Groups neighbouring points with the same verdict into windows, and counts verdicts.
 
 use super::{
     result::{Point, Target, Totals, Window},
@@ -28,8 +28,7 @@ pub(super) fn windows(ratios: &[Target], points: &[Point]) -> Vec<Window> {
     windows
 }
 
-/// Points follow each other in the list of those that were tried; pairs belong together if their first points are the
-/// same.
+/// Whether two points that follow each other in the list are neighbours. Two pairs are if their first points are equal.
 fn neighbours(before: &Point, after: &Point) -> bool {
     match (before.at.as_slice(), after.at.as_slice()) {
         ([_], [_]) => true,

@@ -1,7 +1,7 @@
-//! The sweep itself: a first walk to see what there is, then workers that share the points.
+//! The sweep itself: a first walk that counts the boundaries, then workers that share the points.
 //!
-//! Each worker has a machine of its own and walks the whole stretch, which is cheap, and tries the points that are its
-//! own, which is not. Who tries a point makes no difference to what is found.
+//! Each worker has a machine of its own and walks the whole stretch, which is cheap. It tries only its own points,
+//! which is not. A point's outcome does not depend on the worker.
 
 use std::{
     collections::BTreeSet,
@@ -16,31 +16,31 @@ use super::{
     Depth, Options, SweepError,
     code::Program,
     cost::{Cost, Lap},
-    point::Bench,
+    point::Experiment,
     result::{Code, Extent, Findings, Inputs, Point, SCHEMA, Shard, Target},
     verdict::Outcome,
     walk::Walk,
     windows,
 };
 
-/// More instructions than a stretch may have.
+/// The longest stretch, in instructions.
 pub(super) const STRETCH_MAX: u64 = 2_000_000;
 
-/// Checkpoints: the beginning of the stretch, the present point, the second migration of a pair.
+/// Checkpoint slots: the beginning of the stretch, the present point, the second migration of a pair.
 const BEGINNING: usize = 0;
 pub(super) const FIRST: usize = 1;
 pub(super) const SECOND: usize = 2;
 
-/// Told after every point: points done, points in all.
+/// Called after every point with the points done and the points in all.
 pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
-/// What the first walk saw.
+/// What the first walk measured.
 pub(super) struct Plan {
-    pub(super) bench: Bench,
+    pub(super) experiment: Experiment,
     pub(super) extent: Extent,
 }
 
-/// Which points are a worker's.
+/// The points that a worker tries: every `workers`-th point of its shard.
 #[derive(Clone, Copy)]
 struct Share {
     shard: Shard,
@@ -59,7 +59,7 @@ impl Share {
     }
 }
 
-/// What a worker found.
+/// The findings of one worker.
 #[derive(Default)]
 struct Part {
     points: Vec<Point>,
@@ -67,7 +67,7 @@ struct Part {
     cost: Cost,
 }
 
-/// Sweeps. When `cancel` becomes true, what was found so far comes back, marked as incomplete.
+/// Sweeps. When `cancel` becomes true, the findings so far are returned, marked as incomplete.
 ///
 /// # Errors
 /// [`SweepError`].
@@ -109,16 +109,16 @@ pub fn sweep(
     let total = u64::try_from((0..plan.extent.points).filter(|n| share(0).in_shard(*n).is_some()).count()).unwrap_or(0);
     let done = std::sync::atomic::AtomicU64::new(0);
     let started = env.clock.tsc();
-    let told = |_: &Point| {
+    let point_done = || {
         progress(done.fetch_add(1, Ordering::Relaxed).saturating_add(1), total);
     };
-    let job = Job { env, options, plan: &plan, targets: &targets, cancel, told: &told };
+    let job = Job { env, options, plan: &plan, targets: &targets, cancel, point_done: &point_done };
     let parts: Vec<Result<Part, SweepError>> = thread::scope(|scope| {
         let others: Vec<_> = (1..workers)
             .map(|worker| {
                 let job = &job;
                 thread::Builder::new().name(format!("sweep{worker}")).spawn_scoped(scope, move || {
-                    // A program of its own: what it remembers of line tables cannot be shared.
+                    // A program of its own: its cache of line tables cannot be shared between threads.
                     let mut walk = begin(env, image, &Program::read(image.bytes()), options, cancel)?;
                     walk.stepper.keep(BEGINNING)?;
                     job.work(&mut walk, share(worker))
@@ -138,7 +138,7 @@ pub fn sweep(
     let mut whole = Part::default();
     for part in parts {
         let part = match part {
-            // It saw the signal before its first point; the others keep theirs.
+            // This worker saw `cancel` before its first point. The points of the others are kept.
             Err(SweepError::Interrupted) => continue,
             part => part?,
         };
@@ -155,7 +155,7 @@ pub fn sweep(
         shard: options.shard,
         complete: !cancel.load(Ordering::Relaxed),
         extent: plan.extent,
-        baseline: plan.bench.baseline,
+        baseline: plan.experiment.baseline,
         totals: windows::totals(&targets, &whole.points),
         windows: windows::windows(&targets, &whole.points),
         code,
@@ -190,7 +190,7 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
             Depth::Two { samples } => Some(samples),
         },
         tolerance_ns: nanoseconds(options.tolerance),
-        patience_ns: nanoseconds(plan.bench.patience),
+        patience_ns: nanoseconds(plan.experiment.patience),
     }
 }
 
@@ -205,12 +205,15 @@ fn begin(
     Walk::begin(env, image, program, options, outputs, cancel)
 }
 
-/// Walks through the stretch once, and goes back to its beginning.
+/// Walks through the stretch once, counting boundaries and points, and goes back to its beginning.
+///
+/// Going back restores what a tick can change, not FPU, debug registers and most MSRs. So the walk ends with two
+/// checks: these have not changed, and RAM is again as it was.
 fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &AtomicBool) -> Result<Plan, SweepError> {
     walk.stepper.keep(BEGINNING)?;
     let resting = walk.stepper.resting(env)?;
     let beginning = walk.track.clone();
-    let bench = Bench::measure(walk, options, BEGINNING)?;
+    let experiment = Experiment::measure(walk, options, BEGINNING)?;
     let mut extent = Extent {
         boundaries: 1,
         points: u64::from(beginning.is_point(options.every)),
@@ -241,17 +244,17 @@ fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &Atom
             "its memory is not what it was (KVM's account of written pages is wrong here)",
         ));
     }
-    Ok(Plan { bench, extent })
+    Ok(Plan { experiment, extent })
 }
 
-/// What all workers do.
+/// What all workers share.
 pub(super) struct Job<'a> {
     env: &'a HostEnvironment,
     pub(super) options: &'a Options,
     pub(super) plan: &'a Plan,
     pub(super) targets: &'a [Target],
     cancel: &'a AtomicBool,
-    told: &'a (dyn Fn(&Point) + Sync),
+    point_done: &'a (dyn Fn() + Sync),
 }
 
 impl Job<'_> {
@@ -289,7 +292,7 @@ impl Job<'_> {
         Ok(part)
     }
 
-    /// The point where `walk` is, or the pairs that begin there.
+    /// Tries the point where `walk` is, or the pairs that begin there.
     fn at(&self, walk: &mut Walk, number: u64, cost: &mut Cost, clock: &mut Lap<'_>) -> Result<Vec<Point>, SweepError> {
         let place = walk.track.place;
         let point = |at: Vec<u64>, outcomes: Vec<Outcome>| Point {
@@ -306,7 +309,7 @@ impl Job<'_> {
                 clock.lap(&mut cost.save);
                 let mut outcomes = Vec::new();
                 for target in self.targets {
-                    outcomes.push(self.plan.bench.try_at(walk, target.tsc_khz)?);
+                    outcomes.push(self.plan.experiment.try_at(walk, target.tsc_khz)?);
                     clock.lap(&mut cost.run);
                     walk.stepper.go_back(FIRST)?;
                     clock.lap(&mut cost.restore);
@@ -319,8 +322,7 @@ impl Job<'_> {
                 pairs.into_iter().map(|(second, outcomes)| point(vec![number, second], outcomes)).collect()
             }
         };
-        let only = point(vec![number], Vec::new());
-        (self.told)(&only);
+        (self.point_done)();
         Ok(points)
     }
 }

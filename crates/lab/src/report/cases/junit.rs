@@ -13,7 +13,7 @@ impl Suite {
     /// As JUnit XML.
     ///
     /// # Errors
-    /// If the XML writer refuses.
+    /// If the XML writer fails.
     pub fn junit(&self) -> Result<String, JunitError> {
         let mut suite = TestSuite::new(self.name.as_str());
         suite.add_test_cases(self.cases.iter().map(test_case));
@@ -50,9 +50,9 @@ mod tests {
     use crate::report::cases::samples::suite;
 
     #[test]
-    fn counts_are_right_and_nothing_is_markup_that_was_not() {
+    fn counts_are_right_and_text_does_not_become_markup() {
         let xml = suite().junit().unwrap();
-        // The crate that writes it also reads it, and refuses what is not well-formed.
+        // The reader of the same crate rejects XML that is not well-formed.
         let report = quick_junit::Report::deserialize_from_str(&xml).unwrap();
         assert_eq!((report.tests, report.failures, report.errors), (4, 1, 0));
         assert!(xml.contains("skipped=\"1\"") && xml.contains("<skipped message=\"not # tried\""), "{xml}");

@@ -6,7 +6,7 @@ mod tap;
 
 pub use junit::JunitError;
 
-/// A suite.
+/// A suite of test cases.
 #[derive(Clone, Debug)]
 pub struct Suite {
     /// What was tested.
@@ -18,9 +18,9 @@ pub struct Suite {
 /// One case; without a failure it passed.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it has in common with others: a ratio, a clockevent.
+    /// The group it belongs to: a ratio, a clockevent.
     pub class: String,
-    /// What it is.
+    /// Its name within the group.
     pub name: String,
     /// Why it failed.
     pub failure: Option<Failure>,

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Windows that a failure names.
+/// Windows that a failure lists at most.
 const WINDOWS_NAMED: usize = 20;
 
 /// Neighbouring points of one function with the same bad verdict.
@@ -28,7 +28,7 @@ struct Run<'a> {
     clock_error_ns: i64,
 }
 
-/// One case in the making.
+/// The points of one case, collected while the sweep's points are read in order.
 #[derive(Default)]
 struct Group<'a> {
     points: u64,
@@ -37,13 +37,13 @@ struct Group<'a> {
     worst: Option<Verdict>,
     runs: Vec<Run<'a>>,
     more_runs: u64,
-    /// Number of the last bad point in the list of all, and its verdict.
-    open: Option<(usize, Verdict)>,
+    /// Index of the last bad point in the list of all points, and its verdict.
+    last_bad: Option<(usize, Verdict)>,
 }
 
 impl Suite {
     /// One case for each frequency and function, in order of addresses; it fails if any point in the function harmed
-    /// the guest. An interrupted sweep has a failed case more.
+    /// the guest. An interrupted sweep has one more case, which fails.
     #[must_use]
     pub fn of_sweep(findings: &Findings) -> Self {
         let mut groups: BTreeMap<(usize, u64), (&str, Group<'_>)> = BTreeMap::new();
@@ -92,9 +92,10 @@ impl<'a> Group<'a> {
         }
         self.bad = self.bad.saturating_add(1);
         self.worst = self.worst.max(Some(outcome.verdict));
-        let goes_on =
-            self.open.is_some_and(|(last, verdict)| last.checked_add(1) == Some(number) && verdict == outcome.verdict);
-        self.open = Some((number, outcome.verdict));
+        let goes_on = self
+            .last_bad
+            .is_some_and(|(last, verdict)| last.checked_add(1) == Some(number) && verdict == outcome.verdict);
+        self.last_bad = Some((number, outcome.verdict));
         if goes_on && self.more_runs == 0 {
             if let Some(run) = self.runs.last_mut() {
                 run.last = point;
@@ -160,10 +161,10 @@ mod tests {
     #[test]
     fn a_case_for_each_frequency_and_function() {
         let suite = Suite::of_sweep(&findings());
-        let told: Vec<_> =
+        let cases: Vec<_> =
             suite.cases.iter().map(|case| (case.class.as_str(), case.name.as_str(), case.failure.is_some())).collect();
         let f = "f</script><b>&";
-        assert_eq!(told, [("×0.5", f, true), ("×0.5", "g", false), ("×2", f, false), ("×2", "g", false)]);
+        assert_eq!(cases, [("×0.5", f, true), ("×0.5", "g", false), ("×2", f, false), ("×2", "g", false)]);
         assert_eq!(suite.failures(), 1);
         let failure = suite.cases[0].failure.as_ref().unwrap();
         assert_eq!(failure.message, "2 of 4 points: at worst late");
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_that_are_not_neighbours_are_told_apart_and_their_number_is_bounded() {
+    fn windows_that_are_not_neighbours_stay_separate_and_their_number_is_bounded() {
         let mut findings = findings();
         let (good, bad) = (findings.points[0].clone(), findings.points[2].clone());
         findings.points = (0..100).map(|at| if at % 2 == 0 { good.clone() } else { bad.clone() }).collect();

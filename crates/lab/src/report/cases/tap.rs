@@ -38,7 +38,7 @@ fn description(text: &str) -> String {
     text.replace('\\', "\\\\").replace('#', "\\#").replace(char::is_control, " ")
 }
 
-/// A JSON string is a YAML scalar, and in one line.
+/// Encodes `text` as a JSON string, which is also a YAML scalar, in one line.
 fn scalar(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

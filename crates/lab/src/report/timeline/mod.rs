@@ -1,7 +1,7 @@
-//! What a trace holds of ticks, migrations and the kvmclock page, in bounded memory.
+//! Reads ticks, migrations and the kvmclock page from a trace, in bounded memory.
 //!
-//! A trace may be larger than memory. Kept are the ticks around the first migrations, one by one; all ticks, thinned to
-//! the worst of so many neighbours; and the first changes of the page.
+//! A trace may be larger than memory. So three things are kept: each tick around the first migrations; of all ticks,
+//! the worst of each group of neighbours; and the first changes of the page.
 
 mod read;
 mod show;
@@ -20,11 +20,11 @@ use self::thin::Thinned;
 /// Ticks kept before and after a migration.
 const BEFORE: usize = 16;
 const AFTER: usize = 32;
-/// Migrations that are shown one by one.
+/// Migrations that get a chart each.
 const MIGRATIONS_SHOWN: usize = 12;
 /// Changes of the page that are kept.
 const PAGES_SHOWN: usize = 200;
-/// Early wakes kept of one tick: the first of them, which are the earliest.
+/// Early wakes of one tick that are kept: the first of them, which are the earliest.
 const EARLY_SHOWN: usize = 12;
 
 /// A tick.
@@ -32,13 +32,13 @@ const EARLY_SHOWN: usize = 12;
 pub struct Tick {
     /// When it was to fire.
     pub expires_ns: u64,
-    /// When it fired, by the guest.
+    /// When it fired, by the guest's clock.
     pub fired_ns: u64,
-    /// When its interrupt was injected, by the host's account.
+    /// When its interrupt was injected, by the reference clock.
     pub host_ns: Option<u64>,
     /// When interrupts came too early for it.
     pub early_ns: Vec<u64>,
-    /// How many did.
+    /// How many interrupts came too early.
     pub early_wakes: u32,
 }
 
@@ -51,7 +51,7 @@ struct Migration {
     after: Vec<Tick>,
 }
 
-/// What happened to the page.
+/// The event that changed the page, or that the page is shown for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Save,
@@ -72,7 +72,7 @@ struct PageRow {
     armed: Option<Armed>,
 }
 
-/// What one or several traces held.
+/// The ticks, migrations and page changes of one or several traces.
 #[derive(Debug, Default)]
 pub struct Timeline {
     ticks: u64,
@@ -80,7 +80,7 @@ pub struct Timeline {
     overview: Thinned,
     recent: VecDeque<Tick>,
     migrations: Vec<Migration>,
-    /// When each further migration was, thinned out of charts: only counted.
+    /// Migrations after the first [`MIGRATIONS_SHOWN`]: only counted.
     more_migrations: u64,
     pages: Vec<PageRow>,
     more_pages: u64,
@@ -89,7 +89,7 @@ pub struct Timeline {
 }
 
 impl Tick {
-    /// How far from its expiry it was, at worst, by any account.
+    /// Its greatest distance from its expiry, early or late, by the guest or the host.
     fn worst_ns(&self) -> u64 {
         let instants = [self.fired_ns].into_iter().chain(self.host_ns).chain(self.early_ns.iter().copied());
         instants.map(|at| at.abs_diff(self.expires_ns)).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Reading a trace.
+//! Reads a trace.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,17 +11,17 @@ use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, PageClock, VmTime};
 
 use super::{Change, EARLY_SHOWN, PageRow, Tick, Timeline};
 
-/// No line of ours is nearly as long.
+/// Limit for the length of a line. Lines that `vmm` writes are far shorter.
 const LINE_MAX: u64 = 1 << 20;
-/// Injections remembered of one vCPU that no tick has claimed.
-const UNCLAIMED_MAX: usize = 4096;
-/// How far an injection's VM time by the page may be from the host's account of it: the page drifts by up to 1 ppb.
-const ACCOUNTS_AGREE_NS: u64 = 1_000;
+/// Injections kept of one vCPU that no tick has been matched with yet.
+const UNMATCHED_MAX: usize = 4096;
+/// How far an injection's VM time by the page may be from that by the reference clock: the page drifts by up to 1 ppb.
+const CLOCKS_AGREE_NS: u64 = 1_000;
 
 /// A trace cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The file.
+    /// The file cannot be read.
     #[error("cannot read the trace: {0}")]
     Io(#[from] io::Error),
     /// A line is not one of a trace.
@@ -40,7 +40,7 @@ pub enum TraceError {
     },
 }
 
-/// What of a line is looked at. A trace is our own, but of any version: what is not known here is passed over.
+/// The fields of a line that are used. The trace may be of any version of `vmm`: unknown events and fields are skipped.
 #[derive(Deserialize)]
 struct Line {
     tsc: GuestTsc,
@@ -87,8 +87,8 @@ enum Event {
     Other,
 }
 
-/// Injections of one vCPU, oldest first: VM time and vector.
-type Unclaimed = VecDeque<(u64, u8)>;
+/// Injections of one vCPU that no tick has been matched with, oldest first: VM time and vector.
+type Unmatched = VecDeque<(u64, u8)>;
 
 impl Timeline {
     /// Reads a trace to its end. Several traces of one guest, one after the other, are one timeline.
@@ -98,7 +98,7 @@ impl Timeline {
     pub fn read(&mut self, trace: impl BufRead) -> Result<(), TraceError> {
         let mut trace = trace;
         let mut text = Vec::new();
-        let mut unclaimed = BTreeMap::new();
+        let mut unmatched = BTreeMap::new();
         for line in 1.. {
             text.clear();
             if trace.by_ref().take(LINE_MAX).read_until(b'\n', &mut text)? == 0 {
@@ -108,27 +108,28 @@ impl Timeline {
                 return Err(TraceError::LongLine { line });
             }
             let event = serde_json::from_slice(&text).map_err(|source| TraceError::Line { line, source })?;
-            self.line(event, &mut unclaimed);
+            self.line(event, &mut unmatched);
         }
         Ok(())
     }
 
-    fn line(&mut self, line: Line, unclaimed: &mut BTreeMap<u32, Unclaimed>) {
+    fn line(&mut self, line: Line, unmatched: &mut BTreeMap<u32, Unmatched>) {
         let Line { tsc, vm_ns: at, cpu, event } = line;
         match event {
             Event::Boot { tsc_khz } => self.khz = Some(tsc_khz),
             Event::Inject { vector } => {
-                let injected = unclaimed.entry(cpu).or_default();
-                if injected.len() == UNCLAIMED_MAX {
+                let injected = unmatched.entry(cpu).or_default();
+                if injected.len() == UNMATCHED_MAX {
                     injected.pop_front();
                 }
                 injected.push_back((at.0, vector));
             }
             Event::Tick { expires_ns, fired_ns, host_ns, early_wakes } => {
-                let early_ns = host_ns.map(|host_ns| claim(unclaimed.entry(cpu).or_default(), host_ns));
+                let early_ns = host_ns.map(|host_ns| take_matched(unmatched.entry(cpu).or_default(), host_ns));
                 let mut early_ns = early_ns.unwrap_or_default();
                 early_ns.retain(|at| *at < expires_ns);
-                // Not one that an earlier tick left: the guest knows how many were this one's.
+                // Only the last `early_wakes` belong to this tick, by the guest's count. Others are left from a tick
+                // that was not matched.
                 let own = usize::try_from(early_wakes).unwrap_or(usize::MAX);
                 early_ns.drain(..early_ns.len().saturating_sub(own));
                 early_ns.truncate(EARLY_SHOWN);
@@ -152,10 +153,10 @@ impl Timeline {
     }
 }
 
-/// Takes what was injected up to `host_ns`, when the host injected the tick's last interrupt; gives when those of the same
-/// vector came that were before it. A tick whose injection is not among them takes nothing.
-fn claim(injected: &mut Unclaimed, host_ns: u64) -> Vec<u64> {
-    let last = injected.iter().rposition(|(at, _)| at.abs_diff(host_ns) <= ACCOUNTS_AGREE_NS);
+/// Removes the injections up to `host_ns`, when the host injected the tick's last interrupt. Returns the times of the
+/// earlier ones with the same vector. If the tick's own injection is not in the list, nothing is removed.
+fn take_matched(injected: &mut Unmatched, host_ns: u64) -> Vec<u64> {
+    let last = injected.iter().rposition(|(at, _)| at.abs_diff(host_ns) <= CLOCKS_AGREE_NS);
     let Some(last) = last else { return Vec::new() };
     let mut taken: Vec<(u64, u8)> = injected.drain(..=last).collect();
     let Some((_, vector)) = taken.pop() else { return Vec::new() };

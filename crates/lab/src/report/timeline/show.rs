@@ -9,7 +9,7 @@ use crate::report::{
     units,
 };
 
-/// What a tick may be late before its part of the chart is shaded: some operations of a microsecond each.
+/// Lateness from which the chart is shaded as late: a tick's handler takes some operations of a microsecond each.
 const LATE_NS: u64 = 20_000;
 
 impl Timeline {
@@ -88,7 +88,7 @@ fn points(chart: Chart, ticks: &[&Tick]) -> Chart {
     let late = |tick: &Tick, at: u64| (tick.expires_ns, difference(at, tick.expires_ns));
     let guest = ticks.iter().map(|tick| late(tick, tick.fired_ns)).collect();
     let host = ticks.iter().filter_map(|tick| tick.host_ns.map(|at| late(tick, at))).collect();
-    // These at their own time: there are several of one tick.
+    // Early wakes are drawn at the time they came: a tick may have several.
     let early = |tick: &&Tick| {
         let expires_ns = tick.expires_ns;
         tick.early_ns.iter().map(move |at| (*at, difference(*at, expires_ns))).collect::<Vec<_>>()
@@ -100,7 +100,7 @@ fn points(chart: Chart, ticks: &[&Tick]) -> Chart {
         .late_from(LATE_NS)
 }
 
-/// `a - b`, at the ends of the range if it leaves it.
+/// `a - b`, saturating.
 fn difference(a: u64, b: u64) -> i64 {
     let distance = i64::try_from(a.abs_diff(b)).unwrap_or(i64::MAX);
     if a >= b { distance } else { distance.saturating_neg() }

@@ -1,8 +1,8 @@
-//! Many ticks, of which few are kept: the worst of so many neighbours.
+//! Thins ticks out: keeps the worst of each group of neighbours.
 
 use super::Tick;
 
-/// Ticks kept at most; half of it at least, once there were so many.
+/// Ticks kept at most. Once there were so many, at least half of it is kept.
 const KEPT: usize = 2_000;
 
 /// The ticks that are kept. Each stands for `stride` of them.
@@ -10,7 +10,7 @@ const KEPT: usize = 2_000;
 pub(super) struct Thinned {
     kept: Vec<Tick>,
     stride: u64,
-    /// The worst since the last that was kept, and of how many.
+    /// The worst tick of the group that is not complete yet, and the group's size so far.
     open: Option<(Tick, u64)>,
 }
 
@@ -47,7 +47,7 @@ impl Thinned {
         self.stride = self.stride.saturating_mul(2);
     }
 
-    /// How many ticks one that is kept stands for.
+    /// How many ticks each kept one stands for.
     pub(super) fn stride(&self) -> u64 {
         self.stride
     }
