@@ -19,7 +19,8 @@ use super::{
 };
 use crate::x86::EntryState;
 
-/// Where the setup header is in the file, and where its last part says how long it is.
+/// Offsets in the file: of the setup header; of the byte that holds the header's length; and of the byte from which that
+/// length counts.
 const HEADER: usize = 0x1f1;
 const HEADER_END_AT: usize = 0x201;
 const HEADER_END_BASE: usize = 0x202;
@@ -61,7 +62,9 @@ pub(super) fn load(
     }
     let cmdline = cmdline_bytes(cmdline, usize::try_from(header.cmdline_size).unwrap_or(usize::MAX))?;
 
-    // The kernel unpacks itself: from `pref_address` on it needs `init_size` bytes (protocol 2.10), besides the file.
+    // The order of what follows: everything that the kernel will overwrite is taken before the initrd and the boot data are
+    // placed. That is the file's content, and, because the kernel decompresses itself, `init_size` bytes from
+    // `pref_address` on (protocol 2.10).
     let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
     let file_size = u64::try_from(file.bytes.len()).unwrap_or(u64::MAX);
     let size = file_size.checked_sub((setup_sectors + 1) * 512).filter(|size| *size > 0);
@@ -112,7 +115,7 @@ pub(super) fn load(
     })
 }
 
-/// The setup header, with zeros behind its own end: what follows there is code.
+/// The setup header. It is shorter in older kernels; what lies behind its end is code and is replaced by zeros.
 fn header(bytes: &[u8]) -> Option<setup_header> {
     let end = HEADER_END_BASE.checked_add(usize::from(*bytes.get(HEADER_END_AT)?))?;
     let mut header = setup_header::default();

@@ -1,11 +1,11 @@
-//! What the guest's CPUID says.
+//! The guest's CPUID leaves.
 //!
-//! Start from what this host's KVM supports, and take away everything that `vmm` would have to emulate and does not
-//! (KVM's asynchronous page faults, steal time, paravirtual IPIs, …). Then state what we do provide: the local APIC's
+//! They begin as what this host's KVM supports. Everything that `vmm` would have to emulate and does not (KVM's asynchronous
+//! page faults, steal time, paravirtual IPIs, …) is removed. Then what `vmm` does provide is added: the local APIC's
 //! features, kvmclock, the nanosecond deadline, and the frequencies.
 //!
-//! Frequencies are those at boot and stay so after a migration: CPUID does not change under a running guest, and that
-//! is exactly why a guest that read its TSC frequency once goes wrong. The pvclock page is what tells of a new one.
+//! The frequencies are those at boot, and stay so after a migration: CPUID does not change under a running guest. That is
+//! why a guest that reads its TSC frequency once goes wrong. The new frequency is in the pvclock page only.
 
 use guest_abi::{ns_deadline, pv_eoi, pvclock};
 use vmtime::Khz;
@@ -23,7 +23,7 @@ pub struct Offer {
     pub ns_deadline: bool,
     /// Paravirtual EOI.
     pub pv_eoi: bool,
-    /// IA32_TSC_ADJUST; needs a TSC that can be moved.
+    /// IA32_TSC_ADJUST; needs a TSC whose offset can be changed.
     pub tsc_adjust: bool,
     /// The TSC frequency at boot.
     pub tsc_khz: Khz,
@@ -41,7 +41,7 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_APIC: u32 = 1 << 9;
 /// Leaf 7 EBX.
 const EBX_TSC_ADJUST: u32 = 1 << 1;
-/// Leaf 0x80000001 ECX: SVM; EDX: RDTSCP, whose TSC we could not trap.
+/// Leaf 0x80000001 ECX: SVM; EDX: RDTSCP, which trap sites do not cover.
 const EXT_ECX_SVM: u32 = 1 << 2;
 const EXT_EDX_RDTSCP: u32 = 1 << 27;
 /// Leaf 6 EAX bit 2: the LAPIC timer runs in deep C-states.
@@ -50,7 +50,7 @@ const EAX_ARAT: u32 = 1 << 2;
 const EDX_INVARIANT_TSC: u32 = 1 << 8;
 /// The LAPIC timer's bus frequency: 1 GHz, so that one cycle is one nanosecond of VM time.
 const BUS_KHZ: u32 = 1_000_000;
-/// Leaf 0x16 is the last basic leaf that we state.
+/// The last basic leaf that [`stated`] adds.
 const MAX_BASIC_LEAF: u32 = 0x16;
 
 /// The leaves that vCPU number `apic_id` sees.
@@ -59,8 +59,8 @@ pub fn leaves(supported: &[Leaf], offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let mut leaves: Vec<Leaf> = supported
         .iter()
         .copied()
-        // Hypervisor leaves and the frequency leaves are ours; topology is stated below; leaf 0xa (performance
-        // counters) and 0x12 (SGX) would promise what we do not save.
+        // Hypervisor, frequency and topology leaves are replaced by ours in `stated`; leaf 0xa (performance counters) and
+        // 0x12 (SGX) would offer features whose state we do not save.
         .filter(|leaf| !matches!(leaf.function, 0x4000_0000..=0x4fff_ffff | 0xa | 0xb | 0x12 | 0x15 | 0x16 | 0x1f))
         .collect();
     for leaf in &mut leaves {
@@ -97,20 +97,20 @@ fn edit(leaf: &mut Leaf, offer: &Offer, apic_id: u32) {
     }
 }
 
-/// The physical address width that the guest was told, in bits; 36 if nothing was said (SDM vol. 2, "CPUID").
+/// The physical address width in `leaves`, in bits; 36 if there is no such leaf (SDM vol. 2, "CPUID").
 #[must_use]
 pub fn physical_bits(leaves: &[Leaf]) -> u8 {
     let leaf = leaves.iter().find(|leaf| leaf.function == 0x8000_0008);
     leaf.map_or(36, |leaf| leaf.eax.to_le_bytes()[0])
 }
 
-/// Whether the guest was told of IA32_TSC_ADJUST.
+/// Whether `leaves` offer IA32_TSC_ADJUST.
 #[must_use]
 pub fn has_tsc_adjust(leaves: &[Leaf]) -> bool {
     leaves.iter().any(|leaf| leaf.function == 7 && leaf.index == 0 && leaf.ebx & EBX_TSC_ADJUST != 0)
 }
 
-/// The leaves that do not come from KVM.
+/// The leaves that `vmm` itself provides.
 fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let plain = |function, eax, ebx, ecx, edx| Leaf { function, index: 0, indexed: false, eax, ebx, ecx, edx };
     let signed = |function, last, signature: [u8; 12]| {
@@ -127,7 +127,7 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
         // Extended topology: one thread per core, `cpus` cores.
         Leaf { function: 0xb, index: 0, indexed: true, eax: 0, ebx: 1, ecx: 0x100, edx: apic_id },
         Leaf { function: 0xb, index: 1, indexed: true, eax: 8, ebx: offer.cpus, ecx: 0x201, edx: apic_id },
-        // TSC Hz = ECX * EBX / EAX. The "crystal" is the LAPIC timer's clock, as Linux takes it to be.
+        // TSC Hz = ECX * EBX / EAX. ECX, the crystal's frequency, is that of the LAPIC timer: Linux assumes so.
         plain(0x15, 1_000_000, khz, 1_000_000_000, 0),
         plain(0x16, mhz, mhz, 100, 0),
         signed(pvclock::CPUID_LEAF, pvclock::CPUID_TIMING_LEAF, pvclock::CPUID_SIGNATURE),
@@ -141,7 +141,7 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     leaves
 }
 
-/// Of what a host `has`, that which [`missing`] compares.
+/// Reduces a host's leaves (`has`) to the bits that [`missing`] compares.
 #[must_use]
 pub fn compared(has: &[Leaf]) -> Vec<Leaf> {
     let only = |leaf: &Leaf| {
@@ -152,7 +152,7 @@ pub fn compared(has: &[Leaf]) -> Vec<Leaf> {
     has.iter().map(only).filter(|leaf| leaf.eax | leaf.ebx | leaf.ecx | leaf.edx != 0).collect()
 }
 
-/// Features that the guest saw (`saw`) and this host (`has`) lacks, by name.
+/// Names the features that the guest saw (`saw`) and this host (`has`) lacks.
 ///
 /// Only leaves made of feature bits are compared, and only bits that come from the host.
 #[must_use]
@@ -232,7 +232,7 @@ mod tests {
         let none = Leaf { ecx: 0, ..avx };
         assert_eq!(missing(&[avx], &[none]), ["avx (CPUID.1:ECX[28])"]);
         assert!(missing(&[avx], &[avx]).is_empty());
-        // The VMM's own promises are not the host's to keep.
+        // Features that the VMM emulates need no support of the host.
         let x2apic = Leaf { ecx: 1 << 21 | 1 << 24 | 1 << 31, ..none };
         assert!(missing(&[x2apic], &[none]).is_empty());
     }

@@ -2,15 +2,15 @@
 //!
 //! Source: Intel SDM vol. 2, "CPUID"; AMD APM vol. 3, appendix E.
 
-/// Bits of leaf 1 that we or the CPU's mode set, not the host: OSXSAVE, x2APIC, TSC-deadline, hypervisor.
+/// Bits of leaf 1 ECX that the VMM or the vCPU's mode sets, not the host: OSXSAVE, x2APIC, TSC-deadline, hypervisor.
 const LEAF_1_ECX_OURS: u32 = 1 << 27 | 1 << 21 | 1 << 24 | 1 << 31;
 /// Leaf 1 EDX: the APIC bit follows IA32_APIC_BASE.
 const LEAF_1_EDX_OURS: u32 = 1 << 9;
-/// Leaf 7 EBX: TSC_ADJUST is ours. Leaf 7 ECX: OSPKE follows CR4.
+/// Leaf 7 EBX: the VMM sets TSC_ADJUST. Leaf 7 ECX: OSPKE follows CR4.
 const LEAF_7_EBX_OURS: u32 = 1 << 1;
 const LEAF_7_ECX_OURS: u32 = 1 << 4;
 
-/// Which bits of a register are features that a host has or lacks.
+/// The bits of a register that are features of the host.
 #[must_use]
 pub fn host_feature_mask(function: u32, index: u32, register: &str) -> u32 {
     match (function, index, register) {
@@ -204,7 +204,7 @@ const EXT_1_EDX: [&str; 32] = [
     "3dnow",
 ];
 
-/// A feature bit's name with its place, or only the place if it has no name here.
+/// A feature bit's name with its register and bit number, or only those if the tables have no name for it.
 #[must_use]
 pub fn name(function: u32, index: u32, register: &str, bit: usize) -> String {
     let table = match (function, index, register) {

@@ -1,4 +1,4 @@
-//! What matters of an ELF file: its segments, its entry, and the sections that the VMM knows.
+//! The parts of an ELF file that the VMM uses: its segments, its entry point, and the sections of [`guest_abi`].
 
 use object::{
     Endianness,
@@ -86,12 +86,12 @@ impl Elf {
         Ok(Self { segments, entry: physical_entry, has_pvh_note, sites, ring })
     }
 
-    /// Every segment must lie in RAM; a loader's own message would not say what is needed.
+    /// Takes the segments' memory. Checked here and not in the loader, whose message would not say how much RAM is needed.
     pub(super) fn take(&self, file: File<'_>, places: &mut Places<'_>) -> Result<(), ImageError> {
         self.segments.iter().try_for_each(|segment| file.take(places, segment.address, segment.size))
     }
 
-    /// Writes the segments, which are taken; guest memory is zero where nothing was written.
+    /// Writes the segments, whose memory was taken before. The rest of a segment (bss) is zero, as fresh guest memory is.
     pub(super) fn write(&self, file: File<'_>, places: &Places<'_>) -> Result<(), ImageError> {
         for segment in &self.segments {
             let cut_off = || file.failed(format!("the file ends within the segment at {:#x}", segment.address));

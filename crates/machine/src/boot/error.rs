@@ -10,24 +10,24 @@ pub enum ImageError {
     /// The file cannot be read.
     #[error("{what} {name}: {source}")]
     Read {
-        /// What it was to be.
+        /// The file's use, for the message.
         what: &'static str,
         /// The file.
         name: String,
         /// Why.
         source: io::Error,
     },
-    /// The file is too large to be what it was to be.
+    /// The file is larger than any image or initrd.
     #[error("{what} {name}: larger than {limit} bytes")]
     TooLarge {
-        /// What it was to be.
+        /// The file's use, for the message.
         what: &'static str,
         /// The file.
         name: String,
-        /// The most that is read.
+        /// The limit, in bytes.
         limit: u64,
     },
-    /// None of the formats.
+    /// The file has none of the formats.
     #[error(
         "guest image {name}: not an ELF64 executable for x86-64 with a PVH entry, nor a Multiboot 1 kernel, nor a \
          bzImage ({reason})"
@@ -35,16 +35,16 @@ pub enum ImageError {
     Unknown {
         /// The image.
         name: String,
-        /// What the ELF parser said.
+        /// The ELF parser's error.
         reason: String,
     },
-    /// No way in.
+    /// An ELF file without an entry point that the VMM can use.
     #[error(
         "guest image {0}: no PVH entry point (an ELF note `Xen`, type 18; Linux has one with CONFIG_PVH=y) and no Multiboot 1 \
          header"
     )]
     NoEntry(String),
-    /// A header that cannot be followed.
+    /// A header that is wrong or asks for something that the VMM does not do.
     #[error("guest image {name}: its {format} header {reason}")]
     Header {
         /// The image.
@@ -54,7 +54,7 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
-    /// It does not fit.
+    /// The image does not fit in guest memory.
     #[error(
         "guest image {name}: needs memory up to {needed:#x}, but the guest has {available:#x} bytes; use a larger --memory"
     )]
@@ -66,10 +66,10 @@ pub enum ImageError {
         /// RAM size.
         available: u64,
     },
-    /// Nothing is left for what the VMM has to tell the guest.
+    /// No guest memory is left for the boot data.
     #[error("guest image {0}: it leaves no room in guest memory for boot data; use a larger --memory")]
     NoRoom(String),
-    /// The loader refused it.
+    /// The loader refused the image.
     #[error("guest image {name}: {reason}")]
     Load {
         /// The image.
@@ -77,7 +77,7 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
-    /// Its trap sites are wrong.
+    /// The image's trap sites are wrong.
     #[error("guest image {name}: {source}")]
     Sites {
         /// The image.
@@ -85,7 +85,7 @@ pub enum ImageError {
         /// Why.
         source: SiteError,
     },
-    /// Its tick ring is wrong.
+    /// The image's tick ring is not in guest memory.
     #[error("guest image {name}: the tick ring at {address:#x} is not in guest memory")]
     Ring {
         /// The image.
@@ -98,7 +98,7 @@ pub enum ImageError {
     CmdlineTooLong {
         /// Its length.
         length: usize,
-        /// What is possible.
+        /// The limit, in bytes.
         most: usize,
     },
     /// The command line holds a byte that would end it.

@@ -1,25 +1,26 @@
-//! What a PC's firmware leaves in memory: interrupt vectors that lead somewhere, for real-mode code, and the BIOS data
-//! area, by which kernels without a memory map find the end of the first megabyte's RAM.
+//! The part of a PC firmware's memory that guests rely on: interrupt vectors for real-mode code, and the BIOS data area, in
+//! which kernels without a memory map find the end of the first megabyte's RAM.
 //!
-//! There is no firmware, so no service: every vector is a handler that returns, those of the 8259 pair after an EOI.
-//! Without them the timer's interrupt, which a PC's firmware leaves on, would send real-mode code to address 0.
+//! There is no firmware, and so no BIOS service: every vector's handler only returns, those of the 8259 pair after an EOI.
+//! They are needed because the timer's interrupt is enabled, as a PC's firmware leaves it. Without a handler the first one
+//! would make real-mode code continue at address 0.
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::place::LOW_RAM_END;
 use crate::mem::ram::GuestRam;
 
-/// The firmware's segment, in the part of the first megabyte that no memory map offers.
+/// The handlers' segment, in the part of the first megabyte that no memory map lists as RAM.
 const SEGMENT: u16 = 0xf000;
-/// `iret`.
+/// Offset and code of the handlers, first the one that only returns: `iret`.
 const RETURN: (u16, &[u8]) = (0xff00, &[0xcf]);
-/// `push ax; mov al, 0x20; out 0x20, al; pop ax; iret`: the end of an interrupt of the first 8259.
+/// `push ax; mov al, 0x20; out 0x20, al; pop ax; iret`: EOI to the first 8259.
 const FIRST: (u16, &[u8]) = (0xff10, &[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]);
-/// The same for the second, and the first that it is behind.
+/// EOI to the second 8259 and to the first, which it is cascaded to.
 const SECOND: (u16, &[u8]) = (0xff20, &[0x50, 0xb0, 0x20, 0xe6, 0xa0, 0xe6, 0x20, 0x58, 0xcf]);
 
-/// The BIOS data area: address and value. Xen's Multiboot entry, for one, puts its trampoline below the extended area, and
-/// with zeros here below address 0.
+/// The BIOS data area: address and value. For example, Xen's Multiboot entry puts its trampoline below the extended area;
+/// with zeros here that would be below address 0.
 const DATA_AREA: [(u64, u16); 3] = [
     (0x400, 0x3f8),            // the first serial port
     (0x40e, EXTENDED_SEGMENT), // the extended BIOS data area
@@ -34,7 +35,7 @@ const EXTENDED_KIB: u8 = 1;
 /// The first vector of each 8259, as PC firmware programs them.
 pub const PIC_VECTORS: [u8; 2] = [0x08, 0x70];
 
-/// Writes vectors, handlers and data. Before the image: what it puts there is its own.
+/// Writes vectors, handlers and data. To be called before the image is written, which may overwrite them.
 ///
 /// # Errors
 /// If the first megabyte is not RAM.

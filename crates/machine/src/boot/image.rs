@@ -1,4 +1,4 @@
-//! A guest image: read, its format recognised, loaded.
+//! Guest images: reading the file, recognising its format, loading it into guest memory.
 
 use std::{fs, io::Read, path::Path};
 
@@ -10,10 +10,10 @@ use object::{
 use super::{ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites, unlisted::Unlisted};
 use crate::{host::regular_file::open_regular, mem::ram::GuestRam, x86::EntryState};
 
-/// An image or initrd larger than this is a mistake.
+/// A larger image or initrd is refused, in bytes.
 const FILE_MAX: u64 = 1 << 30;
 
-/// A guest image, read and understood.
+/// A guest image that was read and parsed.
 pub struct Image {
     name: String,
     bytes: Vec<u8>,
@@ -22,17 +22,17 @@ pub struct Image {
     ring: Option<u64>,
 }
 
-/// What an image is, and so how it is entered.
+/// The format of an image, which decides how it is loaded and entered.
 enum Kind {
     /// An ELF64 file with a PVH entry note.
     Pvh(Elf),
     /// A file with a Multiboot 1 header; an ELF of either class, unless the header says where to load it.
     Multiboot(multiboot::Header, Option<Elf>),
-    /// Linux as distributions ship it.
+    /// A Linux bzImage.
     BzImage,
 }
 
-/// How much of an image says what it is: Multiboot's header may be the last of it.
+/// How much of an image decides its format, in bytes: Multiboot's header may be at the end of it.
 const HEAD_BYTES: u64 = 8192;
 
 /// Reads all of the initrd at `path`, for a guest with `memory` bytes of RAM.
@@ -48,7 +48,7 @@ pub fn read_initrd(path: &Path, memory: u64) -> Result<Vec<u8>, ImageError> {
     read(what, path, &file, length, Vec::new())
 }
 
-/// Opens a file that is to be a `what`, and looks at its size.
+/// Opens a file and checks its size; `what` is the file's use, for error messages.
 fn open(what: &'static str, path: &Path) -> Result<(fs::File, u64), ImageError> {
     let name = || path.display().to_string();
     let (file, length) = open_regular(path).map_err(|source| ImageError::Read { what, name: name(), source })?;
@@ -59,7 +59,8 @@ fn open(what: &'static str, path: &Path) -> Result<(fs::File, u64), ImageError> 
     }
 }
 
-/// Reads `file`, of which `bytes` have been read, up to `length` bytes: more than it had is not asked for.
+/// Reads `file`, of which `bytes` have been read, up to `length` bytes in all. `length` is the size when it was opened: what
+/// is appended later is not read.
 fn read(
     what: &'static str,
     path: &Path,
@@ -68,7 +69,7 @@ fn read(
     mut bytes: Vec<u8>,
 ) -> Result<Vec<u8>, ImageError> {
     let left = length.saturating_sub(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-    // Of a file of a known length, one read takes all.
+    // Reserved in advance, so that one read(2) takes everything.
     bytes.reserve_exact(usize::try_from(left).unwrap_or(0));
     let failed = |source| ImageError::Read { what, name: path.display().to_string(), source };
     file.take(left).read_to_end(&mut bytes).map_err(failed)?;
@@ -85,15 +86,15 @@ impl Image {
         let (file, length) = open(what, path)?;
         let head = read(what, path, &file, length.min(HEAD_BYTES), Vec::new())?;
         let known = head.starts_with(&ELFMAG) || multiboot::Header::find(&head).is_some() || bzimage::is_one(&head);
-        // What is none of the formats is not read any further.
+        // Of a file of no known format the rest is not read.
         let bytes = if known { read(what, path, &file, length, head)? } else { head };
         Self::parse(path.display().to_string(), bytes)
     }
 
-    /// Understands an image in memory; `name` is for messages.
+    /// Parses an image in memory; `name` is for messages.
     ///
-    /// A file can be several things at once. A PVH entry is taken before a Multiboot header: it is the one that 64-bit
-    /// kernels are made for.
+    /// A file can have several formats at once. A PVH entry takes precedence over a Multiboot header, because it is the
+    /// entry that 64-bit kernels are made for.
     ///
     /// # Errors
     /// [`ImageError`].
@@ -135,7 +136,7 @@ impl Image {
         &self.sites
     }
 
-    /// Instructions that read the TSC and are not among its trap sites.
+    /// The instructions of the image that read the TSC and are not among its trap sites.
     #[must_use]
     pub fn unlisted(&self) -> Unlisted {
         Unlisted::scan(&self.bytes, &self.sites)
@@ -147,14 +148,14 @@ impl Image {
         self.ring
     }
 
-    /// Puts the image, its command line and boot data into `memory`.
+    /// Writes the image, its command line and boot data into `memory`.
     ///
     /// # Errors
-    /// [`ImageError`]; `memory` is then of no use.
+    /// [`ImageError`]; `memory` is then unusable.
     pub fn load(&self, memory: &GuestRam, cmdline: &str, initrd: Option<&[u8]>) -> Result<EntryState, ImageError> {
         let mut places = Places::new(memory);
         if !matches!(self.kind, Kind::Pvh(_)) {
-            // It is written before the image: what that puts there is its own.
+            // Before the image, whose segments may overwrite it.
             firmware::write(memory)
                 .map_err(|error| ImageError::Load { name: self.name.clone(), reason: error.to_string() })?;
         }
@@ -180,7 +181,7 @@ pub(super) struct File<'a> {
 }
 
 impl File<'_> {
-    /// `size` bytes from `start` must be RAM, and are taken.
+    /// Checks that `size` bytes from `start` are RAM, and marks them as taken.
     pub(super) fn take(self, places: &mut Places<'_>, start: u64, size: u64) -> Result<(), ImageError> {
         if size > 0 && !places.is_ram(start, size) {
             let (needed, available) = (start.saturating_add(size), places.available());

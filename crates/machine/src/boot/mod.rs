@@ -1,7 +1,8 @@
 //! From an image file to a vCPU about to execute its first instruction.
 //!
-//! Holds: guest images (ELF with a PVH entry and bzImage, through linux-loader; Multiboot 1), the RAM they live in, the
-//! CPUID they see, the trap sites they list. Knows no KVM structure and runs nothing.
+//! It holds guest images (ELF with a PVH entry and bzImage, through linux-loader; Multiboot 1), where they are placed in
+//! RAM, the CPUID leaves that the guest sees, and the trap sites that an image lists. It uses no KVM structure and runs
+//! no guest.
 
 mod bzimage;
 pub mod cpuid;

@@ -1,6 +1,6 @@
 //! Multiboot 1 kernels (GNU GRUB, "Multiboot Specification version 0.6.96").
 //!
-//! As QEMU's `-kernel` does it: the initrd is the one module, and the command line begins with the image's name.
+//! As with QEMU's `-kernel`, the initrd is the only module, and the command line begins with the image's name.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,7 +26,7 @@ const HAS_ADDRESSES: u32 = 1 << 16;
 const REQUIRED: u32 = 0xffff;
 /// Information flags: memory, command line, modules, memory map, boot loader's name.
 const INFO_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9;
-/// Size of the information structure, with the fields that nothing is said in.
+/// Size of the information structure, including the fields that are left zero, in 32-bit words.
 const INFO_WORDS: usize = 29;
 const TYPE_RAM: u32 = 1;
 const TYPE_RESERVED: u32 = 2;
@@ -58,7 +58,7 @@ impl Header {
             }
             let [a, b, c, d, e] = [12, 16, 20, 24, 28].map(|field| word(bytes, offset.saturating_add(field)));
             let addresses = (flags & HAS_ADDRESSES != 0).then(|| Some([a?, b?, c?, d?, e?]));
-            // A header that says it has addresses and is cut off is none.
+            // The flag says that there are addresses, and the file ends before them: not a header.
             let addresses = match addresses {
                 Some(None) => return None,
                 other => other.flatten(),
@@ -67,7 +67,7 @@ impl Header {
         })
     }
 
-    /// Loads the image where its header says; gives the entry point.
+    /// Loads the image at the addresses in its header, and returns the entry point.
     fn load_by_addresses(
         &self,
         file: File<'_>,
@@ -128,14 +128,14 @@ pub(super) fn load(
     if !places.is_ram(entry, 1) {
         return Err(wrong(format!("leads to an entry point outside guest memory, {entry:#x}")));
     }
-    // Aligned to a page whether the kernel asks for it or not, above the kernel.
+    // The module is above the kernel, and aligned to a page whether the kernel asks for it or not.
     let above = |places: &mut Places<'_>, size| places.lowest(size, places.end()..places.low_end());
     let module = initrd.map(|bytes| put_initrd(places, bytes, above)).transpose()?;
     let at = write_information(file, places, &cmdline, module)?;
     Ok(EntryState { rip: entry, rax: LOADER_MAGIC, rbx: at, pc: true, ..EntryState::default() })
 }
 
-/// Writes the information structure and what it points to; gives its address.
+/// Writes the information structure and what it points to, and returns its address.
 fn write_information(
     file: File<'_>,
     places: &mut Places<'_>,
@@ -164,7 +164,7 @@ fn write_information(
     let word = |value: u64| u32::try_from(value).map_err(|error| file.failed(error.to_string()));
     let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
     if let Some(((start, size), offset)) = module.zip(module_at) {
-        // No string of its own: the NUL that ends the boot loader's name.
+        // The module's string is empty: it points to the NUL at the end of the boot loader's name.
         let string = at.saturating_add(loader).saturating_add(3);
         block.replace(offset, &words(&[word(start)?, word(start.saturating_add(size))?, word(string)?, 0]));
     }

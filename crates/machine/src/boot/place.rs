@@ -1,8 +1,8 @@
-//! Where things go in guest memory: beside what is there already.
+//! Allocation of guest memory while an image is loaded.
 //!
-//! A kernel says where it wants to be; the rest (boot data, command line, modules) must find a place that no segment of
-//! the kernel covers, or the one would overwrite the other. The first megabyte's upper part counts as taken: PCs have
-//! firmware and video memory there, and no memory map offers it.
+//! The kernel's segments have fixed addresses. The rest (boot data, command line, modules) is placed where it overlaps no
+//! segment. The upper part of the first megabyte counts as taken: PCs have firmware and video memory there, and no memory
+//! map lists it as RAM.
 
 use std::ops::Range;
 
@@ -13,15 +13,15 @@ use crate::mem::ram::GuestRam;
 
 /// The first megabyte's RAM ends where the PC's firmware has its extended data area, a KiB below the video memory.
 pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
-/// Where it goes on.
+/// Where RAM continues above firmware and video memory.
 pub(super) const HIGH_RAM_START: u64 = 0x10_0000;
-/// Boot data begins here if it can: above the real-mode vectors, BIOS data and what real-mode code takes for its own.
+/// The lowest address for boot data: above the real-mode vectors, the BIOS data and what real-mode code uses itself.
 const BOOT_DATA: u64 = 0x6000;
 /// The longest command line, with its NUL.
 pub(super) const CMDLINE_MAX: usize = 0x1_0000;
 const PAGE: u64 = 4096;
 
-/// Which parts of guest memory are spoken for.
+/// Guest memory, and which parts of it are taken.
 #[derive(Clone, Debug)]
 pub(super) struct Places<'a> {
     memory: &'a GuestRam,
@@ -29,17 +29,17 @@ pub(super) struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// Nothing but the hole in the first megabyte is taken.
+    /// `memory` with nothing taken but the upper part of the first megabyte.
     pub(super) fn new(memory: &'a GuestRam) -> Self {
         Self { memory, taken: std::iter::once(LOW_RAM_END..HIGH_RAM_START).collect() }
     }
 
-    /// The memory in question.
+    /// The guest memory.
     pub(super) fn memory(&self) -> &'a GuestRam {
         self.memory
     }
 
-    /// RAM size.
+    /// The size of RAM, in bytes.
     pub(super) fn available(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add)
     }
@@ -55,7 +55,7 @@ impl<'a> Places<'a> {
             && usize::try_from(size).is_ok_and(|size| self.memory.check_range(GuestAddress(start), size))
     }
 
-    /// Speaks for `size` bytes from `start`.
+    /// Marks `size` bytes from `start` as taken.
     pub(super) fn take(&mut self, start: u64, size: u64) {
         if size > 0 {
             self.taken.push(start..start.saturating_add(size));
@@ -67,10 +67,10 @@ impl<'a> Places<'a> {
         self.taken.iter().map(|range| range.end).fold(HIGH_RAM_START, u64::max)
     }
 
-    /// Speaks for the lowest `size` free bytes of RAM in `within`, aligned to a page.
+    /// Takes the lowest `size` free bytes of RAM in `within`, aligned to a page.
     pub(super) fn lowest(&mut self, size: u64, within: Range<u64>) -> Option<u64> {
         let mut start = within.start.checked_next_multiple_of(PAGE)?;
-        // Each round leaves one of the ranges behind for good.
+        // Each round moves `start` past one of the taken ranges, so that the loop ends.
         while let Some(end) = start.checked_add(size).filter(|end| *end <= within.end) {
             match self.taken.iter().find(|range| range.start < end && start < range.end) {
                 Some(range) => start = range.end.checked_next_multiple_of(PAGE)?,
@@ -84,7 +84,7 @@ impl<'a> Places<'a> {
         None
     }
 
-    /// Speaks for the highest `size` free bytes of RAM below `limit`, aligned to a page.
+    /// Takes the highest `size` free bytes of RAM below `limit`, aligned to a page.
     pub(super) fn highest(&mut self, size: u64, limit: u64) -> Option<u64> {
         let mut end = limit.min(self.low_end());
         loop {
@@ -100,12 +100,12 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// A place for `size` bytes of boot data: in the first megabyte, or else behind everything.
+    /// Takes `size` bytes for boot data: in the first megabyte if they fit, else above everything that is taken.
     pub(super) fn boot_data(&mut self, size: u64) -> Option<u64> {
         self.lowest(size, BOOT_DATA..LOW_RAM_END).or_else(|| self.lowest(size, self.end()..self.low_end()))
     }
 
-    /// The RAM that the guest is told of, as (start, end).
+    /// The RAM ranges in the guest's memory map.
     pub(super) fn map(&self) -> Vec<Range<u64>> {
         let mut map: Vec<_> = std::iter::once(0..LOW_RAM_END).collect();
         for region in self.memory.iter() {
@@ -128,7 +128,7 @@ pub(super) fn cmdline_bytes(cmdline: &str, most: usize) -> Result<Vec<u8>, Image
     Ok([cmdline.as_bytes(), &[0]].concat())
 }
 
-/// Puts the initrd where `place` says; gives (address, size).
+/// Writes the initrd to the address that `place` returns, and returns (address, size).
 pub(super) fn put_initrd(
     places: &mut Places<'_>,
     bytes: &[u8],
@@ -141,14 +141,14 @@ pub(super) fn put_initrd(
     Ok((address, size))
 }
 
-/// Bytes that are written to one place, with the addresses of their parts known as they are added.
+/// Bytes that are collected and then written to one address. The offset of each part is known as it is added.
 #[derive(Debug, Default)]
 pub(super) struct Block {
     bytes: Vec<u8>,
 }
 
 impl Block {
-    /// Adds `part`, aligned to 16 bytes; gives its offset.
+    /// Adds `part`, aligned to 16 bytes, and returns its offset.
     pub(super) fn add(&mut self, part: &[u8]) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
         let offset = self.size();
@@ -156,7 +156,7 @@ impl Block {
         offset
     }
 
-    /// Puts `part` at `offset`, over what was added there.
+    /// Overwrites what is at `offset` with `part`.
     pub(super) fn replace(&mut self, offset: u64, part: &[u8]) {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         for (to, from) in self.bytes.iter_mut().skip(offset).zip(part) {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn boot_data_gives_way_to_the_kernel() {
+    fn boot_data_avoids_the_kernel() {
         let memory = memory();
         let mut places = Places::new(&memory);
         assert_eq!(places.clone().boot_data(0x100), Some(0x6000));

@@ -38,7 +38,7 @@ pub(super) fn load(
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(ImageError::NoEntry(file.name.to_owned()));
     };
-    // As high as the first RAM region allows, above the kernel.
+    // The initrd is at the highest free address below the MMIO hole, and above the kernel.
     let kernel_end = places.end();
     let high = |places: &mut Places<'_>, size| {
         let end = places.low_end();
@@ -46,7 +46,8 @@ pub(super) fn load(
     };
     let module = initrd.map(|bytes| put_initrd(places, bytes, high)).transpose()?;
 
-    // The start info first: its place is the block's. The rest is at offsets that do not depend on its contents.
+    // The start info is added first, so that the block's address is its address. It is empty for now: it holds the
+    // addresses of the other parts, which are known once the block has its size and so its place.
     let mut block = Block::default();
     block.add(hvm_start_info::default().as_slice());
     let map: Vec<u8> = places

@@ -1,8 +1,8 @@
-//! Trap sites: instructions of the guest that the VMM owns.
+//! Trap sites: instructions of the guest that the VMM emulates.
 //!
-//! The image lists them (see [`guest_abi::sites`]). Patched, each holds `HLT; NOP`; the HLT exit at a known address is
-//! answered as the original instruction would be. The table comes from an image or a snapshot and is not trusted: every
-//! entry must stand in RAM on the bytes that its kind says.
+//! The image lists them (see [`guest_abi::sites`]). The VMM can patch each to `HLT; NOP`, which exits; at the address of a
+//! site it then emulates the original instruction. The table comes from an image or a snapshot and is not trusted: each
+//! entry must be the address of RAM that holds the bytes of its kind.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::mem::ram::GuestRam;
 
-/// More than any guest has; bounds what a hostile image makes us hold.
+/// More than any guest has; bounds the memory that a hostile image can make the VMM use.
 const MAX_SITES: usize = 65_536;
 
 /// A table that cannot be used.
@@ -35,7 +35,7 @@ pub enum SiteError {
     /// Not in RAM.
     #[error("trap site {0:#x} is not in guest memory")]
     OutsideMemory(u64),
-    /// Another instruction stands there.
+    /// Another instruction is at that address.
     #[error("trap site {address:#x} should hold {expected:02x?} ({kind:?}) but holds {found:02x?}")]
     WrongBytes {
         /// Its address.
@@ -116,7 +116,7 @@ impl Sites {
         Ok(Self { by_address })
     }
 
-    /// Checks that every site stands in RAM on its original bytes.
+    /// Checks that every site is in RAM and holds its original bytes.
     ///
     /// # Errors
     /// [`SiteError::OutsideMemory`], [`SiteError::WrongBytes`].
@@ -154,7 +154,7 @@ impl Sites {
         Self { by_address: self.by_address.iter().filter(|(_, k)| keep(**k)).map(|(a, k)| (*a, *k)).collect() }
     }
 
-    /// The sites that hold what the table says, patched or not: a guest may overwrite its own code.
+    /// The sites that still hold their instruction, patched or not: a guest may overwrite its own code.
     #[must_use]
     pub fn alive(&self, memory: &GuestRam) -> Self {
         let holds = |address: u64, kind: Kind| {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn patches_and_restores_only_what_the_table_says() {
+    fn patches_and_restores_only_listed_sites() {
         let memory = memory();
         memory.write_slice(&[0x0f, 0x31, 0x90, 0x0f, 0x30], GuestAddress(0x1000)).unwrap();
         let sites = Sites::from_section(&section(&[(0x1000, 1), (0x1003, 2)])).unwrap();

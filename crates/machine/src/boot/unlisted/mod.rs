@@ -1,12 +1,12 @@
 //! Instructions that read the TSC and are not in the guest's trap-site table.
 //!
-//! Where the VMM answers RDTSC at trap sites, one that the table forgets gives the host's TSC, and what the guest computes
-//! with it is wrong in silence. So the image's code is searched for them.
+//! Where the VMM emulates RDTSC at trap sites, an RDTSC that is missing from the table returns the host's TSC. The guest's
+//! results are then wrong without any error. So the image's code is searched for such instructions.
 //!
-//! The two or three bytes of such an instruction can also be part of another one: an immediate value, a displacement. What
-//! they are is decided by decoding from the last address before them that begins an instruction: a symbol, a trap site, the
-//! entry point, the beginning of a section. Where that meets bytes that are no instruction nobody can tell, up to where a
-//! branch leads.
+//! The two or three bytes of such an instruction can also be part of another one: an immediate value, a displacement. To
+//! find out, the code is decoded from the last address before them at which an instruction is known to begin: a symbol, a
+//! trap site, the entry point, the beginning of a section. After bytes that are no instruction the decoder may be out of
+//! step, and the result is unsure until the next target of a branch.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::sites::Sites;
 
-/// How many are named; more are counted.
+/// How many instructions are listed; further ones are only counted.
 const NAMED: usize = 16;
-/// Code that is decoded. Guests that list trap sites are small; a hostile file must not keep anybody waiting.
+/// How many bytes of code are decoded at most. Guests that list trap sites are small; the limit bounds the time that a
+/// hostile file can cost.
 const DECODED_MAX: usize = 8 << 20;
 
 /// The instructions that were found.
@@ -39,7 +40,7 @@ pub struct TscRead {
     pub address: u64,
     /// RDTSCP, not RDTSC.
     pub rdtscp: bool,
-    /// It is one for sure; else the bytes may be something else.
+    /// It is certainly an instruction; otherwise the bytes may be data or part of another one.
     pub sure: bool,
 }
 
@@ -72,7 +73,7 @@ impl Unlisted {
         let mut left = DECODED_MAX;
         for stretch in stretches(&elf) {
             let listed = |at: usize| sites.at(stretch.address_of(at)).is_some();
-            // What is right costs no decoding: guests start in milliseconds.
+            // Usually every suspect is listed. Then nothing is decoded, so that guests start in milliseconds.
             if suspects(stretch.bytes).all(|(at, _)| listed(at)) {
                 continue;
             }
@@ -87,7 +88,7 @@ impl fmt::Display for Unlisted {
         let Self { first, more } = self;
         for (index, TscRead { address, rdtscp, sure }) in first.iter().enumerate() {
             let (comma, name) = (if index == 0 { "" } else { ", " }, if *rdtscp { "RDTSCP" } else { "RDTSC" });
-            // If none is sure, the sentence around says so.
+            // If none is sure, the caller's sentence says so.
             let perhaps = if self.any_is_sure() && !sure { " (or data)" } else { "" };
             write!(f, "{comma}{name} at {address:#x}{perhaps}")?;
         }
@@ -102,7 +103,7 @@ impl fmt::Display for Unlisted {
 struct Stretch<'a> {
     address: u64,
     bytes: &'a [u8],
-    /// It holds code only, so that its first byte begins an instruction.
+    /// It is a section: it holds code only, so that its first byte begins an instruction.
     section: bool,
 }
 
@@ -132,23 +133,23 @@ fn is_code(flags: elf::SectionFlags) -> bool {
     flags.0 & code == code
 }
 
-/// What begins at an address.
+/// The kind of bytes that begin at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Begins {
-    /// Nobody knows what: a segment is not code only.
+    /// Not known: a segment may hold data, too.
     Anything,
-    /// Data in the midst of code.
+    /// Data between code.
     Data,
     /// An instruction.
     Instruction,
 }
 
-/// What some bytes are, decoded in one mode.
+/// The result for the bytes at one suspect, decoded in one mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Are {
     Instruction,
     PartOfAnother,
-    /// Bytes before them are no instruction, so that nobody knows where one begins; or nothing is known to lead there.
+    /// The decoder may be out of step, because bytes before them are no instruction; or no path is known to reach them.
     Unknown,
 }
 
@@ -156,11 +157,12 @@ enum Are {
 struct Search<'a> {
     stretch: &'a Stretch<'a>,
     sites: &'a Sites,
-    /// Where things begin, by offset.
+    /// Where code or data is known to begin, by offset.
     begins: Vec<(usize, Begins)>,
-    /// Modes, in bits, that all of it may be run in.
+    /// The mode that all of it may run in, in bits: 64 or 32.
     bits: u32,
-    /// Offsets of code that runs in 32-bit mode or in `bits`: it is entered in the former.
+    /// Offsets of the code at the entry point. It is entered in 32-bit mode and may switch, so that it is decoded in both
+    /// modes.
     entered: std::ops::Range<usize>,
 }
 
@@ -191,7 +193,7 @@ impl<'a> Search<'a> {
         begins.extend(sites.addresses().filter_map(|site| Some((offset(site)?, Begins::Instruction))));
         begins.push((0, if stretch.section { Begins::Instruction } else { Begins::Anything }));
         begins.sort_unstable();
-        // Of several things at one place, what is known best.
+        // Of several entries for one offset keep the most certain.
         begins.dedup_by(|after, before| {
             let same = after.0 == before.0;
             if same {
@@ -235,7 +237,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Where RDTSC (0f 31) or RDTSCP (0f 01 f9) may stand in `code`, and whether it is the second.
+/// The offsets in `code` of the bytes of RDTSC (0f 31) and RDTSCP (0f 01 f9), and whether they are RDTSCP's.
 fn suspects(code: &[u8]) -> impl Iterator<Item = (usize, bool)> {
     let may_begin = code.iter().enumerate().filter(|(_, byte)| **byte == 0x0f);
     may_begin.filter_map(|(at, _)| match code.get(at.saturating_add(1)..) {
@@ -245,15 +247,17 @@ fn suspects(code: &[u8]) -> impl Iterator<Item = (usize, bool)> {
     })
 }
 
-/// What the bytes at each of `suspects`, which rise, are if `code` runs in this mode.
+/// Decodes `code` in the mode `bits`, and returns a result for each of `suspects`, which are sorted by offset.
+///
+/// Two flags decide whether a result is certain. `lost`: the decoder may be in the middle of an instruction. `reached`: a
+/// path of execution leads to the current instruction. A branch target that was seen before settles both.
 fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) -> Vec<Are> {
     let mut decoder = Decoder::new(bits, code, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
-    // Nobody knows where an instruction begins.
     let mut lost = begins != Begins::Instruction;
-    // Nothing is known to lead here: data can follow a jump.
+    // Becomes false after a jump or return: data can follow.
     let mut reached = true;
-    // Where branches lead, further on.
+    // Targets of branches ahead of the current position.
     let mut targets = BTreeSet::new();
     let mut are = Vec::with_capacity(suspects.len());
     while are.len() < suspects.len() {
@@ -271,14 +275,15 @@ fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) ->
         let next_target = targets.range(start.saturating_add(1)..).next().copied();
         if instruction.is_invalid() {
             lost = true;
-            // The next byte may begin one.
+            // Try again at the next byte.
             let _ = decoder.set_position(start.saturating_add(1));
         } else if lost && let Some(target) = next_target.filter(|target| *target < decoder.position()) {
-            // What began in the midst of something goes on no further than where a branch leads.
+            // An instruction that was decoded while lost may be a wrong one. It must not run past a branch target, where an
+            // instruction is known to begin.
             let _ = decoder.set_position(target);
         }
         let end = decoder.position();
-        // Prefixes do not make another instruction of it.
+        // Also with prefixes, which do not change the instruction.
         let reads = matches!(instruction.code(), Code::Rdtsc | Code::Rdtscp);
         while suspects.get(are.len()).is_some_and(|(suspect, _)| (start..end).contains(suspect)) {
             are.push(match (lost, reads) {
@@ -297,7 +302,7 @@ fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) ->
     are
 }
 
-/// Whether execution does not go on at the next instruction.
+/// Whether execution never continues at the next instruction.
 fn ends_here(instruction: &Instruction) -> bool {
     use Mnemonic::{Iret, Iretd, Iretq, Jmp, Ret, Retf, Ud2};
     matches!(instruction.mnemonic(), Jmp | Ret | Retf | Iret | Iretd | Iretq | Ud2)
