@@ -11,26 +11,25 @@ use super::{
     audit::TickAudit,
     clock::Clock,
     config::{
-        BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, first_vm_probe,
-        source::{self, Chosen, Guest, SourceChoice, TscSource},
+        BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode,
+        source::{Chosen, SourceChoice, TscSource},
     },
     error::RunError,
-    kvm_lapic,
-    outputs::{Outputs, outlets},
+    outputs::{self, Outputs},
     paused::{BootTime, Paused},
-    record::counters::Counters,
+    record::{counters::Counters, trace::Trace},
     sched::round_robin::RoundRobin,
     shared::{Shared, VcpuShared},
-    state::{CpuStates, DevicesState, MachineSection, MachineState},
-    vcpus,
+    state::{DevicesState, MachineSection, MachineState},
+    vcpus::{NewVm, Vcpus, Wanted},
     wake::host_stop::HostInstant,
 };
 use crate::{
     boot::{self, Image, sites::Sites, unlisted::Unlisted},
     devices::Devices,
     host::clock::{HostClock, wall_ns},
-    kvm::Vm,
     mem::ram::{self, GuestRam},
+    output::Outlet,
 };
 
 /// How a saved machine is to go on.
@@ -64,25 +63,10 @@ impl Machine {
             let khz = Clock::new(chosen.source, options.time, host_clock, wanted).possible(wanted);
             Clock::new(chosen.source, options.time, host_clock, khz)
         };
-        let (chosen, mut clock, vm, cpus, in_kernel, leaves) = match options.lapic {
-            LapicKind::User => first_vm_probe::settle(env, |probe| {
-                let BootOptions { source, time, cpus, .. } = *options;
-                let guest = Guest { name: image.name(), sites: image.sites(), cpus, stopped: None };
-                let chosen = source::choose(probe, guest, source, time, wanted)?;
-                let clock = clock_for(&chosen);
-                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let (cpus, leaves) = vcpus::boot(&vm, probe, &chosen, options, clock.khz(), &entry)?;
-                Ok((chosen, clock, vm, cpus, None, leaves))
-            }),
-            LapicKind::Kvm => {
-                let chosen = kvm_lapic::choose(env, options.source, options.time, wanted, None, image.name())?;
-                let clock = clock_for(&chosen);
-                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let offer = kvm_lapic::offer(env.supported()?, &chosen, options.x2apic, clock.khz(), options.cpus);
-                let (cpus, leaves) = kvm_lapic::boot(&vm, env.supported()?, &offer, &entry)?;
-                Ok((chosen, clock, vm, Vec::new(), Some(cpus), leaves))
-            }
-        }?;
+        let khz = |chosen: &Chosen| clock_for(chosen).khz();
+        let new = Vcpus::boot(env, image, options, &memory, &entry, (wanted, khz))?;
+        let NewVm { chosen, vcpus, cpuids, vm } = new;
+        let mut clock = clock_for(&chosen);
         // Without a listed one no source but the host's is possible.
         let unlisted = if image.sites().has(Kind::Rdtsc) { image.unlisted() } else { Unlisted::default() };
         tell_unlisted(&unlisted, chosen.source, image.name());
@@ -95,37 +79,26 @@ impl Machine {
         if entry.pc {
             devices = devices.after_firmware(boot::firmware::PIC_VECTORS, moment.vm);
         }
-        let (trace, vcpus) = (outputs.trace.begin()?, vcpus(leaves.len()));
-        let shared = Shared {
-            clock: Mutex::new(clock),
-            devices: Mutex::new(devices),
-            wall: Mutex::new(WallRegistration::default()),
+        let parts = Parts {
+            clock,
+            devices,
+            wall: WallRegistration::default(),
             memory,
             sites: chosen.patched,
-            audit: Mutex::new(TickAudit::new(image.ring(), leaves.len())),
-            outlets: outlets(outputs.outlets, &trace, &vcpus),
-            trace,
-            vcpus,
-            stopping: AtomicBool::new(false),
-            tsc_stable: AtomicBool::new(true),
-            swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
-            poll: env.poll,
-            spin_limit: env.spin_limit,
-            settled_down: AtomicBool::new(false),
-            known_to_run: Mutex::new(HostInstant::now(host_clock)),
-            gap: Mutex::default(),
+            audit: TickAudit::new(image.ring(), cpuids.len()),
+            trace: outputs.trace.begin()?,
+            outlets: outputs.outlets,
+            cpus: cpuids.len(),
+            tsc_stable: true,
             lapic: options.lapic,
-            costs: Counters::default(),
-            warned_msrs: Mutex::default(),
         };
         Ok(Self {
-            round_robin: RoundRobin::new(options.seed, cpus.len()),
-            cpus,
-            in_kernel,
-            shared,
+            round_robin: RoundRobin::new(options.seed, vcpus.user().len()),
+            vcpus,
+            shared: parts.into_shared(env),
             all_sites: image.sites().clone(),
             image: image.name().to_owned(),
-            cpuid: leaves,
+            cpuid: cpuids,
             why: chosen.why,
             choice: options.source,
             paused: Some(Paused::here(moment, BootTime::now())),
@@ -181,27 +154,9 @@ impl Machine {
             moment.wall_ns = wall_ns();
         }
         let paused = paused.unwrap_or_else(|| Paused::saved(moment));
-        let stopped = Some(paused.stopped_tsc());
-        // The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with
-        // our LAPICs only the first three are KVM's: TSC, deadline and page follow in `resume`, together. With KVM's, the
-        // LAPIC follows there too.
-        let (chosen, vm, cpus, in_kernel) = match saved_cpus {
-            CpuStates::User(saved) => first_vm_probe::settle(env, |probe| {
-                let guest = Guest { name: image, sites: &all_sites, cpus: count, stopped };
-                let chosen = source::choose(probe, guest, choice, time, khz)?;
-                saved.iter().try_for_each(|cpu| vcpus::check_features(probe, cpu, &chosen))?;
-                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let cpus = vcpus::restore(&vm, probe, &memory, saved)?;
-                Ok((chosen, vm, cpus, None))
-            }),
-            CpuStates::Kvm(saved) => {
-                let chosen = kvm_lapic::choose(env, choice, time, khz, stopped, image)?;
-                saved.iter().try_for_each(|cpu| kvm_lapic::check_features(env, cpu, &chosen))?;
-                let vm = Vm::new(&env.host, Arc::clone(&memory), chosen.lapics)?;
-                let cpus = kvm_lapic::restore(&vm, saved)?;
-                Ok((chosen, vm, Vec::new(), Some(cpus)))
-            }
-        }?;
+        let stopped = paused.stopped_tsc();
+        let wanted = Wanted { image, sites: &all_sites, choice, time, khz, stopped };
+        let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;
         // Within the process it was told of already, unless the TSC was the host's until now.
         if !in_process || *saved_source != TscSource::Trapped {
             tell_unlisted(unlisted, chosen.source, image);
@@ -216,37 +171,26 @@ impl Machine {
         let DevicesState { serial, pic, pit, wall } = devices;
         let devices_now = Devices::from_state(serial, pic, pit, outputs.console)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
-        let (trace, vcpus) = (outputs.trace.begin()?, vcpus(saved_cpus.count()));
-        let shared = Shared {
-            clock: Mutex::new(clock),
-            devices: Mutex::new(devices_now),
-            wall: Mutex::new(WallRegistration::from_state(*wall)),
+        let parts = Parts {
+            clock,
+            devices: devices_now,
+            wall: WallRegistration::from_state(*wall),
             memory,
             sites: chosen.patched,
-            audit: Mutex::new(TickAudit::from_state(audit, saved_cpus.count(), since, *migrations)),
-            outlets: outlets(outputs.outlets, &trace, &vcpus),
-            trace,
-            vcpus,
-            stopping: AtomicBool::new(false),
-            tsc_stable: AtomicBool::new(*tsc_stable),
-            swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
-            poll: env.poll,
-            spin_limit: env.spin_limit,
-            settled_down: AtomicBool::new(false),
-            known_to_run: Mutex::new(HostInstant::now(host_clock)),
-            gap: Mutex::default(),
+            audit: TickAudit::from_state(audit, saved_cpus.count(), since, *migrations),
+            trace: outputs.trace.begin()?,
+            outlets: outputs.outlets,
+            cpus: saved_cpus.count(),
+            tsc_stable: *tsc_stable,
             lapic: saved_cpus.lapic(),
-            costs: Counters::default(),
-            warned_msrs: Mutex::default(),
         };
         Ok(Self {
-            round_robin: RoundRobin::from_state(*order, cpus.len()),
-            cpus,
-            in_kernel,
-            shared,
+            round_robin: RoundRobin::from_state(*order, vcpus.user().len()),
+            vcpus,
+            shared: parts.into_shared(env),
             all_sites,
             image: image.clone(),
-            cpuid: saved_cpus.cpuids(),
+            cpuid: cpuids,
             why: chosen.why,
             choice,
             paused: Some(paused),
@@ -280,6 +224,46 @@ fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
     }
 }
 
-fn vcpus(count: usize) -> Vec<VcpuShared> {
-    (0..count).map(|_| VcpuShared::default()).collect()
+/// What [`Shared`] is made of, apart from what the host decides and what begins empty.
+struct Parts {
+    clock: Clock,
+    devices: Devices,
+    wall: WallRegistration,
+    memory: Arc<GuestRam>,
+    sites: Sites,
+    audit: TickAudit,
+    trace: Trace,
+    outlets: Vec<Outlet>,
+    cpus: usize,
+    tsc_stable: bool,
+    lapic: LapicKind,
+}
+
+impl Parts {
+    fn into_shared(self, env: &HostEnvironment) -> Shared {
+        let Self { clock, devices, wall, memory, sites, audit, trace, outlets, cpus, tsc_stable, lapic } = self;
+        let vcpus: Vec<VcpuShared> = (0..cpus).map(|_| VcpuShared::default()).collect();
+        Shared {
+            known_to_run: Mutex::new(HostInstant::now(clock.host())),
+            clock: Mutex::new(clock),
+            devices: Mutex::new(devices),
+            wall: Mutex::new(wall),
+            memory,
+            sites,
+            audit: Mutex::new(audit),
+            outlets: outputs::outlets(outlets, &trace, &vcpus),
+            trace,
+            vcpus,
+            stopping: AtomicBool::new(false),
+            tsc_stable: AtomicBool::new(tsc_stable),
+            swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
+            poll: env.poll,
+            spin_limit: env.spin_limit,
+            settled_down: AtomicBool::new(false),
+            gap: Mutex::default(),
+            lapic,
+            costs: Counters::default(),
+            warned_msrs: Mutex::default(),
+        }
+    }
 }

@@ -15,6 +15,7 @@ use super::{
     policy::{Policies, check_ratio},
     resume::Migration,
     shared::{Shared, lock},
+    vcpus::Vcpus,
 };
 use vmtime::Khz;
 
@@ -48,12 +49,15 @@ impl Machine {
         let choice = self.choice_after(source);
         let running = || Paused::here(lock(&self.shared.clock).moment(), BootTime::now());
         let stopped = self.has_run.then(|| self.paused.unwrap_or_else(running).stopped_tsc());
-        if self.in_kernel.is_some() {
-            return kvm_lapic::choose(env, choice, time, khz, stopped, &self.image).map(drop);
+        match &self.vcpus {
+            Vcpus::Kvm(_) => kvm_lapic::choose(env, choice, time, khz, stopped, &self.image),
+            Vcpus::User(cpus) => {
+                let cpus = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
+                let guest = Guest { name: &self.image, sites: &self.all_sites, cpus, stopped };
+                source::choose(&FirstVmProbe::certain(env)?, guest, choice, time, khz)
+            }
         }
-        let cpus = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX);
-        let guest = Guest { name: &self.image, sites: &self.all_sites, cpus, stopped };
-        source::choose(&FirstVmProbe::certain(env)?, guest, choice, time, khz).map(drop)
+        .map(drop)
     }
 
     /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
@@ -69,9 +73,9 @@ impl Machine {
         let choice = self.choice_after(state.machine.source);
         let changes = self.take_changes()?;
         self.shared.sites.unpatch(&self.shared.memory);
-        let Self { cpus, in_kernel, shared, migrations_here, paused, vm, .. } = self;
+        let Self { vcpus, shared, migrations_here, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
-        drop((cpus, in_kernel, vm));
+        drop((vcpus, vm));
         let Shared { devices, memory, audit, trace, outlets, costs, settled_down, .. } = shared;
         let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
         let outputs = Outputs { console, trace: TraceTo::On(trace), outlets };

@@ -30,6 +30,7 @@ pub mod sched;
 pub mod shared;
 pub mod state;
 pub mod stepper;
+pub mod user_lapic;
 pub mod vcpu;
 pub mod vcpus;
 pub mod wake;
@@ -45,11 +46,11 @@ use self::{
     },
     dirty::Changes,
     error::RunError,
-    kvm_lapic::KvmCpu,
     paused::Paused,
     sched::round_robin::RoundRobin,
     shared::{Shared, lock},
     vcpu::{Cpu, Phase},
+    vcpus::Vcpus,
 };
 use crate::{
     boot::{sites::Sites, unlisted::Unlisted},
@@ -63,10 +64,7 @@ pub const MAX_CPUS: u32 = 16;
 
 /// A machine.
 pub struct Machine {
-    /// The vCPUs whose LAPICs are ours: all or none.
-    pub(crate) cpus: Vec<Cpu>,
-    /// The vCPUs whose LAPICs are KVM's, if it has them: all, then.
-    pub(crate) in_kernel: Option<Vec<KvmCpu>>,
+    pub(crate) vcpus: Vcpus,
     /// Virtual time: who takes the next turn.
     pub(crate) round_robin: RoundRobin,
     pub(crate) shared: Shared,
@@ -101,7 +99,7 @@ impl Machine {
     /// If the ioctl fails.
     pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
         let mut lines = Vec::new();
-        for cpu in &mut self.cpus {
+        for cpu in self.vcpus.user_mut() {
             cpu.drain(&self.shared)?;
             let Cpu { vcpu, local } = cpu;
             let (index, address) = (local.index, vcpu.registers().linear_rip);
@@ -132,13 +130,13 @@ impl Machine {
     /// Timer interrupts that entered vCPU number `cpu` so far, in this process.
     #[must_use]
     pub fn timer_interrupts(&self, cpu: usize) -> u64 {
-        self.cpus.get(cpu).map_or(0, |cpu| cpu.local.timer_interrupts)
+        self.vcpus.user().get(cpu).map_or(0, |cpu| cpu.local.timer_interrupts)
     }
 
     /// Whether the timer of vCPU number `cpu` is armed.
     #[must_use]
     pub fn has_timer_armed(&self, cpu: usize) -> bool {
-        self.cpus.get(cpu).is_some_and(|cpu| cpu.local.apic.next_deadline().is_some())
+        self.vcpus.user().get(cpu).is_some_and(|cpu| cpu.local.apic.next_deadline().is_some())
     }
 
     /// The header of the tick ring of vCPU number `cpu`, as the guest has it now; none if there is none.
@@ -180,7 +178,7 @@ impl Machine {
     /// Who has the local APICs.
     #[must_use]
     pub fn lapic(&self) -> LapicKind {
-        if self.in_kernel.is_some() { LapicKind::Kvm } else { LapicKind::User }
+        self.vcpus.lapic()
     }
 
     /// Whether it stands still.

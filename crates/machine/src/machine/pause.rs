@@ -2,19 +2,16 @@
 
 use std::time::Duration;
 
-use vlapic::Armed;
-use vmtime::{HostTsc, Moment, Now};
+use vmtime::{HostTsc, Now};
 
 use super::{
     Machine,
     config::source::TscSource,
     error::RunError,
-    kvm_lapic,
     paused::{BootTime, Paused},
     record::trace::Event,
-    resume::{armed, some},
     shared::lock,
-    vcpu::{Cpu, ipi},
+    vcpus::InFlight,
     wake::host_stop::Gap,
 };
 
@@ -55,35 +52,13 @@ impl Machine {
 
     /// Stops TSC and VM time at the instant `at`; `since`: no vCPU has run since this host TSC.
     fn stand_still(&mut self, at: BootTime, since: Option<HostTsc>) -> Result<(), RunError> {
-        // What was sent has arrived: messages are in no snapshot.
-        for cpu in &mut self.cpus {
-            ipi::receive(cpu, &self.shared)?;
-        }
-        let mut clock = lock(&self.shared.clock);
-        match &mut self.in_kernel {
-            Some(cpus) => kvm_lapic::freeze(cpus, &self.vm, &mut clock, since)?,
-            None => clock.stop(),
-        }
-        let moment = clock.moment();
-        for Cpu { local, .. } in &mut self.cpus {
-            // What fell due before the stop is an interrupt, not a deadline in flight.
-            let now = clock.now(local.tsc_adjust);
-            local.advance(&clock, now);
-        }
-        drop(clock);
+        let moment = self.vcpus.freeze(&self.vm, &self.shared, since)?;
         self.paused = Some(Paused::here(moment, at));
-        for Cpu { local, .. } in &self.cpus {
-            self.trace_save(local.index, &moment, local.pvclock.state().version, armed(local));
-        }
-        for cpu in self.in_kernel.iter().flatten() {
-            let armed = cpu.frozen()?.armed;
-            self.trace_save(cpu.index, &moment, cpu.page_version(&self.shared), some(armed));
+        for in_flight in self.vcpus.in_flight(&self.shared)? {
+            let InFlight { cpu, page_version, armed } = in_flight;
+            let event = Event::Save { tsc_khz: moment.khz, page: moment.page, page_version, armed };
+            self.shared.event(cpu, Now::new(moment.tsc, moment.vm), &event);
         }
         Ok(())
-    }
-
-    fn trace_save(&self, cpu: u32, moment: &Moment, page_version: u32, armed: Option<Armed>) {
-        let event = Event::Save { tsc_khz: moment.khz, page: moment.page, page_version, armed };
-        self.shared.event(cpu, Now::new(moment.tsc, moment.vm), &event);
     }
 }

@@ -5,21 +5,20 @@
 //! page is published once with all of it. A real host does this in an order (LAPIC, TSC, deadline, page, GUEST_STOPPED);
 //! see the comments in `resume` for what depends on what.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
-use vlapic::Armed;
-use vmtime::{Adjusted, DowntimePolicy, Khz, Moment, Now, Stood, VmTime};
+use vmtime::{Adjusted, DowntimePolicy, Khz, Now, Stood, VmTime};
 
 use super::{
     Machine,
     config::{TimeMode, source::TscSource},
     error::RunError,
-    kvm_lapic::{self, Thaw},
-    policy::{Policies, check_ratio, deadline::rearm, fault::InjectedFault},
+    policy::{Policies, Restart, check_ratio, fault::InjectedFault},
     record::trace::Event,
-    shared::{Ram, Shared, lock},
-    vcpu::{Cpu, Local, ipi, tsc},
+    shared::lock,
+    vcpu::tsc,
+    vcpus::InFlight,
 };
 
 /// What a resume did to the clock.
@@ -51,9 +50,7 @@ impl Machine {
         let mut clock = lock(&self.shared.clock);
         let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
         check_ratio(moment.khz, khz)?;
-        let ours = self.cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust));
-        let kvms = self.in_kernel.iter().flatten().map(|cpu| (&cpu.vcpu, cpu.tsc_adjust()));
-        let vcpus: Vec<_> = ours.chain(kvms).collect();
+        let vcpus = self.vcpus.tscs();
         // Before its first start a TSC may be any; the host's is then the host's own, and what KVM scales is set to the clock's.
         let hold = clock.tsc_moves() && (self.has_run || clock.source() == TscSource::Scaled);
         if !hold {
@@ -72,9 +69,7 @@ impl Machine {
         if hold {
             tsc::set(&vcpus, &mut clock, &adjusted, khz)?;
         }
-        if self.in_kernel.is_some() {
-            adjusted = kvm_lapic::start_clock(&self.vm, &mut clock, &adjusted)?;
-        }
+        adjusted = self.vcpus.start_clock(&self.vm, &mut clock, adjusted)?;
         if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
             adjusted.tsc = clock.bend(jump);
         }
@@ -87,21 +82,14 @@ impl Machine {
         let first_start = !self.has_run;
         self.has_run = true;
         if first_start {
-            for Cpu { local, .. } in &self.cpus {
-                ipi::publish_route(&self.shared, local);
-            }
+            self.vcpus.publish_routes(&self.shared);
             self.trace_boot(&adjusted, khz);
             return Ok(None);
         }
         lock(&self.shared.audit).restored(adjusted.vm);
-        for index in 0..self.cpus.len() {
-            self.resume_cpu(index, policies, &moment, &adjusted)?;
-        }
-        let thaw = Thaw { vm: &self.vm, policies, moment: &moment, adjusted: &adjusted };
-        for cpu in self.in_kernel.iter_mut().flatten() {
-            let page_version = cpu.page_version(&self.shared);
-            let armed = some(thaw.cpu(cpu)?);
-            trace_restore(&self.shared, cpu.index, policies, &adjusted, khz, page_version, armed);
+        let restart = Restart { policies, moment: &moment, adjusted: &adjusted };
+        for in_flight in self.vcpus.thaw(&self.vm, &self.shared, restart)? {
+            self.trace_restore(policies, &adjusted, khz, &in_flight);
         }
         Ok(Some(Migration {
             from_khz: moment.khz,
@@ -112,84 +100,24 @@ impl Machine {
         }))
     }
 
-    fn resume_cpu(
-        &mut self,
-        index: usize,
-        policies: &Policies,
-        moment: &Moment,
-        adjusted: &Adjusted,
-    ) -> Result<(), RunError> {
-        let Some(Cpu { local, .. }) = self.cpus.get_mut(index) else { return Ok(()) };
-        let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
-        // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
-        let mut armed_now = rearm(local.apic.armed(), local.tsc_adjust, policies.deadline, moment, adjusted);
-        if let Some(fault) = policies.fault {
-            armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
-        }
-        local.apic.rearm(armed_now, now).map_err(|error| RunError::BadState(error.to_string()))?;
-        ipi::publish_route(&self.shared, local);
-        if let Some(vcpu_shared) = self.shared.vcpus.get(index) {
-            vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
-            vcpu_shared.tsc_adjust.store(local.tsc_adjust, Ordering::Relaxed);
-        }
-        // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
-        // not at save, so that a snapshot taken twice is the same snapshot.
-        let (page, khz) = {
-            let clock = lock(&self.shared.clock);
-            (clock.page(local.tsc_adjust), clock.khz())
-        };
-        let flags = self.shared.page_flags();
-        local.published_flags = flags;
-        let page = policies.fault.map_or(Some(page), |fault| fault.page(page, khz));
-        if let Some(page) = page {
-            local
-                .pvclock
-                .publish(
-                    &Ram(&self.shared.memory),
-                    &page,
-                    flags,
-                    policies.fault.is_none_or(InjectedFault::tells_stopped),
-                )
-                .map_err(|fault| RunError::BadState(fault.to_string()))?;
-        }
-        let version = local.pvclock.state().version;
-        trace_restore(&self.shared, local.index, policies, adjusted, khz, version, armed(local));
-        Ok(())
-    }
-
     fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {
         let source = lock(&self.shared.clock).source();
         let now = Now::new(adjusted.tsc, adjusted.vm);
         self.shared.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
-}
 
-fn trace_restore(
-    shared: &Shared,
-    cpu: u32,
-    policies: &Policies,
-    adjusted: &Adjusted,
-    tsc_khz: Khz,
-    page_version: u32,
-    armed: Option<Armed>,
-) {
-    let event = Event::Restore {
-        tsc_khz,
-        page: adjusted.page,
-        page_version,
-        armed,
-        deadline: policies.deadline,
-        downtime: policies.downtime,
-        downtime_ns: adjusted.downtime_ns,
-        clamped: adjusted.clamped,
-    };
-    shared.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);
-}
-
-pub(super) fn armed(local: &Local) -> Option<Armed> {
-    some(local.apic.armed())
-}
-
-pub(super) fn some(armed: Armed) -> Option<Armed> {
-    (armed != Armed::Disarmed).then_some(armed)
+    fn trace_restore(&self, policies: &Policies, adjusted: &Adjusted, tsc_khz: Khz, in_flight: &InFlight) {
+        let InFlight { cpu, page_version, armed } = *in_flight;
+        let event = Event::Restore {
+            tsc_khz,
+            page: adjusted.page,
+            page_version,
+            armed,
+            deadline: policies.deadline,
+            downtime: policies.downtime,
+            downtime_ns: adjusted.downtime_ns,
+            clamped: adjusted.clamped,
+        };
+        self.shared.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);
+    }
 }

@@ -6,12 +6,11 @@ use vmtime::{Now, VmTime};
 
 use super::{
     Machine,
-    config::TimeMode,
+    config::LapicKind,
     error::{Outcome, RunError},
-    kvm_lapic,
     policy::Policies,
     record::trace::Event,
-    sched::{self, mailbox::Interruptions, round_robin::Until},
+    sched::{mailbox::Interruptions, round_robin::Until},
     shared::{Ram, lock},
     vcpu::{Cpu, step::Stop},
 };
@@ -61,25 +60,13 @@ impl Machine {
                     Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
                 (clock.mode(), renewal, until)
             };
-            let stopped = match (mode, &mut self.in_kernel) {
-                (_, Some(cpus)) => {
-                    // Renewing its page is KVM's business.
-                    let stopped = sched::real(cpus, &self.shared, mailbox, until.stop, kvm_lapic::run)?;
-                    if !self.shared.has_gap() {
-                        lock(&self.shared.clock).follow(self.vm.clock()?);
-                    }
-                    Ok(stopped)
-                }
-                (TimeMode::Real, None) => sched::real(&mut self.cpus, &self.shared, mailbox, until.first(), sched::run),
-                (TimeMode::Virtual, None) => {
-                    sched::virtually(&mut self.cpus, &self.shared, mailbox, until, &mut self.round_robin)
-                }
-            }?;
+            let Self { vcpus, vm, shared, round_robin, .. } = self;
+            let stopped = vcpus.run(vm, shared, mailbox, (mode, until), round_robin)?;
             if self.shared.has_gap() {
                 return Ok(stopped);
             }
             let now = lock(&self.shared.clock).now(0);
-            if stopped == Stop::Reached && self.in_kernel.is_none() && now.vm >= renewal {
+            if stopped == Stop::Reached && self.vcpus.lapic() == LapicKind::User && now.vm >= renewal {
                 self.renew_page(now)?;
             }
             if stopped != Stop::Reached || stop.is_some_and(|stop| now.vm >= stop) {
@@ -92,7 +79,7 @@ impl Machine {
         let mut clock = lock(&self.shared.clock);
         clock.renew();
         let flags = self.shared.page_flags();
-        for Cpu { local, .. } in &mut self.cpus {
+        for Cpu { local, .. } in self.vcpus.user_mut() {
             let page = clock.page(local.tsc_adjust);
             local
                 .pvclock

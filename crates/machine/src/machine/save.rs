@@ -8,8 +8,7 @@ use super::{
     error::RunError,
     paused::Paused,
     shared::lock,
-    state::{CpuStates, DevicesState, KvmCpuState, MachineSection, MachineState},
-    vcpus,
+    state::{DevicesState, MachineSection, MachineState},
 };
 
 impl Machine {
@@ -23,25 +22,9 @@ impl Machine {
         };
         // Before the clock is locked: a traced tick asks it for the time.
         lock(&self.shared.audit).read_rings(&self.shared);
-        for cpu in &mut self.cpus {
-            cpu.drain(&self.shared)?;
-        }
-        for cpu in self.in_kernel.iter_mut().flatten() {
-            cpu.drain(&self.shared)?;
-        }
+        self.vcpus.drain(&self.shared)?;
         let clock = lock(&self.shared.clock);
-        let cpus = match &self.in_kernel {
-            None => CpuStates::User(vcpus::states(&mut self.cpus, &self.cpuid, env, &clock)?),
-            Some(cpus) => {
-                let msrs = env.msrs()?;
-                let states = cpus.iter().zip(&self.cpuid).map(|(cpu, cpuid)| {
-                    // The MP state first, which `frozen` has read: it may change the rest.
-                    let lapic = cpu.frozen()?;
-                    Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(msrs)?, lapic })
-                });
-                CpuStates::Kvm(states.collect::<Result<_, RunError>>()?)
-            }
-        };
+        let cpus = self.vcpus.states(&self.cpuid, env, &clock)?;
         let mut clock_state = clock.state();
         clock_state.moment = moment;
         Ok(MachineState {

@@ -110,8 +110,8 @@ impl Stepper {
                 let stop = limit.and_then(|limit| clock.least_tsc(limit));
                 (Until { stop, renewal: clock.least_tsc(renewal) }, renewal)
             };
-            let Machine { cpus, round_robin, shared, .. } = &mut self.machine;
-            match round_robin.give(cpus, shared, until, &mut self.wake_timer, pace)? {
+            let Machine { vcpus, round_robin, shared, .. } = &mut self.machine;
+            match round_robin.give(vcpus.user_mut(), shared, until, &mut self.wake_timer, pace)? {
                 Given::Stepped { cpu } => {
                     if here(&mut self.machine, cpu) {
                         return Ok(Came::Here);
@@ -120,7 +120,8 @@ impl Stepper {
                 // Nobody reads a machine that is stepped.
                 Given::Nothing | Given::Waited | Given::Unread => {}
                 Given::NobodyWakes | Given::EndOfTime => {
-                    let address = self.machine.cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
+                    let address =
+                        self.machine.vcpus.user_mut().first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
                     return Ok(Came::ToEnd(End::NothingWillWake(At { cpu: 0, address })));
                 }
                 Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),
@@ -163,7 +164,7 @@ impl Stepper {
         drop(clock);
         let index = u32::try_from(cpu).unwrap_or(u32::MAX);
         let nowhere = Place { cpu: index, rip: 0, halted: false, operations, timer_interrupts: 0, vm };
-        self.machine.cpus.get_mut(cpu).map_or(nowhere, |Cpu { vcpu, local }| Place {
+        self.machine.vcpus.user_mut().get_mut(cpu).map_or(nowhere, |Cpu { vcpu, local }| Place {
             rip: vcpu.registers().rip,
             halted: local.halted,
             timer_interrupts: local.timer_interrupts,
@@ -236,7 +237,7 @@ impl Stepper {
     pub fn resting(&mut self, env: &HostEnvironment) -> Result<Vec<Resting>, RunError> {
         self.settle()?;
         let msrs = env.msrs()?;
-        self.machine.cpus.iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()
+        self.machine.vcpus.user().iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()
     }
 
     /// The machine, with nothing incomplete.
@@ -249,12 +250,12 @@ impl Stepper {
     }
 
     fn drain(&mut self) -> Result<(), RunError> {
-        let Machine { cpus, shared, .. } = &mut self.machine;
-        cpus.iter_mut().try_for_each(|cpu| cpu.drain(shared))
+        let Machine { vcpus, shared, .. } = &mut self.machine;
+        vcpus.user_mut().iter_mut().try_for_each(|cpu| cpu.drain(shared))
     }
 
     fn settle(&mut self) -> Result<(), RunError> {
-        let Machine { cpus, shared, .. } = &mut self.machine;
-        cpus.iter_mut().try_for_each(|cpu| step::settle(cpu, shared))
+        let Machine { vcpus, shared, .. } = &mut self.machine;
+        vcpus.user_mut().iter_mut().try_for_each(|cpu| step::settle(cpu, shared))
     }
 }

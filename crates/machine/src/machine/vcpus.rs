@@ -1,191 +1,301 @@
-//! The vCPUs whose LAPICs are ours, all together: made, saved, restored. [`super::kvm_lapic`] has the others.
+//! The vCPUs of a machine, wherever their LAPICs are.
 
-use kvm_pv::{Registration, pv_eoi::PvEoi};
-use vlapic::{self, LocalApic};
-use vmtime::Khz;
+use std::sync::Arc;
+
+use vlapic::Armed;
+use vmtime::{Adjusted, HostTsc, Khz, Moment};
 
 use super::{
     clock::Clock,
     config::{
-        BootOptions, HostEnvironment,
-        first_vm_probe::FirstVmProbe,
-        source::{Chosen, TscSource},
+        BootOptions, HostEnvironment, LapicKind, TimeMode, first_vm_probe,
+        source::{self, Chosen, Guest, SourceChoice},
     },
     error::RunError,
-    shared::Ram,
-    state::CpuState,
-    vcpu::{Cpu, Local, Phase},
+    kvm_lapic::{self, KvmCpu},
+    paused::StoppedTsc,
+    policy::Restart,
+    sched::{
+        self,
+        mailbox::Interruptions,
+        round_robin::{RoundRobin, Until},
+    },
+    shared::{Shared, lock},
+    state::{CpuStates, KvmCpuState},
+    user_lapic,
+    vcpu::{Cpu, ipi, step::Stop, tsc},
 };
 use crate::{
-    boot::cpuid::{self, Offer},
+    boot::{Image, sites::Sites},
     kvm::Vm,
     mem::ram::GuestRam,
     x86::{EntryState, Leaf},
 };
 
-/// The vCPUs of a machine about to boot, number 0 at `entry`, and the CPUID that each sees.
-pub(crate) fn boot(
-    vm: &Vm,
-    probe: &mut FirstVmProbe<'_>,
-    chosen: &Chosen,
-    options: &BootOptions,
-    khz: Khz,
-    entry: &EntryState,
-) -> Result<(Vec<Cpu>, Vec<Vec<Leaf>>), RunError> {
-    let offer = Offer {
-        x2apic: options.x2apic && probe.facts.x2apic_exits,
-        tsc_deadline: chosen.tsc_deadline,
-        ns_deadline: true,
-        pv_eoi: options.pv_eoi,
-        // With the host's TSC a start does not wait for a probe of KVM's offset; `scaled` has been probed anyway.
-        tsc_adjust: match chosen.source {
-            TscSource::Trapped => true,
-            TscSource::Scaled => probe.tsc_offset()?,
-            TscSource::Host => false,
-        },
-        tsc_khz: khz,
-        cpus: options.cpus,
-    };
-    let mut cpus = Vec::new();
-    let mut leaves = Vec::new();
-    for index in 0..options.cpus {
-        let config = vlapic::Config {
-            id: index,
-            bsp: index == 0,
-            x2apic: offer.x2apic,
-            tsc_deadline: offer.tsc_deadline,
-            ns_deadline: offer.ns_deadline,
-        };
-        let seen = cpuid::leaves(probe.env.supported()?, &offer, index);
-        let mut vcpu = probe.vcpu(vm, index, &seen, entry.rip)?;
-        let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
-        if entry.pc && index == 0 {
-            apic = apic.in_virtual_wire_mode();
+/// All vCPUs, by number. Their LAPICs are of one kind.
+pub(crate) enum Vcpus {
+    /// The LAPICs are in user space.
+    User(Vec<Cpu>),
+    /// KVM has them, and kvmclock.
+    Kvm(Vec<KvmCpu>),
+}
+
+/// A new VM with its vCPUs.
+pub(crate) struct NewVm {
+    /// Where the guest's TSC comes from.
+    pub chosen: Chosen,
+    pub vcpus: Vcpus,
+    /// The CPUID that each vCPU sees.
+    pub cpuids: Vec<Vec<Leaf>>,
+    pub vm: Vm,
+}
+
+/// What a saved machine needs of a host.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// The image's name, for messages.
+    pub image: &'a str,
+    pub sites: &'a Sites,
+    pub choice: SourceChoice,
+    pub time: TimeMode,
+    pub khz: Khz,
+    /// The TSC that is to be continued.
+    pub stopped: StoppedTsc,
+}
+
+/// What a vCPU's timer and kvmclock page were at a stop, or are after it.
+pub(crate) struct InFlight {
+    /// The vCPU.
+    pub cpu: u32,
+    /// Version of its kvmclock page.
+    pub page_version: u32,
+    /// What its timer waits for, if it waits.
+    pub armed: Option<Armed>,
+}
+
+impl Vcpus {
+    /// The vCPUs of a machine about to boot, number 0 at `entry`. `khz` gives the TSC frequency that they see, once it is
+    /// known where the TSC comes from.
+    pub(crate) fn boot(
+        env: &HostEnvironment,
+        image: &Image,
+        options: &BootOptions,
+        memory: &Arc<GuestRam>,
+        entry: &EntryState,
+        (wanted, khz): (Khz, impl Fn(&Chosen) -> Khz),
+    ) -> Result<NewVm, RunError> {
+        let BootOptions { source, time, cpus, x2apic, .. } = *options;
+        match options.lapic {
+            LapicKind::User => first_vm_probe::settle(env, |probe| {
+                let guest = Guest { name: image.name(), sites: image.sites(), cpus, stopped: None };
+                let chosen = source::choose(probe, guest, source, time, wanted)?;
+                let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
+                let (cpus, cpuids) = user_lapic::boot(&vm, probe, &chosen, options, khz(&chosen), entry)?;
+                Ok(NewVm { chosen, vcpus: Self::User(cpus), cpuids, vm })
+            }),
+            LapicKind::Kvm => {
+                let chosen = kvm_lapic::choose(env, source, time, wanted, None, image.name())?;
+                let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
+                let offer = kvm_lapic::offer(env.supported()?, &chosen, x2apic, khz(&chosen), cpus);
+                let (cpus, cpuids) = kvm_lapic::boot(&vm, env.supported()?, &offer, entry)?;
+                Ok(NewVm { chosen, vcpus: Self::Kvm(cpus), cpuids, vm })
+            }
         }
-        vcpu.set_apic_base_at_reset(apic.apic_base())?;
-        if index == 0 {
-            vcpu.set_flat_32bit_entry(entry)?;
+    }
+
+    /// The vCPUs as they were saved.
+    ///
+    /// The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with our
+    /// LAPICs only the first three are KVM's: TSC, deadline and page follow in [`super::Machine::resume`], together. With
+    /// KVM's, the LAPIC follows there too.
+    pub(crate) fn restore(
+        env: &HostEnvironment,
+        saved: &CpuStates,
+        memory: &Arc<GuestRam>,
+        wanted: Wanted<'_>,
+    ) -> Result<NewVm, RunError> {
+        let Wanted { image, time, khz, choice, stopped, .. } = wanted;
+        let cpuids = saved.cpuids();
+        match saved {
+            CpuStates::User(saved) => first_vm_probe::settle(env, |probe| {
+                let chosen = source::choose(probe, wanted.guest(saved.len()), choice, time, khz)?;
+                saved.iter().try_for_each(|cpu| user_lapic::check_features(probe, cpu, &chosen))?;
+                let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
+                let vcpus = Self::User(user_lapic::restore(&vm, probe, memory, saved)?);
+                Ok(NewVm { chosen, vcpus, cpuids: cpuids.clone(), vm })
+            }),
+            CpuStates::Kvm(saved) => {
+                let chosen = kvm_lapic::choose(env, choice, time, khz, Some(stopped), image)?;
+                saved.iter().try_for_each(|cpu| kvm_lapic::check_features(env, cpu, &chosen))?;
+                let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
+                let vcpus = Self::Kvm(kvm_lapic::restore(&vm, saved)?);
+                Ok(NewVm { chosen, vcpus, cpuids, vm })
+            }
         }
-        leaves.push(seen);
-        let local = Local {
-            index,
-            apic,
-            pvclock: Registration::default(),
-            pv_eoi: offer.pv_eoi.then(PvEoi::default),
-            tsc_adjust: 0,
-            phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
-            halted: false,
-            nmi: false,
-            timer_interrupts: 0,
-            expired: None,
-            published_flags: 0,
-            sti_shadow: false,
-        };
-        cpus.push(Cpu { vcpu, local });
     }
-    Ok((cpus, leaves))
+
+    /// Where the LAPICs are.
+    pub(crate) const fn lapic(&self) -> LapicKind {
+        match self {
+            Self::User(_) => LapicKind::User,
+            Self::Kvm(_) => LapicKind::Kvm,
+        }
+    }
+
+    /// Those with LAPICs in user space: all or none.
+    pub(crate) fn user(&self) -> &[Cpu] {
+        match self {
+            Self::User(cpus) => cpus,
+            Self::Kvm(_) => &[],
+        }
+    }
+
+    /// As [`Self::user`].
+    pub(crate) fn user_mut(&mut self) -> &mut [Cpu] {
+        match self {
+            Self::User(cpus) => cpus,
+            Self::Kvm(_) => &mut [],
+        }
+    }
+
+    /// Completes the last instruction of each, answering what it still accesses.
+    pub(crate) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
+        match self {
+            Self::User(cpus) => cpus.iter_mut().try_for_each(|cpu| cpu.drain(shared)),
+            Self::Kvm(cpus) => cpus.iter_mut().try_for_each(|cpu| cpu.drain(shared)),
+        }
+    }
+
+    /// The vCPUs, to be saved; they are drained.
+    pub(crate) fn states(
+        &mut self,
+        cpuids: &[Vec<Leaf>],
+        env: &HostEnvironment,
+        clock: &Clock,
+    ) -> Result<CpuStates, RunError> {
+        Ok(match self {
+            Self::User(cpus) => CpuStates::User(user_lapic::states(cpus, cpuids, env, clock)?),
+            Self::Kvm(cpus) => {
+                let msrs = env.msrs()?;
+                let states = cpus.iter().zip(cpuids).map(|(cpu, cpuid)| {
+                    // The MP state first, which `frozen` has read: it may change the rest.
+                    let lapic = cpu.frozen()?;
+                    Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(msrs)?, lapic })
+                });
+                CpuStates::Kvm(states.collect::<Result<_, RunError>>()?)
+            }
+        })
+    }
+
+    /// Runs until one of them stops, `until` is reached or somebody waits in `mailbox`.
+    pub(crate) fn run(
+        &mut self,
+        vm: &Vm,
+        shared: &Shared,
+        mailbox: &impl Interruptions,
+        (mode, until): (TimeMode, Until),
+        round_robin: &mut RoundRobin,
+    ) -> Result<Stop, RunError> {
+        match (self, mode) {
+            (Self::Kvm(cpus), _) => {
+                // Renewing its page is KVM's business.
+                let stopped = sched::real(cpus, shared, mailbox, until.stop, kvm_lapic::run)?;
+                if !shared.has_gap() {
+                    lock(&shared.clock).follow(vm.clock()?);
+                }
+                Ok(stopped)
+            }
+            (Self::User(cpus), TimeMode::Real) => sched::real(cpus, shared, mailbox, until.first(), sched::run),
+            (Self::User(cpus), TimeMode::Virtual) => sched::virtually(cpus, shared, mailbox, until, round_robin),
+        }
+    }
+
+    /// Stops TSC and VM time; gives where they stand. `since`: no vCPU has run since this host TSC.
+    pub(crate) fn freeze(&mut self, vm: &Vm, shared: &Shared, since: Option<HostTsc>) -> Result<Moment, RunError> {
+        // What was sent has arrived: messages are in no snapshot.
+        for cpu in self.user_mut() {
+            ipi::receive(cpu, shared)?;
+        }
+        let mut clock = lock(&shared.clock);
+        match self {
+            Self::User(_) => clock.stop(),
+            Self::Kvm(cpus) => kvm_lapic::freeze(cpus, vm, &mut clock, since)?,
+        }
+        for Cpu { local, .. } in self.user_mut() {
+            // What fell due before the stop is an interrupt, not a deadline in flight.
+            let now = clock.now(local.tsc_adjust);
+            local.advance(&clock, now);
+        }
+        Ok(clock.moment())
+    }
+
+    /// Of a machine that stands still.
+    pub(crate) fn in_flight(&self, shared: &Shared) -> Result<Vec<InFlight>, RunError> {
+        match self {
+            Self::User(cpus) => Ok(cpus.iter().map(InFlight::of).collect()),
+            Self::Kvm(cpus) => cpus
+                .iter()
+                .map(|cpu| Ok(InFlight::new(cpu.index, cpu.page_version(shared), cpu.frozen()?.armed)))
+                .collect(),
+        }
+    }
+
+    /// What is to be told which TSC it has.
+    pub(crate) fn tscs(&self) -> Vec<tsc::Of<'_>> {
+        match self {
+            Self::User(cpus) => cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust)).collect(),
+            Self::Kvm(cpus) => cpus.iter().map(|cpu| (&cpu.vcpu, cpu.tsc_adjust())).collect(),
+        }
+    }
+
+    /// The machine's clock was started at `adjusted`; gives where it then stands.
+    pub(crate) fn start_clock(&self, vm: &Vm, clock: &mut Clock, adjusted: Adjusted) -> Result<Adjusted, RunError> {
+        match self {
+            Self::User(_) => Ok(adjusted),
+            Self::Kvm(_) => kvm_lapic::start_clock(vm, clock, &adjusted),
+        }
+    }
+
+    /// They are about to run for the first time.
+    pub(crate) fn publish_routes(&self, shared: &Shared) {
+        self.user().iter().for_each(|cpu| ipi::publish_route(shared, &cpu.local));
+    }
+
+    /// Lets them go on after the clock was started again; gives what their timers then wait for.
+    pub(crate) fn thaw(&mut self, vm: &Vm, shared: &Shared, restart: Restart<'_>) -> Result<Vec<InFlight>, RunError> {
+        match self {
+            Self::User(cpus) => cpus
+                .iter_mut()
+                .map(|cpu| {
+                    user_lapic::thaw(&mut cpu.local, shared, restart)?;
+                    Ok(InFlight::of(cpu))
+                })
+                .collect(),
+            Self::Kvm(cpus) => cpus
+                .iter_mut()
+                .map(|cpu| {
+                    let page_version = cpu.page_version(shared);
+                    Ok(InFlight::new(cpu.index, page_version, kvm_lapic::thaw(cpu, vm, restart)?))
+                })
+                .collect(),
+        }
+    }
 }
 
-/// The vCPUs, to be saved.
-pub(crate) fn states(
-    cpus: &mut [Cpu],
-    cpuids: &[Vec<Leaf>],
-    env: &HostEnvironment,
-    clock: &Clock,
-) -> Result<Vec<CpuState>, RunError> {
-    let msrs = env.msrs()?;
-    let mut states = Vec::new();
-    for (Cpu { vcpu, local }, cpuid) in cpus.iter_mut().zip(cpuids) {
-        // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
-        // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
-        let Local {
-            index: _,
-            apic,
-            pvclock,
-            pv_eoi,
-            tsc_adjust,
-            phase,
-            halted,
-            nmi: _,
-            timer_interrupts: _,
-            expired: _,
-            published_flags: _,
-            sti_shadow: _,
-        } = local;
-        let mut kvm = vcpu.state(msrs)?;
-        // KVM's copy of CR8 is only as fresh as the last entry.
-        kvm.system.cr8 = u64::from(apic.cr8());
-        states.push(CpuState {
-            cpuid: cpuid.clone(),
-            apic_config: *apic.config(),
-            kvm,
-            apic: apic.state(clock.now(*tsc_adjust)),
-            pvclock: pvclock.state(),
-            pv_eoi: pv_eoi.as_ref().map(PvEoi::state),
-            tsc_adjust: *tsc_adjust,
-            phase: *phase,
-            halted: *halted,
-        });
+impl Wanted<'_> {
+    /// The guest, to choose a TSC source for.
+    fn guest(&self, cpus: usize) -> Guest<'_> {
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        Guest { name: self.image, sites: self.sites, cpus, stopped: Some(self.stopped) }
     }
-    Ok(states)
 }
 
-/// RAM that every machine has.
-const ANY_RAM: u64 = 0x1000;
+impl InFlight {
+    fn new(cpu: u32, page_version: u32, armed: Armed) -> Self {
+        Self { cpu, page_version, armed: (armed != Armed::Disarmed).then_some(armed) }
+    }
 
-/// The vCPUs as they were saved.
-pub(crate) fn restore(
-    vm: &Vm,
-    probe: &mut FirstVmProbe<'_>,
-    memory: &GuestRam,
-    saved: &[CpuState],
-) -> Result<Vec<Cpu>, RunError> {
-    let mut cpus = Vec::new();
-    for (index, cpu) in (0u32..).zip(saved) {
-        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
-            cpu;
-        let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
-        // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-        let mut vcpu = probe.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
-        vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
-        let local = Local {
-            index,
-            apic: LocalApic::from_state(saved_apic, *apic_config, saved_apic.saved_at.now(*tsc_adjust))
-                .map_err(|e| bad(e.to_string()))?
-                .with_physical_bits(cpuid::physical_bits(seen)),
-            pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
-            pv_eoi: pv_eoi
-                .map(|state| PvEoi::from_state(state, &Ram(memory)))
-                .transpose()
-                .map_err(|e| bad(e.to_string()))?,
-            tsc_adjust: *tsc_adjust,
-            phase: *phase,
-            halted: *halted,
-            nmi: kvm.events.nmi_pending > 0,
-            timer_interrupts: 0,
-            expired: None,
-            published_flags: 0,
-            sti_shadow: false,
-        };
-        cpus.push(Cpu { vcpu, local });
+    fn of(Cpu { local, .. }: &Cpu) -> Self {
+        Self::new(local.index, local.pvclock.state().version, local.apic.armed())
     }
-    Ok(cpus)
-}
-
-/// Every feature that the guest saw must be here, whether KVM or we provide it.
-pub(crate) fn check_features(probe: &FirstVmProbe<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
-    let mut missing = cpuid::missing(&cpu.cpuid, probe.env.features()?);
-    if cpu.apic_config.x2apic && !probe.facts.x2apic_exits {
-        missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
-    }
-    if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
-        missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
-    }
-    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped && !probe.tsc_offset()? {
-        missing.push(format!(
-            "tsc_adjust (KVM does not move a guest's TSC here, so that one from --tsc {} cannot be moved; use --tsc trapped)",
-            chosen.source.as_str()
-        ));
-    }
-    if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
 }

@@ -56,7 +56,12 @@ impl Machine {
                 (*lock(inbox), *lock(route), *lock(unwakeable), page, tsc_adjust)
             };
         Checkpoint {
-            cpus: self.cpus.iter_mut().map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone())).collect(),
+            cpus: self
+                .vcpus
+                .user_mut()
+                .iter_mut()
+                .map(|Cpu { vcpu, local }| (vcpu.running_state(), local.clone()))
+                .collect(),
             vcpus: self.shared.vcpus.iter().map(vcpu_shared).collect(),
             round_robin: self.round_robin.clone(),
             clock: lock(&self.shared.clock).clone(),
@@ -72,7 +77,7 @@ impl Machine {
     pub(crate) fn go_back(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
         let Checkpoint { cpus, vcpus, round_robin, clock, devices: saved, wall, audit, tsc_stable, paused } =
             checkpoint;
-        for (cpu, (running, local)) in self.cpus.iter_mut().zip(cpus) {
+        for (cpu, (running, local)) in self.vcpus.user_mut().iter_mut().zip(cpus) {
             cpu.vcpu.set_running_state(running);
             cpu.local.clone_from(local);
         }
@@ -102,8 +107,8 @@ impl Machine {
     pub(crate) fn own_writes(&self) -> Vec<u64> {
         /// Size of the largest structure, so that one which crosses a page is seen in both.
         const LAST: u64 = 31;
-        let pages = self.cpus.iter().filter_map(|cpu| cpu.local.pvclock.address());
-        let words = self.cpus.iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
+        let pages = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pvclock.address());
+        let words = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
         let wall = Some(lock(&self.shared.wall).read_msr()).filter(|address| *address != 0);
         pages.chain(words).chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
     }

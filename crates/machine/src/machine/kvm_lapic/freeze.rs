@@ -4,7 +4,7 @@
 //! whether the VM is the same or another: a timer that fires in between is forgotten with the rest.
 
 use vlapic::Armed;
-use vmtime::{Adjusted, HostTsc, Moment, PageClock, VmTime};
+use vmtime::{Adjusted, HostTsc, PageClock, VmTime};
 
 use super::{KvmCpu, timer};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     machine::{
         clock::Clock,
         error::RunError,
-        policy::{Policies, deadline::rearm},
+        policy::{Restart, deadline::rearm},
         state::KvmLapicState,
     },
 };
@@ -62,52 +62,39 @@ pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Ad
     Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, ..*adjusted })
 }
 
-/// How a machine goes on whose TSCs and clock have been set.
-pub struct Thaw<'a> {
-    /// The VM.
-    pub vm: &'a Vm,
-    /// Policies.
-    pub policies: &'a Policies,
-    /// When it stopped.
-    pub moment: &'a Moment,
-    /// Where it goes on.
-    pub adjusted: &'a Adjusted,
-}
-
 /// How far KVM's page may be behind the one that we take from its clock, in nanoseconds: the old and the new one were
 /// read once each and the guest reads a third time, and each reading rounds down by less than 2 ns.
 const ROUNDINGS_NS: u64 = 6;
 
-impl Thaw<'_> {
-    /// Lets one vCPU go on; gives what its timer then waits for. The order is what hosts need:
-    ///
-    /// - TSCs and clock are set: a deadline is compared with the TSC, a count's rest with VM time, when they are set.
-    /// - LAPIC registers, then the deadline, which only deadline mode takes.
-    /// - kvmclock's MSRs: the wall clock is filled in from VM time at once.
-    /// - MP state, which setting registers may change, then GUEST_STOPPED, which needs the page.
-    pub fn cpu(&self, cpu: &mut KvmCpu) -> Result<Armed, RunError> {
-        let Some(frozen) = cpu.frozen.take() else { return Ok(Armed::Disarmed) };
-        let KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
-        let index = cpu.index;
-        let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
-        // By a clock that is never ahead of the guest's: a deadline moved to the same VM time must not be early in it.
-        let page_now = self.adjusted.page;
-        let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };
-        let adjusted = Adjusted { page: behind, ..*self.adjusted };
-        let armed = rearm(armed, tsc_adjust, self.policies.deadline, self.moment, &adjusted);
-        let new = std::mem::take(&mut cpu.new);
-        // Only KVM's LAPIC knows whether it has delivered the interrupt of a count that is over: the same one goes on.
-        if new || !timer::one_shot_is_over(&page) {
-            let (page, deadline) = timer::to_set(&page, armed, self.vm.clock()?.vm);
-            cpu.vcpu.set_lapic_timer(&page, deadline).map_err(bad)?;
-        }
-        if new {
-            cpu.vcpu.set_tsc_adjust(tsc_adjust).map_err(bad)?;
-            cpu.vcpu.set_kvmclock(system_time, wall_clock).map_err(bad)?;
-            cpu.vcpu.set_mp_state(mp_state).map_err(bad)?;
-        }
-        // It fails where the guest has registered no page, or one outside RAM, which KVM ignores: nobody to tell.
-        let _ = cpu.vcpu.tell_stopped();
-        Ok(armed)
+/// Lets one vCPU go on; gives what its timer then waits for. The order is what hosts need:
+///
+/// - TSCs and clock are set: a deadline is compared with the TSC, a count's rest with VM time, when they are set.
+/// - LAPIC registers, then the deadline, which only deadline mode takes.
+/// - kvmclock's MSRs: the wall clock is filled in from VM time at once.
+/// - MP state, which setting registers may change, then GUEST_STOPPED, which needs the page.
+pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Armed, RunError> {
+    let Restart { policies, moment, adjusted } = restart;
+    let Some(frozen) = cpu.frozen.take() else { return Ok(Armed::Disarmed) };
+    let KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
+    let index = cpu.index;
+    let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
+    // By a clock that is never ahead of the guest's: a deadline moved to the same VM time must not be early in it.
+    let page_now = adjusted.page;
+    let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };
+    let adjusted = Adjusted { page: behind, ..*adjusted };
+    let armed = rearm(armed, tsc_adjust, policies.deadline, moment, &adjusted);
+    let new = std::mem::take(&mut cpu.new);
+    // Only KVM's LAPIC knows whether it has delivered the interrupt of a count that is over: the same one goes on.
+    if new || !timer::one_shot_is_over(&page) {
+        let (page, deadline) = timer::to_set(&page, armed, vm.clock()?.vm);
+        cpu.vcpu.set_lapic_timer(&page, deadline).map_err(bad)?;
     }
+    if new {
+        cpu.vcpu.set_tsc_adjust(tsc_adjust).map_err(bad)?;
+        cpu.vcpu.set_kvmclock(system_time, wall_clock).map_err(bad)?;
+        cpu.vcpu.set_mp_state(mp_state).map_err(bad)?;
+    }
+    // It fails where the guest has registered no page, or one outside RAM, which KVM ignores: nobody to tell.
+    let _ = cpu.vcpu.tell_stopped();
+    Ok(armed)
 }

@@ -6,8 +6,8 @@
 //! What it is not: HLT does not exit, so that no instruction can be trapped by patching, and there is neither virtual time
 //! nor a TSC of any frequency. We inject nothing, so the host has no judgement of its own about a tick.
 //!
-//! [`KvmCpu`] is one vCPU, `turns` its loop. `freeze` reads a machine that stands still, for a pause as for a save;
-//! `thaw` puts it into KVM again, for a resume as for a restore, and says what depends on what.
+//! [`KvmCpu`] is one vCPU, [`run`] its loop. [`freeze`] reads a machine that stands still, for a pause as for a save;
+//! [`thaw`] puts it into KVM again, for a resume as for a restore, and says what depends on what.
 
 mod choose;
 mod freeze;
@@ -16,6 +16,6 @@ mod timer;
 mod vcpu;
 
 pub(crate) use choose::{check_features, choose, offer};
-pub(crate) use freeze::{Thaw, freeze, start_clock};
+pub(crate) use freeze::{freeze, start_clock, thaw};
 pub(crate) use step::run;
 pub(crate) use vcpu::{KvmCpu, boot, restore};

@@ -67,12 +67,12 @@ pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> 
 
 impl KvmCpu {
     /// Completes the last instruction, answering what it still accesses.
-    pub(in crate::machine) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
+    pub(crate) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
         Ok(self.vcpu.drain(&mut KvmLapicBus { index: self.index, shared })?)
     }
 
     /// What KVM's LAPIC was when the machine stopped; before it first ran, that of a new one.
-    pub(in crate::machine) fn frozen(&self) -> Result<KvmLapicState, RunError> {
+    pub(crate) fn frozen(&self) -> Result<KvmLapicState, RunError> {
         match &self.frozen {
             Some(frozen) => Ok(frozen.clone()),
             None => super::freeze::unborn(&self.vcpu),
@@ -80,12 +80,12 @@ impl KvmCpu {
     }
 
     /// What this CPU's TSC is to be ahead of the base, modulo 2^64.
-    pub(in crate::machine) fn tsc_adjust(&self) -> u64 {
+    pub(crate) fn tsc_adjust(&self) -> u64 {
         self.frozen.as_ref().map_or(0, |frozen| frozen.tsc_adjust)
     }
 
     /// The version of the guest's kvmclock page; 0 if it has registered none.
-    pub(in crate::machine) fn page_version(&self, shared: &Shared) -> u32 {
+    pub(crate) fn page_version(&self, shared: &Shared) -> u32 {
         /// MSR_KVM_SYSTEM_TIME_NEW, bit 0.
         const ENABLED: u64 = 1;
         let system_time = self.frozen.as_ref().map_or(0, |frozen| frozen.system_time);

@@ -5,7 +5,7 @@ pub mod fault;
 
 use std::time::Duration;
 
-use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
+use vmtime::{Adjusted, DeadlinePolicy, DowntimePolicy, Khz, Moment};
 
 use self::fault::InjectedFault;
 use super::error::RunError;
@@ -23,6 +23,16 @@ pub struct Policies {
     pub downtime_length: Option<Duration>,
     /// What goes wrong, on purpose.
     pub fault: Option<InjectedFault>,
+}
+
+/// A machine that goes on: its clock was started again, its vCPUs are to follow.
+#[derive(Clone, Copy)]
+pub(crate) struct Restart<'a> {
+    pub policies: &'a Policies,
+    /// When it stopped.
+    pub moment: &'a Moment,
+    /// Where it goes on.
+    pub adjusted: &'a Adjusted,
 }
 
 /// A migration may change the frequency by at most this factor, either way.

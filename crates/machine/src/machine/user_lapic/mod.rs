@@ -1,0 +1,196 @@
+//! The vCPUs whose LAPICs are in user space, all together: made, stopped, started again, saved, restored.
+//! [`super::kvm_lapic`] has the others.
+
+mod thaw;
+
+pub(crate) use thaw::thaw;
+
+use kvm_pv::{Registration, pv_eoi::PvEoi};
+use vlapic::{self, LocalApic};
+use vmtime::Khz;
+
+use super::{
+    clock::Clock,
+    config::{
+        BootOptions, HostEnvironment,
+        first_vm_probe::FirstVmProbe,
+        source::{Chosen, TscSource},
+    },
+    error::RunError,
+    shared::Ram,
+    state::CpuState,
+    vcpu::{Cpu, Local, Phase},
+};
+use crate::{
+    boot::cpuid::{self, Offer},
+    kvm::Vm,
+    mem::ram::GuestRam,
+    x86::{EntryState, Leaf},
+};
+
+/// The vCPUs of a machine about to boot, number 0 at `entry`, and the CPUID that each sees.
+pub(crate) fn boot(
+    vm: &Vm,
+    probe: &mut FirstVmProbe<'_>,
+    chosen: &Chosen,
+    options: &BootOptions,
+    khz: Khz,
+    entry: &EntryState,
+) -> Result<(Vec<Cpu>, Vec<Vec<Leaf>>), RunError> {
+    let offer = Offer {
+        x2apic: options.x2apic && probe.facts.x2apic_exits,
+        tsc_deadline: chosen.tsc_deadline,
+        ns_deadline: true,
+        pv_eoi: options.pv_eoi,
+        // With the host's TSC a start does not wait for a probe of KVM's offset; `scaled` has been probed anyway.
+        tsc_adjust: match chosen.source {
+            TscSource::Trapped => true,
+            TscSource::Scaled => probe.tsc_offset()?,
+            TscSource::Host => false,
+        },
+        tsc_khz: khz,
+        cpus: options.cpus,
+    };
+    let mut cpus = Vec::new();
+    let mut leaves = Vec::new();
+    for index in 0..options.cpus {
+        let config = vlapic::Config {
+            id: index,
+            bsp: index == 0,
+            x2apic: offer.x2apic,
+            tsc_deadline: offer.tsc_deadline,
+            ns_deadline: offer.ns_deadline,
+        };
+        let seen = cpuid::leaves(probe.env.supported()?, &offer, index);
+        let mut vcpu = probe.vcpu(vm, index, &seen, entry.rip)?;
+        let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
+        if entry.pc && index == 0 {
+            apic = apic.in_virtual_wire_mode();
+        }
+        vcpu.set_apic_base_at_reset(apic.apic_base())?;
+        if index == 0 {
+            vcpu.set_flat_32bit_entry(entry)?;
+        }
+        leaves.push(seen);
+        let local = Local {
+            index,
+            apic,
+            pvclock: Registration::default(),
+            pv_eoi: offer.pv_eoi.then(PvEoi::default),
+            tsc_adjust: 0,
+            phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
+            halted: false,
+            nmi: false,
+            timer_interrupts: 0,
+            expired: None,
+            published_flags: 0,
+            sti_shadow: false,
+        };
+        cpus.push(Cpu { vcpu, local });
+    }
+    Ok((cpus, leaves))
+}
+
+/// The vCPUs, to be saved.
+pub(crate) fn states(
+    cpus: &mut [Cpu],
+    cpuids: &[Vec<Leaf>],
+    env: &HostEnvironment,
+    clock: &Clock,
+) -> Result<Vec<CpuState>, RunError> {
+    let msrs = env.msrs()?;
+    let mut states = Vec::new();
+    for (Cpu { vcpu, local }, cpuid) in cpus.iter_mut().zip(cpuids) {
+        // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
+        // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
+        let Local {
+            index: _,
+            apic,
+            pvclock,
+            pv_eoi,
+            tsc_adjust,
+            phase,
+            halted,
+            nmi: _,
+            timer_interrupts: _,
+            expired: _,
+            published_flags: _,
+            sti_shadow: _,
+        } = local;
+        let mut kvm = vcpu.state(msrs)?;
+        // KVM's copy of CR8 is only as fresh as the last entry.
+        kvm.system.cr8 = u64::from(apic.cr8());
+        states.push(CpuState {
+            cpuid: cpuid.clone(),
+            apic_config: *apic.config(),
+            kvm,
+            apic: apic.state(clock.now(*tsc_adjust)),
+            pvclock: pvclock.state(),
+            pv_eoi: pv_eoi.as_ref().map(PvEoi::state),
+            tsc_adjust: *tsc_adjust,
+            phase: *phase,
+            halted: *halted,
+        });
+    }
+    Ok(states)
+}
+
+/// RAM that every machine has.
+const ANY_RAM: u64 = 0x1000;
+
+/// The vCPUs as they were saved.
+pub(crate) fn restore(
+    vm: &Vm,
+    probe: &mut FirstVmProbe<'_>,
+    memory: &GuestRam,
+    saved: &[CpuState],
+) -> Result<Vec<Cpu>, RunError> {
+    let mut cpus = Vec::new();
+    for (index, cpu) in (0u32..).zip(saved) {
+        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
+            cpu;
+        let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
+        // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
+        let mut vcpu = probe.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
+        vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
+        let local = Local {
+            index,
+            apic: LocalApic::from_state(saved_apic, *apic_config, saved_apic.saved_at.now(*tsc_adjust))
+                .map_err(|e| bad(e.to_string()))?
+                .with_physical_bits(cpuid::physical_bits(seen)),
+            pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
+            pv_eoi: pv_eoi
+                .map(|state| PvEoi::from_state(state, &Ram(memory)))
+                .transpose()
+                .map_err(|e| bad(e.to_string()))?,
+            tsc_adjust: *tsc_adjust,
+            phase: *phase,
+            halted: *halted,
+            nmi: kvm.events.nmi_pending > 0,
+            timer_interrupts: 0,
+            expired: None,
+            published_flags: 0,
+            sti_shadow: false,
+        };
+        cpus.push(Cpu { vcpu, local });
+    }
+    Ok(cpus)
+}
+
+/// Every feature that the guest saw must be here, whether KVM or we provide it.
+pub(crate) fn check_features(probe: &FirstVmProbe<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
+    let mut missing = cpuid::missing(&cpu.cpuid, probe.env.features()?);
+    if cpu.apic_config.x2apic && !probe.facts.x2apic_exits {
+        missing.push("x2apic (its MSRs do not exit on this host)".to_owned());
+    }
+    if cpu.apic_config.tsc_deadline && !chosen.tsc_deadline {
+        missing.push("tsc_deadline_timer (this host swallows its MSR)".to_owned());
+    }
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped && !probe.tsc_offset()? {
+        missing.push(format!(
+            "tsc_adjust (KVM does not move a guest's TSC here, so that one from --tsc {} cannot be moved; use --tsc trapped)",
+            chosen.source.as_str()
+        ));
+    }
+    if missing.is_empty() { Ok(()) } else { Err(RunError::MissingFeatures(missing)) }
+}

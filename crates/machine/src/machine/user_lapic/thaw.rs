@@ -1,0 +1,45 @@
+//! Starting a vCPU again whose machine stood still.
+
+use std::sync::atomic::Ordering;
+
+use vmtime::Now;
+
+use crate::machine::{
+    error::RunError,
+    policy::{Restart, deadline::rearm, fault::InjectedFault},
+    shared::{Ram, Shared, lock},
+    vcpu::{Local, ipi},
+};
+
+/// Lets one vCPU go on whose machine's clock was started again.
+pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> Result<(), RunError> {
+    let Restart { policies, moment, adjusted } = restart;
+    let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
+    // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
+    let mut armed_now = rearm(local.apic.armed(), local.tsc_adjust, policies.deadline, moment, adjusted);
+    if let Some(fault) = policies.fault {
+        armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
+    }
+    local.apic.rearm(armed_now, now).map_err(|error| RunError::BadState(error.to_string()))?;
+    ipi::publish_route(shared, local);
+    if let Some(vcpu_shared) = shared.vcpu(local.index) {
+        vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
+        vcpu_shared.tsc_adjust.store(local.tsc_adjust, Ordering::Relaxed);
+    }
+    // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
+    // not at save, so that a snapshot taken twice is the same snapshot.
+    let (page, khz) = {
+        let clock = lock(&shared.clock);
+        (clock.page(local.tsc_adjust), clock.khz())
+    };
+    let flags = shared.page_flags();
+    local.published_flags = flags;
+    let page = policies.fault.map_or(Some(page), |fault| fault.page(page, khz));
+    if let Some(page) = page {
+        local
+            .pvclock
+            .publish(&Ram(&shared.memory), &page, flags, policies.fault.is_none_or(InjectedFault::tells_stopped))
+            .map_err(|fault| RunError::BadState(fault.to_string()))?;
+    }
+    Ok(())
+}
