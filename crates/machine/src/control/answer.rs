@@ -1,4 +1,4 @@
-//! An answer that comes later, on another thread, and wakes the event loop.
+//! Answers that are given later, on any thread, and wake the event loop.
 
 use std::{
     io,
@@ -8,7 +8,7 @@ use std::{
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Where answers arrive: on the event loop, which waits for it to be readable.
+/// The receiving end of all answers. The event loop polls its descriptor, which is readable when an answer has arrived.
 #[derive(Debug)]
 pub struct Answers<T> {
     receiver: Receiver<(u64, Option<T>)>,
@@ -17,7 +17,7 @@ pub struct Answers<T> {
 }
 
 impl<T> Answers<T> {
-    /// None yet.
+    /// A receiving end with no answers yet.
     ///
     /// # Errors
     /// If there is no descriptor left.
@@ -26,7 +26,7 @@ impl<T> Answers<T> {
         Ok(Self { receiver, sender, event: EventFd::new(EFD_NONBLOCK)? })
     }
 
-    /// Where the answer to question number `question` is to be given.
+    /// Creates the [`Answer`] to question number `question`.
     ///
     /// # Errors
     /// If there is no descriptor left.
@@ -35,9 +35,10 @@ impl<T> Answers<T> {
         Ok(Answer { sender: self.sender.clone(), event, question, given: false })
     }
 
-    /// The next answer that has come, and the number of its question; nothing in it if none will come any more.
+    /// The next answer that has arrived, with the number of its question. The answer is None if its [`Answer`] was dropped
+    /// without one.
     pub fn take(&self) -> Option<(u64, Option<T>)> {
-        // Before the look: what comes after it is another event.
+        // The event is cleared before the channel is read: an answer that arrives in between signals it again.
         let _ = self.event.read();
         self.receiver.try_recv().ok()
     }
@@ -49,7 +50,7 @@ impl<T> AsRawFd for Answers<T> {
     }
 }
 
-/// To be given once. Dropped without that, it says that there is none.
+/// The sending end for the answer to one question. Dropping it reports that there is no answer.
 #[derive(Debug)]
 pub struct Answer<T> {
     sender: Sender<(u64, Option<T>)>,
@@ -59,14 +60,14 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// Gives it.
+    /// Sends the answer.
     pub fn give(mut self, answer: T) {
         self.send(Some(answer));
     }
 
     fn send(&mut self, answer: Option<T>) {
         self.given = true;
-        // Nobody waits any more if the event loop is gone.
+        // Sending fails only if the event loop has ended. Then no client waits any more.
         let _ = self.sender.send((self.question, answer));
         let _ = self.event.write(1);
     }

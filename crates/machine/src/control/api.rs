@@ -1,4 +1,4 @@
-//! What can be asked of a running VM, and what it answers.
+//! The requests to a running VM, and its answers.
 //!
 //! | request | body | answer |
 //! |---|---|---|
@@ -23,7 +23,7 @@ use crate::machine::config::{LapicKind, source::TscSource};
 /// One request to the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Tell how the VM is. Changes nothing, works in every state.
+    /// Return the VM's status. Changes nothing, works in every state.
     Status,
     /// Stop the vCPUs at an instruction boundary. Pausing a paused VM is no error.
     Pause,
@@ -33,11 +33,11 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Save and restore within the process, at another TSC frequency if wanted.
     Migrate(Migrate),
-    /// End the VM and the VMM, without asking the guest.
+    /// End the VM and the VMM, without notice to the guest.
     Quit,
 }
 
-/// The body of `PUT /v1/resume`. What it leaves out is as the VM was started.
+/// The body of `PUT /v1/resume`. Fields that it omits have the values that the VM was started with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resume {
@@ -53,13 +53,13 @@ pub struct Resume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Snapshot {
-    /// The directory to create: an absolute path, because the server cannot know where a client stands.
+    /// The directory to create: an absolute path, because the server does not know the client's working directory.
     pub dir: PathBuf,
     /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. An absolute path
     /// too. The VM must have been started with --track-dirty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
-    /// Leave the VM paused afterwards. Otherwise it goes on as it was before: running or paused.
+    /// Leave the VM paused afterwards. Otherwise it is then running or paused as it was before.
     #[serde(default)]
     pub stay_paused: bool,
 }
@@ -95,7 +95,7 @@ pub enum RunState {
 pub struct Status {
     /// Whether the guest makes progress.
     pub state: RunState,
-    /// Who has the local APICs.
+    /// Whether the VMM or KVM emulates the local APICs.
     pub lapic: LapicKind,
     /// Where the guest's RDTSC gets its value.
     pub tsc_source: TscSource,
@@ -105,33 +105,34 @@ pub struct Status {
     pub guest_tsc: GuestTsc,
     /// What the guest's kvmclock shows at `guest_tsc`, in nanoseconds.
     pub vm_time_ns: VmTime,
-    /// Whether the guest has made a tick ring that can be read.
+    /// Whether ticks are audited: the guest has a tick ring that can be read.
     pub judged: bool,
     /// How many ticks the guest has recorded since it booted; null if it has no ring, or one that cannot be read.
     pub ticks: Option<u64>,
     /// How often the VM was migrated since it booted, in whatever process; a restore is a migration.
     pub migrations: u64,
-    /// How often within this process; a restore is none of these.
+    /// How often the VM was migrated within this process, restores not counted.
     pub migrations_here: u64,
-    /// How far the snapshot is that is being made; none if there is none.
+    /// Progress of the snapshot that is being saved; null if none is.
     pub saving: Option<Saving>,
 }
 
-/// How far a snapshot is.
+/// Progress of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saving {
-    /// Bytes done: first of guest RAM into the host's page cache, while the VM stands still, then of those to the disk.
+    /// Bytes done: first those of guest RAM written to the host's page cache, while the VM is stopped; then the same
+    /// bytes again as they reach the disk.
     pub done_bytes: u64,
-    /// Of how many.
+    /// Bytes in all.
     pub total_bytes: u64,
 }
 
 /// A command that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Done; there is nothing to say. 204.
+    /// Done; the answer has no body. 204.
     Done,
-    /// How the VM is. 200.
+    /// The VM's status. 200.
     Status(Box<Status>),
 }
 
@@ -147,7 +148,7 @@ pub enum ApiError {
         /// The path asked for.
         path: String,
     },
-    /// The path knows another method. 405.
+    /// The path has another method. 405.
     #[error("use {allow} for this path")]
     MethodNotAllowed {
         /// The method to use.
@@ -192,10 +193,10 @@ impl ApiError {
     }
 }
 
-/// Whoever can carry out commands. Called on the thread of the event loop, which serves others meanwhile: so it must not
-/// wait, and the answer may be given later and on another thread.
+/// Carries out commands. It is called on the event loop's thread, which serves other clients, too. So it must not block; the
+/// answer may be given later, and on another thread.
 pub trait Handler {
-    /// Carries out one command, or has it carried out. Why it was not is usually [`ApiError::WrongState`] or
-    /// [`ApiError::Internal`]; an answer that is dropped says that the VM has ended.
+    /// Carries out one command, or begins to. A command that fails is usually answered with [`ApiError::WrongState`] or
+    /// [`ApiError::Internal`]. If `answer` is dropped, the client is answered that the VM has ended.
     fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>);
 }

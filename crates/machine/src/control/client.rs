@@ -10,12 +10,12 @@ use serde_json::Value;
 use super::api::{Command, Snapshot};
 use super::socket;
 
-/// How long to wait for the VM, in seconds: a snapshot of a large guest to a slow disk takes its time.
+/// How long to wait for the VM's answer, in seconds. It is long because a snapshot of a large guest to a slow disk is.
 const TIMEOUT_SECONDS: u64 = 120;
 /// The largest answer that is read, in bytes.
 const ANSWER_BYTES: u64 = 1 << 20;
 
-/// Why there is no answer, or not the one that was hoped for.
+/// Why a command was not carried out, or got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// There is no such file.
@@ -24,7 +24,7 @@ pub enum ClientError {
         /// The path.
         path: PathBuf,
     },
-    /// There is a file, but nobody accepts.
+    /// There is a socket file, but no process accepts connections.
     #[error("nobody listens at {}: the VM that made this socket has ended", path.display())]
     NobodyListens {
         /// The path.
@@ -49,7 +49,7 @@ pub enum ClientError {
     /// The command cannot be sent, such as a snapshot to a directory whose name is not UTF-8.
     #[error("the command cannot be sent: {0}")]
     Command(#[from] serde_json::Error),
-    /// What came back is not an answer of the API.
+    /// The bytes received are not an answer of the API.
     #[error("what answers at {} is not the control socket of a VM: {reason}", path.display())]
     Answer {
         /// The path.
@@ -67,11 +67,11 @@ pub enum ClientError {
     },
 }
 
-/// Sends `command` to the VM at `path` and waits for its answer; [`Value::Null`] when there is nothing to say. A relative
-/// snapshot directory is meant from the working directory of this process, and is made absolute here.
+/// Sends `command` to the VM at `path` and waits for its answer, which is [`Value::Null`] if it has no body. A relative
+/// snapshot directory is relative to the working directory of this process, and is made absolute here.
 ///
 /// # Errors
-/// Nobody is there, the answer does not come or is none, or the VM refused.
+/// No VM accepts connections at `path`, no valid answer comes in time, or the VM refused.
 pub fn call(path: &Path, command: &Command) -> Result<Value, ClientError> {
     exchange(path, command, Duration::from_secs(TIMEOUT_SECONDS))
 }
@@ -90,7 +90,7 @@ fn exchange(path: &Path, command: &Command, timeout: Duration) -> Result<Value, 
     );
     let request = [head.as_bytes(), &body].concat();
     match stream.write_all(&request) {
-        // A server that refuses early may be gone before it has all of the request; its answer is there to be read.
+        // A server that refuses early may close before it has read all of the request. Its answer can still be read.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(failed(path, "send", error)),
         _ => {}
     }
@@ -109,17 +109,17 @@ fn with_absolute_paths(command: &Command) -> io::Result<Command> {
     })
 }
 
-/// The whole answer: the server closes the connection behind it.
+/// Reads the answer up to its end, which is where the server closes the connection.
 fn read_answer(stream: &UnixStream) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     match stream.take(ANSWER_BYTES).read_to_end(&mut answer) {
-        // Behind what was received, a reset only says that not all of the request was read.
+        // A reset after the answer only means that the server did not read all of the request.
         Err(error) if error.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => Ok(answer),
         result => result.map(|_| answer),
     }
 }
 
-/// What an answer means; the outer error says that it is none.
+/// Parses an answer. The outer error is for bytes that are not an answer of the API.
 fn parse(answer: &[u8]) -> Result<Result<Value, ClientError>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut headers);
@@ -153,7 +153,7 @@ fn failed(path: &Path, action: &'static str, source: io::Error) -> ClientError {
     match source.kind() {
         ErrorKind::NotFound if action == "connect" => ClientError::NoSocket { path },
         ErrorKind::ConnectionRefused => ClientError::NobodyListens { path },
-        // A timeout of a socket reads as "would block"; connecting, it is the listener's full queue.
+        // A socket's timeout is reported as "would block". From connect(2) it means that the listener's queue is full.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Timeout { path },
         _ => ClientError::Io { path, action, source },
     }
@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// What the client makes of a server that sends `answer` and closes.
+    /// The client's result if the server sends `answer` and closes.
     fn answered(answer: &'static [u8]) -> Result<Value, ClientError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_does_not_answer_is_given_up() {
+    fn a_vm_that_does_not_answer_is_a_timeout() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();

@@ -1,4 +1,4 @@
-//! A [`Command`] from an HTTP request, and back.
+//! Conversion of a [`Command`] from and to an HTTP request.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -11,7 +11,7 @@ use super::api::{ApiError, Command};
 struct Nothing {}
 
 impl Command {
-    /// The command that a request asks for.
+    /// Parses the command in a request.
     ///
     /// # Errors
     /// No such path, another method, a body that does not fit, or a relative snapshot directory.
@@ -54,7 +54,7 @@ impl Command {
         Ok(self)
     }
 
-    /// The request that asks for it: method, path and body.
+    /// The request for this command: method, path and body.
     ///
     /// # Errors
     /// A snapshot directory that is not UTF-8 has no JSON form.
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_path_or_method_says_what_is_right() {
+    fn a_wrong_path_or_method_is_answered_with_the_right_one() {
         for path in ["/", "/v1", "/v1/", "/v2/status", "/v1/status/", "/v1/status?x=1", ""] {
             assert_eq!(refuse("GET", path, "").0, 404, "{path}");
         }

@@ -1,4 +1,4 @@
-//! One client: receive a request, send the answer, see the client off. Never waits.
+//! One client's connection: receives a request, sends the answer, closes. Never blocks.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -12,32 +12,34 @@ use super::{
     http::{self, Parsed, Request},
 };
 
-/// How much a client may still send after its answer before it is cut off, in bytes: a body that was refused for its size.
+/// How much a client may still send after its answer before the connection is closed, in bytes. A body that was refused for
+/// its size is such.
 const DRAIN_BYTES: usize = 256 << 20;
-/// Steps at a time: a client that sends as fast as it is read must let others be served.
+/// The most steps of one [`Connection::advance`], so that a client that sends continuously does not keep the event loop from
+/// others.
 const STEPS: usize = 64;
 
 /// What a connection needs next.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// To be called again when the stream is ready for this.
+    /// Wait for these events, then call [`Connection::advance`] again.
     Wait(EventSet),
-    /// An answer to this, by [`Connection::respond`].
+    /// Answer this request with [`Connection::respond`].
     Answer(Result<Request, ApiError>),
-    /// Nothing any more.
+    /// The connection is over and can be dropped.
     Closed,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// The request arrives.
+    /// The request is being received.
     Receiving { buffer: Vec<u8>, continued: bool },
-    /// The request is with the server.
+    /// The request is being handled.
     Asking,
-    /// The answer leaves.
+    /// The answer is being sent.
     Sending { bytes: Vec<u8>, sent: usize },
-    /// The answer is out; the rest of what the client sends is thrown away. Closing a Unix socket with unread bytes
-    /// resets it, and a client that is still sending would then not look for the answer.
+    /// The answer is sent. What the client still sends is read and discarded, because closing a Unix socket with unread
+    /// bytes resets it: a client that is still sending would get an error and not read the answer.
     Draining { left: usize },
 }
 
@@ -54,13 +56,13 @@ impl AsRawFd for Connection {
 }
 
 impl Connection {
-    /// A connection that was just accepted.
+    /// The state for a connection that was just accepted.
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, phase: Phase::Receiving { buffer: Vec::new(), continued: false } })
     }
 
-    /// Does what can be done without waiting.
+    /// Receives or sends as much as is possible without blocking.
     pub(super) fn advance(&mut self) -> Progress {
         for _ in 0..STEPS {
             let step = match &mut self.phase {
@@ -80,7 +82,7 @@ impl Connection {
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => {}
                     ErrorKind::WouldBlock => return Progress::Wait(self.wants()),
-                    // The client went away. Nobody is left to tell.
+                    // The client has closed the connection: there is nothing to answer.
                     _ => return Progress::Closed,
                 },
             }
@@ -88,12 +90,12 @@ impl Connection {
         Progress::Wait(self.wants())
     }
 
-    /// Whether the request is with the server.
+    /// Whether the request is complete and its answer is outstanding.
     pub(super) fn is_asking(&self) -> bool {
         matches!(self.phase, Phase::Asking)
     }
 
-    /// Gives the answer, ready to be sent.
+    /// Sets the response to be sent; [`Self::advance`] sends it.
     pub(super) fn respond(&mut self, bytes: Vec<u8>) {
         self.phase = Phase::Sending { bytes, sent: 0 };
     }
@@ -119,7 +121,7 @@ fn receive(stream: &mut UnixStream, buffer: &mut Vec<u8>, continued: &mut bool) 
         return Ok(if buffer.is_empty() {
             Step::Finished
         } else {
-            // It may have closed its sending half only.
+            // The client may have closed only its sending half, so it gets an answer.
             Step::Answer(Err(ApiError::BadRequest("the request ends before it is complete".to_owned())))
         });
     }
@@ -127,7 +129,7 @@ fn receive(stream: &mut UnixStream, buffer: &mut Vec<u8>, continued: &mut bool) 
         Ok(Parsed::Partial { wants_continue }) => {
             if wants_continue && !*continued {
                 *continued = true;
-                // Nothing else was sent on this stream, so its buffer takes these few bytes at once.
+                // Nothing was sent on this stream before, so that the socket's buffer has room for these few bytes.
                 stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             }
             Ok(Step::Again)

@@ -1,4 +1,4 @@
-//! One HTTP request out of a buffer, one response into it.
+//! Parsing one HTTP request, and rendering one response.
 
 use serde::Serialize;
 
@@ -19,19 +19,19 @@ pub(super) struct Request {
     pub(super) body: Vec<u8>,
 }
 
-/// What is in the buffer so far.
+/// The result of parsing the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// Not yet a whole request. If `wants_continue`, the client waits for a word before it sends the body.
+    /// Not yet a whole request. If `wants_continue`, the client waits for "100 Continue" before it sends the body.
     Partial { wants_continue: bool },
     /// A whole request. What follows it is ignored: a connection carries one.
     Whole(Request),
 }
 
-/// Looks for a request at the start of `buffer`, which grows from call to call.
+/// Parses the request at the start of `buffer`, which grows from call to call.
 ///
 /// # Errors
-/// It is not going to be a request that we answer, whatever follows.
+/// If no further bytes can make it a valid request.
 pub(super) fn parse(buffer: &[u8]) -> Result<Parsed, ApiError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut head = httparse::Request::new(&mut headers);
@@ -62,7 +62,8 @@ fn fields<'a>(headers: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterat
     headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
 }
 
-/// RFC 9112, "Message Body Length". Where a body ends must not be a matter of opinion, so what is not plain is refused.
+/// The length of the body (RFC 9112, "Message Body Length"). Anything but one plain Content-Length is refused, so that
+/// there is only one reading of where a body ends.
 fn body_bytes(headers: &[httparse::Header<'_>]) -> Result<usize, ApiError> {
     if fields(headers, "transfer-encoding").next().is_some() {
         return Err(ApiError::LengthRequired);
@@ -94,7 +95,7 @@ pub(super) fn render(result: &Result<Reply, ApiError>) -> Vec<u8> {
         Ok(Reply::Status(status)) => (200, Some(serde_json::to_vec(status))),
         Err(error) => (error.code(), Some(serde_json::to_vec(&ErrorBody { error: error.to_string() }))),
     };
-    // Neither type can fail to be JSON; an answer without a body would still be an answer.
+    // Serializing these types cannot fail. If it did, the response would have no body.
     let body = body.and_then(Result::ok).map(|mut json| {
         json.push(b'\n');
         json

@@ -1,4 +1,5 @@
-//! The socket file: private before anyone can connect, replaced only when nobody listens, removed with its owner.
+//! The socket file. It has mode 0600 before a client can connect, an existing one is replaced only if no process listens
+//! on it, and it is removed when the server ends.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -25,7 +26,7 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
-    /// Another VMM, or somebody else, serves this path.
+    /// Another process listens at this path.
     #[error("control socket {} is in use by another process: end it, or choose another path", path.display())]
     InUse {
         /// The path.
@@ -49,22 +50,22 @@ pub enum SocketError {
     },
 }
 
-/// A listening socket and the file that leads to it.
+/// A listening socket and its file.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
     pub(super) listener: UnixListener,
     /// Absolute: the process may change its working directory before the file is removed.
     path: PathBuf,
-    /// Device and inode of our file, so that the file of a successor is not removed.
+    /// Device and inode of our file, so that a file that another VMM has put in its place is not removed.
     id: (u64, u64),
 }
 
 impl ControlSocket {
     /// Listens at `path`, non-blocking, mode 0600.
     ///
-    /// Three system calls in place of the one of [`UnixListener::bind`], because of what lies between them: until
-    /// listen(2), connect(2) is refused, so the file has its mode before the mode can matter. A umask around bind(2)
-    /// would do the same, but it belongs to the whole process and would catch files that other threads create.
+    /// Calls bind(2), chmod(2) and listen(2) in that order, unlike [`UnixListener::bind`]. Until listen(2), connect(2) is
+    /// refused, so that no client can connect before the file has its mode. A umask around bind(2) would do the same, but
+    /// it is a property of the process, and would change files that other threads create.
     pub(super) fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
         let errno = |action| move |errno: Errno| io(action)(errno.into());
@@ -76,7 +77,7 @@ impl ControlSocket {
         remove_stale(path)?;
         let fd = stream_socket().map_err(errno("create a socket"))?;
         bind(fd.as_raw_fd(), &address).map_err(|e| match e {
-            // Somebody was faster since the look at the file.
+            // Another process has created a file there since `remove_stale`.
             Errno::EADDRINUSE => SocketError::InUse { path: path.to_owned() },
             _ => errno("create it")(e),
         })?;
@@ -98,7 +99,7 @@ impl ControlSocket {
 }
 
 impl ControlSocket {
-    /// Removes the file, if it is still there and still ours: nobody can connect any more.
+    /// Removes the file, if it is still there and ours. From then on no client can connect.
     pub(super) fn leave(&self) {
         if identity(&self.path).is_ok_and(|id| id == self.id)
             && let Err(error) = fs::remove_file(&self.path)
@@ -114,7 +115,7 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Connects to the socket at `path` without waiting: a listener whose queue is full gives `WouldBlock`.
+/// Connects to the socket at `path` without blocking: if the listener's queue is full, it returns `WouldBlock`.
 pub(super) fn open(path: &Path) -> io::Result<UnixStream> {
     let address = address(path)?;
     let fd = stream_socket()?;
@@ -129,7 +130,7 @@ fn stream_socket() -> nix::Result<OwnedFd> {
 
 fn address(path: &Path) -> io::Result<UnixAddr> {
     if path.as_os_str().is_empty() {
-        // Linux would take it for a request to make up an abstract address.
+        // Linux would choose an abstract address for an empty path.
         return Err(io::ErrorKind::NotFound.into());
     }
     if path.as_os_str().as_bytes().len() > PATH_BYTES {
@@ -142,8 +143,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Removes a socket file that a VMM left when it was killed. Two VMMs that start at the same instant on the same stale
-/// path may both see it stale; then the later one has the path, as if it had been started later.
+/// Removes a socket file that a VMM left when it was killed. Two VMMs that start at the same time on the same stale path may
+/// both find it stale. Then the second removes the first one's file and has the path, as if it had been started later.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
     let meta = match fs::symlink_metadata(path) {
@@ -158,9 +159,9 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         Ok(_) => Err(SocketError::InUse { path: path.to_owned() }),
         Err(error) => match error.kind() {
             io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io("replace the unused socket")),
-            // Its owner removed it just now.
+            // The owner has removed the file in the meantime.
             io::ErrorKind::NotFound => Ok(()),
-            // A full queue has a listener, and so has a socket of another type.
+            // The listener's queue is full, so there is a listener.
             io::ErrorKind::WouldBlock => Err(SocketError::InUse { path: path.to_owned() }),
             _ => Err(io("find out whether it is in use")(error)),
         },

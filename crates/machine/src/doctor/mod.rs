@@ -1,7 +1,8 @@
-//! `vmm doctor`: what this host does, and what `vmm` will do about it.
+//! `vmm doctor`: what this host can do, and which features of `vmm` work on it.
 //!
-//! Everything is measured: return codes of TSC ioctls are shown beside what really happened, because on some hosts they
-//! differ. The report is data ([`Report`]); [`text`] is its form for people. The JSON's layout is in `docs/doctor.md`.
+//! Everything is measured: the report has the return codes of the TSC ioctls beside what the guest's TSC did, because on
+//! some hosts they differ. The report is data ([`Report`]); [`text`] is its form for people. The JSON's layout is in
+//! `docs/doctor.md`.
 
 pub mod text;
 
@@ -24,7 +25,7 @@ use crate::{
 /// Version of the report's layout.
 pub const SCHEMA: &str = "vmm-doctor/1";
 
-/// What was found.
+/// The results.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].
@@ -33,27 +34,27 @@ pub struct Report {
     pub kernel: String,
     /// The KVM modules that are loaded; empty if KVM is built in.
     pub kvm_modules: Vec<String>,
-    /// KVM's capabilities that matter here, with what they are for.
+    /// The capabilities of KVM that `vmm` uses, with their purpose.
     pub capabilities: Vec<Capability>,
-    /// The host's TSC frequency in kHz, as KVM states it.
+    /// The host's TSC frequency in kHz, as KVM reports it.
     pub host_tsc_khz: u32,
-    /// A guest's RDTSC gives the host's TSC when offset 0 is asked for.
+    /// With a TSC offset of 0, a guest's RDTSC returns the host's TSC.
     pub tsc_equals_host: bool,
-    /// Frequencies asked for and what guests got.
+    /// TSC frequencies that KVM was asked for, and those that guests had.
     pub tsc_scaling: Vec<Scaling>,
     /// Whether a TSC offset can be set.
     pub tsc_offset: Claim,
-    /// "exits", "exits-with-mwait" or "swallowed".
+    /// What a guest's write of IA32_TSC_DEADLINE does: "exits", "exits-with-mwait" or "swallowed".
     pub deadline_wrmsr: &'static str,
     /// x2APIC MSRs exit.
     pub x2apic_exits: bool,
-    /// KVM's own LAPIC can be had (`--lapic kvm`).
+    /// KVM's own LAPIC is available (`--lapic kvm`).
     pub kernel_lapic: bool,
-    /// Its TSC deadline fired, and not early.
+    /// KVM's own LAPIC fired a TSC deadline, and not early.
     pub kernel_lapic_deadline: bool,
     /// Cost of one instruction of supervisor code, in nanoseconds.
     pub supervisor_instruction_ns: f64,
-    /// Supervisor code is emulated rather than executed.
+    /// Supervisor code is emulated rather than run by the CPU.
     pub supervisor_emulated: bool,
     /// Single steps stop after exactly one instruction.
     pub single_step_exact: bool,
@@ -61,11 +62,11 @@ pub struct Report {
     pub single_step_ns: u64,
     /// Cost of an exit to user space and back, in nanoseconds.
     pub exit_ns: u64,
-    /// How late a sleeping thread wakes after its time, in nanoseconds: half of the wakes are at most so late.
+    /// How late a sleeping thread wakes, in nanoseconds: the median.
     pub wake_p50_ns: u64,
-    /// The same for 9 of 10 wakes.
+    /// The same, 90th percentile.
     pub wake_p90_ns: u64,
-    /// What follows.
+    /// Which features of `vmm` work.
     pub verdicts: Vec<Verdict>,
 }
 
@@ -74,51 +75,51 @@ pub struct Report {
 pub struct Capability {
     /// KVM's name.
     pub name: &'static str,
-    /// Whether it is there.
+    /// Whether the host has it.
     pub present: bool,
     /// What `vmm` needs it for.
     pub purpose: &'static str,
 }
 
-/// A TSC frequency that was asked for.
+/// A TSC frequency that KVM was asked for.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scaling {
-    /// Asked for, in kHz.
+    /// The frequency, in kHz.
     pub asked_khz: u32,
-    /// What KVM_SET_TSC_KHZ said.
+    /// Whether KVM_SET_TSC_KHZ succeeded.
     pub accepted: bool,
-    /// What the guest's TSC did, in kHz.
+    /// The frequency of the guest's TSC, in kHz.
     pub measured_khz: u64,
-    /// Whether KVM scales it: what was asked for, to 1 %, on a host that has KVM_CAP_TSC_CONTROL.
+    /// Whether KVM scales the TSC: the guest's frequency is the requested one, to 1 %, on a host with KVM_CAP_TSC_CONTROL.
     pub works: bool,
-    /// Whether KVM, which does not scale, sets the TSC forward at entries instead.
+    /// Whether KVM does not scale the TSC, and instead sets it forward at each entry.
     pub catches_up: bool,
 }
 
-/// What KVM said, and what was true.
+/// Whether an ioctl succeeded, and whether it had an effect.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Claim {
     /// The ioctl succeeded.
     pub accepted: bool,
-    /// The guest saw it.
+    /// The guest saw the effect.
     pub works: bool,
 }
 
-/// One conclusion.
+/// Whether one feature of `vmm` works on this host.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
-    /// What it is about.
+    /// The feature.
     pub feature: &'static str,
     /// Whether it works here.
     pub works: bool,
-    /// How, or why not and what to do.
+    /// How it works; or why it does not, and what to use instead.
     pub detail: String,
 }
 
-/// Examines this host, for some 100 ms.
+/// Examines this host, which takes some 100 ms.
 ///
 /// # Errors
-/// [`RunError`] if KVM cannot be used at all: then that is the diagnosis.
+/// [`RunError`] if KVM cannot be used at all.
 pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     let env = HostEnvironment::open(emulated)?;
     let (host, supported, facts) = (&env.host, env.supported()?, env.facts()?);
@@ -170,7 +171,8 @@ pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
     Ok(report)
 }
 
-/// No CPU needs this long for a DEC and a jump; every emulator does.
+/// From this time for an instruction on, code is taken to be emulated: every CPU runs a DEC or a jump faster, and every
+/// instruction emulator is slower.
 const EMULATED_NS: f64 = 30.0;
 
 fn capabilities(host: &Host) -> Vec<Capability> {
@@ -189,7 +191,7 @@ fn kvm_modules() -> Vec<String> {
     modules
 }
 
-/// How late the timer's call for a halted vCPU comes, 40 times 1 ms, sorted, in nanoseconds.
+/// Measures how late the wake timer wakes a thread: 40 waits of 1 ms. Returns the lateness of each in nanoseconds, sorted.
 fn wake_lateness(env: &HostEnvironment) -> Result<Vec<u64>, RunError> {
     let timer = KickTimer::new()?;
     let mut late = Vec::new();

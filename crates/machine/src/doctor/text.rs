@@ -1,4 +1,4 @@
-//! The report for people.
+//! The report as text for people.
 
 use std::fmt::Write;
 
@@ -134,9 +134,9 @@ mod tests {
         Scaling { asked_khz: 2_000_000, accepted: true, measured_khz: 2_000_000, works, catches_up }
     }
 
-    // KVM without scaling sets a TSC forward at entries: it neither scales nor ignores what it was asked for.
+    // KVM without TSC scaling sets a TSC forward at each entry: that is neither scaling nor ignoring the request.
     #[test]
-    fn catching_up_is_told_apart_from_scaling() {
+    fn catching_up_is_not_reported_as_scaling() {
         let caught = render(&report(scaling(false, true), true));
         assert!(caught.contains("measured 2000000 kHz: catches up at entries, does not scale"), "{caught}");
         assert!(caught.contains("no TSC scaling: KVM sets a guest's TSC forward at entries"), "{caught}");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn inexact_steps_have_their_consequence() {
+    fn inexact_steps_refuse_sweeps() {
         assert!(render(&report(scaling(true, false), false)).contains("vmm sweep is refused"));
         assert!(!render(&report(scaling(true, false), true)).contains("refused"));
     }

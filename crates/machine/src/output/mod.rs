@@ -1,11 +1,12 @@
-//! Bytes for readers who may not read: the console, the log, the trace, messages at the end.
+//! Output that never blocks the VMM: the console, the log, the trace, messages at the end.
 //!
-//! A pipe whose other end nobody reads takes 64 KiB, and a write then waits for ever. Nothing outside may hold the VMM so:
-//! neither a vCPU's thread nor the event loop writes to such a file itself. They put bytes into an [`Outlet`], which never
-//! waits: what the reader takes at once goes out at once, the rest is kept, and a thread that is started for it passes it on.
+//! A pipe without a reader takes 64 KiB, and then write(2) blocks. A reader outside must not be able to stop the VMM that
+//! way. So neither a vCPU thread nor the event loop writes to such a file itself. They put bytes into an [`Outlet`],
+//! which never blocks: it writes what the file takes at once and buffers the rest, which a thread of its own writes
+//! later.
 //!
-//! What is kept has a limit. Beyond it, [`WhenFull`] says: bytes are dropped and counted, or the outlet says that it is full,
-//! and whoever produces the bytes waits, in a place where it can be reached.
+//! The buffer has a limit. Beyond it [`WhenFull`] decides: either further bytes are dropped and counted, or the outlet
+//! reports that it is full, and the producer waits at a point where it can be interrupted.
 
 mod outlet;
 mod sink;
@@ -15,7 +16,7 @@ pub use outlet::{Outlet, Patience, WhenFull};
 pub use sink::Sink;
 pub use stderr::{AT_END, AT_REQUESTED_END, stderr};
 
-/// Says one line on standard error, as `eprintln!` does, and never waits for who reads it.
+/// Prints one line on standard error, as `eprintln!` does, but never blocks.
 #[macro_export]
 macro_rules! say {
     ($($arg:tt)*) => {

@@ -1,4 +1,4 @@
-//! A sink with a bounded buffer, and the thread that empties it.
+//! An output with a bounded buffer, and the thread that writes the buffer out.
 
 use std::{
     collections::VecDeque,
@@ -12,31 +12,31 @@ use nix::{poll::PollTimeout, sys::signal::SigSet};
 
 use super::Sink;
 
-/// What becomes of bytes that find the buffer full.
+/// What happens to bytes when the buffer is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
     /// They are dropped and counted.
     Drop,
-    /// [`Outlet::is_full`] says so, and whoever produces them waits. What comes all the same is kept: the producer makes a
-    /// bounded number of bytes between two looks.
+    /// They are still buffered, and [`Outlet::is_full`] returns true. The producer must check it and wait; the number of
+    /// bytes that it produces between two checks bounds the buffer.
     Wait,
 }
 
 /// How long [`Outlet::finish`] waits for a reader.
 #[derive(Clone, Copy, Debug)]
 pub enum Patience {
-    /// As long as bytes go out, but no longer than this without any that do.
+    /// While bytes are being written, and at most this long without progress.
     WithoutProgress(Duration),
-    /// No longer than this in all.
+    /// At most this long in all.
     InAll(Duration),
 }
 
-/// How long the thread waits for room before it looks whether it is still wanted, in milliseconds.
-const LOOK_MS: u16 = 50;
-/// What is written at once.
+/// How long the thread waits for room before it checks whether the outlet still exists, in milliseconds.
+const CHECK_MS: u16 = 50;
+/// The most that one write is given, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// Bytes on their way out. Clones are the same outlet.
+/// An output with a buffer. Clones share the buffer.
 #[derive(Clone)]
 pub struct Outlet {
     shared: Arc<Shared>,
@@ -46,30 +46,30 @@ struct Shared {
     limit: usize,
     when_full: WhenFull,
     state: Mutex<State>,
-    /// Bytes went out, or the sink failed.
+    /// Notified when bytes were written, or the sink failed.
     done: Condvar,
 }
 
 struct State {
-    /// The thread that empties the buffer has it.
+    /// None while the thread that writes the buffer has it.
     sink: Option<Sink>,
     buffer: VecDeque<u8>,
     dropped: u64,
-    /// The first final error: nothing is written any more.
+    /// The first final error: from then on bytes are discarded.
     failed: Option<io::Error>,
-    /// Called when there is room again.
+    /// Called when a full buffer has room again.
     on_room: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Outlet {
-    /// For `sink`, keeping at most about `limit` bytes.
+    /// An outlet to `sink` that buffers at most about `limit` bytes.
     #[must_use]
     pub fn new(sink: Sink, limit: usize, when_full: WhenFull) -> Self {
         let state = State { sink: Some(sink), buffer: VecDeque::new(), dropped: 0, failed: None, on_room: None };
         Self { shared: Arc::new(Shared { limit, when_full, state: Mutex::new(state), done: Condvar::new() }) }
     }
 
-    /// For nobody: what is written goes nowhere.
+    /// An outlet without a file: it discards all bytes. [`Self::finish`] returns `why`.
     #[must_use]
     pub fn closed(why: io::Error) -> Self {
         let state = State { sink: None, buffer: VecDeque::new(), dropped: 0, failed: Some(why), on_room: None };
@@ -81,14 +81,14 @@ impl Outlet {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `bytes`. Never waits for the reader.
+    /// Writes or buffers `bytes`. Never blocks.
     pub fn put(&self, bytes: &[u8]) {
         let mut state = self.state();
         if state.failed.is_some() {
             return;
         }
         let mut rest = bytes;
-        // In order: nothing overtakes what is kept.
+        // Written directly only if the buffer is empty, because otherwise these bytes would overtake buffered ones.
         if state.buffer.is_empty()
             && let Some(sink) = &mut state.sink
         {
@@ -116,23 +116,23 @@ impl Outlet {
         }
     }
 
-    /// Starts the thread that empties the buffer.
+    /// Starts the thread that writes the buffer out.
     fn start(&self, sink: Sink, state: &mut State) {
         let shared = Arc::downgrade(&self.shared);
         let thread = thread::Builder::new().name("output".to_owned());
-        if let Err(error) = thread.spawn(move || empty(sink, &shared)) {
+        if let Err(error) = thread.spawn(move || write_out(sink, &shared)) {
             state.failed = Some(error);
             state.buffer.clear();
         }
     }
 
-    /// Whether the producer is to wait. Only with [`WhenFull::Wait`].
+    /// Whether the producer must wait. Never with [`WhenFull::Drop`].
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.when_full == WhenFull::Wait && self.state().buffer.len() >= self.shared.limit
     }
 
-    /// Calls `wake` whenever the outlet has been full and is no more.
+    /// Calls `wake` whenever a full outlet has room again.
     pub fn on_room(&self, wake: impl Fn() + Send + 'static) {
         self.state().on_room = Some(Box::new(wake));
     }
@@ -143,13 +143,13 @@ impl Outlet {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Bytes that were dropped so far.
+    /// How many bytes were dropped so far.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.state().dropped
     }
 
-    /// Waits until all is written, as far as `patience` lets it.
+    /// Waits until all bytes are written, at most as long as `patience` allows.
     ///
     /// # Errors
     /// The first write that failed, or [`io::ErrorKind::TimedOut`] if bytes are left.
@@ -164,7 +164,7 @@ impl Outlet {
             }
             Patience::WithoutProgress(limit) => {
                 let mut timed_out = false;
-                // The thread that empties the buffer notifies at each piece.
+                // The thread that writes the buffer out notifies after each piece.
                 while !timed_out && is_unfinished(&mut state) {
                     let (next, waited) = done.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
                     (state, timed_out) = (next, waited.timed_out());
@@ -182,7 +182,7 @@ impl Outlet {
     }
 }
 
-/// Writes what the sink takes at once.
+/// Writes as many bytes as the sink takes without blocking, and returns their number.
 fn push(sink: &mut Sink, bytes: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
@@ -197,9 +197,12 @@ fn push(sink: &mut Sink, bytes: &[u8]) -> io::Result<usize> {
     Ok(written)
 }
 
-/// The thread: passes on what is kept until that is nothing, or nobody has the outlet any more.
-fn empty(mut sink: Sink, shared: &Weak<Shared>) {
-    // Signals are for threads that were told what to do about them. This one may be older than that.
+/// The thread: writes the buffer out until it is empty, or until all clones of the outlet are dropped.
+///
+/// It waits for room without the lock, so that [`Outlet::put`] never waits for it. It holds the outlet weakly meanwhile:
+/// otherwise a reader that never reads would keep an outlet alive that is used by no other thread.
+fn write_out(mut sink: Sink, shared: &Weak<Shared>) {
+    // Signals are for the threads that expect them. This one may have been started before they were blocked.
     let _ = SigSet::all().thread_block();
     loop {
         {
@@ -229,12 +232,12 @@ fn empty(mut sink: Sink, shared: &Weak<Shared>) {
                 return;
             }
         }
-        sink.wait_for_room(PollTimeout::from(LOOK_MS));
+        sink.wait_for_room(PollTimeout::from(CHECK_MS));
     }
 }
 
 impl Write for Outlet {
-    /// Takes all of it.
+    /// Accepts all bytes, as [`Outlet::put`].
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.put(bytes);
         Ok(bytes.len())
@@ -255,7 +258,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::sync::mpsc::channel;
 
-    /// Longer than any of this takes.
+    /// Longer than any of these tests takes.
     const LONG_TIME: Duration = Duration::from_secs(60);
     const LONG: Patience = Patience::WithoutProgress(LONG_TIME);
 
@@ -292,7 +295,7 @@ mod tests {
         }
         assert!(take(&reader, all.len()) == all);
         outlet.finish(LONG).unwrap();
-        // The thread has gone, and the next one comes when it is needed.
+        // The thread has ended, and another is started when the buffer is used again.
         for _ in 0..3 {
             outlet.put(&all);
             assert!(take(&reader, all.len()) == all);
@@ -300,16 +303,17 @@ mod tests {
         assert_eq!(outlet.dropped(), 0);
     }
 
-    // Catches: a writer that waits for a reader, and a buffer without a limit.
+    // Catches: a writer that blocks, and a buffer without a limit.
     #[test]
-    fn a_reader_who_does_not_read_costs_bytes_and_no_time() {
+    fn without_a_reader_bytes_are_dropped_and_nothing_blocks() {
         let (reader, outlet) = pipe(1000, WhenFull::Drop);
         let all = bytes(1 << 20);
         outlet.put(&all);
         let dropped = usize::try_from(outlet.dropped()).unwrap();
         assert!(!outlet.is_full());
-        // Longer than the thread takes between two looks.
-        let left = outlet.finish(Patience::WithoutProgress(Duration::from_millis(3 * u64::from(LOOK_MS)))).unwrap_err();
+        // Longer than the thread waits between two checks.
+        let left =
+            outlet.finish(Patience::WithoutProgress(Duration::from_millis(3 * u64::from(CHECK_MS)))).unwrap_err();
         assert_eq!(left.kind(), io::ErrorKind::TimedOut);
         assert!(take(&reader, all.len() - dropped) == all[..all.len() - dropped]);
         outlet.finish(LONG).unwrap();
@@ -317,7 +321,7 @@ mod tests {
 
     // Catches: a producer that waits and is not woken.
     #[test]
-    fn a_full_outlet_says_when_there_is_room() {
+    fn a_full_outlet_calls_back_when_there_is_room() {
         let (reader, outlet) = pipe(1000, WhenFull::Wait);
         let (sender, woken) = channel();
         outlet.on_room(move || sender.send(()).unwrap());
@@ -330,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_went_away_is_an_error() {
+    fn a_closed_reader_is_an_error() {
         let (reader, outlet) = pipe(1000, WhenFull::Wait);
         drop(reader);
         outlet.put(b"a");

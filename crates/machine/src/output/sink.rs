@@ -1,4 +1,4 @@
-//! A file that takes what it can take at once.
+//! A file that is written without blocking.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,31 +15,32 @@ use nix::{
     sys::socket::{MsgFlags, send},
 };
 
-/// Where bytes go.
+/// An output file, and how to write to it without blocking.
 #[derive(Debug)]
 pub struct Sink {
     file: File,
     kind: Kind,
 }
 
-/// How a write that does not wait is made.
+/// The way in which a file is written without blocking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Regular files and `/dev/null` take everything.
+    /// A plain write: regular files and `/dev/null` take everything.
     Ready,
     /// The descriptor is in non-blocking mode.
     NonBlocking,
-    /// A socket, perhaps somebody else's too: each call says that it is not to wait.
+    /// A socket. Other processes may share it, so its mode is left alone, and each call has MSG_DONTWAIT.
     Socket,
-    /// A pipe or terminal that could not be opened again: a write of [`ATOMIC`] bytes after poll(2) said that there is room.
+    /// A pipe or terminal that could not be opened again: poll(2), and if there is room a write of at most [`ATOMIC`] bytes.
     Polled,
 }
 
-/// pipe(7), "PIPE_BUF": a pipe that poll(2) calls writable has room for so much.
+/// pipe(7), "PIPE_BUF": a pipe that poll(2) reports as writable has room for so many bytes.
 const ATOMIC: usize = 4096;
 
 impl Sink {
-    /// For a descriptor that this process was given: its mode is shared with others and stays as it is.
+    /// A sink for a descriptor that this process inherited. Other processes share its file status flags, which are not
+    /// changed.
     ///
     /// # Errors
     /// If the descriptor is closed.
@@ -49,12 +50,12 @@ impl Sink {
         if kind.is_socket() {
             return Ok(Self { file, kind: Kind::Socket });
         }
-        // devices.txt: 1 is memory devices: /dev/null, /dev/full.
+        // devices.txt: major number 1 is memory devices, such as /dev/null and /dev/full.
         let memory_device = kind.is_char_device() && nix::sys::stat::major(rdev(&file)?) == 1;
         if !kind.is_fifo() && (!kind.is_char_device() || memory_device) {
             return Ok(Self { file, kind: Kind::Ready });
         }
-        // Opened again, it has a mode of its own.
+        // Opened again, the file has status flags of its own.
         let again = OpenOptions::new()
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -65,14 +66,14 @@ impl Sink {
         })
     }
 
-    /// Creates the file at `path`, or opens what is there: a pipe or device that need not have a reader yet.
+    /// Creates the file at `path`, or opens an existing FIFO or device. A FIFO need not have a reader yet.
     ///
     /// # Errors
     /// If it cannot be opened.
     pub fn create(path: &Path) -> io::Result<Self> {
         let there = std::fs::metadata(path).map(|meta| meta.file_type());
         if there.is_ok_and(|kind| kind.is_fifo()) {
-            // fifo(7): opened for both, it does not wait for a reader.
+            // fifo(7): opened for reading and writing, it does not wait for a reader.
             let options = libc::O_NONBLOCK;
             let file = OpenOptions::new().read(true).write(true).custom_flags(options).open(path)?;
             return Ok(Self { file, kind: Kind::NonBlocking });
@@ -80,16 +81,16 @@ impl Sink {
         Self::inherited(File::create(path)?)
     }
 
-    /// Whether a write could have to wait at all.
+    /// Whether a write could block.
     #[must_use]
     pub fn can_stall(&self) -> bool {
         self.kind != Kind::Ready
     }
 
-    /// Writes what is taken at once.
+    /// Writes as many bytes as the file takes without blocking, and returns their number.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if nothing is; others are final.
+    /// [`io::ErrorKind::WouldBlock`] if it takes none; other errors are final.
     pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.kind {
             Kind::Ready | Kind::NonBlocking => self.file.write(bytes),
@@ -102,7 +103,7 @@ impl Sink {
         }
     }
 
-    /// Waits for room, at most for `timeout`.
+    /// Waits until the file can take bytes, at most for `timeout`.
     pub fn wait_for_room(&self, timeout: PollTimeout) {
         self.has_room(timeout);
     }
@@ -129,7 +130,7 @@ impl Write for Sink {
 }
 
 impl From<OwnedFd> for Sink {
-    /// A descriptor that nobody shares, in non-blocking mode.
+    /// A sink for a descriptor that is not shared and is in non-blocking mode.
     fn from(fd: OwnedFd) -> Self {
         Self { file: File::from(fd), kind: Kind::NonBlocking }
     }

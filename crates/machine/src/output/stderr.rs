@@ -4,20 +4,20 @@ use std::{io, sync::OnceLock, time::Duration};
 
 use super::{Outlet, Patience, Sink, WhenFull};
 
-/// What is kept for somebody who reads slowly.
+/// How much is buffered for a slow reader, in bytes.
 const LIMIT: usize = 256 << 10;
 
-/// How long the process waits, for each output, for somebody to read what is left when it ends.
+/// How long the process, when it ends, waits for each output's reader to take what is left.
 pub const AT_END: Patience = Patience::WithoutProgress(Duration::from_millis(500));
 
-/// The same if somebody asked for the end, who does not wait for a reader that is slow.
+/// The same when the end was requested: the user then does not want to wait for a slow reader.
 pub const AT_REQUESTED_END: Patience = Patience::InAll(Duration::from_millis(500));
 
-/// Standard error, for messages and the log. What nobody reads is dropped.
+/// Standard error, for messages and the log. Bytes beyond the buffer are dropped.
 pub fn stderr() -> &'static Outlet {
     static STDERR: OnceLock<Outlet> = OnceLock::new();
     STDERR.get_or_init(|| {
-        // A process may be started without it: then there is nobody to tell.
+        // A process may be started with a closed standard error. Then messages are dropped.
         Sink::inherited(io::stderr()).map_or_else(Outlet::closed, |sink| Outlet::new(sink, LIMIT, WhenFull::Drop))
     })
 }

@@ -1,4 +1,4 @@
-//! The server: accepts clients and answers them from the event loop.
+//! The server: accepts clients and answers them, on the event loop's thread.
 
 #[cfg(test)]
 mod tests;
@@ -19,10 +19,11 @@ use super::{
     socket::{ControlSocket, SocketError},
 };
 
-/// How many clients are served at a time. One more, and the one is cut off that has been connected for longest of those that
-/// wait for no answer: with a limit in number there is no need for one in time, and no idle client can keep the others out.
+/// How many clients can be connected at a time. If there is one more, the oldest connection that waits for no answer is
+/// closed. So idle clients cannot keep others out, and no timeout is needed.
 const CLIENTS: usize = 32;
-/// How long no client is accepted after one could not be: descriptors and memory come back when somebody else frees them.
+/// How long to wait after accept(2) has failed for want of descriptors or memory, until another part of the process or of
+/// the host has freed some.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// The control socket of one VM, to be added to its event manager. The socket's file is removed when this is dropped.
@@ -32,11 +33,11 @@ pub struct ControlServer<H> {
     /// Oldest first.
     clients: Vec<Client>,
     handler: H,
-    /// Answers to what clients asked, by [`Client::number`].
+    /// Answers to the clients' requests, by [`Client::number`].
     answers: Answers<Result<Reply, ApiError>>,
-    /// Clients so far.
+    /// How many clients were accepted so far.
     accepted: u64,
-    /// Runs while no client can be accepted.
+    /// Armed while accepting clients is suspended.
     retry: TimerFd,
 }
 
@@ -44,16 +45,16 @@ pub struct ControlServer<H> {
 struct Client {
     number: u64,
     connection: Connection,
-    /// What it asked for, for the log; none before it did.
+    /// Its request, for the log; none until it is complete.
     asked: Option<String>,
-    /// It asked for the VM's end.
+    /// Its request is to end the VM.
     quits: bool,
-    /// What the event manager watches for.
+    /// The events that the event manager reports for it.
     watched: EventSet,
 }
 
 impl<H: Handler> ControlServer<H> {
-    /// Listens at `path`, with mode 0600. A socket file that nobody serves any more is replaced.
+    /// Listens at `path`, with mode 0600. A socket file on which no process listens is replaced.
     ///
     /// # Errors
     /// The path is taken, too long, or cannot be written.
@@ -65,7 +66,7 @@ impl<H: Handler> ControlServer<H> {
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
-        // Not for ever: others wait too, and the listener stays readable.
+        // Bounded, so that connected clients are served, too. The listener stays readable if more clients wait.
         for _ in 0..CLIENTS {
             match self.socket.listener.accept().and_then(|(stream, _)| Connection::new(stream)) {
                 Ok(connection) => self.add(connection, ops),
@@ -78,8 +79,8 @@ impl<H: Handler> ControlServer<H> {
         }
     }
 
-    /// Out of file descriptors or memory. The listener stays readable, so without a change here the loop would spin: it is
-    /// looked at again after [`RETRY`].
+    /// Suspends accepting clients for [`RETRY`] when descriptors or memory are used up. The listener stays readable, so
+    /// the event loop would spin if it went on watching it.
     fn accept_failed(&mut self, error: &io::Error, ops: &mut EventOps<'_>) {
         log::warn!("control socket: cannot accept a client for now: {error}");
         match self.retry.reset(RETRY, None) {
@@ -88,7 +89,7 @@ impl<H: Handler> ControlServer<H> {
         }
     }
 
-    /// Tries again to accept clients.
+    /// Accepts clients again, after [`RETRY`].
     fn retry(&mut self, ops: &mut EventOps<'_>) {
         let _ = self.retry.wait();
         if let Err(error) = ops.add(Events::new(&self.socket.listener, EventSet::IN)) {
@@ -100,7 +101,7 @@ impl<H: Handler> ControlServer<H> {
     fn add(&mut self, connection: Connection, ops: &mut EventOps<'_>) {
         if self.clients.len() >= CLIENTS {
             log::warn!("control socket: more than {CLIENTS} clients, the oldest that waits for no answer is cut off");
-            // If all wait for an answer, the new one is.
+            // If all wait for an answer, the new connection is closed.
             let Some(idle) = self.clients.iter().position(|client| !client.connection.is_asking()) else { return };
             self.remove(idle, ops);
         }
@@ -117,17 +118,17 @@ impl<H: Handler> ControlServer<H> {
     fn serve(&mut self, fd: RawFd, events: EventSet, ops: &mut EventOps<'_>) {
         let Some(at) = self.clients.iter().position(|client| client.connection.as_raw_fd() == fd) else { return };
         let waits = self.clients.get(at).is_some_and(|client| client.connection.is_asking());
-        // A client that waits for its answer is watched for nothing, but told of all the same when it goes away.
+        // For a client that waits for its answer no events are requested. epoll(7) reports that it hung up all the same.
         if waits && events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             return self.remove(at, ops);
         }
         self.advance(at, ops);
     }
 
-    /// Gives the answers that have come.
+    /// Sends the answers that have arrived.
     fn answer(&mut self, ops: &mut EventOps<'_>) {
         while let Some((number, result)) = self.answers.take() {
-            // A client that went away needs no answer.
+            // The client may have disconnected.
             let Some(at) = self.clients.iter().position(|client| client.number == number) else { continue };
             let Some(client) = self.clients.get_mut(at) else { continue };
             let result = result.unwrap_or_else(|| Err(ApiError::WrongState("the VM has ended".to_owned())));
@@ -136,7 +137,8 @@ impl<H: Handler> ControlServer<H> {
                 (Ok(_), Some(asked)) => log::debug!("control socket: {asked}"),
                 (_, None) => {}
             }
-            // Who comes after the answer to that finds no socket, rather than one that closes without an answer.
+            // The socket file is removed before a quit is answered. A client that comes after the answer then finds no
+            // socket, and not one that closes the connection without an answer.
             if client.quits && result.is_ok() {
                 self.socket.leave();
             }
@@ -186,7 +188,7 @@ impl<H: Handler> ControlServer<H> {
 
     fn remove(&mut self, at: usize, ops: &mut EventOps<'_>) {
         if at < self.clients.len() {
-            // Before the descriptor is closed: its number may come back as another client's.
+            // Unregistered before the descriptor is closed, because its number may be reused for another client.
             let client = self.clients.remove(at);
             unwatch(&client.connection, ops);
         }

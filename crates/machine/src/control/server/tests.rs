@@ -1,4 +1,4 @@
-//! The server as clients see it: over a real socket, from an event manager in another thread.
+//! Tests of the server over a real socket, with an event manager on another thread.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -22,14 +22,14 @@ use crate::{
     machine::config::{LapicKind, source::TscSource},
 };
 
-/// Commands that wait for their answer.
+/// The answers to snapshot commands that are still outstanding.
 type Saving = Arc<Mutex<Vec<Answer<Result<Reply, ApiError>>>>>;
 
-/// A VM that remembers what it was asked, and can only be paused once.
+/// A handler that records commands, and refuses the second pause.
 #[derive(Default)]
 struct Toy {
     seen: Arc<Mutex<Vec<Command>>>,
-    /// Snapshots that take their time.
+    /// Snapshots to `/slow`, which a test answers itself.
     saving: Saving,
 }
 
@@ -41,7 +41,7 @@ impl Handler for Toy {
         }
         seen.push(command.clone());
         if matches!(&command, Command::Snapshot(snapshot) if snapshot.dir == Path::new("/slow")) {
-            // On another thread, after others may have asked.
+            // Answered later, by the test's thread.
             self.saving.lock().unwrap().push(answer);
             return;
         }
@@ -85,7 +85,7 @@ impl Served {
             let mut manager = EventManager::new().unwrap();
             manager.add_subscriber(server);
             while !stopped.load(Ordering::Acquire) {
-                // Nobody can wake it over a socket that it has left.
+                // With a timeout, because after a quit no client can connect to wake it.
                 manager.run_with_timeout(20).unwrap();
             }
         });
@@ -140,9 +140,9 @@ fn commands_arrive_and_answers_return() {
     }
 }
 
-// Catches: a loop that waits for one client's answer while others ask.
+// Catches: an event loop that waits for one client's answer while others send requests.
 #[test]
-fn a_command_that_takes_its_time_holds_nobody() {
+fn a_slow_command_does_not_delay_other_clients() {
     let served = Served::new();
     let path = served.path();
     let snapshot = Command::Snapshot(Snapshot { dir: "/slow".into(), base: None, stay_paused: false });
@@ -151,14 +151,14 @@ fn a_command_that_takes_its_time_holds_nobody() {
     while served.saving.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }
-    // More clients than there is room for: the one that waits for its answer is not cut off for them.
+    // More clients than the limit: the one that waits for its answer keeps its connection.
     let idle: Vec<_> = (0..2 * CLIENTS).map(|_| served.connect()).collect();
     served.assert_alive();
     drop(idle);
     assert!(!waiting.is_finished());
     served.saving.lock().unwrap().pop().unwrap().give(Ok(Reply::Done));
     assert_eq!(waiting.join().unwrap().unwrap(), Value::Null);
-    // One whose answer is lost is told so.
+    // A client whose answer is dropped gets a refusal.
     let path = served.path();
     let waiting = std::thread::spawn(move || call(&path, &snapshot));
     while served.saving.lock().unwrap().is_empty() {
@@ -169,7 +169,7 @@ fn a_command_that_takes_its_time_holds_nobody() {
     assert!(matches!(error, ClientError::Refused { code: 409, .. }), "{error}");
 }
 
-// Catches: a client that goes away while it waits, and a server that then spins or answers another.
+// Catches: a server that spins, or answers another client, when a client disconnects while it waits.
 #[test]
 fn a_client_that_does_not_wait_for_its_answer_is_forgotten() {
     let served = Served::new();
@@ -184,14 +184,14 @@ fn a_client_that_does_not_wait_for_its_answer_is_forgotten() {
     served.assert_alive();
 }
 
-// Catches: a body that is refused for its size, and whose sender gets a reset for an answer.
+// Catches: a sender of a body that is refused for its size, who gets a reset and no answer.
 #[test]
 fn a_large_body_gets_its_answer() {
     let served = Served::new();
     let mut stream = served.connect();
     const BYTES: usize = 8 << 20;
     stream.write_all(format!("PUT /v1/snapshot HTTP/1.1\r\nContent-Length: {BYTES}\r\n\r\n").as_bytes()).unwrap();
-    // As clients do that look for the answer only when all is sent.
+    // Some clients read the answer only after they have sent everything.
     stream.write_all(&vec![b' '; BYTES]).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -244,7 +244,7 @@ fn a_huge_body_is_refused_without_being_stored() {
     let served = Served::new();
     let mut stream = served.connect();
     stream.write_all(b"PUT /v1/snapshot HTTP/1.1\r\nContent-Length: 4294967296\r\n\r\n").unwrap();
-    // It reads on for a while, so that a client that sends first and reads later sees the answer, and then hangs up.
+    // The server reads on for a while, for clients that read the answer late, and then closes the connection.
     let block = [b' '; 1 << 16];
     let sent = std::iter::from_fn(|| stream.write_all(&block).ok()).take(10_000).count();
     assert!((1..10_000).contains(&sent), "{sent}");
@@ -269,7 +269,7 @@ fn a_request_in_single_bytes_is_a_request() {
 }
 
 #[test]
-fn a_request_that_stops_halfway_is_answered_if_the_client_still_listens() {
+fn a_truncated_request_is_answered_if_the_client_still_reads() {
     let served = Served::new();
     let mut stream = served.connect();
     stream.write_all(b"PUT /v1/pause HTTP/1.1\r\nContent-Length: 5\r\n\r\n{").unwrap();
@@ -296,7 +296,7 @@ fn idle_clients_do_not_keep_others_out() {
     let served = Served::new();
     let mut idle: Vec<_> = (0..CLIENTS * 2).map(|_| served.connect()).collect();
     served.assert_alive();
-    // The oldest was cut off, the youngest is served.
+    // The oldest connection was closed, the youngest is served.
     assert_eq!(idle[0].read(&mut [0]).unwrap(), 0);
     let youngest = idle.last_mut().unwrap();
     youngest.write_all(b"GET /v1/status HTTP/1.1\r\n\r\n").unwrap();
