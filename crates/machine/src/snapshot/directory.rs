@@ -1,4 +1,4 @@
-//! The snapshot's directory: made whole or not at all, and opened with suspicion.
+//! The snapshot's directory: created completely or not at all; its files are not trusted when they are opened.
 
 mod temporary;
 
@@ -17,10 +17,11 @@ pub const STATE_FILE: &str = "state";
 /// The file with guest RAM.
 pub const MEMORY_FILE: &str = "memory";
 
-/// How much room is made for a `state` file before it is read, at most: one of a few vCPUs is then read at once.
+/// The most memory that is reserved before a `state` file is read, in bytes. That of a VM with a few vCPUs is then read
+/// at once.
 const STATE_BYTES_AT_ONCE: u64 = 1 << 20;
 
-/// Why a snapshot's directory was not made or not opened.
+/// Why a snapshot's directory was not created or not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// A path such as `/` or `..`, which nothing can be renamed to.
@@ -29,13 +30,13 @@ pub enum DirectoryError {
         /// The path.
         dir: PathBuf,
     },
-    /// Something is already there.
+    /// The directory exists and is not empty.
     #[error("snapshot directory {} exists and is not empty: remove it or choose another name", dir.display())]
     NotEmpty {
         /// The directory.
         dir: PathBuf,
     },
-    /// There is something, and it is not a directory.
+    /// The path exists and is not a directory.
     #[error("snapshot directory {} exists and is not a directory: remove it or choose another name", dir.display())]
     NotADirectory {
         /// The path.
@@ -74,7 +75,7 @@ pub enum DirectoryError {
 /// result: guest memory holds the guest's secrets.
 ///
 /// If anything fails, `write` included, nothing is left behind. (A VMM that is killed leaves a directory `.NAME.….tmp`,
-/// which never passes for a snapshot; the next save of `dir` removes it.)
+/// which is never taken for a snapshot; the next save of `dir` removes it.)
 ///
 /// # Errors
 /// What `write` returned, or a [`DirectoryError`]. After an error in the last step, flushing the parent, the snapshot
@@ -87,8 +88,8 @@ pub fn save<E: From<DirectoryError>>(dir: &Path, write: impl FnOnce(&Path) -> Re
     let temporary = Temporary::create(parent, &prefix)?;
     write(temporary.path())?;
     flush(temporary.path())?;
-    // rename(2): "newpath must either not exist, or it must specify an empty directory". So this is also the check that
-    // counts; the one above only spares the user the wait.
+    // rename(2): "newpath must either not exist, or it must specify an empty directory". So the rename itself checks that
+    // nothing is replaced. `refuse_occupied` above only reports it before the work instead of after it.
     fs::rename(temporary.path(), dir).map_err(|source| match source.kind() {
         io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
             DirectoryError::NotEmpty { dir: dir.to_owned() }
@@ -121,8 +122,8 @@ pub fn read_state(dir: &Path) -> Result<Vec<u8>, DirectoryError> {
     let file = open_file(&path)?;
     let hint = file.metadata().map_or(0, |meta| meta.len()).min(STATE_BYTES_AT_ONCE);
     let mut bytes = Vec::with_capacity(usize::try_from(hint).unwrap_or(0));
-    // One more than allowed, so that the reader sees a file that is too large as such; the size that the file system
-    // tells may be old by the time of the read.
+    // One byte more than allowed is read, so that the parser can detect a file that is too large. The size that the file
+    // system has reported may be outdated by now.
     let limit = u64::try_from(MAX_STATE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut bytes).map_err(|source| failed("read", &path, source))?;
     Ok(bytes)
@@ -136,7 +137,8 @@ pub fn parse_state(dir: &Path, bytes: &[u8]) -> Result<StateReader, DirectoryErr
     StateReader::parse(bytes).map_err(|source| DirectoryError::State { path: dir.join(STATE_FILE), source })
 }
 
-/// Opens the `memory` file of the snapshot `dir`, unchecked; see [`memory::map`](super::memory::map) and [`memory::verify`](super::memory::verify).
+/// Opens the `memory` file of the snapshot `dir`, unchecked; see [`memory::map`](super::memory::map) and
+/// [`memory::verify`](super::memory::verify).
 ///
 /// # Errors
 /// It is missing, unreadable or not a regular file; the error names it.
@@ -147,7 +149,7 @@ pub fn open_memory(dir: &Path) -> Result<(File, PathBuf), DirectoryError> {
 
 fn open_file(path: &Path) -> Result<File, DirectoryError> {
     let mut options = File::options();
-    // Without O_NONBLOCK, opening a pipe that somebody put there waits for a writer. Regular files ignore it.
+    // With O_NONBLOCK, because opening a FIFO otherwise waits for a writer. Regular files ignore it.
     options.read(true).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).map_err(|source| failed("open", path, source))?;
     let kind = file.metadata().map_err(|source| failed("read", path, source))?.file_type();
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_fills_up_meanwhile_is_not_replaced() {
+    fn a_directory_that_is_filled_during_the_save_is_not_replaced() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("snap");
         let result = save(&dir, |temporary| {
@@ -276,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_parent_that_cannot_be_written_is_named_with_the_reason() {
-        // Missing, and (for root, whom permissions do not stop) a file system that refuses new names.
+        // A missing directory; and, because root is not bound by permissions, a file system that refuses new names.
         for parent in ["/nonexistent-parent", "/proc"] {
             let error = save(&Path::new(parent).join("snap"), write_both).unwrap_err().to_string();
             assert!(error.starts_with(&format!("snapshot: cannot create a directory in {parent}: ")), "{error}");

@@ -1,4 +1,4 @@
-//! A whole machine to a directory, and back.
+//! Encoding and writing the state of a whole machine, and loading it again.
 
 use std::{io::Write, path::Path, sync::Arc};
 
@@ -9,7 +9,7 @@ use super::{
     chain::{BASE, BASE_VERSION, BaseState, Chain, Link, MEMORY, MEMORY_VERSION},
     directory,
     memory::{self, MemoryError},
-    pager::{LastWord, Pager},
+    pager::{ExitOnDamage, Pager},
     saving::Progress,
 };
 use crate::{
@@ -25,21 +25,21 @@ use crate::{
     mem::ram::GuestRam,
 };
 
-/// Version of the sections that have not changed yet.
+/// The version of sections whose format has never changed.
 const VERSION: u32 = 1;
-/// 2: how often it was migrated; RDTSCs that are no trap sites.
+/// 2 added the number of migrations, and the RDTSCs that are no trap sites.
 const MACHINE_VERSION: u32 = 2;
-/// 2: who has the LAPICs. 3: PV EOI.
+/// 2 added whether KVM or the VMM emulates the LAPICs. 3 added PV EOI.
 const CPUS_VERSION: u32 = 3;
-/// 2: the 8259 pair and the 8254.
+/// 2 added the 8259 pair and the 8254.
 const DEVICES_VERSION: u32 = 2;
-/// 2: no wall-clock time of VM time 0, which is asked for anew.
+/// 2 removed the wall-clock time of VM time 0, which is read again at a restore.
 const CLOCK_VERSION: u32 = 2;
-/// 2: whether KVM moves a guest's TSC.
+/// 2 added whether KVM can offset a guest's TSC.
 const HOST_VERSION: u32 = 2;
 
-/// What is checked before a VM is made, in bytes: the lowest pages with data, where kernels lie. A guest that waits for a block
-/// waits ten times as long as it takes to read one.
+/// How much of RAM is checked before the VM is created, in bytes: the lowest pages with data, where kernels are. The
+/// guest would need those blocks at once, and waiting for a block takes ten times as long as reading it.
 const CHECKED_FIRST_BYTES: u64 = 256 << 10;
 
 /// Section names, in the order in which they are written.
@@ -119,13 +119,13 @@ fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
     Ok((reader, chain))
 }
 
-/// When RAM is checked.
+/// When the content of RAM is checked.
 pub enum Verify {
-    /// All of it, before the VM is made.
+    /// All of it, before the VM is created.
     First,
-    /// Each block before its first use; all of it first where the host cannot do that, or where blocks have no checksums. The
-    /// function ends the process.
-    BeforeUse(LastWord),
+    /// Each block before its first use. If the host cannot do that, or if blocks have no checksums, all of it before the
+    /// VM is created. The function is called to end the process if a damaged block leaves no other way.
+    BeforeUse(ExitOnDamage),
 }
 
 /// A machine that was loaded.
@@ -133,7 +133,7 @@ pub enum Verify {
 pub struct Loaded {
     /// Everything but RAM.
     pub state: MachineState,
-    /// The host that it was saved on, if that told who it is.
+    /// The host that it was saved on, if the snapshot has that.
     pub host: Option<HostFingerprint>,
     /// The id of the snapshot.
     pub id: SnapshotId,
@@ -141,7 +141,7 @@ pub struct Loaded {
     pub memory: Arc<GuestRam>,
     /// The files that RAM is mapped from.
     pub files: MemoryFiles,
-    /// Who gives RAM, if not all of it is there yet.
+    /// The pager that maps the rest of RAM, if not all of it is mapped yet.
     pub pager: Option<Pager>,
 }
 
@@ -150,10 +150,11 @@ pub struct Loaded {
 pub struct MemoryFiles(Arc<Chain>);
 
 impl MemoryFiles {
-    /// Whether they are still there, after the VM has run. `lost`: why not, if that is known already.
+    /// Checks, after the VM has run, that the files still have their sizes. `lost` is the reason if guest memory is
+    /// already known to be lost.
     ///
     /// # Errors
-    /// One became shorter meanwhile, or `lost`: whatever the guest came to does not count.
+    /// A file became shorter in the meantime, or `lost` is given. The guest's results are then invalid.
     pub fn check(&self, lost: Option<String>) -> Result<(), SnapshotError> {
         self.0.check_sizes()?;
         let path = self.0.mapped_path().to_owned();
@@ -161,7 +162,7 @@ impl MemoryFiles {
     }
 }
 
-/// Reads and checks the snapshot in `dir`; RAM as `verify` says.
+/// Loads the snapshot in `dir`: reads and checks its state, and maps RAM, which is checked as `verify` says.
 ///
 /// # Errors
 /// [`SnapshotError`] naming the file, the section and the reason.
@@ -178,18 +179,18 @@ pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
     };
     let before_use = match verify {
         Verify::First => None,
-        Verify::BeforeUse(last_word) => Some(last_word),
+        Verify::BeforeUse(exit) => Some(exit),
     };
     let (id, files) = (chain.id(), MemoryFiles(Arc::clone(&chain)));
     let mut loaded = Loaded { state, host, id, memory: map()?, files, pager: None };
-    let Some(last_word) = before_use.filter(|_| chain.has_blocks()) else {
-        // Also what is of no use: nobody should go on with a file that is not what it was.
+    let Some(exit) = before_use.filter(|_| chain.has_blocks()) else {
+        // The files are checked completely, also pages that newer layers replace: a file that was changed is not to be used.
         chain.verify()?;
         chain.complete(&loaded.memory, u64::MAX)?;
         return Ok(loaded);
     };
     if let Some(rest) = chain.complete(&loaded.memory, CHECKED_FIRST_BYTES)? {
-        match Pager::start(&chain, &loaded.memory, rest, last_word) {
+        match Pager::start(&chain, &loaded.memory, rest, exit) {
             Ok(pager) => loaded.pager = Some(pager),
             Err(error) => {
                 log::debug!("all of guest memory is checked first: {error}");
@@ -201,7 +202,7 @@ pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
     Ok(loaded)
 }
 
-/// What `vmm snapshot show` tells.
+/// The content of a snapshot, for `vmm snapshot show`.
 #[derive(Debug, Serialize)]
 pub struct Overview {
     /// The directory.
@@ -210,22 +211,22 @@ pub struct Overview {
     pub sections: Vec<Shown>,
     /// The snapshots that make it up, the newest first: itself, and what it is based on.
     pub chain: Vec<Link>,
-    /// The machine's state, which the sections have, too.
+    /// The machine's state; the sections contain it, too.
     #[serde(skip)]
     pub state: MachineState,
 }
 
-/// One section.
+/// One section, for `vmm snapshot show`.
 #[derive(Debug, Serialize)]
 pub struct Shown {
-    /// What it is.
+    /// Its name, version and size.
     #[serde(flatten)]
     pub info: super::SectionInfo,
-    /// What it holds.
+    /// Its content.
     pub payload: Payload,
 }
 
-/// What a section holds, read and checked: as it is written again, it is no larger than it was.
+/// The content of a section, parsed and checked. Printed again it is therefore no larger than in the file.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 #[expect(missing_docs, reason = "each is named as its section")]
@@ -241,14 +242,14 @@ pub enum Payload {
     Base(BaseState),
 }
 
-/// Describes the snapshot in `dir` without looking at its RAM.
+/// Describes the snapshot in `dir` without reading its RAM.
 ///
 /// # Errors
 /// [`SnapshotError`].
 pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
     let (reader, chain) = open(dir)?;
     let (state, host) = decode(reader)?;
-    // Opening it has taken what it says of its memory.
+    // `open` has taken the sections about memory out of its reader, so the state is parsed again for them.
     let mut again = directory::parse_state(dir, chain.state())?;
     let infos = again.sections();
     let mut layout = Some(again.take(MEMORY, MEMORY_VERSION)?);
@@ -265,7 +266,7 @@ pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
         HOST => host.take().map(Payload::Host),
         MEMORY => layout.take().map(Payload::Memory),
         BASE => base.take().map(Payload::Base),
-        // There is no other: `decode` has taken them all.
+        // There is no other section: `decode` would have failed.
         _ => None,
     };
     let shown = infos.iter().map(|info| info.name.as_str()).map(payload).collect::<Vec<_>>();

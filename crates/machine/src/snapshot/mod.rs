@@ -1,15 +1,16 @@
-//! A snapshot on disk: what it looks like, how it is written so that only whole ones exist, how damage is noticed.
+//! Snapshots on disk: their format, how they are written so that only complete ones exist, and how damage is detected.
 //!
 //! A snapshot is a directory with two files. `state` holds one section per kind of state, each with its name, version
 //! and checksum ([`container`]); `memory` is the raw image of guest RAM, with holes where RAM is zero ([`memory`]).
 //! [`directory`] publishes both with one rename. The split is there because the two want opposite things: the state is
 //! small, structured, read whole and shown to people; the memory is large, flat, and mapped rather than read.
 //!
-//! A snapshot may also hold the pages only that changed since another one ([`chain`]).
+//! A snapshot may also hold only the pages that changed since another one ([`chain`]).
 //!
-//! It is not a cure for malice: the checksums find truncation and edited or rotten bytes, and every size and address
-//! is bounded before it is used, but whoever can write the directory can write a snapshot that boots what they like.
-//! Nor does this layer know KVM: state types come from the modules that own the state, as serde types.
+//! It is no protection against malice. The checksums find truncation and changed bytes, and every size and address is
+//! checked before it is used. But a user who can write the directory can write a snapshot that boots any code.
+//!
+//! This layer does not use KVM: the state types are serde types of the modules that the state belongs to.
 
 pub mod chain;
 pub mod container;
@@ -43,7 +44,7 @@ pub enum SnapshotError {
     /// Guest RAM cannot be mapped block by block.
     #[error("guest memory cannot be mapped from the snapshot: {0}")]
     Paging(std::io::Error),
-    /// KVM did not tell the state.
+    /// The machine's state cannot be read from KVM.
     #[error(transparent)]
     Run(#[from] crate::machine::error::RunError),
 }

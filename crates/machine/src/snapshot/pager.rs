@@ -1,9 +1,9 @@
-//! Guest RAM of a restored VM that is checked block by block, each before its first use.
+//! The pager: checks the guest RAM of a restored VM block by block, each before its first use.
 //!
-//! Reading all of it takes long, a guest needs little of it at first, and damage is rare. So the guest starts at once; what it
-//! touches and does not have yet, it waits for ([`Withheld`]), while a thread reads that block, checks it and maps it. When
-//! nobody waits, the thread goes through the others. A block that is damaged or cannot be read is given to nobody: the VM
-//! ends, and nothing was computed from it.
+//! Reading all of it takes long, a guest needs little of it at first, and damage is rare. So the guest starts at once. An
+//! access to a block that is not mapped yet waits ([`Withheld`]) while the pager's thread reads that block, checks it and
+//! maps it. When no access waits, the thread does the same with the other blocks. A block that is damaged or cannot be
+//! read is never mapped: the VM ends, and the guest has not used the damaged bytes.
 
 #[cfg(test)]
 mod tests;
@@ -31,19 +31,22 @@ use crate::{
     mem::ram::GuestRam,
 };
 
-/// How long the thread leaves the other blocks alone at first. The first exits of a restored guest are what people wait for.
-const GRACE_MS: u16 = 20;
-/// How much it then reads at once, and how long it rests before it goes on, so that it takes part of one CPU only.
+/// How long the thread maps only the blocks that accesses wait for, after the start. In this time the guest should have
+/// the CPU, because users notice how long a restored guest takes to its first output.
+const START_MS: u16 = 20;
+/// How much the thread then reads at once, and how long it pauses before it reads more, so that it uses only a part of
+/// one CPU.
 const STRETCH_BYTES: u64 = 1 << 20;
-const REST_MS: u16 = 1;
-/// How long somebody who is told of damage may take to hear it. A vCPU that waits for the damaged block may never.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE_MS: u16 = 1;
+/// How long the VM has to end in good order after [`Pager::on_damage`]'s callback was called. It may never do so, because
+/// a vCPU thread may wait for the damaged block.
+const REACTION_LIMIT: Duration = Duration::from_millis(500);
 
-/// Says why the VM cannot go on, and ends the process.
-pub type LastWord = Box<dyn FnOnce(&SnapshotError) + Send>;
+/// Prints why the VM cannot go on, and ends the process.
+pub type ExitOnDamage = Box<dyn FnOnce(&SnapshotError) + Send>;
 
-/// The thread, from the side of those who run the VM. When it is dropped, RAM that was not given yet is lost: the VM must be
-/// gone.
+/// The handle to the pager's thread. It must be dropped after the VM: the thread then ends, and blocks that are not
+/// mapped yet stay without content.
 #[derive(Debug)]
 pub struct Pager {
     shared: Arc<Shared>,
@@ -53,24 +56,25 @@ pub struct Pager {
 #[derive(Debug)]
 struct Shared {
     progress: Mutex<Progress>,
-    /// Changes with `progress`.
+    /// Notified when `progress` changes.
     changed: Condvar,
-    /// Written when somebody wants something of the thread.
+    /// Written after `urgent` or `stop` was set, so that the thread's poll ends.
     doorbell: EventFd,
-    /// Here, and not with the thread: while it is open, nobody gets a block that was not given.
+    /// Shared, and not only the thread's, so that it outlives the thread: while its descriptor is open, an access to a
+    /// block that was not mapped waits. If it were closed, the access would read zeros.
     withheld: Withheld,
 }
 
 #[derive(Default)]
 struct Progress {
-    /// Somebody waits for all of it.
+    /// A caller of [`Pager::finish`] waits for all blocks.
     urgent: bool,
     stop: bool,
     complete: bool,
     damage: Option<SnapshotError>,
-    /// Somebody knows of the damage.
-    heard: bool,
-    alarm: Option<Box<dyn FnOnce() + Send>>,
+    /// [`Pager::check`] or [`Pager::finish`] has returned the damage.
+    reported: bool,
+    on_damage: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl std::fmt::Debug for Progress {
@@ -83,16 +87,17 @@ impl std::fmt::Debug for Progress {
 }
 
 impl Pager {
-    /// Withholds what `chain` has from block number `first` on, of `memory`, which is mapped from it, and gives it block by block.
-    /// If there is damage that nobody hears of in time, `last_word` is called.
+    /// Withholds the blocks of `memory` from number `first` on, and maps them one by one. `memory` is mapped from
+    /// `chain`. If a block is damaged and neither [`Self::check`] nor [`Self::finish`] returns that in time, `exit` is
+    /// called.
     ///
     /// # Errors
-    /// The host cannot do it; `memory` is then of no use.
+    /// The host cannot do it; `memory` is then unusable.
     pub(super) fn start(
         chain: &Arc<Chain>,
         memory: &Arc<GuestRam>,
         first: u64,
-        last_word: LastWord,
+        exit: ExitOnDamage,
     ) -> Result<Self, SnapshotError> {
         let end = chain.end_of_data(first)?;
         let doorbell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
@@ -106,29 +111,31 @@ impl Pager {
             chain: Arc::clone(chain),
             shared: Arc::clone(&shared),
             first,
-            given: vec![false; count],
+            mapped: vec![false; count],
             next: 0,
             buffer: Vec::new(),
         };
-        // Signals are for others, but for one that tells of an access of its own.
+        // The thread inherits a mask that blocks all signals, which are for other threads. SIGBUS is not blocked: it
+        // reports an access of the thread itself.
         let mut others = SigSet::all();
         others.remove(Signal::SIGBUS);
         let before = others.thread_swap_mask(SigmaskHow::SIG_SETMASK);
-        let thread = thread::Builder::new().name("pager".to_owned()).spawn(move || blocks.serve(last_word));
+        let thread = thread::Builder::new().name("pager".to_owned()).spawn(move || blocks.serve(exit));
         if let Ok(before) = before {
             let _ = before.thread_set_mask();
         }
         Ok(Self { shared, thread: Some(thread.map_err(SnapshotError::Paging)?) })
     }
 
-    /// Calls `alarm` when there is damage, or now if there is. Whoever hears it is to call [`Self::check`].
-    pub fn on_damage(&self, alarm: impl FnOnce() + Send + 'static) {
+    /// Calls `callback` when damage is found, or at once if it was found already. The VM's owner must then call
+    /// [`Self::check`] and end the VM.
+    pub fn on_damage(&self, callback: impl FnOnce() + Send + 'static) {
         let mut progress = self.shared.lock();
         if progress.damage.is_some() {
             drop(progress);
-            alarm();
+            callback();
         } else {
-            progress.alarm = Some(Box::new(alarm));
+            progress.on_damage = Some(Box::new(callback));
         }
     }
 
@@ -137,10 +144,10 @@ impl Pager {
     /// # Errors
     /// The damage, once; the VM must end with it.
     pub fn check(&self) -> Result<(), SnapshotError> {
-        self.shared.hear(self.shared.lock())
+        self.shared.take_damage(self.shared.lock())
     }
 
-    /// Waits until all of RAM is there.
+    /// Waits until all blocks are mapped.
     ///
     /// # Errors
     /// As [`Self::check`].
@@ -148,10 +155,10 @@ impl Pager {
         let mut progress = self.shared.lock();
         progress.urgent = true;
         self.shared.ring();
-        while !progress.complete && progress.damage.is_none() && !progress.heard {
+        while !progress.complete && progress.damage.is_none() && !progress.reported {
             progress = self.shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
-        self.shared.hear(progress)
+        self.shared.take_damage(progress)
     }
 }
 
@@ -175,30 +182,32 @@ impl Shared {
         let _ = self.doorbell.write(1);
     }
 
-    fn hear(&self, mut progress: MutexGuard<'_, Progress>) -> Result<(), SnapshotError> {
+    fn take_damage(&self, mut progress: MutexGuard<'_, Progress>) -> Result<(), SnapshotError> {
         let Some(damage) = progress.damage.take() else { return Ok(()) };
-        progress.heard = true;
+        progress.reported = true;
         self.changed.notify_all();
         Err(damage)
     }
 }
 
-/// The thread's own.
+/// The state of the thread.
 struct Blocks {
     chain: Arc<Chain>,
     shared: Arc<Shared>,
     /// The number of the first block that was withheld.
     first: u64,
-    /// Which of those were given.
-    given: Vec<bool>,
-    /// All before this one were.
+    /// Which of the withheld blocks are mapped.
+    mapped: Vec<bool>,
+    /// All blocks before this one are mapped.
     next: usize,
     buffer: Vec<u8>,
 }
 
 impl Blocks {
-    fn serve(mut self, last_word: LastWord) {
-        let served = self.give_all();
+    /// Maps all blocks. If one is damaged, calls the callback, gives the VM [`REACTION_LIMIT`] to take the damage and
+    /// end, and else calls `exit`.
+    fn serve(mut self, exit: ExitOnDamage) {
+        let served = self.map_all();
         let mut progress = self.shared.lock();
         let Err(error) = served else {
             progress.complete = true;
@@ -206,28 +215,31 @@ impl Blocks {
             return;
         };
         progress.damage = Some(error);
-        let alarm = progress.alarm.take();
-        let patience = if alarm.is_some() { PATIENCE } else { Duration::ZERO };
+        let callback = progress.on_damage.take();
+        // Without a callback no part of the VM is there yet that could take the damage.
+        let limit = if callback.is_some() { REACTION_LIMIT } else { Duration::ZERO };
         self.shared.changed.notify_all();
+        // The callback runs without the lock, because it may call `check`, which takes the lock.
         drop(progress);
-        if let Some(alarm) = alarm {
-            alarm();
+        if let Some(callback) = callback {
+            callback();
         }
-        let waiting = |progress: &mut Progress| !progress.heard && !progress.stop;
-        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), patience, waiting);
+        let waiting = |progress: &mut Progress| !progress.reported && !progress.stop;
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), limit, waiting);
         let (mut progress, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if !progress.stop
             && let Some(error) = progress.damage.take()
         {
-            last_word(&error);
+            exit(&error);
         }
     }
 
-    /// Gives blocks that somebody waits for, and the others in between, until none is left or somebody stops it.
-    fn give_all(&mut self) -> Result<(), SnapshotError> {
-        let mut rest_ms = GRACE_MS;
+    /// Maps all blocks, or those until `stop` is set. Blocks that an access waits for come first: there is a check for
+    /// them before each other block.
+    fn map_all(&mut self) -> Result<(), SnapshotError> {
+        let mut pause_ms = START_MS;
         loop {
-            self.give_all_wanted()?;
+            self.map_awaited()?;
             let (urgent, stop) = {
                 let progress = self.shared.lock();
                 (progress.urgent, progress.stop)
@@ -235,23 +247,23 @@ impl Blocks {
             if stop {
                 return Ok(());
             }
-            if rest_ms > 0 && !urgent {
-                if !self.wait(rest_ms)? {
-                    rest_ms = 0;
+            if pause_ms > 0 && !urgent {
+                if !self.wait(pause_ms)? {
+                    pause_ms = 0;
                 }
                 continue;
             }
             let mut read = 0_u64;
             while read < STRETCH_BYTES {
-                let Some(bytes) = self.give_next()? else { return Ok(()) };
+                let Some(bytes) = self.map_next()? else { return Ok(()) };
                 read = read.saturating_add(bytes);
-                self.give_all_wanted()?;
+                self.map_awaited()?;
             }
-            rest_ms = REST_MS;
+            pause_ms = PAUSE_MS;
         }
     }
 
-    /// Waits until somebody wants something; false if nobody did for so long.
+    /// Waits until an access waits for a block or the doorbell is written, at most `ms`; false after that time.
     fn wait(&self, ms: u16) -> Result<bool, SnapshotError> {
         let (withheld, doorbell) = (self.shared.withheld.as_fd(), &self.shared.doorbell);
         let mut fds = [PollFd::new(withheld, PollFlags::POLLIN), PollFd::new(doorbell.as_fd(), PollFlags::POLLIN)];
@@ -260,52 +272,57 @@ impl Blocks {
         Ok(ready > 0)
     }
 
-    fn give_all_wanted(&mut self) -> Result<(), SnapshotError> {
+    /// Maps the blocks that accesses wait for.
+    fn map_awaited(&mut self) -> Result<(), SnapshotError> {
         while let Some((region, inside)) = self.shared.withheld.wanted().map_err(SnapshotError::Paging)? {
-            self.give_wanted(region, inside)?;
+            self.map_block_with(region, inside)?;
         }
         Ok(())
     }
 
-    fn give_wanted(&mut self, region: usize, inside: usize) -> Result<(), SnapshotError> {
+    /// Maps the block that has byte `inside` of `region`.
+    fn map_block_with(&mut self, region: usize, inside: usize) -> Result<(), SnapshotError> {
         let layout = self.chain.layout();
         let base = layout.regions.get(region).map_or(0, |region| region.file_offset);
         let at = base.saturating_add(u64::try_from(inside).unwrap_or(u64::MAX));
         let block = at.checked_div(layout.blocks.bytes).unwrap_or(0);
         let index = block.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        if let Some(false) = index.and_then(|index| self.given.get(index).copied()) {
-            return self.give(block);
+        if let Some(false) = index.and_then(|index| self.mapped.get(index).copied()) {
+            return self.map_block(block);
         }
-        // Somebody else wanted it, too, and was faster.
+        // Mapped already: several threads can fault on one block. This fault was queued before the block was mapped, and its
+        // thread still sleeps.
         for piece in pieces(layout, block, 1) {
             self.shared.withheld.wake(&piece).map_err(SnapshotError::Paging)?;
         }
         Ok(())
     }
 
-    /// Gives the first block that was not given yet, or as many as are zero; how many bytes were read for it. None if there is
-    /// no such block.
-    fn give_next(&mut self) -> Result<Option<u64>, SnapshotError> {
-        let missing = self.given.iter().skip(self.next).position(|given| !given);
+    /// Maps the first block that is not mapped yet, and with it those that follow if all are zero. Returns how many bytes
+    /// were read for it; none if all blocks are mapped.
+    fn map_next(&mut self) -> Result<Option<u64>, SnapshotError> {
+        let missing = self.mapped.iter().skip(self.next).position(|mapped| !mapped);
         let Some(index) = missing.and_then(|ahead| self.next.checked_add(ahead)) else { return Ok(None) };
         self.next = index;
-        let run = self.given.iter().skip(index).take_while(|given| !**given).count();
+        let run = self.mapped.iter().skip(index).take_while(|mapped| !**mapped).count();
         let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let block = self.first.saturating_add(wide(index));
         match self.chain.zero_blocks(block, block.saturating_add(wide(run))) {
-            0 => self.give(block).map(|()| Some(self.chain.layout().blocks.bytes)),
-            zero => self.give_pieces(block, zero, &BTreeMap::new()).map(|()| Some(0)),
+            0 => self.map_block(block).map(|()| Some(self.chain.layout().blocks.bytes)),
+            zero => self.map_blocks(block, zero, &BTreeMap::new()).map(|()| Some(0)),
         }
     }
 
-    fn give(&mut self, block: u64) -> Result<(), SnapshotError> {
+    /// Reads and checks a block in all layers of the chain, and maps it.
+    fn map_block(&mut self, block: u64) -> Result<(), SnapshotError> {
         self.chain.check_whole(block, &mut self.buffer)?;
         let changes = self.chain.changes(block, &mut self.buffer)?;
-        self.give_pieces(block, 1, &changes)
+        self.map_blocks(block, 1, &changes)
     }
 
-    /// Gives `count` blocks, with `changes` (offset in the file, content) in place of the whole snapshot's.
-    fn give_pieces(&mut self, block: u64, count: u64, changes: &BTreeMap<u64, Vec<u8>>) -> Result<(), SnapshotError> {
+    /// Maps `count` blocks of the whole snapshot, with the pages of `changes` (offset in the file, content) in place of
+    /// its own.
+    fn map_blocks(&mut self, block: u64, count: u64, changes: &BTreeMap<u64, Vec<u8>>) -> Result<(), SnapshotError> {
         let layout = self.chain.layout();
         for piece in pieces(layout, block, count) {
             let base = layout.regions.get(piece.region).map_or(0, |region| region.file_offset);
@@ -317,22 +334,22 @@ impl Blocks {
         }
         let start = block.checked_sub(self.first).and_then(|start| usize::try_from(start).ok()).unwrap_or(usize::MAX);
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        self.given.iter_mut().skip(start).take(count).for_each(|given| *given = true);
+        self.mapped.iter_mut().skip(start).take(count).for_each(|mapped| *mapped = true);
         Ok(())
     }
 }
 
 impl Drop for Blocks {
-    /// After a panic nobody gets any memory any more: those who wait must hear of it.
+    /// Reports a panic of the thread as damage: without the thread, accesses to withheld blocks wait for ever.
     fn drop(&mut self) {
         if thread::panicking() {
             let mut progress = self.shared.lock();
             progress.damage = Some(SnapshotError::Paging(io::Error::other("the thread that does it panicked")));
-            let alarm = progress.alarm.take();
+            let callback = progress.on_damage.take();
             self.shared.changed.notify_all();
             drop(progress);
-            if let Some(alarm) = alarm {
-                alarm();
+            if let Some(callback) = callback {
+                callback();
             }
         }
     }

@@ -1,8 +1,7 @@
-//! A save that is under way, beside the machine.
+//! A save in progress, which outlives the machine's pause.
 //!
-//! The machine stands still only while its RAM is written into the page cache. That it reaches the disk, and that the
-//! snapshot gets its name, is waited for while the guest runs on. And whoever is no longer interested says so: then nothing of
-//! it is left behind.
+//! The machine is paused only while its RAM is written to the page cache. The guest runs again while the data reaches the
+//! disk and the snapshot gets its name. A save can be cancelled; it then leaves nothing behind.
 
 use std::{
     fs::File,
@@ -31,7 +30,7 @@ use crate::{
     mem::{pages::PageSet, ram::GuestRam},
 };
 
-/// How far a save is, and whether it is still wanted.
+/// The progress of a save, and whether it was cancelled.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
@@ -40,47 +39,47 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The save is to end, and to leave nothing behind.
+    /// Makes the save end at its next step, and leave nothing behind.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Bytes that are done, of how many. Each byte of RAM that is written counts twice: once for the page cache, once for the
-    /// disk.
+    /// The bytes done, and the bytes in all. Each byte of RAM counts twice: once when it is written to the page cache,
+    /// and once when it is on the disk.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
-    /// So much is to be done.
+    /// Sets the number of bytes in all.
     pub(super) fn begin(&self, bytes: u64) {
         self.total.store(bytes, Ordering::Relaxed);
     }
 
-    /// So much more is done.
+    /// Adds to the bytes done.
     ///
     /// # Errors
-    /// [`MemoryError::Cancelled`].
+    /// [`MemoryError::Cancelled`] if the save was cancelled.
     pub(super) fn advance(&self, bytes: u64) -> Result<(), MemoryError> {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         if self.cancelled.load(Ordering::Relaxed) { Err(MemoryError::Cancelled) } else { Ok(()) }
     }
 }
 
-/// Everything that a snapshot of a machine takes, apart from the machine.
+/// Everything that a save needs after the machine's state was read: it can run on another thread.
 pub struct Job {
     state: MachineState,
     note: Option<HostFingerprint>,
     memory: Arc<GuestRam>,
-    /// What changed since the latest snapshot; none if no account is kept.
+    /// The pages that changed since the latest snapshot; none if changes are not tracked.
     changed: Option<PageSet>,
     base: Option<BaseState>,
     dir: PathBuf,
     progress: Arc<Progress>,
 }
 
-/// Prepares to save a paused machine to the new (or empty) directory `dir`: all of it or nothing. With a `base`, which must be
-/// the machine's latest snapshot or the one that it was restored from, only those pages of RAM that differ from it.
+/// Prepares to save a paused machine to the new (or empty) directory `dir`. With a `base`, only the pages of RAM that
+/// differ from it are saved; it must be the machine's latest snapshot or the one that the machine was restored from.
 ///
 /// # Errors
 /// [`SnapshotError`]; the machine is unharmed.
@@ -100,7 +99,7 @@ pub fn prepare(
     directory::refuse_occupied(dir)?;
     let state = machine.state(env)?;
     let note = env.note().map_err(crate::machine::error::RunError::from)?;
-    // After the state, whose reading lets KVM finish what it has begun to write.
+    // The pages after the state: reading the state makes KVM complete a pending access, which can still write to RAM.
     let changed = machine.changed_pages()?;
     if let (Some(base), Some(pages)) = (&mut base, &changed) {
         base.pages = pages.runs().map(|run| (run.start, run.len())).collect();
@@ -110,14 +109,14 @@ pub fn prepare(
 }
 
 impl Job {
-    /// How far it is.
+    /// The save's progress, which is also how to cancel it.
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
 
-    /// Writes the snapshot, on whatever thread. RAM must hold the guest's own instructions at trap sites and no vCPU may run
-    /// until `memory_written` is called. Gives the snapshot's id, if account is kept of what changes.
+    /// Writes the snapshot, on any thread. Until `memory_written` is called, no vCPU may run, and RAM must hold the
+    /// guest's own instructions at trap sites. Returns the snapshot's id if changes are tracked.
     ///
     /// # Errors
     /// [`SnapshotError`]; the directory is as it was.
@@ -147,10 +146,11 @@ impl Job {
     }
 }
 
-/// How much is waited for at a time: so long a save goes on that nobody wants any more.
+/// How much is flushed at a time, in bytes. A cancelled save goes on for at most as long as this takes.
 const FLUSH_BYTES: u64 = 8 << 20;
 
-/// Waits until the `pages` of `file` are on the disk, piece by piece: the flush that makes sure has little left to do then.
+/// Waits until the `pages` of `file` are on the disk, piece by piece, so that there is progress to report and a point to
+/// cancel at. The fsync(2) that makes them durable then has little left to do.
 fn flush(file: &File, path: &Path, pages: &PageSet, progress: &Progress) -> Result<(), MemoryError> {
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     for run in pages.runs() {

@@ -1,4 +1,4 @@
-//! Why snapshots do not make a chain.
+//! Errors of chains of snapshots.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub enum ChainError {
         /// What is wrong with the base.
         source: Box<SnapshotError>,
     },
-    /// There is another snapshot in the base's place.
+    /// The base's directory has another snapshot.
     #[error(
         "snapshot {} holds changes only, and {} is not the snapshot that they were made to: it was changed, or replaced",
         dir.display(),
@@ -31,7 +31,7 @@ pub enum ChainError {
     /// More than [`MAX_LAYERS`].
     #[error("snapshot {}: a chain of more than {MAX_LAYERS} snapshots", dir.display())]
     TooLong {
-        /// Where the walk began.
+        /// The newest snapshot of the chain.
         dir: PathBuf,
     },
     /// Runs of pages that no writer makes.
@@ -42,23 +42,23 @@ pub enum ChainError {
         /// What is wrong with it.
         reason: String,
     },
-    /// It says of how many snapshots its chain consists, and that is not so.
+    /// The number of snapshots that a snapshot stores for its chain is wrong.
     #[error("snapshot {}: it counts {layers} snapshots in its chain, which has {found}", dir.display())]
     Layers {
         /// The snapshot.
         dir: PathBuf,
-        /// What it says.
+        /// The number that it stores.
         layers: usize,
         /// How many there are.
         found: usize,
     },
-    /// The VM was not started for it.
+    /// The VM was not started with `--track-dirty`.
     #[error("no account is kept of the pages that change: start the VM with --track-dirty, or save it without a base")]
     NotTracked,
-    /// There is no snapshot that changes could be relative to.
+    /// The VM has no earlier snapshot that could be the base.
     #[error("the VM has not been saved yet: save it without a base first")]
     NeverSaved,
-    /// It is a snapshot, but RAM has changed in other pages than those known since it was made.
+    /// A snapshot, but not the VM's latest: the pages that changed since it was made are not known.
     #[error(
         "{} is not the latest snapshot of this VM, nor the one that it was restored from: name that one, or save without a \
          base",
@@ -85,7 +85,7 @@ pub enum ChainError {
 }
 
 impl ChainError {
-    /// Whether it is what was asked for that is wrong.
+    /// Whether the request is wrong, and not a snapshot.
     #[must_use]
     pub fn is_usage(&self) -> bool {
         matches!(

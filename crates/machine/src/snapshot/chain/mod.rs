@@ -1,8 +1,8 @@
 //! Snapshots of changes: each holds the pages that differ from its base, another snapshot.
 //!
-//! A snapshot's id is the SHA-256 of its `state` file, which has the checksum of its memory and, in a chain, the id of its
-//! base. So an id stands for everything that a restore reads: a base that was exchanged, changed or saved again does not
-//! pass, and no chain can lead back to where it began.
+//! A snapshot's id is the SHA-256 of its `state` file. That file has the checksum of the snapshot's memory and, in a
+//! chain, the id of its base. So the id covers everything that a restore reads: a base that was replaced, changed or
+//! saved again is refused, and a chain cannot contain itself.
 
 mod error;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use crate::{
 
 pub use error::ChainError;
 
-/// The most snapshots that a chain may have. Each costs a restore the reading of one more `state`.
+/// The most snapshots that a chain may have. For each, a restore reads one more `state` file.
 pub const MAX_LAYERS: usize = 64;
 
 /// The section that only a snapshot of changes has, and its version.
@@ -38,19 +38,19 @@ pub(super) const MEMORY: &str = "memory";
 /// 2: a checksum for each block.
 pub(super) const MEMORY_VERSION: u32 = 2;
 
-/// What a snapshot of changes says of its base.
+/// The section of a snapshot of changes that describes its base and its own pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseState {
-    /// The base's directory; a relative one begins at the snapshot's own.
+    /// The base's directory; a relative path is relative to the snapshot's directory.
     pub dir: PathBuf,
     /// The base's id.
     #[serde(with = "hex")]
     pub id: SnapshotId,
     /// How many snapshots the chain has, from this one down to the whole one.
     pub layers: usize,
-    /// The pages that this snapshot's own memory file holds, zeros among them: first page and number of pages of each run,
-    /// rising.
+    /// The pages that this snapshot's memory file holds, including pages that became zero: first page and number of pages of
+    /// each run, in rising order.
     pub pages: Vec<(usize, usize)>,
 }
 
@@ -59,10 +59,10 @@ pub(super) fn id_of(state: &[u8]) -> SnapshotId {
     Sha256::digest(state).into()
 }
 
-/// A base that fits: `base` is the snapshot `latest`, and the new one will be `dir`.
+/// Describes `base` as the base of the new snapshot `dir`, after checking that `base` is the snapshot `latest`.
 ///
 /// # Errors
-/// Why it does not fit.
+/// It is another snapshot, its chain is full, or its path cannot be stored.
 pub(super) fn new_base(latest: SnapshotId, base: &Path, dir: &Path) -> Result<BaseState, SnapshotError> {
     let bytes = directory::read_state(base)?;
     if id_of(&bytes) != latest {
@@ -81,7 +81,7 @@ pub(super) fn new_base(latest: SnapshotId, base: &Path, dir: &Path) -> Result<Ba
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // Neighbours may move together.
+    // In the same parent directory the path is relative, so that both can be moved together.
     let relative = match (at.parent(), at.file_name()) {
         (Some(there), Some(name)) if there == place(parent)? => Some(Path::new("..").join(name)),
         _ => None,
@@ -105,12 +105,12 @@ struct Layer {
     own: Option<PageSet>,
 }
 
-/// A snapshot and what it is based on, down to a whole one.
+/// A snapshot and those that it is based on, down to a whole one.
 #[derive(Debug)]
 pub(super) struct Chain {
     /// The `state` file of the newest.
     state: Vec<u8>,
-    /// The newest first, each with the id of the one below it.
+    /// The snapshots of changes, the newest first, each with the id of its base.
     upper: Vec<(Layer, SnapshotId)>,
     whole: Layer,
 }
@@ -128,8 +128,12 @@ pub struct Link {
 }
 
 impl Chain {
-    /// Opens the memory files of the snapshot `dir`, whose `state` file is `state` and whose sections are in `reader`, and of
-    /// all that it is based on. Nothing of them is read yet.
+    /// Opens the memory files of the snapshot `dir` and of all snapshots that it is based on, without reading them.
+    /// `state` is the `state` file of `dir`, and `reader` has its sections.
+    ///
+    /// Each base is compared with the id that the snapshot above has for it before anything in it is used. The number of
+    /// snapshots is bounded during the walk; the numbers that the snapshots store are checked after it, when the true number
+    /// is known.
     pub(super) fn open(dir: &Path, state: Vec<u8>, reader: &mut StateReader) -> Result<Self, SnapshotError> {
         let mut upper = Vec::new();
         let mut counts = Vec::new();
@@ -163,15 +167,15 @@ impl Chain {
         Ok(Self { state, upper, whole: layer })
     }
 
-    /// Maps guest RAM as the whole snapshot's file alone: [`Self::complete`] brings it up to date.
+    /// Maps guest RAM from the whole snapshot's file. [`Self::complete`] then adds the newer pages.
     pub(super) fn map(&self) -> Result<GuestRam, MemoryError> {
         let Layer { file, path, layout, .. } = &self.whole;
         memory::map(file, path, layout)
     }
 
-    /// Checks `ram`, which was just mapped, and puts the newest of each changed page in place: from its beginning until `most`
-    /// bytes were read, and then to the end of a block. The number of the first block that is still to be done; none if
-    /// there is none.
+    /// Checks `ram`, which was just mapped, and writes the newest version of each changed page into it. It begins at the
+    /// start of RAM, and ends at the end of the block in which `most` bytes were read. Returns the number of the first
+    /// block that is still to be done, or none.
     pub(super) fn complete(&self, ram: &GuestRam, most: u64) -> Result<Option<u64>, MemoryError> {
         let Layer { file, path, layout, .. } = &self.whole;
         let rest = memory::check_mapped(ram, file, path, layout, most)?;
@@ -186,22 +190,22 @@ impl Chain {
         Ok(rest)
     }
 
-    /// Reads all memory files and checks them.
+    /// Reads and checks all memory files.
     pub(super) fn verify(&self) -> Result<(), MemoryError> {
         self.layers().try_for_each(|layer| memory::verify(&layer.file, &layer.path, &layer.layout))
     }
 
-    /// Whether each block of all memory files can be checked for itself.
+    /// Whether all memory files have checksums by block, so that each block can be checked separately.
     pub(super) fn has_blocks(&self) -> bool {
         self.layers().all(|layer| layer.layout.has_blocks())
     }
 
-    /// Where guest RAM is in memory files.
+    /// The layout of the memory files, which is the same for all.
     pub(super) fn layout(&self) -> &MemoryLayout {
         &self.whole.layout
     }
 
-    /// The end of the blocks from `first` on in which RAM is not known to be zero.
+    /// The number of the block from which on RAM is known to be zero; at least `first`.
     pub(super) fn end_of_data(&self, first: u64) -> Result<u64, MemoryError> {
         let layout = self.layout();
         let (total, size) = (layout.file_bytes()?, layout.blocks.bytes);
@@ -213,7 +217,7 @@ impl Chain {
         Ok(if zero { end } else { total.div_ceil(size) })
     }
 
-    /// How many blocks from `first` on, up to `end`, are known to be zero in RAM.
+    /// How many blocks from `first` on, and before `end`, are known to be zero in RAM.
     pub(super) fn zero_blocks(&self, first: u64, end: u64) -> u64 {
         let Layer { file, layout, .. } = &self.whole;
         let listed = &layout.blocks.sums;
@@ -221,7 +225,7 @@ impl Chain {
         let listed = listed.and_then(|blocks| blocks.first()).map_or(end, |(block, _)| *block);
         let end = end.min(listed).min(self.next_changed(first).unwrap_or(end)).max(first);
         let bytes = first.saturating_mul(layout.blocks.bytes)..end.saturating_mul(layout.blocks.bytes);
-        // Where somebody wrote into it, each block is looked at.
+        // If the file has data there all the same, it was changed: 0 makes the caller read and check each block.
         if end > first && memory::is_hole(file, bytes) { end.saturating_sub(first) } else { 0 }
     }
 
@@ -233,15 +237,15 @@ impl Chain {
         memory::read_block(file, path, layout, block, std::slice::from_ref(&(first..end)), buffer)
     }
 
-    /// Reads and checks what RAM has in block number `block` in place of the whole snapshot's: offset in the file, and content,
-    /// of each page.
+    /// Reads and checks the pages of block number `block` that replace the whole snapshot's: offset in the file, and
+    /// content. Of several versions of a page it returns the newest.
     pub(super) fn changes(&self, block: u64, buffer: &mut Vec<u8>) -> Result<BTreeMap<u64, Vec<u8>>, MemoryError> {
         let mut pages: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         let (first, count) = (self.first_page(block), self.pages_in_block());
         for (layer, _) in &self.upper {
             let own = layer.own.as_ref().map(|own| own.runs_in(first..first.saturating_add(count))).unwrap_or_default();
             let offset = |page: usize| u64::try_from(page.saturating_mul(PAGE_BYTES)).unwrap_or(u64::MAX);
-            // What newer ones have all of is of no use.
+            // Skip a layer of which newer ones replace all pages in this block.
             if own.iter().cloned().flatten().all(|page| pages.contains_key(&offset(page))) {
                 continue;
             }
@@ -253,7 +257,7 @@ impl Chain {
         Ok(pages)
     }
 
-    /// The first block from `block` on that has other pages than the whole snapshot's.
+    /// The first block from `block` on in which a newer layer has pages.
     fn next_changed(&self, block: u64) -> Option<u64> {
         let from = self.first_page(block);
         let next = self.upper.iter().filter_map(|(layer, _)| layer.own.as_ref()?.first_from(from)).min()?;
@@ -272,7 +276,7 @@ impl Chain {
         u64::try_from(page / self.pages_in_block().max(1)).unwrap_or(u64::MAX)
     }
 
-    /// Whether all memory files still have their sizes.
+    /// Checks that all memory files still have their sizes.
     pub(super) fn check_sizes(&self) -> Result<(), MemoryError> {
         self.layers().try_for_each(|layer| memory::check_size(&layer.file, &layer.path, &layer.layout))
     }
@@ -292,7 +296,7 @@ impl Chain {
         id_of(&self.state)
     }
 
-    /// What it consists of, the newest first.
+    /// The snapshots of the chain, the newest first.
     pub(super) fn links(&self) -> Vec<Link> {
         let link = |(layer, id): (&Layer, SnapshotId)| Link {
             dir: layer.dir.display().to_string(),
@@ -308,8 +312,8 @@ impl Chain {
     }
 }
 
-/// The directory that the snapshot `dir` calls `base`. A relative one is followed from where `dir` really is, whatever links
-/// lead there.
+/// The directory of `base`, as stored in the snapshot `dir`. A relative path begins at the real path of `dir`, with
+/// symbolic links resolved.
 fn resolve(dir: &Path, base: &Path) -> PathBuf {
     let mut place = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     for part in base.components() {
@@ -330,7 +334,7 @@ fn open_layer(dir: &Path, reader: &mut StateReader) -> Result<(Layer, Option<Bas
     Ok((Layer { dir: dir.to_owned(), file: Arc::new(file), path, layout, own }, base))
 }
 
-/// The set of pages that `runs` are, of `pages`.
+/// The set of the pages in `runs`, which must be in order and within `pages`.
 fn own_pages(dir: &Path, runs: &[(usize, usize)], pages: usize) -> Result<PageSet, SnapshotError> {
     let mut set = PageSet::none(pages);
     let mut last = 0;

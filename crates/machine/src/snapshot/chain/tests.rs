@@ -18,7 +18,7 @@ pub(in crate::snapshot) fn ram() -> GuestRam {
     GuestRam::from_ranges(&REGIONS.map(|(base, pages)| (GuestAddress(base), pages * PAGE))).unwrap()
 }
 
-/// Where page number `page` of a memory file is in the guest.
+/// The guest address of page number `page` of a memory file.
 pub(in crate::snapshot) fn address(page: usize) -> GuestAddress {
     let [(_, low), (high, _)] = REGIONS;
     let (base, inside) = if page < low { (0, page) } else { (high, page - low) };
@@ -36,7 +36,7 @@ pub(in crate::snapshot) fn contents(ram: &GuestRam) -> Vec<u8> {
     all
 }
 
-/// Writes RAM as the snapshot `dir`: what `changed` names on top of `base`, or all of it.
+/// Saves RAM as the snapshot `dir`: only the `changed` pages, on top of `base`, or all of it.
 pub(in crate::snapshot) fn save(ram: &GuestRam, dir: &Path, base: Option<(&Path, SnapshotId, &PageSet)>) -> SnapshotId {
     fs::create_dir(dir).unwrap();
     let path = dir.join(MEMORY_FILE);
@@ -66,14 +66,14 @@ pub(in crate::snapshot) fn open(dir: &Path) -> Result<Chain, SnapshotError> {
     Chain::open(dir, bytes, &mut reader)
 }
 
-/// All of RAM, restored.
+/// Maps and completes RAM from the chain.
 fn restored(chain: &Chain) -> GuestRam {
     let ram = chain.map().unwrap();
     assert_eq!(chain.complete(&ram, u64::MAX).unwrap(), None);
     ram
 }
 
-/// A chain of `count` snapshots, named by number, of which each changed one page.
+/// Saves a chain of `count` snapshots, named by number, each with one changed page.
 fn chain_of(parent: &Path, count: usize) -> (GuestRam, SnapshotId) {
     let ram = ram();
     ram.write_slice(&[1; PAGE], address(9)).unwrap();
@@ -84,7 +84,7 @@ fn chain_of(parent: &Path, count: usize) -> (GuestRam, SnapshotId) {
     (ram, id)
 }
 
-/// One more.
+/// Adds a snapshot to such a chain.
 fn add(ram: &GuestRam, parent: &Path, number: usize, latest: SnapshotId) -> SnapshotId {
     let mut changed = PageSet::none(PAGES);
     changed.insert(number % PAGES..number % PAGES + 1);
@@ -99,7 +99,7 @@ struct Write {
     page: usize,
     /// Zero makes the whole page zero.
     byte: u8,
-    /// By the VMM, which vm-memory keeps account of; else by the guest, for which KVM would.
+    /// A write by the VMM, which vm-memory logs; otherwise by the guest, which KVM would log.
     by_vmm: bool,
 }
 
@@ -107,7 +107,7 @@ fn write() -> impl Strategy<Value = Write> {
     (0..PAGES, 0..4u8, any::<bool>()).prop_map(|(page, byte, by_vmm)| Write { page, byte, by_vmm })
 }
 
-/// What RAM's account has of the VMM's writes since the last time.
+/// The VMM's writes that were logged since the last call.
 fn vmm_wrote(ram: &GuestRam) -> PageSet {
     let mut pages = PageSet::none(PAGES);
     let mut first = 0;
@@ -121,7 +121,7 @@ fn vmm_wrote(ram: &GuestRam) -> PageSet {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    // Catches: a page that is lost, taken from the wrong layer, or not made zero again; an account that does not start over.
+    // Catches: a page that is lost, taken from the wrong layer, or not made zero again; a log that is not cleared.
     #[test]
     fn a_restored_chain_is_what_ram_was(rounds in proptest::collection::vec(proptest::collection::vec(write(), 0..30), 1..7)) {
         let parent = tempfile::tempdir().unwrap();
@@ -137,8 +137,7 @@ proptest! {
                 if *by_vmm {
                     ram.write_slice(&bytes, address(*page)).unwrap();
                 } else {
-                    // Behind the account's back, as KVM's own is behind vm-memory's: what this write leaves there is taken
-                    // out again.
+                    // A guest's write is not in vm-memory's log. So the entry that this write makes is taken out again.
                     let before = vmm_wrote(&ram);
                     ram.write_slice(&bytes, address(*page)).unwrap();
                     let _ = vmm_wrote(&ram);
@@ -158,7 +157,7 @@ proptest! {
             prop_assert_eq!(chain.links().len(), number + 1);
             let restored = restored(&chain);
             prop_assert!(&contents(&restored) == model, "snapshot {}", number);
-            // Saved whole, it is the same again: pages of every layer are known to be in use.
+            // A whole snapshot of the restored RAM must be the same: pages of every layer are found to be in use.
             let whole = parent.path().join(format!("whole-{number}"));
             save(&restored, &whole, None);
             prop_assert!(&contents(&open(&whole).unwrap().map().unwrap()) == model, "snapshot {} saved again", number);
@@ -176,7 +175,7 @@ fn a_chain_has_an_end() {
     assert!(contents(&restored(&chain)) == contents(&ram));
     let error = new_base(id, &last, &parent.path().join("next")).unwrap_err().to_string();
     assert!(error.contains("is the last of a chain of 64 snapshots: save without a base, or merge it"), "{error}");
-    // Somebody who lies about the number of layers gets no further.
+    // A snapshot that stores a false number of layers does not make a longer chain possible.
     let mut writer = StateWriter::new();
     let layout = MemoryLayout { pages: 0, ..chain.whole.layout.clone() };
     let base = BaseState { dir: last, id, layers: 2, pages: Vec::new() };
@@ -190,7 +189,7 @@ fn a_chain_has_an_end() {
     assert!(error.contains("liar: a chain of more than 64 snapshots"), "{error}");
 }
 
-// Catches: a number of snapshots that is not the chain's, by which a later save would judge whether there is room for it.
+// Catches: a wrong number of snapshots, with which a later save would decide whether the chain is full.
 #[test]
 fn a_chain_counts_its_snapshots() {
     let parent = tempfile::tempdir().unwrap();
@@ -228,20 +227,20 @@ fn a_base_that_is_missing_another_or_damaged_is_named() {
     assert!(error.contains("1 holds changes only, and its base cannot be used: snapshot: cannot open"), "{error}");
     assert!(error.contains("0/state: No such file"), "{error}");
 
-    // A snapshot of the same RAM is another one if its state is: here, it has a section that the other has not.
+    // A snapshot of the same RAM with another state is another snapshot: here it has one section more.
     fs::rename(path("away"), path("0")).unwrap();
     let whole = fs::read(path("0/state")).unwrap();
     fs::copy(path("1/state"), path("0/state")).unwrap();
     let error = refuse();
     assert!(error.contains("0 is not the snapshot that they were made to: it was changed, or replaced"), "{error}");
-    // So no chain leads back into itself: no file can hold its own hash.
+    // So no chain contains itself, because no file can contain its own hash.
     fs::copy(path("2/state"), path("1/state")).unwrap();
     assert!(refuse().contains("1 is not the snapshot that they were made to"));
     fs::write(path("0/state"), whole).unwrap();
     let error = new_base(id, &path("0"), &path("3")).map(drop).unwrap_err();
     assert!(error.to_string().contains("0 is not the latest snapshot of this VM"), "{error}");
 
-    // Byte for byte as it was, it is the base again, wherever the chain is moved to as a whole.
+    // An identical copy is accepted as the base again, and the chain can be moved as a whole.
     let (ram_again, _) = (ram, fs::remove_dir_all(path("1")).unwrap());
     let moved = tempfile::tempdir().unwrap();
     let (other, _) = chain_of(moved.path(), 3);
@@ -251,7 +250,7 @@ fn a_base_that_is_missing_another_or_damaged_is_named() {
     std::os::unix::fs::symlink(elsewhere.join("2"), path("link")).unwrap();
     assert!(contents(&restored(&open(&path("link")).unwrap())) == contents(&other));
 
-    // Memory of any layer.
+    // Damaged or truncated memory is found in each layer.
     for name in ["0", "1", "2"] {
         let file = elsewhere.join(name).join(MEMORY_FILE);
         let before = fs::read(&file).unwrap();

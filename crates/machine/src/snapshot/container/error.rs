@@ -2,7 +2,7 @@
 
 use super::{FORMAT_VERSION, MAX_SECTIONS, MAX_STATE_BYTES, NAME_BYTES};
 
-/// Why a `state` file was refused, or could not be made. The path is added by whoever read the file.
+/// Why a `state` file was refused, or could not be made. The caller that has read the file adds its path.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
     /// The first bytes are not [`MAGIC`](super::MAGIC).
@@ -22,14 +22,14 @@ pub enum ContainerError {
         /// The size in bytes.
         bytes: u64,
     },
-    /// A section is larger than any of its name is.
+    /// A section is larger than its limit.
     #[error("section `{name}` has {bytes} bytes, more than the {most} that it may have")]
     SectionTooLarge {
         /// The section.
         name: String,
         /// Its size in bytes.
         bytes: u64,
-        /// What it may have.
+        /// The limit, in bytes.
         most: usize,
     },
     /// More than [`MAX_SECTIONS`].
@@ -72,13 +72,13 @@ pub enum ContainerError {
         /// How many.
         bytes: usize,
     },
-    /// A section that the reader needs.
+    /// A section that the reader needs is not there.
     #[error("section `{name}` is missing")]
     Missing {
         /// The section.
         name: &'static str,
     },
-    /// Sections that nobody asked for: restoring without them would lose state silently.
+    /// Sections that this build does not know. A restore without them would lose state silently.
     #[error("unknown section `{names}`: the snapshot holds state that this build cannot restore")]
     Unknown {
         /// The sections, comma-separated.

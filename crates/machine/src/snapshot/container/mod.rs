@@ -12,10 +12,10 @@
 //! 40  payload                    JSON of one state type
 //! ```
 //!
-//! Integers are little-endian. Magic and version stand at fixed places so that a reader can refuse a file from another
-//! version before it parses anything that this version may not understand. JSON, because a snapshot is also something
-//! that people look into; fixed headers around it, because a checksum over text that must first be parsed comes too
-//! late. No byte of the file is outside a comparison or a checksum, so no edit passes unseen.
+//! Integers are little-endian. Magic and version have fixed offsets, so that a reader can refuse a file of another version
+//! before it parses anything else. The payload is JSON because people read snapshots, too. The headers around it are binary,
+//! so that the checksum can be checked before any JSON is parsed. Every byte of the file is compared or covered by a
+//! checksum, so that every change is detected.
 
 mod error;
 #[cfg(test)]
@@ -27,25 +27,25 @@ use serde::de::DeserializeOwned;
 
 pub use error::ContainerError;
 
-/// What a `state` file begins with.
+/// The first bytes of a `state` file.
 pub const MAGIC: [u8; 8] = *b"VMMSNAP\0";
 /// The version of the layout around the sections, not of any section.
 pub const FORMAT_VERSION: u32 = 1;
 /// The largest `state` file that is written or read, in bytes. Real ones are some tens of KiB.
 pub const MAX_STATE_BYTES: usize = 64 << 20;
-/// The largest section, but one, in bytes. What becomes of JSON in memory is up to ten times as large.
+/// The largest section, except [`LARGE_SECTION`], in bytes. Parsed, JSON can take up to ten times as much memory.
 pub const MAX_SECTION_BYTES: usize = 4 << 20;
-/// The one, which lists pages of RAM.
+/// The section that may be larger, because it lists pages of RAM.
 const LARGE_SECTION: &str = "base";
-/// How large it may be, in bytes.
+/// The largest size of [`LARGE_SECTION`], in bytes.
 const MAX_LARGE_SECTION_BYTES: usize = 32 << 20;
 /// The most sections that a `state` file may hold.
 pub const MAX_SECTIONS: u32 = 256;
 /// The width of a section's name, in bytes.
 pub const NAME_BYTES: usize = 24;
 
-/// From a table. For these few KiB, to find out which instructions of the CPU would be faster, as crate crc32fast does, takes
-/// longer: in a virtual machine each CPUID instruction is an exit.
+/// CRC-32 with a table. The crate crc32fast first checks which instructions the CPU has. For these few KiB that takes
+/// longer than it saves, because in a virtual machine each CPUID instruction is an exit.
 static CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 
 const PREAMBLE_BYTES: usize = 16;
@@ -69,7 +69,7 @@ impl StateWriter {
     /// Adds one section. Sections keep the order in which they were added.
     ///
     /// # Errors
-    /// The name does not fit or is taken, the value has no JSON form, or the file would pass its limits.
+    /// The name does not fit or is in use, the value has no JSON form, or a size limit is exceeded.
     pub fn section<T>(&mut self, name: &'static str, version: u32, value: &T) -> Result<(), ContainerError>
     where
         T: Serialize + ?Sized,
@@ -126,7 +126,7 @@ pub struct SectionInfo {
     pub bytes: usize,
 }
 
-/// How large the section `name` may be, in bytes.
+/// The largest size of the section `name`, in bytes.
 fn most_bytes(name: &str) -> usize {
     if name == LARGE_SECTION { MAX_LARGE_SECTION_BYTES } else { MAX_SECTION_BYTES }
 }
@@ -138,7 +138,7 @@ struct Section {
     payload: Vec<u8>,
 }
 
-/// The sections of a `state` file whose checksums were right, each to be taken once.
+/// The sections of a `state` file, whose checksums have been checked. Each can be taken once.
 #[derive(Clone, Debug)]
 pub struct StateReader {
     sections: Vec<Section>,
@@ -178,8 +178,8 @@ impl StateReader {
         if rest.is_empty() { Ok(Self { sections }) } else { Err(ContainerError::Trailing { bytes: rest.len() }) }
     }
 
-    /// Takes a section out and decodes it. The state type should deny unknown fields; what follows the JSON value is an
-    /// error here.
+    /// Takes a section out and decodes it. The state type should deny unknown fields. Bytes after the JSON value are an
+    /// error.
     ///
     /// # Errors
     /// The section is missing, has another version, or is not the JSON of a `T`.
@@ -209,7 +209,7 @@ impl StateReader {
         }
     }
 
-    /// Ends the reading: everything that was saved must have been taken.
+    /// Ends the reading, and checks that every section was taken.
     ///
     /// # Errors
     /// [`ContainerError::Unknown`] names the sections that are left.
@@ -221,7 +221,7 @@ impl StateReader {
         Err(ContainerError::Unknown { names: names.join(", ") })
     }
 
-    /// What is left in the file, for people: nothing is taken, and no payload is parsed.
+    /// Lists the sections that were not taken yet. None is taken or parsed by this.
     #[must_use]
     pub fn sections(&self) -> Vec<SectionInfo> {
         let info = |Section { name, version, payload }: &Section| SectionInfo {
@@ -244,7 +244,7 @@ fn read_section(rest: &mut &[u8], index: u32) -> Result<Section, ContainerError>
     if length > widen(most) {
         return Err(ContainerError::SectionTooLarge { name, bytes: length, most });
     }
-    // Compared with what the file has before anything is allocated: a length is only a claim.
+    // The length is compared with what is left of the file before memory is allocated for it, because it may be wrong.
     let payload = usize::try_from(length).ok().and_then(|length| rest.split_off(..length)).ok_or_else(|| {
         ContainerError::Truncated { what: format!("section `{name}`"), needed: length, left: widen(rest.len()) }
     })?;
@@ -254,7 +254,7 @@ fn read_section(rest: &mut &[u8], index: u32) -> Result<Section, ContainerError>
     Ok(Section { name, version, payload: payload.to_vec() })
 }
 
-/// Slices that give away their first `N` bytes.
+/// Slices of which the first `N` bytes can be split off.
 trait SplitOffChunk<'a> {
     fn split_off_chunk<const N: usize>(&mut self) -> Option<&'a [u8; N]>;
 }

@@ -61,7 +61,7 @@ fn every_edited_byte_is_an_error() {
         for mask in [0x01, 0x20, 0x80, 0xff] {
             let mut bad = good.clone();
             bad[at] ^= mask;
-            // Already by the parser: no payload of a damaged file may reach a state type.
+            // The parser itself must refuse it, so that no payload of a damaged file reaches a state type.
             assert!(StateReader::parse(&bad).is_err(), "byte {at} ^ {mask:#x} was accepted");
         }
     }
@@ -155,7 +155,7 @@ fn show_lists_sections_in_order() {
     assert_eq!(listed[1].bytes, 7);
 }
 
-// Catches: JSON that becomes gigabytes in memory before anybody looks at it.
+// Catches: JSON that takes gigabytes of memory when it is parsed.
 #[test]
 fn a_section_that_is_too_large_is_neither_written_nor_read() {
     let fits = |name: &'static str, bytes: usize| {
@@ -169,7 +169,7 @@ fn a_section_that_is_too_large_is_neither_written_nor_read() {
     };
     assert!(fits("cpus", MAX_SECTION_BYTES) && !fits("cpus", MAX_SECTION_BYTES + 1));
     assert!(fits("base", MAX_LARGE_SECTION_BYTES) && !fits("base", MAX_LARGE_SECTION_BYTES + 1));
-    // A length is only a claim: it is refused before the bytes are looked for.
+    // A length above the limit is refused before it is compared with the file's size.
     let mut file = raw_file(&[raw_section(b"cpus", b"1")]);
     file[PREAMBLE_BYTES + NAME_BYTES + 4..][..8].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(matches!(StateReader::parse(&file), Err(ContainerError::SectionTooLarge { bytes: u64::MAX, .. })));

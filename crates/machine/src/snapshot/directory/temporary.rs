@@ -1,7 +1,7 @@
-//! The directory that becomes a snapshot, and those that never did.
+//! The temporary directory that becomes a snapshot, and removal of those that killed saves have left.
 //!
-//! Whoever writes one holds a lock (flock(2)) on it, which the kernel lets go when the process ends, however it ends. So a
-//! directory whose lock can be taken is nobody's.
+//! A save holds a lock (flock(2)) on its temporary directory. The kernel releases the lock when the process ends, also
+//! when it is killed. So a temporary directory that can be locked is not in use.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use super::{DirectoryError, MEMORY_FILE, STATE_FILE, failed};
 
 const SUFFIX: &str = ".tmp";
-/// How many characters tempfile puts in between.
+/// The number of random characters between prefix and suffix.
 const RANDOM: usize = 6;
 
-/// What the names of temporary directories of the snapshot `name` begin with.
+/// The prefix of the names of temporary directories of the snapshot `name`.
 pub(super) fn prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(name);
@@ -29,12 +29,15 @@ pub(super) fn prefix(name: &OsStr) -> OsString {
 /// A directory under construction, which is removed when it is dropped.
 pub(super) struct Temporary {
     dir: TempDir,
-    /// It has the lock.
+    /// The open directory, which is locked.
     _lock: File,
 }
 
 impl Temporary {
-    /// A new one in `parent`, which only its owner can enter.
+    /// Creates a temporary directory in `parent` that only its owner can enter, and locks it.
+    ///
+    /// Another save may take it for a stale one between its creation and the lock, and remove it. So it is checked after the
+    /// lock that the directory still exists and is the one that was locked; if not, another one is created.
     pub(super) fn create(parent: &Path, prefix: &OsStr) -> Result<Self, DirectoryError> {
         let io = |source| failed("create a directory in", parent, source);
         loop {
@@ -43,11 +46,11 @@ impl Temporary {
             let dir = builder.tempdir_in(parent).map_err(io)?;
             let lock = match open(dir.path()) {
                 Ok(lock) => lock,
-                // Before it was locked, somebody took it for a stale one.
+                // Another save has removed it before it was locked.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(io(error)),
             };
-            // A file system without locks has directories that nobody else removes either.
+            // If the file system has no locks, other saves cannot lock the directory either, and do not remove it.
             let _ = lock.lock();
             let here = |meta: fs::Metadata| lock.metadata().is_ok_and(|own| own.ino() == meta.ino());
             if fs::symlink_metadata(dir.path()).is_ok_and(here) {
@@ -61,13 +64,14 @@ impl Temporary {
         self.dir.path()
     }
 
-    /// Its name is gone: there is nothing to remove.
+    /// The directory was renamed: it is not to be removed.
     pub(super) fn was_renamed(self) {
         let _ = self.dir.keep();
     }
 }
 
-/// Removes what saves that were killed have left in `parent`. What cannot be removed stays: a save does not fail for it.
+/// Removes the temporary directories that killed saves have left in `parent`. If one cannot be removed, it stays, and the
+/// save goes on.
 pub(super) fn remove_stale(parent: &Path, prefix: &OsStr) {
     let is_one = |name: &OsStr| {
         let random =
@@ -84,7 +88,7 @@ pub(super) fn remove_stale(parent: &Path, prefix: &OsStr) {
     }
 }
 
-/// Removes the directory unless somebody writes it, or it has something else in it than a save writes.
+/// Removes the directory, unless a save is writing it, or it contains files that no save writes.
 fn remove_if_stale(path: &Path) -> io::Result<bool> {
     let lock = open(path)?;
     if lock.try_lock().is_err() {
@@ -116,7 +120,7 @@ mod tests {
         Ok(())
     }
 
-    // Catches: guest memory that stays on the disk for ever after a kill.
+    // Catches: guest memory that stays on the disk after a save was killed.
     #[test]
     fn a_save_removes_what_a_killed_save_of_the_same_place_left() {
         let parent = tempfile::tempdir().unwrap();
@@ -155,7 +159,7 @@ mod tests {
             assert!(temporary.join(MEMORY_FILE).exists());
             Ok::<_, SnapshotError>(())
         });
-        // The other was faster.
+        // The inner save was renamed first.
         assert!(matches!(error, Err(SnapshotError::Directory(DirectoryError::NotEmpty { .. }))));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }

@@ -8,7 +8,7 @@ use vm_memory::{GuestMemoryError, GuestRegionCollectionError};
 /// Why guest RAM was not saved or not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// Somebody asked for the save to end.
+    /// The save was cancelled.
     #[error("the save was given up")]
     Cancelled,
     /// A layout that no VM has.
@@ -53,12 +53,12 @@ pub enum MemoryError {
         /// What the host said.
         source: io::Error,
     },
-    /// The file was there at first, and is not any more.
+    /// The file was usable at first, and became unreadable while the VM used it.
     #[error("memory file {} can no longer be read, the VM ran from it: {reason}", path.display())]
     Lost {
         /// The file.
         path: PathBuf,
-        /// What was seen of it.
+        /// How that was noticed.
         reason: String,
     },
     /// Guest RAM of the running VM cannot be read.

@@ -1,4 +1,4 @@
-//! Which guest addresses the `memory` file holds, and what it must sum up to.
+//! The guest addresses that the `memory` file holds, and its checksums.
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -8,19 +8,20 @@ use crate::mem::ram::GuestRam;
 
 /// The most regions that a layout may have. A VM has one, or two around the hole below 4 GiB.
 pub const MAX_REGIONS: usize = 16;
-/// The smallest block that has a checksum of its own, in bytes. Reading and checking one takes some 20 µs, about what it costs
-/// to find out that it is wanted.
+/// The smallest block that has a checksum of its own, in bytes. Reading and checking one takes some 20 µs, about as long
+/// as the page fault that requests it.
 const SMALLEST_BLOCK: u64 = 16 * PAGE;
 /// The most blocks that a file has: larger files have larger ones, so that their checksums stay few.
 const MOST_BLOCKS: u64 = 16_384;
 /// No guest physical address reaches this: x86-64 has at most 52 address bits.
 pub const GUEST_ADDRESS_END: u64 = 1 << 52;
 
-/// Where no RAM may be: from the local APICs' page on to 4 GiB, which has the pages that KVM needs for real mode, too.
+/// The range in which no RAM may be: from the local APICs' page up to 4 GiB. It also has the pages that KVM uses for real
+/// mode.
 const DEVICES_START: u64 = 0xfee0_0000;
 const DEVICES_END: u64 = 1 << 32;
 
-/// Where guest RAM is in the `memory` file, and what it was when it was written.
+/// Where guest RAM is in the `memory` file, and the checksums of its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryLayout {
@@ -28,9 +29,9 @@ pub struct MemoryLayout {
     pub regions: Vec<RegionLayout>,
     /// How many pages of [`PAGE_BYTES`](super::PAGE_BYTES) have a byte that is not zero.
     pub pages: u64,
-    /// CRC-32 (IEEE) over those pages in file order, each behind its index in the file as a little-endian u64.
+    /// CRC-32 (IEEE) over those pages in file order, each preceded by its index in the file as a little-endian u64.
     pub checksum: u32,
-    /// The same by blocks.
+    /// The checksums of the file's blocks.
     pub blocks: Blocks,
 }
 
@@ -38,11 +39,11 @@ pub struct MemoryLayout {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Blocks {
-    /// The size of a block, a power of two.
+    /// The size of a block in bytes, a power of two.
     pub bytes: u64,
-    /// The checksum of the file that they are of.
+    /// The checksum of the file that the blocks' checksums belong to.
     pub of: u32,
-    /// The blocks with pages that are not zero, rising: number, and checksum as that of the file.
+    /// The blocks with pages that are not zero, in rising order: number, and checksum, computed as that of the file.
     pub sums: Vec<(u64, u32)>,
 }
 
@@ -74,8 +75,8 @@ impl MemoryLayout {
         Self { regions, pages: 0, checksum: 0, blocks }
     }
 
-    /// Whether the checksums of blocks are those of the file as it is. Whoever edits a snapshot may have changed the one of
-    /// the file only.
+    /// Whether the blocks' checksums belong to the file's. A tool that edits a snapshot may have updated only the file's
+    /// checksum; the blocks' are then not used.
     #[must_use]
     pub fn has_blocks(&self) -> bool {
         self.blocks.of == self.checksum
@@ -84,9 +85,9 @@ impl MemoryLayout {
     /// The size that the file must have, in bytes.
     ///
     /// # Errors
-    /// [`MemoryError::Layout`] when regions are none or too many, empty, of odd size or place, overlapping, beyond
-    /// [`GUEST_ADDRESS_END`], where a VM has something else, or not one behind the other in the file; or when blocks are
-    /// not possible.
+    /// [`MemoryError::Layout`] if there are no regions or too many; if one is empty, not whole pages, overlaps another,
+    /// is beyond [`GUEST_ADDRESS_END`] or where the local APICs are, or does not follow the one before it in the file; or
+    /// if the blocks are not possible.
     pub fn file_bytes(&self) -> Result<u64, MemoryError> {
         let wrong = |reason: String| Err(MemoryError::Layout { reason });
         if self.regions.is_empty() || self.regions.len() > MAX_REGIONS {

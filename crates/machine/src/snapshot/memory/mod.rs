@@ -1,9 +1,9 @@
 //! The `memory` file: guest RAM, byte for byte, with holes where it is zero.
 //!
-//! Regions follow one another in the order of their guest addresses. Only pages with a byte in them are written, so a
-//! guest that uses 3 MiB of 128 MiB takes 3 MiB of disk; a copy that fills the holes in is still the same snapshot. The
-//! file has no header: it is mapped into the restored VM as it is. What is needed to check it, [`MemoryLayout`], is a
-//! section of the `state` file, which also ties the two files together.
+//! Regions follow one another in the order of their guest addresses. Only pages that are not zero are written, so that a
+//! guest that uses 3 MiB of 128 MiB takes 3 MiB of disk. A copy in which the holes are filled is still the same snapshot.
+//! The file has no header, because it is mapped into the restored VM as it is. [`MemoryLayout`] has the checksums; it is
+//! a section of the `state` file, which thereby belongs to this `memory` file only.
 
 mod error;
 mod layout;
@@ -45,8 +45,8 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// How much is read at once, in bytes: enough to make system calls rare, small enough to stay in the cache.
 const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
 
-/// The pages of guest RAM that may hold a byte that is not zero, by their index in a file of `layout`. See [`touched`]
-/// for how they are found without reading RAM.
+/// The pages of guest RAM that may hold a byte that is not zero, by their index in the file. See [`touched`] for how they
+/// are found without reading RAM.
 ///
 /// # Errors
 /// The layout is impossible.
@@ -98,7 +98,7 @@ struct Piece<'a> {
     place: &'a RegionLayout,
     /// Where in the region it begins, in bytes.
     inside: u64,
-    /// Where in the file.
+    /// Where in the file it begins, in bytes.
     at: u64,
 }
 
@@ -113,7 +113,7 @@ fn for_each_piece(
     for run in pages.runs() {
         let (mut at, end) = (bytes(run.start), bytes(run.end));
         while at < end {
-            // Regions follow one another: the first that ends behind `at` has it.
+            // Regions follow one another, so `at` is in the first region that ends after it.
             let mut regions = memory.iter().zip(&layout.regions);
             let found = regions.find(|(_, place)| at < place.file_offset.saturating_add(place.bytes));
             let Some((region, place)) = found else { break };
@@ -127,7 +127,7 @@ fn for_each_piece(
     Ok(())
 }
 
-/// Writes the pages of `chunk` that are not zero, neighbours at once.
+/// Writes the pages of `chunk` that are not zero, consecutive pages with one call.
 fn write_chunk(file: &File, chunk: &[u8], at: u64, sums: &mut Sums) -> io::Result<()> {
     let mut unwritten = 0..0usize;
     let flush = |range: std::ops::Range<usize>| match chunk.get(range.clone()) {
@@ -190,12 +190,12 @@ pub fn verify(file: &File, path: &Path, layout: &MemoryLayout) -> Result<(), Mem
     if sums.are_those_of(layout, None) { Ok(()) } else { Err(MemoryError::Damaged { path: path.to_owned() }) }
 }
 
-/// Checks that `memory`, which is mapped from `file` and was not written to, is what `layout` was made from, from its beginning
-/// until `most` bytes or more were read, and then to the end of a block. The number of the first block that was not checked;
-/// none if all were.
+/// Checks `memory`, which is mapped from `file` and was not written to, against the checksums in `layout`. It begins at
+/// the start of RAM, and ends at the end of the block in which `most` bytes were read. Returns the number of the first
+/// block that was not checked, or none.
 ///
 /// # Errors
-/// It is not, or the file system does not tell where data is.
+/// The checksums differ, or the file system cannot report where the file has data.
 pub fn check_mapped(
     memory: &GuestRam,
     file: &File,
@@ -206,7 +206,7 @@ pub fn check_mapped(
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "read", source };
     let total = layout.file_bytes()?;
     let mut sums = Sums::of_blocks(layout.blocks.bytes);
-    // A page at a time: fresh memory for a larger buffer would cost more than the reading.
+    // One page at a time: fresh memory for a larger buffer would cost more than larger reads save.
     let mut page = ZERO_PAGE;
     let (mut at, mut read, mut rest) = (0, 0_u64, None);
     'data: while let Some((start, end)) = next_data(file, at, total).map_err(io)? {
@@ -229,7 +229,7 @@ pub fn check_mapped(
 
 /// Where `offset` in the file is in guest RAM: the region, and the byte in it.
 fn locate<'a>(memory: &'a GuestRam, layout: &MemoryLayout, offset: u64) -> Result<(&'a RamRegion, u64), MemoryError> {
-    // Regions follow one another: the first that ends behind it has it.
+    // Regions follow one another, so `offset` is in the first region that ends after it.
     let has = |(_, place): &(_, &RegionLayout)| offset < place.file_offset.saturating_add(place.bytes);
     let found = memory.iter().zip(&layout.regions).find(has);
     let located = found.map(|(region, place)| (region, offset.saturating_sub(place.file_offset)));
@@ -247,11 +247,11 @@ pub fn write_page(memory: &GuestRam, layout: &MemoryLayout, offset: u64, page: &
     Ok(())
 }
 
-/// Reads and checks a block of `file`, of which `pages` (numbers in the file, rising) are looked at and all others known to be
-/// zero, or of no use: those pages, in order, in `buffer`.
+/// Reads the given `pages` of a block of `file` into `buffer`, in order, and checks the block. `pages` are page numbers
+/// in the file, in rising order; all other pages of the block are known to be zero.
 ///
 /// # Errors
-/// They are not what `layout` was made from, or cannot be read.
+/// The block's checksum differs, or the pages cannot be read.
 pub fn read_block(
     file: &File,
     path: &Path,
@@ -266,7 +266,7 @@ pub fn read_block(
     for run in pages {
         let (chunk, behind) = rest.split_at_mut(run.len().saturating_mul(PAGE_BYTES).min(rest.len()));
         if let Err(source) = file.read_exact_at(chunk, bytes(run.start)) {
-            // More to the point, if it became shorter.
+            // If the file became shorter, that is the better message.
             check_size(file, path, layout)?;
             return Err(MemoryError::Io { path: path.to_owned(), action: "read", source });
         }
@@ -278,7 +278,7 @@ pub fn read_block(
     let listed = &layout.blocks.sums;
     let place = listed.binary_search_by_key(&block, |(block, _)| *block);
     let expected = place.ok().and_then(|place| listed.get(place));
-    // Where blocks have no checksums, all of the file was checked before.
+    // If blocks have no checksums, all of the file was checked before.
     if !layout.has_blocks() || sums.of_block().as_ref() == expected {
         Ok(())
     } else {
@@ -286,7 +286,7 @@ pub fn read_block(
     }
 }
 
-/// Whether `file` has no data in `range`; not known is no.
+/// Whether `file` is known to have no data in `range`.
 pub fn is_hole(file: &File, range: std::ops::Range<u64>) -> bool {
     next_data(file, range.start, range.end).is_ok_and(|data| data.is_none_or(|(start, _)| start >= range.end))
 }
@@ -307,14 +307,14 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
         Err(errno) => return Err(errno.into()),
     };
     let stop = seek(start, Whence::SeekHole)?;
-    // A file system may use smaller blocks than our pages; `at` is a page boundary, so rounding down stays behind it.
+    // A file system may use smaller blocks than our pages. `at` is a page boundary, so rounding down does not go below it.
     let stop = stop.checked_next_multiple_of(PAGE).unwrap_or(end).min(end);
     Ok(Some((start - start % PAGE, stop)))
 }
 
-/// Maps `file`, whose size is checked here and whose content is not, as guest RAM. Writes of the guest stay in this
-/// process; pages not yet written to are read from the file for as long as the VM lives, so nobody may change the file in
-/// place. (Publishing another snapshot under the same name is no change: that is another file.)
+/// Maps `file` as guest RAM; checks its size, but not its content. The guest's writes stay in this process. Pages that it
+/// has not written are read from the file as long as the VM exists, so the file must not be changed in place. (Another
+/// snapshot that is saved under the same name is another file, and changes nothing.)
 ///
 /// # Errors
 /// As [`check_size`], or the host cannot map the file.

@@ -1,25 +1,25 @@
-//! The checksums of a `memory` file, block by block, for the writer and the reader alike.
+//! The checksums of a `memory` file, of the whole and by block. Writer and reader use the same code.
 
 use super::{Blocks, MemoryLayout, PAGE, ZERO_PAGE};
 
-/// Counts and sums up pages that are not zero. They come in file order.
+/// Counts the pages that are not zero, and computes their checksums. Pages must be added in file order.
 pub(super) struct Sums {
     block_bytes: u64,
     pages: u64,
     blocks: Vec<(u64, u32)>,
-    /// Of all blocks that are over.
+    /// The checksum of all completed blocks.
     all: crc32fast::Hasher,
-    /// The block that the last page was in.
+    /// The block of the last page, which is not completed, and its checksum so far.
     present: Option<(u64, crc32fast::Hasher)>,
 }
 
 impl Sums {
-    /// Of no page yet, in blocks of `block_bytes`.
+    /// The checksums of no pages yet, for blocks of `block_bytes`.
     pub(super) fn of_blocks(block_bytes: u64) -> Self {
         Self { block_bytes, pages: 0, blocks: Vec::new(), all: crc32fast::Hasher::new(), present: None }
     }
 
-    /// Takes the page at `offset` in the file; says whether it has a byte that is not zero.
+    /// Adds the page at `offset` in the file. Returns whether it has a byte that is not zero.
     pub(super) fn page(&mut self, offset: u64, page: &[u8]) -> bool {
         // One comparison of slices is a memcmp, which beats a loop over bytes in builds of every kind.
         if page == ZERO_PAGE.as_slice() {
@@ -36,7 +36,7 @@ impl Sums {
         true
     }
 
-    /// The block that the last page that is not zero was in.
+    /// The block of the last page that is not zero.
     pub(super) fn present_block(&self) -> Option<u64> {
         self.present.as_ref().map(|(block, _)| *block)
     }
@@ -47,13 +47,13 @@ impl Sums {
         self.blocks.push((block, crc.finalize()));
     }
 
-    /// The checksum of the block that all pages were in; none if there was no page.
+    /// The number and checksum of the block, if all pages were in one; none if all pages were zero.
     pub(super) fn of_block(mut self) -> Option<(u64, u32)> {
         self.end_block();
         self.blocks.first().copied()
     }
 
-    /// Writes into `layout` what it says of the pages.
+    /// Stores the number of pages and the checksums in `layout`.
     pub(super) fn describe(mut self, layout: &mut MemoryLayout) {
         self.end_block();
         layout.pages = self.pages;
@@ -61,7 +61,7 @@ impl Sums {
         layout.blocks = Blocks { bytes: self.block_bytes, of: layout.checksum, sums: self.blocks };
     }
 
-    /// Whether `layout` says the same of the blocks before number `end`, or of all.
+    /// Whether `layout` has the same checksums for the blocks before number `end`, or for all if that is none.
     pub(super) fn are_those_of(mut self, layout: &MemoryLayout, end: Option<u64>) -> bool {
         self.end_block();
         let sums = &layout.blocks.sums;

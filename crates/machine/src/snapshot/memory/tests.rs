@@ -62,7 +62,7 @@ fn round_trip() {
     assert_eq!(saved.layout.pages, 6);
     let restored = saved.map().unwrap();
     assert!(contents(&restored) == contents(&ram()));
-    // A layout survives its own section.
+    // A layout is the same after it was encoded and decoded.
     let json = serde_json::to_string(&saved.layout).unwrap();
     assert_eq!(serde_json::from_str::<MemoryLayout>(&json).unwrap(), saved.layout);
 }
@@ -80,7 +80,7 @@ fn only_pages_in_use_take_space() {
     let saved = Saved::new();
     let meta = saved.open().metadata().unwrap();
     assert_eq!(meta.len(), 3 * MIB);
-    // Some file systems have no holes, then this says nothing; where there are holes, 6 pages are far below a MiB.
+    // On a file system without holes nothing can be checked. With holes, 6 pages are far below a MiB.
     if lseek(saved.open(), 0x2000, Whence::SeekHole).unwrap() < 0x80_000 {
         assert!(meta.blocks() * 512 < MIB, "{} blocks", meta.blocks());
     }
@@ -125,7 +125,7 @@ fn an_edited_byte_is_found_in_data_and_in_holes() {
 #[test]
 fn pages_that_changed_places_are_found() {
     let saved = Saved::new();
-    // The page at 0 has the same bytes as a page at 0x10000 would: only the index tells them apart.
+    // The page at 0 has the same bytes as the one at 0x10000 then has: only the index in the checksum differs.
     let mut page = [0; PAGE_BYTES];
     saved.open().read_exact_at(&mut page, 0).unwrap();
     saved.open().write_all_at(&ZERO_PAGE, 0).unwrap();
@@ -209,7 +209,7 @@ fn hostile_blocks_are_errors() {
 
 // Catches: a block that passes although another page of it, a page of zeros or a page of another block changed.
 #[test]
-fn each_block_stands_for_itself() {
+fn each_block_is_checked_separately() {
     let saved = Saved::new();
     let check = |block: u64| {
         let (mut buffer, first) = (Vec::new(), usize::try_from(block * 16).unwrap());
@@ -231,9 +231,9 @@ fn each_block_stands_for_itself() {
     assert!(matches!(check(20), Err(MemoryError::Truncated { .. })));
 }
 
-// Catches: a part that is taken for checked and is not; one block too many or too few.
+// Catches: a part that is reported as checked and is not; one block too many or too few.
 #[test]
-fn what_is_checked_in_place_ends_with_a_block() {
+fn a_check_in_place_ends_at_the_end_of_a_block() {
     let check = |saved: &Saved, most| {
         let memory = map(&Arc::new(saved.open()), &saved.path(), &saved.layout)?;
         check_mapped(&memory, &saved.open(), &saved.path(), &saved.layout, most)
@@ -250,7 +250,8 @@ fn what_is_checked_in_place_ends_with_a_block() {
     assert!(check(&saved, 5 * PAGE).is_err());
 }
 
-// Catches: a file that was edited together with its checksum, and is refused for those of its blocks; or that passes unchecked.
+// Catches: a file that was edited together with its checksum, and is refused because of its blocks' old checksums, or is not
+// checked at all.
 #[test]
 fn blocks_of_another_checksum_are_not_used() {
     let saved = Saved::new();
@@ -266,7 +267,7 @@ fn blocks_of_another_checksum_are_not_used() {
     assert!(matches!(verify(&saved.open(), &path, &layout), Err(MemoryError::Damaged { .. })));
 }
 
-// Catches: checksums that grow with RAM.
+// Catches: a number of block checksums that grows with RAM.
 #[test]
 fn larger_files_have_larger_blocks() {
     for (mib, block) in [(1, 1 << 16), (1024, 1 << 16), (1025, 1 << 17), (4096, 1 << 18), (1 << 20, 1 << 26)] {
@@ -294,7 +295,7 @@ fn an_unwritable_file_is_an_error_with_its_name() {
     assert!(error.contains("memory: cannot write"), "{error}");
 }
 
-/// What is written with the pages that `pagemap` tells.
+/// Writes RAM with the pages that `pagemap` lists. Returns the file's bytes, its layout, and how many pages were listed.
 fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
     let file = tempfile::tempfile().unwrap();
     let pages = touched::pages(ram, &MemoryLayout::of(ram), Path::new(pagemap)).unwrap();
@@ -304,13 +305,12 @@ fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
     (bytes, layout, pages.count())
 }
 
-// Catches: a page that somebody wrote and the pagemap, or the restored file, does not tell of; and a way of finding pages
-// that finds all of them.
+// Catches: a written page that is found neither in the pagemap nor in the restored file; and a search that finds every page.
 #[test]
 fn pages_in_use_are_all_that_are_not_zero_also_without_a_pagemap() {
     let saved = Saved::new();
     let restored = saved.map().unwrap();
-    // Over a page of the file, over a hole, over a page of the file with zeros; and a read, which writes nothing.
+    // Writes to a page of the file and to a hole, zeros over a page of the file, and a read, which writes nothing.
     restored.write_slice(&[7], GuestAddress(0x1000)).unwrap();
     restored.write_slice(&[8], GuestAddress((1 << 32) + 0x5000)).unwrap();
     restored.write_slice(&ZERO_PAGE, GuestAddress(0)).unwrap();
@@ -319,7 +319,7 @@ fn pages_in_use_are_all_that_are_not_zero_also_without_a_pagemap() {
         let (bytes, layout, found) = written(&ram, touched::PAGEMAP);
         let (all_bytes, all_layout, all) = written(&ram, "/nonexistent");
         assert_eq!(all, 768);
-        // A huge page, or a file system with larger blocks, may be more than was asked for.
+        // Huge pages, or a file system with larger blocks, can make it more than the pages in use.
         assert!((6..600).contains(&found), "{found} pages");
         assert_eq!((layout.pages, &layout), (count, &all_layout));
         assert!(bytes == all_bytes);

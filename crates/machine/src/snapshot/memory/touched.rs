@@ -1,11 +1,12 @@
-//! Which pages of guest RAM can hold something, without reading RAM.
+//! Finds the pages of guest RAM that may not be zero, without reading RAM.
 //!
-//! RAM is a private mapping: anonymous in a VM that was booted, of a snapshot's file in one that was restored. A page of it
-//! that was written, by the guest or by the VMM, is anonymous, and present or swapped. A page that was not is zero, or what
-//! the file has there. `/proc/self/pagemap` tells the ones (Linux `Documentation/admin-guide/mm/pagemap.rst`), SEEK_DATA
-//! the others. A page that was only read may be named too; whoever asked looks at its bytes anyway.
+//! RAM is a private mapping: anonymous in a VM that was booted, of a snapshot's file in one that was restored. A page
+//! that was written, by the guest or by the VMM, is an anonymous page, and present or swapped. `/proc/self/pagemap` lists
+//! those (Linux `Documentation/admin-guide/mm/pagemap.rst`). A page that was not written is zero, or has the file's
+//! content. SEEK_DATA finds the file's data. A page that was only read may be listed, too, which does no harm: the writer
+//! skips pages of zeros.
 //!
-//! Where either does not tell, every page of the region counts as touched: slow, and as right.
+//! If one of the two fails, every page of the region counts as touched: that is slow, but the result is the same.
 
 use std::fs::File;
 use std::io;
@@ -22,10 +23,10 @@ use crate::mem::{
     ram::{GuestRam, RamRegion},
 };
 
-/// What tells where this process' pages are.
+/// The file that describes this process' pages.
 pub(super) const PAGEMAP: &str = "/proc/self/pagemap";
 
-/// An entry of it is a little-endian u64.
+/// The size of its entries, which are little-endian u64s.
 const ENTRY_BYTES: usize = 8;
 /// "Bit 63 page present", "Bit 62 page swapped", "Bit 61 page is file-page or shared-anon".
 const PRESENT_OR_SWAPPED: u64 = 3 << 62;
@@ -33,14 +34,14 @@ const FILE_PAGE: u64 = 1 << 61;
 /// How many entries are read at once.
 const ENTRIES: usize = 8192;
 
-/// The touched pages of `memory`, by their index in a file of `layout`, as the file `pagemap` tells them.
+/// The touched pages of `memory`, by their index in a file of `layout`. `pagemap` is [`PAGEMAP`], but in tests.
 pub(super) fn pages(memory: &GuestRam, layout: &MemoryLayout, pagemap: &Path) -> Result<PageSet, MemoryError> {
     let mut set = PageSet::none(page(layout.file_bytes()?));
     let mut entries = vec![0; ENTRIES * ENTRY_BYTES];
     for (region, place) in memory.iter().zip(&layout.regions) {
         let all = page(place.file_offset)..page(place.file_offset.saturating_add(place.bytes));
         let found =
-            written(region, &all, pagemap, &mut entries, &mut set).and_then(|()| given(region, place, &mut set));
+            written(region, &all, pagemap, &mut entries, &mut set).and_then(|()| in_file(region, place, &mut set));
         if let Err(error) = found {
             log::debug!("all of guest memory at {:#x} is read: {error}", place.guest_base);
             set.insert(all);
@@ -49,7 +50,7 @@ pub(super) fn pages(memory: &GuestRam, layout: &MemoryLayout, pagemap: &Path) ->
     Ok(set)
 }
 
-/// Adds the pages that are this process' own.
+/// Adds the pages that were written: anonymous pages of this process.
 fn written(
     region: &RamRegion,
     all: &Range<usize>,
@@ -57,7 +58,7 @@ fn written(
     entries: &mut [u8],
     set: &mut PageSet,
 ) -> io::Result<()> {
-    // Pages of a shared mapping need not be in anybody's page tables.
+    // Pages of a shared mapping can hold data without being in this process' page tables.
     if region.flags() & MAP_SHARED != 0 {
         return Err(io::Error::other("it is shared"));
     }
@@ -89,7 +90,7 @@ fn written(
 }
 
 /// Adds the pages that the file behind `region`, if there is one, has data for.
-fn given(region: &RamRegion, place: &RegionLayout, set: &mut PageSet) -> io::Result<()> {
+fn in_file(region: &RamRegion, place: &RegionLayout, set: &mut PageSet) -> io::Result<()> {
     let Some(behind) = region.file_offset() else { return Ok(()) };
     let mut at = behind.start();
     let end = at.saturating_add(place.bytes);
