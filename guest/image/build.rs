@@ -1,4 +1,4 @@
-//! Builds the guest kernel, for `src/lib.rs` to embed and for people to boot elsewhere.
+//! Builds the guest kernel, for `src/lib.rs` to embed and for users to boot elsewhere.
 //!
 //! A nested cargo, because the guest needs another profile, link script and instruction set than the program around
 //! it. Its settings are all here: nothing from the outer build may reach it, so that the same sources give the same
@@ -54,8 +54,8 @@ fn build() -> Result<(), Box<dyn Error>> {
     }
     let guest = target_dir.join(TARGET).join("guest").join("guest");
     publish(&guest, &out)?;
-    // For people: the target directory. Cargo tags those that it made; in one that was there before, ours is
-    // <target>/<profile>/build/<package>/out.
+    // Also into the target directory, for users to boot. Cargo tags a target directory that it created. If there is no
+    // tag, it is found by its layout: `out` is <target>/<profile>/build/<package>/out.
     let tagged = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
     if let Some(root) = tagged.or_else(|| out.ancestors().nth(4)) {
         publish(&guest, root)?;
@@ -67,7 +67,7 @@ fn variable(name: &str) -> Result<OsString, String> {
     env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"))
 }
 
-/// Everything that the guest is made of.
+/// Prints the inputs of the guest's build, for cargo to watch.
 fn rerun_if_changed(workspace: &Path) {
     for path in ["guest/Cargo.toml", "guest/src", "guest/link.ld", "crates/guest-abi", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(path).display());
@@ -89,7 +89,7 @@ fn leaks(name: &OsString) -> bool {
         "CARGO_TARGET_DIR",
         "CARGO_BUILD_TARGET",
     ];
-    // Profile overrides; per-target flags; and what cargo told this script about the package around it.
+    // Profile overrides; per-target flags; and the variables that cargo sets for this script's own package.
     const PREFIXES: [&str; 6] = [
         "CARGO_PROFILE_",
         "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
@@ -133,7 +133,7 @@ fn utf8(path: &Path) -> Result<&str, String> {
     path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))
 }
 
-/// Puts the guest into `directory` as `guest.bin`, whole: somebody may be booting the one that is there.
+/// Puts the guest into `directory` as `guest.bin`, by a rename: a VMM may be reading the file that is there.
 fn publish(guest: &Path, directory: &Path) -> Result<(), String> {
     let temporary = directory.join(format!(".guest.bin.{}", std::process::id()));
     let copy = fs::copy(guest, &temporary).and_then(|_| fs::rename(&temporary, directory.join("guest.bin")));

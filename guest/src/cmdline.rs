@@ -1,5 +1,5 @@
-//! The command line: `key=value` words. Whatever it does not understand is an error, so that a test that misspells a
-//! key does not quietly test the default.
+//! The command line: `key=value` words. An unknown key or value is an error, so that a test that misspells a key does
+//! not quietly test the default.
 
 use core::fmt;
 
@@ -19,7 +19,7 @@ pub const TOUCH_MAX: u64 = 4096;
 /// Keys that hypervisors append on their own: QEMU and Firecracker announce virtio devices, Firecracker says `pci=off`.
 const IGNORED: [&str; 2] = ["virtio_mmio.device", "pci"];
 
-/// Which scenario.
+/// A scenario's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScenarioName {
     /// `hz` ticks a second, `count` of them.
@@ -56,16 +56,16 @@ pub enum Load {
     User,
 }
 
-/// What the command line asks for.
+/// The options that the command line sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
-    /// `clockevent=`; `None` = the best.
+    /// `clockevent=`; `None` = the usable one with the highest rating.
     pub clockevent: Option<&'a str>,
     /// `conversion=split|mult|exact`.
     pub conversion: Conversion,
     /// `recheck=off|on`.
     pub recheck: bool,
-    /// `plant=none|early-check`: a bug on purpose, in CPU 0's clock.
+    /// `plant=none|early-check`: plants a bug in CPU 0's clock, for tools that must find it.
     pub plant_early_check: bool,
     /// `scenario=ticks|deltas|idle|smp`.
     pub scenario: ScenarioName,
@@ -79,7 +79,7 @@ pub struct Options<'a> {
     pub max_ms: u64,
     /// `load=none|kernel|user`.
     pub load: Load,
-    /// `eoi=auto|apic`: whether interrupts may end without a write to the APIC.
+    /// `eoi=auto|apic`: whether to use paravirtual EOI, which ends an interrupt without a write to the APIC.
     pub pv_eoi: bool,
     /// `touch=`: pages that are written to after every tick.
     pub touch: u64,
@@ -241,7 +241,7 @@ impl<'a> Options<'a> {
         Ok(())
     }
 
-    /// The scenario asked for, at its start: of `smp`, one CPU's part.
+    /// The scenario at its start; for `smp`, one CPU's part of it.
     #[must_use]
     pub fn scenario(&self) -> Scenario {
         match self.scenario {
@@ -252,8 +252,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// Bytes as text, if they are ASCII. Byte by byte, because `core`'s `is_ascii` is written with SSE2 intrinsics whatever
-/// the compiler is told, and the kernel runs with SSE off.
+/// Bytes as text, if they are ASCII. Byte by byte, because `core`'s `is_ascii` uses SSE2 intrinsics whatever the target
+/// features are, and the kernel runs with SSE off.
 fn ascii(line: &[u8]) -> Option<&str> {
     if line.iter().all(u8::is_ascii) { str::from_utf8(line).ok() } else { None }
 }
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_means_the_defaults() {
+    fn an_empty_line_means_the_defaults() {
         assert_eq!(Options::parse(b"  "), Ok(Options::default()));
     }
 
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_an_error_that_names_it() {
+    fn an_unknown_key_or_value_is_an_error_that_names_it() {
         for (line, want) in [
             (&b"hz=0"[..], "command line: hz=0 is not a number from 1 to 10000"),
             (b"hz=10001", "command line: hz=10001 is not a number from 1 to 10000"),

@@ -1,4 +1,4 @@
-//! The serial console: a 16550 at COM1, polled, for people. Keep what is printed short: each byte is an exit.
+//! The serial console: a 16550 at COM1, polled. Messages are short, because each byte is an exit to the VMM.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use guest_abi::ports::SERIAL;
 
 use crate::arch::{cpu, port};
 
-/// Register offsets, and what is written to them.
+/// Register offsets, and the values written to them.
 const INTERRUPT_ENABLE: u16 = 1;
 const FIFO_CONTROL: u16 = 2;
 const LINE_CONTROL: u16 = 3;
@@ -16,14 +16,14 @@ const EIGHT_BITS: u8 = 0x03;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
 /// Bytes that the transmitter takes at once when it is empty and its FIFO on.
 const FIFO_BYTES: usize = 16;
-/// Then the byte is lost rather than the guest: nobody may be reading.
+/// Polls before a byte is sent regardless, and may be lost: a console without a reader must not hang the guest.
 const POLLS: u32 = 10_000;
 
 /// The console.
 pub struct Console;
 
 impl Console {
-    /// Sets the line up; no interrupts.
+    /// Sets the line up, with the UART's interrupts off.
     pub fn init() {
         port::outb(SERIAL + INTERRUPT_ENABLE, 0);
         port::outb(SERIAL + FIFO_CONTROL, FIFO_ON_AND_CLEAR);

@@ -1,4 +1,4 @@
-//! Boot, the idle loop, and what interrupts and exceptions do.
+//! Boot, the idle loop, and the handlers of interrupts and exceptions.
 
 use core::panic::PanicInfo;
 
@@ -12,8 +12,8 @@ use guest::topology::cpu_count;
 use guest_abi::report::MAX_CPUS;
 
 use crate::apic::Apic;
-use crate::arch::cell::Quiet;
-use crate::arch::cpu::{Alone, Closed};
+use crate::arch::cell::IrqsOffCell;
+use crate::arch::cpu::{IrqsOff, OneCpu};
 use crate::arch::load::{PAGE_BYTES, Pages, UserMode, spin_in_kernel};
 use crate::arch::trap::Frame;
 use crate::arch::{boot, cpu, shared};
@@ -22,22 +22,22 @@ use crate::cpus::{self, Plan};
 use crate::exit::{self, exit};
 use crate::machine::{Machine, Only};
 
-/// What the timer interrupt works on.
+/// State that the timer interrupt's handler and the idle loop share.
 struct Kernel {
     machine: Machine<Only>,
     ticks: Ticks,
-    /// There is nothing more to wait for.
+    /// The scenario is over.
     done: bool,
 }
 
-/// Boot puts the real one there before interrupts are open: the handler need not ask whether there is one.
-static KERNEL: Quiet<Kernel> = Quiet::new(Kernel {
+/// A placeholder until boot stores the real state, before interrupts are enabled: so the handler needs no check for it.
+static KERNEL: IrqsOffCell<Kernel> = IrqsOffCell::new(Kernel {
     machine: Machine { apic: Apic::XApic, seat: Only },
     ticks: Ticks::new(Clock::new(), Device::LapicOneshot(LapicOneshot::IDLE), Scenario::NONE),
     done: false,
 });
 
-/// Ends with a message about what the user asked for.
+/// Ends the guest with a message about a command line or machine that cannot be used.
 macro_rules! refuse {
     ($($arg:tt)*) => {{
         line!("guest: error: {}", format_args!($($arg)*));
@@ -45,10 +45,10 @@ macro_rules! refuse {
     }};
 }
 
-/// From `arch::boot`, interrupts off.
-pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
+/// Called by `arch::boot`, interrupts off.
+pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
     Console::init();
-    // One byte more than is allowed, so that the parser sees that it is too long.
+    // One byte more than is allowed, so that the parser finds a line that is too long.
     let Some(line) = boot::command_line(start_info, MAX_BYTES + 1) else { refuse!("no PVH start info") };
     let options = match Options::parse(line) {
         Ok(options) => options,
@@ -66,10 +66,10 @@ pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
     let mut machine = Machine { apic, seat: Only };
     let pv_eoi = options.pv_eoi && platform.pv_eoi;
     if pv_eoi {
-        Apic::end_silently(0);
+        Apic::enable_pv_eoi(0);
     }
 
-    // KVM ignores an address that it does not like; the clock would stand still and every wait be endless.
+    // KVM ignores an address that it cannot use. The clock would then stand still, and every wait would be endless.
     if machine.version() == 0 {
         line!("guest: error: the host has not written the kvmclock page");
         exit(exit::FAILED)
@@ -110,7 +110,7 @@ pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
         };
         let system_time_msr = kvmclock.system_time_msr;
         let plan = Plan { cpus, apic, pv_eoi, system_time_msr, kind: chosen.kind, known, scenario, hz: options.hz };
-        cpus::main(plan, clock, closed.beside())
+        cpus::main(plan, clock, irqs_off.many_cpus())
     }
     let pages = (options.touch != 0).then(|| boot::pages_after_image(start_info, options.touch));
     let pages = match pages.transpose() {
@@ -124,26 +124,26 @@ pub fn main(start_info: u32, mut closed: Closed<Alone>) -> ! {
     };
     shared::ring_start(0, scenario.expected());
     let ticks = Ticks::new(clock, Device::new(chosen.kind, &known), scenario);
-    let kernel = KERNEL.get(&mut closed);
+    let kernel = KERNEL.get(&mut irqs_off);
     *kernel = Kernel { machine, ticks, done: false };
     let started = kernel.ticks.start(&mut kernel.machine);
     kernel.after(started);
     if options.load == Load::None && pages.is_none() {
-        while !KERNEL.get(&mut closed).done {
-            cpu::halt(&mut closed);
+        while !KERNEL.get(&mut irqs_off).done {
+            cpu::halt(&mut irqs_off);
         }
     } else {
-        work(&mut closed, options.load, pages);
+        work(&mut irqs_off, options.load, pages);
     }
-    finish(&KERNEL.get(&mut closed).ticks)
+    finish(&KERNEL.get(&mut irqs_off).ticks)
 }
 
-/// The main loop with something to do: `pages` are written to after every tick, before it waits.
-fn work(closed: &mut Closed<Alone>, load: Load, pages: Option<Pages>) {
+/// The main loop with `load=` or `touch=`: after every tick it writes to `pages`, then it waits for the next.
+fn work(irqs_off: &mut IrqsOff<OneCpu>, load: Load, pages: Option<Pages>) {
     let user = (load == Load::User).then(UserMode::new);
     let mut touched_at = 0;
     loop {
-        let kernel = KERNEL.get(closed);
+        let kernel = KERNEL.get(irqs_off);
         if kernel.done {
             return;
         }
@@ -151,22 +151,22 @@ fn work(closed: &mut Closed<Alone>, load: Load, pages: Option<Pages>) {
         match pages {
             Some(pages) if ticks != touched_at => {
                 touched_at = ticks;
-                // Another tick may come meanwhile.
-                pages.touch(closed);
+                // Another tick may have come during the writes: check before waiting.
+                pages.touch(irqs_off);
                 continue;
             }
             _ => {}
         }
         match user {
-            Some(user) => user.spin(closed, ticks),
-            None if load == Load::Kernel => spin_in_kernel(closed, ticks),
-            None => cpu::halt(closed),
+            Some(user) => user.spin(irqs_off, ticks),
+            None if load == Load::Kernel => spin_in_kernel(irqs_off, ticks),
+            None => cpu::halt(irqs_off),
         }
     }
 }
 
 impl Kernel {
-    /// What follows from the tick layer's answer.
+    /// Acts on the tick layer's result.
     #[inline(always)]
     fn after(&mut self, outcome: Result<State, BadPage>) {
         match outcome {
@@ -183,13 +183,14 @@ fn unusable(error: BadPage) -> ! {
     exit(exit::FAILED)
 }
 
-/// The timer's vector. All work is done here, with interrupts off; the main loop only looks whether there is more.
+/// Handles the timer's vector. All work is done here, with interrupts off; the main loop only checks whether it is
+/// over.
 ///
-/// The clock first: what comes before it makes the tick look late. Then the EOI, so that an expiry in the past, once armed,
-/// finds no interrupt in service.
+/// The clock is read first: code before it would make the tick look late. Then comes the EOI, before the next expiry is
+/// armed: an expiry in the past interrupts at once, and must find no interrupt in service.
 #[inline(always)]
-pub fn timer_interrupt(closed: &mut Closed<Alone>, begun: Begun) {
-    let kernel = KERNEL.get(closed);
+pub fn timer_interrupt(irqs_off: &mut IrqsOff<OneCpu>, begun: Begun) {
+    let kernel = KERNEL.get(irqs_off);
     let now = kernel.ticks.finish(&mut kernel.machine, begun);
     kernel.machine.apic.eoi(0);
     let outcome = kernel.ticks.interrupt(&mut kernel.machine, &now);
@@ -209,7 +210,7 @@ fn finish(ticks: &Ticks) -> ! {
     exit(exit::OK)
 }
 
-/// An exception: says where, and ends.
+/// Handles an exception: prints the registers, and ends the guest.
 pub fn exception(frame: &Frame) -> ! {
     let Frame { registers, vector, error, rip, cs, rflags, rsp, ss } = frame;
     line!("guest: exception {vector} error {error:#x} at {cs:#x}:{rip:#x}");
@@ -221,7 +222,7 @@ pub fn exception(frame: &Frame) -> ! {
     exit(exit::CRASHED)
 }
 
-/// A panic: says what and where, and ends.
+/// Handles a panic: prints it, and ends the guest.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     line!("guest: {info}");
     exit(exit::CRASHED)

@@ -1,8 +1,8 @@
 //! The guest kernel's pure parts, tested on the host.
 //!
-//! Everything here is arithmetic, decisions and bookkeeping. The hardware stands behind three small traits
-//! ([`pvclock::Source`], [`clockevent::Port`], [`report::Sink`]); the kernel in `main.rs` implements them with
-//! instructions and the tests with plain values, so that a page that changes between two instructions is a unit test.
+//! Everything here is arithmetic, decisions and bookkeeping. The hardware is behind three small traits
+//! ([`pvclock::Source`], [`clockevent::Port`], [`report::Sink`]). The kernel in `main.rs` implements them with
+//! instructions, the tests with plain values: so a unit test can change the page between two instructions.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The hardware behind the library's traits.
+//! Implements the library's hardware traits with instructions.
 
 use guest::clockevent::Port;
 use guest::pvclock::Source;
@@ -10,7 +10,7 @@ use crate::apic::Apic;
 use crate::arch::{cpu, shared};
 use crate::cpus;
 
-/// Which CPU a machine is seen from. A type, so that the kernel with one CPU has constants for addresses.
+/// The CPU that code runs on. A type, so that addresses are constants in the kernel with one CPU.
 pub trait Seat: Copy {
     /// Whether other CPUs read the clock too.
     const PEERS: bool;
@@ -30,7 +30,7 @@ impl Seat for Only {
     }
 }
 
-/// One CPU of several, by its number.
+/// One of several CPUs, by its number.
 #[derive(Clone, Copy, Debug)]
 pub struct OneOf(pub usize);
 
@@ -42,7 +42,7 @@ impl Seat for OneOf {
     }
 }
 
-/// This machine, from one CPU.
+/// The hardware as one CPU accesses it.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine<S> {
     /// The CPU's local APIC.

@@ -1,4 +1,4 @@
-//! The guest kernel: `guest` (the library) with a machine under it. Built by `guest/image/build.rs`.
+//! The guest kernel: the `guest` library on real hardware. Built by `guest/image/build.rs`.
 
 #![no_std]
 #![no_main]

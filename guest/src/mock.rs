@@ -1,4 +1,4 @@
-//! A machine of plain values, for tests.
+//! Hardware made of plain values, for tests.
 
 use std::vec::Vec;
 
@@ -9,7 +9,7 @@ use crate::clockevent::Port;
 use crate::pvclock::Source;
 use crate::report::Sink;
 
-/// What the hardware would hold, and changes that happen at chosen points.
+/// The registers and memory of the hardware, and changes to the page at chosen points.
 #[derive(Default)]
 pub(crate) struct Mock {
     pub(crate) page: TimeInfo,

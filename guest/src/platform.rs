@@ -1,4 +1,4 @@
-//! What CPUID says about the machine, asked once at boot: every CPUID is an exit.
+//! The machine's features by CPUID. They are read once, at boot: every CPUID is an exit.
 
 use guest_abi::{ns_deadline, pv_eoi, pvclock};
 
@@ -41,16 +41,16 @@ impl KvmClock {
         Self { system_time_msr: pvclock::MSR_SYSTEM_TIME_OLD, wall_clock_msr: pvclock::MSR_WALL_CLOCK_OLD };
 }
 
-/// Where a TSC frequency comes from.
+/// A TSC frequency in kHz, and its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TscKhz {
-    /// CPUID 0x40000010: the hypervisor says it.
+    /// CPUID 0x40000010: stated by the hypervisor.
     Hypervisor(u64),
     /// CPUID 0x15: crystal frequency and ratio.
     Crystal(u64),
 }
 
-/// The machine.
+/// The features that this kernel uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Platform {
     /// CPUID.1:ECX\[21\].
@@ -76,14 +76,14 @@ const CRYSTAL_LEAF: u32 = 0x15;
 /// Hypervisors put their signatures at multiples of 0x100 from here.
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
 const HYPERVISOR_STEP: usize = 0x100;
-/// Linux looks at 256 bases. KVM uses the first or, behind Hyper-V's, the second; this project's is the second. Sixteen
-/// leave room and keep boot short where something is not found.
+/// Linux tries 256 bases. KVM uses the first or, behind Hyper-V's, the second; this project's is the second. Sixteen
+/// leave room and keep boot short where a signature is not found.
 const HYPERVISOR_END: u32 = HYPERVISOR_BASE + 0x1000;
 /// What KVM's timer counts at: one cycle a nanosecond (Linux `APIC_BUS_CYCLE_NS`).
 pub const KVM_BUS_KHZ: u32 = 1_000_000;
 
 impl Platform {
-    /// Asks CPUID (`cpuid(leaf)`, subleaf 0).
+    /// Reads the features with `cpuid(leaf)`, which returns subleaf 0.
     pub fn probe(mut cpuid: impl FnMut(u32) -> Leaf) -> Self {
         let max = cpuid(0).eax;
         let ecx = cpuid(1).ecx;
@@ -114,7 +114,7 @@ impl Platform {
                 let features = cpuid(base + (ns_deadline::CPUID_FEATURES_LEAF - ns_deadline::CPUID_LEAF));
                 self.ns_msr = (features.eax & ns_deadline::FEATURE_NS_DEADLINE != 0).then_some(features.ebx);
             }
-            // The timing leaf belongs to the first range, whoever owns it.
+            // The timing leaf is in the first range, also if that is not KVM's.
             if base == HYPERVISOR_BASE && leaf.eax >= pvclock::CPUID_TIMING_LEAF {
                 let timing = cpuid(pvclock::CPUID_TIMING_LEAF);
                 self.tsc_khz = (timing.eax != 0).then_some(TscKhz::Hypervisor(u64::from(timing.eax)));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_crystal_leaf_says_nothing() {
+    fn an_incomplete_crystal_leaf_states_no_frequency() {
         assert_eq!(crystal_khz(&leaf(2, 208, 0, 0)), None);
         assert_eq!(crystal_khz(&leaf(0, 208, 25_000_000, 0)), None);
     }

@@ -9,14 +9,14 @@ use crate::pvclock::{BadPage, Begun, Clock, Reading, Source};
 use crate::report::{Sink, Totals};
 use crate::scenarios::Scenario;
 
-/// All that the tick layer touches.
-pub trait Machine: Source + Port + Sink {}
-impl<M: Source + Port + Sink> Machine for M {}
+/// The hardware that the tick layer uses.
+pub trait Hardware: Source + Port + Sink {}
+impl<M: Source + Port + Sink> Hardware for M {}
 
-/// Whether there is a tick to wait for.
+/// Whether another tick is coming.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// One is armed.
+    /// A tick is armed.
     Waiting,
     /// The scenario is over; the device is shut down.
     Done,
@@ -28,17 +28,17 @@ pub struct Ticks {
     clock: Clock,
     device: Device,
     scenario: Scenario,
-    /// When the tick in flight is to fire; never, before the start and after the end.
+    /// Expiry of the tick that is armed; `u64::MAX` before the start and after the end.
     expires_ns: u64,
     armed_ns: u64,
     deadline: u64,
     early: Early,
-    /// There is a tick in flight.
+    /// A tick is armed.
     waiting: bool,
     totals: Totals,
 }
 
-/// Interrupts that came before the tick in flight was due.
+/// Interrupts that came before the expiry of the tick that is armed.
 #[derive(Clone, Copy, Debug)]
 struct Early {
     wakes: u32,
@@ -50,7 +50,7 @@ impl Early {
 }
 
 impl Ticks {
-    /// Ready to [`start`](Self::start). `clock` has the readings that were made before.
+    /// Ready to [`start`](Self::start). `clock` must be the one that earlier readings were made with.
     #[must_use]
     pub const fn new(clock: Clock, device: Device, scenario: Scenario) -> Self {
         Self {
@@ -66,47 +66,47 @@ impl Ticks {
         }
     }
 
-    /// Takes the device into use and arms the first tick.
+    /// Initialises the device and arms the first tick.
     ///
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
-    pub fn start<M: Machine>(&mut self, machine: &mut M) -> Result<State, BadPage> {
+    pub fn start<M: Hardware>(&mut self, machine: &mut M) -> Result<State, BadPage> {
         self.begin(machine, None)
     }
 
-    /// As [`start`](Self::start), with periods counted from VM time `origin_ns` and not from now: so CPUs tick by one
-    /// plan, whenever each of them comes to begin.
+    /// As [`start`](Self::start), with periods counted from VM time `origin_ns` and not from now: so the ticks of all
+    /// CPUs keep their phase, whenever each CPU starts.
     ///
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
-    pub fn start_from<M: Machine>(&mut self, machine: &mut M, origin_ns: u64) -> Result<State, BadPage> {
+    pub fn start_from<M: Hardware>(&mut self, machine: &mut M, origin_ns: u64) -> Result<State, BadPage> {
         self.begin(machine, Some(origin_ns))
     }
 
-    fn begin<M: Machine>(&mut self, machine: &mut M, origin_ns: Option<u64>) -> Result<State, BadPage> {
+    fn begin<M: Hardware>(&mut self, machine: &mut M, origin_ns: Option<u64>) -> Result<State, BadPage> {
         self.device.set_oneshot(machine);
         let now = self.clock.read(machine);
         self.first(machine, origin_ns.unwrap_or(now.ns), &now)
     }
 
-    /// Arms the device for `at_ns` after the last tick, for nobody's tick: the interrupt only ends a halt, and may come
-    /// early. `now` is a reading that is not old.
+    /// Arms the device for `at_ns` after the last tick. The interrupt only ends a halt, is no tick, and may come early.
+    /// `now` is a recent reading.
     ///
     /// # Errors
     /// [`BadPage`] if the device could not convert the time.
-    pub fn wake_at<M: Machine>(&mut self, machine: &mut M, at_ns: u64, now: &Reading) -> Result<(), BadPage> {
+    pub fn wake_at<M: Hardware>(&mut self, machine: &mut M, at_ns: u64, now: &Reading) -> Result<(), BadPage> {
         self.device.set_oneshot(machine);
         self.arm(machine, at_ns, now).map(|_| ())
     }
 
     /// Reads the clock.
-    pub fn now<M: Machine>(&mut self, machine: &mut M) -> Reading {
+    pub fn now<M: Hardware>(&mut self, machine: &mut M) -> Reading {
         self.clock.read(machine)
     }
 
-    /// Ends a reading that an interrupt's entry began; for a CPU that is alone.
+    /// Finishes a reading that an interrupt's entry code began; for the only CPU.
     #[inline(always)]
-    pub fn finish<M: Machine>(&mut self, machine: &mut M, begun: Begun) -> Reading {
+    pub fn finish<M: Hardware>(&mut self, machine: &mut M, begun: Begun) -> Reading {
         self.clock.finish(machine, begun)
     }
 
@@ -117,7 +117,7 @@ impl Ticks {
     /// # Errors
     /// [`BadPage`] if the device could not convert the expiry.
     #[inline(always)]
-    pub fn interrupt<M: Machine>(&mut self, machine: &mut M, now: &Reading) -> Result<State, BadPage> {
+    pub fn interrupt<M: Hardware>(&mut self, machine: &mut M, now: &Reading) -> Result<State, BadPage> {
         if now.ns < self.expires_ns {
             cold_path();
             return self.woken_early(machine, *now);
@@ -153,10 +153,10 @@ impl Ticks {
         Ok(State::Waiting)
     }
 
-    /// An interrupt for nobody, or before its tick is due.
+    /// Handles an interrupt that came before the tick's expiry, or with no tick armed.
     #[cold]
     #[inline(never)]
-    fn woken_early<M: Machine>(&mut self, machine: &mut M, now: Reading) -> Result<State, BadPage> {
+    fn woken_early<M: Hardware>(&mut self, machine: &mut M, now: Reading) -> Result<State, BadPage> {
         if !self.waiting {
             return Ok(State::Done);
         }
@@ -169,23 +169,23 @@ impl Ticks {
     }
 
     /// Arms the first tick.
-    fn first<M: Machine>(&mut self, machine: &mut M, origin_ns: u64, now: &Reading) -> Result<State, BadPage> {
+    fn first<M: Hardware>(&mut self, machine: &mut M, origin_ns: u64, now: &Reading) -> Result<State, BadPage> {
         let Some(expires_ns) = self.scenario.next(origin_ns, now.ns) else { return Ok(self.end(machine)) };
         self.deadline = self.arm(machine, expires_ns, now)?;
         (self.expires_ns, self.armed_ns, self.waiting) = (expires_ns, now.ns, true);
         Ok(State::Waiting)
     }
 
-    /// Arms the device. Only the usual tick has a copy of that code of its own.
+    /// Arms the device. A function of its own, so that only the usual tick has this code inlined.
     #[inline(never)]
-    fn arm<M: Machine>(&mut self, machine: &mut M, expires_ns: u64, now: &Reading) -> Result<u64, BadPage> {
+    fn arm<M: Hardware>(&mut self, machine: &mut M, expires_ns: u64, now: &Reading) -> Result<u64, BadPage> {
         self.device.set_next_event(machine, expires_ns, now)
     }
 
-    /// The scenario is over.
+    /// Ends the scenario.
     #[cold]
     #[inline(never)]
-    fn end<M: Machine>(&mut self, machine: &mut M) -> State {
+    fn end<M: Hardware>(&mut self, machine: &mut M) -> State {
         (self.expires_ns, self.waiting) = (u64::MAX, false);
         self.device.shutdown(machine);
         State::Done

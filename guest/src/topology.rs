@@ -1,4 +1,4 @@
-//! How many CPUs the machine has, as CPUID tells it.
+//! The number of CPUs, by CPUID.
 
 use crate::platform::Leaf;
 
@@ -8,16 +8,16 @@ const TOPOLOGY_LEAF: u32 = 0xb;
 const ECX_LEVEL_TYPE: u32 = 0xff00;
 /// EBX\[15:0\] of a subleaf: logical processors at this level.
 const EBX_PROCESSORS: u32 = 0xffff;
-/// Threads, cores, modules, tiles, dies, and room.
+/// Threads, cores, modules, tiles and dies exist; a few more are read.
 const MAX_LEVELS: u32 = 8;
 /// Leaf 1 EDX: EBX\[23:16\] is valid.
 const EDX_HTT: u32 = 1 << 28;
 
-/// Logical processors in this CPU's package (`cpuid(leaf, subleaf)`); hypervisors put all into one unless told
-/// otherwise. At least 1.
+/// Logical processors in this CPU's package (`cpuid(leaf, subleaf)`), at least 1. By default hypervisors put all vCPUs
+/// into one package.
 ///
-/// Source: Intel SDM vol. 2, "CPUID"; leaf 1 counts identifiers, of which some may be unused, so it is asked only where
-/// there is no leaf 0xb.
+/// Source: Intel SDM vol. 2, "CPUID". Leaf 1 counts identifiers, and some may be unused: it is read only if there is no
+/// leaf 0xb.
 pub fn cpu_count(mut cpuid: impl FnMut(u32, u32) -> Leaf) -> u32 {
     let mut count = 0;
     if cpuid(0, 0).eax >= TOPOLOGY_LEAF {

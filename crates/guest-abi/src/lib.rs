@@ -1,7 +1,7 @@
-//! What the guest kernel and the VMM agree on.
+//! Interfaces between the guest kernel and the VMM.
 //!
 //! Everything here is plain data: numbers, layouts and their byte encoding. The guest links it without `std`; the VMM
-//! uses the same definitions to decode what the guest wrote. Neither side may interpret a layout by hand.
+//! decodes what the guest wrote with the same definitions. Neither side defines a layout of its own.
 
 #![no_std]
 #![forbid(unsafe_code)]

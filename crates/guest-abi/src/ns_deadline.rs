@@ -1,7 +1,7 @@
 //! The proposed host interface: a timer deadline in kvmclock nanoseconds.
 //!
 //! The mailing-list thread that this project implements ends with the suggestion of "an interface that accepts the
-//! deadline in kvmclock nanoseconds". This is one. Its CPUID leaf and MSR are outside KVM's own ranges
+//! deadline in kvmclock nanoseconds". This is such an interface. Its CPUID leaf and MSR are outside KVM's own ranges
 //! (0x40000000–0x400000ff and 0x4b564d00–0x4b564dff).
 //!
 //! Semantics: the LVT timer entry must be in TSC-deadline mode (bits 18:17 = 10b), as for `IA32_TSC_DEADLINE`, with

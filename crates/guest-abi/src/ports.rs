@@ -1,4 +1,4 @@
-//! I/O ports. All are the field's usual ones, so that the guest also runs on QEMU and Firecracker.
+//! I/O ports. All are those of common VMMs, so that the guest also runs on QEMU and Firecracker.
 
 /// First port of the 16550 serial console (COM1).
 pub const SERIAL: u16 = 0x3f8;

@@ -1,10 +1,10 @@
-//! The tick rings: what the guest saw of every tick, in guest RAM.
+//! The tick rings: the guest's record of every tick, in guest RAM.
 //!
-//! Each CPU has a ring of its own, so that no CPU waits for another to report. That of CPU `n` stands `n` ×
-//! [`RING_BYTES`] after the start of the ELF section [`SECTION`], which has room for [`MAX_CPUS`]: one [`Header`],
-//! followed by `capacity` [`Record`]s. The CPU writes its record number `r` (counted from 0) at slot `r % capacity`, then
-//! stores `written = r + 1`. A ring whose magic number is missing belongs to a CPU that is not up. The rings are part of
-//! RAM and so survive a migration; the VMM reads them while the guest halts and does not trust a byte of them.
+//! Each CPU has a ring of its own, so that no CPU waits for another to report. The ring of CPU `n` is `n` ×
+//! [`RING_BYTES`] after the start of the ELF section [`SECTION`], which has room for [`MAX_CPUS`]. It is one
+//! [`Header`], followed by `capacity` [`Record`]s. The CPU writes its record number `r` (counted from 0) at slot `r %
+//! capacity`, then stores `written = r + 1`. A ring without the magic number belongs to a CPU that is not up. The rings
+//! are part of RAM and so survive a migration; the VMM reads them while the guest halts and trusts no byte of them.
 
 /// Name of the ELF section (no bits) whose address is that of CPU 0's header.
 pub const SECTION: &str = ".tick_ring";
@@ -29,7 +29,7 @@ pub struct Header {
     pub capacity: u32,
     /// Records that this CPU has written since boot.
     pub written: u64,
-    /// Ticks the scenario will make on this CPU; 0 = until it is told to stop.
+    /// Ticks the scenario will make on this CPU; 0 = no limit, until the VMM stops the guest.
     pub expected: u64,
     /// How often a kvmclock reading of this CPU was smaller than the one before it, or than one that another CPU had
     /// published before.
@@ -91,15 +91,15 @@ pub struct Record {
     pub armed_ns: u64,
     /// When its first interrupt was handled: less than `expires_ns` if that was an early wake.
     pub first_wake_ns: u64,
-    /// When it was handled for good, never less than `expires_ns`.
+    /// When it was handled as a tick, not as an early wake; never less than `expires_ns`.
     pub fired_ns: u64,
-    /// The TSC read that gave `fired_ns`.
+    /// The TSC value that `fired_ns` was computed from.
     pub fired_tsc: u64,
-    /// What was last written to arm it: a TSC deadline, nanoseconds or an initial count, by clockevent.
+    /// The value last written to arm it: a TSC deadline, nanoseconds or an initial count, by clockevent.
     pub deadline: u64,
-    /// Version of the pvclock page that gave `fired_ns`.
+    /// Version of the pvclock page that `fired_ns` was computed from.
     pub page_version: u32,
-    /// Interrupts that came before `expires_ns`, each followed by arming again.
+    /// Interrupts that came before `expires_ns`. After each, the guest armed the timer again.
     pub early_wakes: u32,
     /// CPU that handled it.
     pub cpu: u32,
@@ -132,7 +132,7 @@ impl Record {
     }
 }
 
-/// Reads little-endian fields one after another; past the end it gives zeros.
+/// Reads little-endian fields one after another; returns zeros past the end.
 pub(crate) struct Fields<'a> {
     rest: &'a [u8],
 }

@@ -1,4 +1,4 @@
-//! Trap sites: the instructions that the guest lets the VMM own.
+//! Trap sites: the instructions that a VMM may patch to exit, and then emulate.
 //!
 //! The guest lists them in the ELF section [`SECTION`], as Linux lists its alternatives. Unpatched, the guest runs on
 //! any hypervisor. A VMM that wants to answer RDTSC itself overwrites the two bytes of each site with `HLT; NOP` and
@@ -23,7 +23,7 @@ pub struct Site {
 pub const SITE_BYTES: usize = 16;
 const _: () = assert!(size_of::<Site>() == SITE_BYTES);
 
-/// What instruction stands at a site. Each is two bytes long.
+/// The instruction at a site. Each is two bytes long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Kind {
@@ -47,7 +47,7 @@ impl Kind {
         }
     }
 
-    /// The two bytes that stand at an unpatched site of this kind.
+    /// The two bytes of an unpatched site of this kind.
     #[must_use]
     pub fn original(self) -> [u8; 2] {
         match self {
@@ -58,7 +58,7 @@ impl Kind {
     }
 }
 
-/// What a patched site holds: `HLT; NOP`.
+/// The two bytes of a patched site: `HLT; NOP`.
 pub const PATCH: [u8; 2] = [0xf4, 0x90];
 
 impl Site {

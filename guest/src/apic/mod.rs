@@ -1,4 +1,4 @@
-//! The local APIC, through whichever door it has: memory (xAPIC) or MSRs (x2APIC).
+//! The local APIC, accessed through memory (xAPIC) or MSRs (x2APIC).
 
 use guest::clockevent::{LVT_MASKED, LVT_VECTOR};
 use guest_abi::pv_eoi;
@@ -34,7 +34,7 @@ const SVR_ENABLE: u32 = 1 << 8;
 pub const SPURIOUS_VECTOR: u32 = 0xff;
 const LVT_MODE: u32 = 3 << 17;
 
-/// ICR bit 12: the last one has not left (xAPIC only).
+/// ICR bit 12, delivery status: the last IPI is still pending (xAPIC only).
 const ICR_PENDING: u32 = 1 << 12;
 /// ICR bits 10:8 INIT, bit 14 assert, bits 19:18 all but the sender.
 pub const ICR_INIT_OTHERS: u32 = 3 << 18 | 1 << 14 | 5 << 8;
@@ -45,7 +45,7 @@ pub const ICR_FIXED: u32 = 1 << 14;
 /// A fixed interrupt to all but the sender.
 pub const ICR_FIXED_OTHERS: u32 = 3 << 18 | ICR_FIXED;
 
-/// Which door.
+/// How the registers are accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Apic {
     /// Registers in memory.
@@ -63,7 +63,7 @@ impl Apic {
         if want != base {
             cpu::wrmsr(MSR_APIC_BASE, want);
         }
-        // What is on stays on: going back from x2APIC to xAPIC takes a reset.
+        // x2APIC mode that is already on stays on: only a reset leads from there to xAPIC.
         let apic = if want & BASE_X2APIC != 0 { Self::X2Apic } else { Self::XApic };
         if apic == Self::XApic && base & BASE_ADDRESS != mmio::APIC_BASE as u64 {
             return None;
@@ -83,8 +83,8 @@ impl Apic {
         Some(apic)
     }
 
-    /// From now on the host may allow CPU `cpu`, which is this one, to end interrupts without a write. CPUID offers it.
-    pub fn end_silently(cpu: usize) {
+    /// Turns paravirtual EOI on for CPU `cpu`, which is this one. CPUID must offer it.
+    pub fn enable_pv_eoi(cpu: usize) {
         cpu::wrmsr(pv_eoi::MSR, shared::eoi_address(cpu) | pv_eoi::ENABLE);
     }
 
@@ -111,7 +111,7 @@ impl Apic {
         }
     }
 
-    /// This CPU's ID, as others address it.
+    /// This CPU's APIC ID, the destination of IPIs to it.
     pub fn id(self) -> u32 {
         match self {
             Self::XApic => self.read(ID) >> 24,
@@ -119,9 +119,9 @@ impl Apic {
         }
     }
 
-    /// Writes the interrupt command register. All that was stored before is visible to the receiver: in x2APIC mode the
-    /// write may overtake stores (Intel SDM vol. 3, "MSR Access in x2APIC Mode"). Interrupts are off, so that nobody
-    /// comes between the halves.
+    /// Writes the interrupt command register. The receiver sees all earlier stores: in x2APIC mode the write may
+    /// overtake them (Intel SDM vol. 3, "MSR Access in x2APIC Mode"), so it serializes. Interrupts must be off, so that
+    /// a handler does not send between the two halves.
     pub fn send(self, destination: u32, command: u32) {
         match self {
             Self::XApic => {
@@ -138,16 +138,16 @@ impl Apic {
         }
     }
 
-    /// Ends the interrupt in service, on CPU `cpu`: without a write if the host allows it.
+    /// Ends the interrupt in service on CPU `cpu`, without a write to EOI if the host allows it.
     #[inline(always)]
     pub fn eoi(self, cpu: usize) {
-        if !shared::ends_silently(cpu) {
+        if !shared::clear_pv_eoi_pending(cpu) {
             self.write(EOI, 0);
         }
     }
 
-    /// Writes the LVT timer entry. In xAPIC mode a deadline write may overtake it, so the switch into a mode waits
-    /// until it has arrived (Intel SDM vol. 3, "TSC-Deadline Mode", asks for MFENCE there).
+    /// Writes the LVT timer entry. In xAPIC mode a later deadline write may overtake this memory write, so a change of
+    /// mode is serialized (Intel SDM vol. 3, "TSC-Deadline Mode", asks for MFENCE there).
     pub fn write_timer_lvt(self, value: u32) {
         self.write(LVT_TIMER, value);
         if self == Self::XApic && value & LVT_MODE != 0 {

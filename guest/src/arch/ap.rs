@@ -1,16 +1,16 @@
-//! Application processors: where they begin, and the IDT that they and the boot processor then share.
+//! Application processors: the code that startup IPIs enter, and the IDT that all CPUs then share.
 
 use core::arch::asm;
 use core::ptr;
 
-use super::cpu::Closed;
+use super::cpu::IrqsOff;
 use crate::cpus;
 
-/// The page that application processors begin in. Conventional memory that no loader uses: this project's and Firecracker's
-/// boot data ends below it, command lines and modules begin far above, and QEMU's firmware keeps to the top of the
-/// first megabyte. What the loader left has been read by then anyway.
+/// Number of the page that application processors start in, as a startup IPI carries it.
 ///
-/// It is the page's number, as a startup IPI carries it.
+/// No loader uses this page: this project's and Firecracker's boot data ends below it, command lines and modules begin
+/// far above, and QEMU's firmware uses the top of the first megabyte. The kernel has read the loader's data before it
+/// writes here anyway.
 pub const TRAMPOLINE_PAGE: u8 = 0x8;
 const PAGE_BYTES: usize = 0x1000;
 
@@ -20,7 +20,7 @@ unsafe extern "C" {
     static smp_idt_pointer: u8;
 }
 
-/// Puts the trampoline where startup IPIs will point.
+/// Copies the trampoline to the page that startup IPIs name.
 pub fn place_trampoline() {
     let from = &raw const ap_trampoline;
     let bytes = (&raw const ap_trampoline_end).addr().wrapping_sub(from.addr());
@@ -33,7 +33,7 @@ pub fn place_trampoline() {
     }
 }
 
-/// Switches this CPU to the IDT of several CPUs. Interrupts are off.
+/// Switches this CPU to the IDT of scenario `smp`. Interrupts are off.
 pub fn use_smp_idt() {
     // SAFETY: the pointer and the table behind it are static; its gates lead to the handlers of `vectors.s`.
     unsafe { asm!("lidt [{}]", in(reg) &raw const smp_idt_pointer, options(nostack, preserves_flags)) };
@@ -42,6 +42,6 @@ pub fn use_smp_idt() {
 /// Called once on each application processor by `boot.s`, on its own stack, interrupts off.
 #[unsafe(no_mangle)]
 extern "C" fn ap_entry(cpu: u32) -> ! {
-    // SAFETY: this CPU begins here, once.
-    cpus::ap_main(cpu as usize, unsafe { Closed::new() })
+    // SAFETY: each CPU starts here, once.
+    cpus::ap_main(cpu as usize, unsafe { IrqsOff::new() })
 }

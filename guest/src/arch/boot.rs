@@ -1,4 +1,4 @@
-//! From the PVH entry to Rust, and what the loader left in memory.
+//! The PVH entry, and the loader's data: command line and memory map.
 
 use core::arch::global_asm;
 use core::slice;
@@ -8,12 +8,12 @@ use guest::smp::{IPI_VECTOR, WAKE_VECTOR};
 use guest_abi::report::MAX_CPUS;
 use guest_abi::sites::Kind;
 
-use super::cpu::{Closed, TSS_DESCRIPTOR_BYTES, TSS_SELECTOR};
+use super::cpu::{IrqsOff, TSS_DESCRIPTOR_BYTES, TSS_SELECTOR};
 use super::load::{PAGE_BYTES, Pages};
 use super::shared::TIME;
 use crate::apic::SPURIOUS_VECTOR;
 
-// The assembler computes with these, and gives each CPU a descriptor of 16 bytes.
+// `boot.s` and `vectors.s` depend on this.
 const _: () = assert!(LVT_VECTOR < IPI_VECTOR && IPI_VECTOR < WAKE_VECTOR && WAKE_VECTOR < SPURIOUS_VECTOR);
 const _: () = assert!(TSS_DESCRIPTOR_BYTES == 16 && MAX_CPUS.is_power_of_two());
 
@@ -50,18 +50,18 @@ const CMDLINE_OFFSET: u64 = 24;
 const MEMMAP_OFFSET: u64 = 40;
 const MEMMAP_ENTRIES_OFFSET: u64 = 48;
 const VERSION_OFFSET: u64 = 4;
-/// `hvm_memmap_table_entry`: address, size, type; its size, and the type of RAM. More entries no loader writes.
+/// `hvm_memmap_table_entry` is address, size, type: here its size, the type of RAM, and a limit on entries to read.
 const MEMMAP_ENTRY_BYTES: u64 = 24;
 const MEMMAP_RAM: u32 = 1;
 const MEMMAP_MAX: u32 = 1024;
-/// What the page tables map.
+/// End of what the page tables map.
 const MAPPED_END: u64 = 1 << 32;
 
 /// Called once by `boot.s`, on the boot stack, interrupts off.
 #[unsafe(no_mangle)]
 extern "C" fn boot_entry(start_info: u32) -> ! {
     // SAFETY: called once, by the only CPU that is up.
-    crate::kernel::main(start_info, unsafe { Closed::new() })
+    crate::kernel::main(start_info, unsafe { IrqsOff::new() })
 }
 
 /// `N` bytes of physical memory, if they are mapped. Unaligned: a loader may put its structures anywhere.
@@ -70,8 +70,8 @@ fn read<const N: usize>(address: u64) -> Option<[u8; N]> {
     if address == 0 || end > MAPPED_END {
         return None;
     }
-    // SAFETY: not null, identity-mapped up to its last byte, and any bytes are a valid array. It is read where the
-    // loader put it, before the guest has written anything there.
+    // SAFETY: not null, identity-mapped up to its last byte, and any bytes are a valid array. The guest has not yet
+    // written to the loader's memory.
     Some(unsafe { (address as *const [u8; N]).read_volatile() })
 }
 
@@ -93,15 +93,14 @@ pub fn command_line(start_info: u32, max: usize) -> Option<&'static [u8]> {
         at += 1;
     }
     // SAFETY: `read` found each of these bytes mapped and not null; the loader's memory is outside the kernel's image
-    // and stack, and nobody writes to it.
+    // and stack, and is not written to while the line is in use.
     Some(unsafe { slice::from_raw_parts(line as *const u8, length) })
 }
 
-/// `count` pages of RAM after the kernel's image; or how many there are, if they are fewer. What a loader put there is
-/// lost.
+/// `count` pages of RAM after the kernel's image, for the guest to overwrite. A loader's data in them is lost.
 ///
 /// # Errors
-/// How many there are.
+/// The number of pages there, if it is less than `count`.
 pub fn pages_after_image(start_info: u32, count: u64) -> Result<Pages, u64> {
     unsafe extern "C" {
         static image_end: u8;
@@ -112,7 +111,7 @@ pub fn pages_after_image(start_info: u32, count: u64) -> Result<Pages, u64> {
     if there < count { Err(there) } else { Ok(Pages::new(first, count)) }
 }
 
-/// Where the RAM ends in which `address` is.
+/// End of the range of RAM that `address` is in.
 fn ram_end(start_info: u32, address: u64) -> Option<u64> {
     let start = u64::from(start_info);
     let at = |offset: u64| start.checked_add(offset);

@@ -9,7 +9,7 @@
     .asciz "Xen"
     .quad pvh_entry
 
-# From 32-bit code with flat segments to 64-bit code at \to. EBX stays.
+# From 32-bit code with flat segments to 64-bit code at \to. EBX is preserved.
 .macro enter_long_mode to
     movl $0x20, %eax                # CR4.PAE and nothing else: with OSFXSR clear an SSE instruction would fault
     movl %eax, %cr4
@@ -40,7 +40,7 @@ pvh_entry:
     cld
     enter_long_mode long_mode
 
-# From the trampoline, which has loaded the GDT. The other segments still have the limits of real mode.
+# Entered from the trampoline, which has loaded the GDT. The other segments still have the limits of real mode.
 ap_protected:
     load_data_segments
     enter_long_mode ap_long_mode
@@ -58,7 +58,7 @@ long_mode:
     call boot_entry
     ud2
 
-# A CPU's number is the order in which it comes; it chooses TSS and stacks.
+# CPUs are numbered in the order in which they get here. The number selects TSS and stacks.
 ap_long_mode:
     load_data_segments
     movl $1, %edi
@@ -76,11 +76,12 @@ ap_long_mode:
     xorl %ebp, %ebp
     call ap_entry
     ud2
-1:  cli                             # one too many: sleeps until NMI, for which it has no stack
+1:  cli                             # more than MAX_CPUS: this one sleeps until an NMI, for which it has no stack
     hlt
     jmp 1b
 
-# What a startup IPI enters, in real mode: copied to the page whose number the IPI has, which is CS and nothing else is.
+# Startup IPIs enter this in real mode: it is copied to the page that the IPI names. CS is that page; no other register
+# is known.
 .section .rodata.ap_trampoline, "a"
 .global ap_trampoline, ap_trampoline_end
 .code16
@@ -104,7 +105,7 @@ ap_trampoline_end:
 .section .data.page_tables, "aw"
 .balign 4096
 pml4:
-    .quad pdpt + 0x27               # user mode too: what it may see, the entries below say
+    .quad pdpt + 0x27               # user mode too: the entries below restrict it
     .fill 511, 8, 0
 .global pdpt
 pdpt:
@@ -141,7 +142,7 @@ gdt:
     .quad 0x00cff3000000ffff        # and data
 .global USER_CODE, USER_DATA
 gdt_end:
-# So aligned that the TSSs differ only in the lowest 16 bits of their addresses.
+# Aligned so that the addresses of the TSSs differ only in the lowest 16 bits.
 .balign 0x80 * MAX_CPUS
 .global tss
 tss:

@@ -1,17 +1,17 @@
-//! State that the boot code, the interrupt handler and other CPUs share.
+//! Cells for state that the boot code, interrupt handlers and other CPUs share.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::cpu::{Alone, Closed};
+use super::cpu::{IrqsOff, OneCpu};
 
-/// A value for code with interrupts closed, while one CPU is up. It costs no instruction.
-pub struct Quiet<T>(UnsafeCell<T>);
+/// A value for code that runs with interrupts off, while one CPU is up. Access costs no instruction.
+pub struct IrqsOffCell<T>(UnsafeCell<T>);
 
-// SAFETY: a reference lives no longer than the borrow of the one proof that nobody else runs.
-unsafe impl<T: Send> Sync for Quiet<T> {}
+// SAFETY: a reference lives no longer than its borrow of `IrqsOff<OneCpu>`, and while that exists no other code runs.
+unsafe impl<T: Send> Sync for IrqsOffCell<T> {}
 
-impl<T> Quiet<T> {
+impl<T> IrqsOffCell<T> {
     /// A cell with `value`.
     pub const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
@@ -19,19 +19,19 @@ impl<T> Quiet<T> {
 
     /// The value.
     #[inline(always)]
-    pub fn get<'a>(&'a self, _: &'a mut Closed<Alone>) -> &'a mut T {
-        // SAFETY: the proof is borrowed as long as the reference lives, and there is no second one.
+    pub fn get<'a>(&'a self, _: &'a mut IrqsOff<OneCpu>) -> &'a mut T {
+        // SAFETY: the token is borrowed as long as the reference lives, and there is no second token.
         unsafe { &mut *self.0.get() }
     }
 }
 
-/// A value with one borrower at a time. A second one is refused, not waited for: the first is what it interrupted.
+/// A value with one borrower at a time. A second one gets `None` and must not wait: it may have interrupted the first.
 pub struct Exclusive<T> {
     taken: AtomicBool,
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `taken` lets one borrower in at a time, whichever CPU or handler it runs in.
+// SAFETY: `taken` admits one borrower at a time, on any CPU, in any handler.
 unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
@@ -45,7 +45,7 @@ impl<T> Exclusive<T> {
         if self.taken.swap(true, Ordering::Acquire) {
             return None;
         }
-        // SAFETY: `taken` was false and is now true, so nobody else has a reference until it is false again.
+        // SAFETY: `taken` was false and is now true, so there is no other reference until it is false again.
         let result = f(unsafe { &mut *self.value.get() });
         self.taken.store(false, Ordering::Release);
         Some(result)
@@ -59,7 +59,7 @@ pub struct Once<T> {
     value: UnsafeCell<Option<T>>,
 }
 
-// SAFETY: written once before `ready`, by whoever turned `set`; read only after.
+// SAFETY: written once, before `ready`, by the caller that changed `set` to true; read only after `ready`.
 unsafe impl<T: Send + Sync> Sync for Once<T> {}
 
 impl<T> Once<T> {
@@ -71,7 +71,7 @@ impl<T> Once<T> {
     /// Sets the value, unless that was done before.
     pub fn set(&self, value: T) {
         if !self.set.swap(true, Ordering::Acquire) {
-            // SAFETY: only the first comes here, and nobody reads before `ready`.
+            // SAFETY: only the first caller gets here, and there is no reader before `ready`.
             unsafe { *self.value.get() = Some(value) };
             self.ready.store(true, Ordering::Release);
         }
@@ -82,7 +82,7 @@ impl<T> Once<T> {
         if !self.ready.load(Ordering::Acquire) {
             return None;
         }
-        // SAFETY: `ready` says that the one write is over.
+        // SAFETY: `ready` is set after the only write.
         unsafe { &*self.value.get() }.as_ref()
     }
 }

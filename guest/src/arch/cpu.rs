@@ -1,5 +1,5 @@
-//! CPU instructions. The three that a VMM may own are trap sites: each copy of one lists itself in the ELF section
-//! that `guest_abi::sites` describes.
+//! CPU instructions. The three that a VMM may patch to exit are trap sites: each copy of one has an entry in the ELF
+//! section that `guest_abi::sites` describes.
 
 use core::arch::{asm, x86_64};
 use core::marker::PhantomData;
@@ -14,36 +14,36 @@ pub const TSS_SELECTOR: u32 = 0x20;
 /// From one TSS's selector to the next.
 pub const TSS_DESCRIPTOR_BYTES: u32 = 16;
 
-/// For [`Closed`]: no other CPU is up.
+/// Parameter of [`IrqsOff`]: no other CPU is up.
 #[derive(Debug)]
-pub struct Alone;
+pub struct OneCpu;
 
-/// For [`Closed`]: other CPUs may be up.
+/// Parameter of [`IrqsOff`]: other CPUs may be up.
 #[derive(Debug)]
-pub struct Beside;
+pub struct ManyCpus;
 
-/// Proof that interrupts are closed on this CPU. Whoever opens them lends it, so that a handler, which has one of its
-/// own, and the code that it interrupts never have one at a time.
+/// Token: interrupts are off on this CPU. A function that enables them borrows the token, so that a handler, which has
+/// one of its own, never holds it at the same time as the code that it interrupts.
 #[derive(Debug)]
-pub struct Closed<S>(PhantomData<S>);
+pub struct IrqsOff<S>(PhantomData<S>);
 
-impl<S> Closed<S> {
+impl<S> IrqsOff<S> {
     /// # Safety
-    /// Interrupts are closed, and nobody on this CPU has or will use another one before they are open again. With
-    /// [`Alone`]: no other CPU is up.
+    /// Interrupts are off, and no other token of this CPU is used before they are on again. With [`OneCpu`]: no other
+    /// CPU is up.
     pub(super) unsafe fn new() -> Self {
         Self(PhantomData)
     }
 }
 
-impl Closed<Alone> {
-    /// Before others come up.
-    pub fn beside(self) -> Closed<Beside> {
-        Closed(PhantomData)
+impl IrqsOff<OneCpu> {
+    /// The token for the time when other CPUs may be up.
+    pub fn many_cpus(self) -> IrqsOff<ManyCpus> {
+        IrqsOff(PhantomData)
     }
 }
 
-/// An instruction, and its entry in the table. The label must stand directly before the instruction's two bytes.
+/// Emits an instruction and its entry in the table. The label must be directly before the instruction's two bytes.
 macro_rules! site {
     ($instruction:literal, $kind:expr, $($operand:tt)*) => {
         asm!(
@@ -59,7 +59,7 @@ macro_rules! site {
     };
 }
 
-/// The TSC. Not ordered against other instructions: on one CPU the page cannot change without an exit in between.
+/// Reads the TSC. Not ordered against other instructions: on one CPU the page cannot change without an exit in between.
 #[inline(always)]
 pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
@@ -84,7 +84,7 @@ pub fn write_tsc_deadline(tsc: u64) {
     }
 }
 
-/// Tells the CPU, and a VMM that schedules virtual time, that this is a spin loop.
+/// Executes PAUSE: a hint to the CPU, and to a VMM that schedules virtual time, that this is a spin loop.
 #[inline(always)]
 pub fn pause() {
     // SAFETY: does nothing but wait.
@@ -146,18 +146,18 @@ pub fn cr2() -> u64 {
     value
 }
 
-/// Halts with interrupts open until one was handled.
+/// Halts with interrupts on until one was handled.
 ///
 /// "The effect of STI is delayed until after the next instruction" (Intel SDM vol. 2, "STI"): no interrupt can come
-/// between what the caller looked at with interrupts closed and the HLT, and be slept over.
+/// between the caller's check, made with interrupts off, and the HLT, which would then sleep in spite of it.
 #[inline(always)]
-pub fn halt<S>(_: &mut Closed<S>) {
+pub fn halt<S>(_: &mut IrqsOff<S>) {
     // SAFETY: the handlers are installed and run on stacks of their own. They save no register that a called function
-    // need not keep, as `clobber_abi` says, and the caller's proof is lent to us.
+    // need not keep, as `clobber_abi` says, and this function borrows the caller's token.
     unsafe { asm!("sti", "hlt", "cli", clobber_abi("sysv64"), options(nostack)) };
 }
 
-/// Stops this CPU, which nobody needs.
+/// Stops this CPU, which has no task.
 pub fn park() -> ! {
     loop {
         // SAFETY: waits, with interrupts off, for an NMI, a reset or an INIT.

@@ -1,20 +1,20 @@
-//! What the main loop does between ticks instead of halting: spin, in the kernel or in user mode; dirty pages.
+//! The main loop's work between ticks, instead of a halt: spins in the kernel or in user mode, and dirties pages.
 //!
-//! All with interrupts open, in assembly: see [`halt`](super::cpu::halt) for what their handlers may change.
+//! All of it is assembly with interrupts on: see [`halt`](super::cpu::halt) for the registers that handlers may change.
 
 use core::arch::{asm, global_asm};
 
-use super::cpu::Closed;
+use super::cpu::IrqsOff;
 use super::shared::written_address;
 
 /// Size of a page, in bytes.
 pub const PAGE_BYTES: u64 = 0x1000;
-/// Where the page of user code is: at the end of what the kernel has for itself. The page after it is the first of CPU
-/// 0's tick ring.
+/// Address of the page of user code: where the kernel's own mappings end. The page after it is the first of CPU 0's
+/// tick ring.
 const USER_BASE: u64 = 1 << 32;
 /// The entry of the page-directory pointer table that maps [`USER_BASE`].
 const USER_SLOT: usize = 4;
-/// Page table entries: present, accessed (so that the walker need not write), for user mode; and writable.
+/// Bits of page table entries: present, user, accessed (so that the page walker need not set it); and writable.
 const USER: u64 = 0x25;
 const WRITABLE: u64 = 0x02;
 
@@ -37,8 +37,8 @@ unsafe extern "C" {
     fn user_end() -> !;
 }
 
-/// Spins in the kernel until CPU 0 has not handled `seen` ticks, but more.
-pub fn spin_in_kernel<S>(_: &mut Closed<S>, seen: u64) {
+/// Spins in the kernel while CPU 0's count of ticks is `seen`.
+pub fn spin_in_kernel<S>(_: &mut IrqsOff<S>, seen: u64) {
     // SAFETY: reads a word of a static; as `halt`.
     unsafe {
         asm!(
@@ -51,17 +51,17 @@ pub fn spin_in_kernel<S>(_: &mut Closed<S>, seen: u64) {
     }
 }
 
-/// Called on every exception: if user code came to its end, goes on where [`UserMode::spin`] was called.
+/// Called on every exception. If it is the one that ends user code, returns from [`UserMode::spin`].
 pub(super) fn end_user_code(vector: u64, rip: u64) {
     const INVALID_OPCODE: u64 = 6;
     let length = (&raw const user_code_end).addr().wrapping_sub((&raw const user_code).addr());
     if vector == INVALID_OPCODE && rip == USER_BASE + length as u64 {
-        // SAFETY: nobody else executes at that address, which `user_run` entered; its frame is still on the stack.
+        // SAFETY: only user code executes at that address, and `user_run` entered it: its frame is still on the stack.
         unsafe { user_end() }
     }
 }
 
-/// Proof that user mode is set up.
+/// Token: user mode is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct UserMode(());
 
@@ -86,39 +86,39 @@ impl UserMode {
             (table, 1, ring | USER),
         ];
         for (place, slot, entry) in entries {
-            // SAFETY: an entry of a table that `boot.s` or `user.s` defines. What it maps was not mapped before, so that
-            // nothing is cached of it, and is nobody's but user mode's.
+            // SAFETY: an entry of a table that `boot.s` or `user.s` defines. Its addresses were not mapped before, so
+            // that the TLB holds nothing of them, and only user mode uses them.
             unsafe { place.cast::<u64>().wrapping_add(slot).write_volatile(entry) };
         }
         Self(())
     }
 
     /// As [`spin_in_kernel`], in user mode.
-    pub fn spin<S>(self, _: &mut Closed<S>, seen: u64) {
+    pub fn spin<S>(self, _: &mut IrqsOff<S>, seen: u64) {
         let word = USER_BASE + PAGE_BYTES + written_address(0) % PAGE_BYTES;
         // SAFETY: the pages are mapped; it keeps to the C ABI, and as `halt`.
         unsafe { user_run(seen, word) };
     }
 }
 
-/// RAM that nobody uses, in pages.
+/// Pages of unused RAM.
 #[derive(Clone, Copy, Debug)]
 pub struct Pages {
-    /// Not 0.
+    /// Address, not 0.
     first: u64,
     count: u64,
 }
 
 impl Pages {
-    /// The first `count` pages, from 1, of `count` that are free from `first` on.
+    /// `count` unused pages from address `first`; at least one.
     pub(super) fn new(first: u64, count: u64) -> Self {
         Self { first, count }
     }
 
-    /// Writes one word to each.
-    pub fn touch<S>(self, _: &mut Closed<S>) {
+    /// Writes one word to each page.
+    pub fn touch<S>(self, _: &mut IrqsOff<S>) {
         let Self { first, count } = self;
-        // SAFETY: memory in which Rust has nothing; otherwise as `halt`.
+        // SAFETY: memory that holds no Rust object; otherwise as `halt`.
         unsafe {
             asm!(
                 "sti",

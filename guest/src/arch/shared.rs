@@ -1,4 +1,4 @@
-//! Memory that the host reads or writes: the kvmclock pages and the tick rings, one of each a CPU.
+//! Memory that the host reads or writes: a kvmclock page, a PV EOI word and a tick ring for each CPU.
 //!
 //! Functions take the CPU's number. Where that is a constant, so is every address.
 
@@ -14,7 +14,7 @@ use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, MAX_CPUS, RING_BYTES, R
 /// Bit 0 of what the kvmclock time MSR takes, beside the page's address.
 pub const ENABLE: u64 = 1;
 
-/// Memory with a second user outside the compiler's sight: only volatile accesses touch it.
+/// Memory that the host accesses, too, which the compiler cannot see: only volatile accesses touch it.
 #[repr(C, align(64))]
 pub(super) struct Shared<T>(UnsafeCell<T>);
 
@@ -30,7 +30,7 @@ struct Ring {
 const _: () = assert!(size_of::<Shared<Ring>>() == RING_BYTES);
 
 impl<T> Shared<T> {
-    /// Nothing but zeros, which takes no room in the file.
+    /// All zeros, which takes no room in the file.
     const fn zero() -> Self {
         // SAFETY: used for `TimeInfo`, `WallClock`, `Ring` and words: plain integers, for which zeros are a value.
         Self(UnsafeCell::new(unsafe { zeroed() }))
@@ -41,7 +41,7 @@ impl<T> Shared<T> {
 pub(super) struct PerCpu<T>([Shared<T>; MAX_CPUS]);
 
 impl<T> PerCpu<T> {
-    /// CPU `cpu`'s; of a number that no CPU has, some other's.
+    /// The value of CPU `cpu`. A number out of range wraps around.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "the remainder is below the array's length")]
     fn of(&self, cpu: usize) -> *mut T {
@@ -93,11 +93,11 @@ pub fn eoi_address(cpu: usize) -> u64 {
     EOI.of(cpu).addr() as u64
 }
 
-/// Ends the interrupt in service if the host has said that it needs no write to the APIC; gives whether it did. One
-/// instruction looks and clears, so that the host does not change its mind in between.
+/// Clears the PV EOI word's pending bit, and returns whether it was set: if so, that ended the interrupt in service
+/// without a write to the APIC. One instruction tests and clears, so that the host cannot clear the bit in between.
 #[inline(always)]
-pub fn ends_silently(cpu: usize) -> bool {
-    // SAFETY: a word of a static that only this CPU and, while it is out, the host touch.
+pub fn clear_pv_eoi_pending(cpu: usize) -> bool {
+    // SAFETY: a word of a static that only this CPU and, while this CPU is not running, the host touch.
     unsafe {
         asm!(
             "btr dword ptr [{}], {}",
@@ -146,13 +146,13 @@ pub fn clear_guest_stopped(cpu: usize) {
     unsafe { asm!("lock and byte ptr [{}], {}", in(reg) flags, const !FLAG_GUEST_STOPPED.cast_signed()) };
 }
 
-/// The wall clock, which the host has filled by now.
+/// Reads the wall clock. The host has written it by now.
 pub fn wall_clock() -> WallClock {
     let wall = WALL.0.get();
     WallClock { version: get!(wall, version), sec: get!(wall, sec), nsec: get!(wall, nsec) }
 }
 
-/// Sets the CPU's ring up for `expected` ticks. The magic number comes last: who finds it finds the rest.
+/// Sets the CPU's ring up for `expected` ticks. The magic number is stored last: a reader that finds it finds the rest.
 pub fn ring_start(cpu: usize, expected: u64) {
     let ring = RINGS.of(cpu);
     put!(LAYOUT => ring, header.layout);
@@ -162,15 +162,15 @@ pub fn ring_start(cpu: usize, expected: u64) {
     put!(MAGIC => ring, header.magic);
 }
 
-/// Stores a record in its slot, with the CPU's number, then how many there are. Field by field: a copy of the whole
-/// would be put together on the stack first.
+/// Stores a record in its slot, with the CPU's number, then the number of records. Field by field: for a copy of the
+/// whole, the compiler would first assemble it on the stack.
 #[inline(always)]
 pub fn ring_push(cpu: usize, record: &Record) {
     let ring = RINGS.of(cpu);
     let slot = usize::try_from(record.seq % u64::from(CAPACITY)).unwrap_or(0);
     // `slot` is below the array's length.
     let place = field!(ring, records).cast::<Record>().wrapping_add(slot);
-    // The memory is zero until the CPU writes there, as are CPU 0's number and what is reserved.
+    // The memory is zero until the CPU writes there, so CPU 0's number and the reserved field need no store.
     let Record {
         seq,
         expires_ns,
@@ -211,7 +211,7 @@ pub fn ring_steps_back(cpu: usize, count: u64, worst_ns: u64) {
     put!(worst_ns => ring, header.worst_step_back_ns);
 }
 
-/// Stores how often the host had stopped the guest.
+/// Stores how often the guest found PVCLOCK_GUEST_STOPPED.
 pub fn ring_stopped_seen(cpu: usize, count: u64) {
     put!(count => RINGS.of(cpu), header.guest_stopped_seen);
 }
@@ -226,7 +226,7 @@ pub fn ring_ipis_received(cpu: usize, count: u64) {
     put!(count => RINGS.of(cpu), header.ipis_received);
 }
 
-/// The number as the ring has it.
+/// The CPU's number in the ring's format.
 fn number(cpu: usize) -> u32 {
     u32::try_from(cpu).unwrap_or(u32::MAX)
 }

@@ -1,8 +1,8 @@
-//! What `vectors.s` calls.
+//! The functions that `vectors.s` calls.
 
 use guest::pvclock::Begun;
 
-use super::cpu::{Alone, Closed, join};
+use super::cpu::{IrqsOff, OneCpu, join};
 use super::load::end_user_code;
 use crate::{cpus, kernel};
 
@@ -15,7 +15,7 @@ pub struct Frame {
     pub vector: u64,
     /// Its error code, or 0.
     pub error: u64,
-    /// Where it happened.
+    /// Address of the instruction.
     pub rip: u64,
     /// CS.
     pub cs: u64,
@@ -29,10 +29,10 @@ pub struct Frame {
 
 #[unsafe(no_mangle)]
 extern "C" fn timer_entry(version: u32, tsc_low: u32, tsc_high: u32) {
-    // SAFETY: the gate closed interrupts, and the IDT with this handler is in use only while one CPU is up. Whoever had
-    // them open has lent its own proof to `open`.
-    let mut closed: Closed<Alone> = unsafe { Closed::new() };
-    kernel::timer_interrupt(&mut closed, Begun { version, tsc: join(tsc_high, tsc_low) });
+    // SAFETY: the gate turned interrupts off, and the IDT with this handler is in use only while one CPU is up. The
+    // code that it interrupted had lent its own token to a function that enables interrupts.
+    let mut irqs_off: IrqsOff<OneCpu> = unsafe { IrqsOff::new() };
+    kernel::timer_interrupt(&mut irqs_off, Begun { version, tsc: join(tsc_high, tsc_low) });
 }
 
 #[unsafe(no_mangle)]

@@ -1,8 +1,8 @@
-# Ring 3, for load=user: a page of code at USER_BASE, and after it CPU 0's tick ring, to be looked at.
+# Ring 3, for load=user: a page of code at USER_BASE, and after it CPU 0's tick ring, read-only.
 # The code has no stack and calls nothing.
 
-# What the page of code holds: waits until the word at R13 is not R12. The kernel's handlers keep these two. It ends with
-# an exception, because INT and SYSCALL do not lead from ring 3 to ring 0 on all hosts that emulate the latter.
+# The page of code: waits until the word at R13 is not R12. The kernel's handlers preserve these two. It ends with an
+# exception, because INT and SYSCALL do not work from ring 3 on all hosts that emulate ring 0.
 .section .rodata.user, "a"
 .global user_code, user_code_end, user_code_limit
 user_code:
@@ -12,8 +12,8 @@ user_code_end:
     ud2
 user_code_limit:
 
-# As a function of the C ABI: RDI = the value, RSI = where user code finds the word. Interrupts are closed when it is
-# called and when it returns, and open in between.
+# A function of the C ABI: RDI = the value, RSI = the word's address in user mode. Interrupts are off when it is called
+# and when it returns, and on in between.
 .section .text.user, "ax"
 .global user_run
 user_run:
@@ -34,7 +34,8 @@ user_run:
     pushq %rax
     iretq
 
-# The kernel goes on, out of the exception's handler, whose frame nobody needs. Its gate closed interrupts.
+# Returns from user_run, out of the exception's handler: the exception's frame is dropped. Its gate turned interrupts
+# off.
 .global user_end
 user_end:
     movq user_kernel_rsp(%rip), %rsp

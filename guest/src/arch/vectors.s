@@ -1,9 +1,9 @@
-# The IDT and its entry points. The stubs stand at 0x100000, 16 bytes apart (link.ld checks the address), so that the
+# The IDT and its entry points. The stubs are at 0x100000, 16 bytes apart (link.ld checks the address), so that the
 # IDT's split addresses are constants. The vectors come from boot.rs.
 #
-# Interrupts save no register. They are open in a few assembly blocks only (cpu.rs), which say that they keep nothing
-# where a called function may: so each is entered and left as a function that those blocks call. And the direction flag
-# is clear there.
+# Interrupts save no caller-saved register. They are on in a few assembly blocks only (cpu.rs, load.rs), which declare
+# such registers as clobbered: so a handler runs like a function that the block calls. The direction flag is clear
+# there.
 
 .section .text.vectors, "ax"
 .global exception_stubs
@@ -38,7 +38,7 @@ interrupt ipi_stub, ipi_entry       # 34
 interrupt wake_stub, wake_entry     # 35
 
     .balign 16
-# The clock is read before all else: the page's version, then the TSC. The handler looks at the version again.
+# The clock is read first of all: the page's version, then the TSC. The handler checks the version again.
 timer_stub:                         # 36, and 37
     movl TIME_PAGE(%rip), %edi
 2:  rdtsc
@@ -106,7 +106,7 @@ idt:
     gate 32, 1
 idt_end:
 
-# For scenario smp, apart: the tick of the others shall not ask which of the two this is.
+# The IDT of scenario smp. A separate one, so that the tick of the other scenarios needs no check for the scenario.
 .balign 16
 .global smp_idt, smp_idt_end
 smp_idt:

@@ -1,4 +1,4 @@
-//! The clockevents that survive a migration: one converts with the page as it is now, one lets the host convert.
+//! The clockevents that work after a migration: one converts with the present page, one leaves conversion to the host.
 
 use core::hint::cold_path;
 
@@ -15,8 +15,8 @@ pub struct KvmTscDeadline {
     cache: MultCache,
 }
 
-/// The multiplier of `conversion=mult`, with the page version it belongs to. A torn page may leave a wrong one, but
-/// only under a version that is over. No page that is read has an odd version, so [`MultCache::EMPTY`] matches none.
+/// The multiplier of `conversion=mult`, with the page version it was computed from. A torn page may give a wrong one,
+/// but no later page has that version. Pages with an odd version are not read, so [`MultCache::EMPTY`] matches none.
 #[derive(Clone, Copy, Debug)]
 struct MultCache {
     version: u32,
@@ -36,8 +36,8 @@ impl MultCache {
 }
 
 impl KvmTscDeadline {
-    /// With `recheck`, a page that changed between the version check and the WRMSR is noticed and the deadline written
-    /// again; without, as in the thread, it stays in the old units until something re-arms.
+    /// With `recheck`, the version is read again after the WRMSR, and the deadline written again if the page changed.
+    /// Without, as in the thread, such a deadline stays in the units of the old page until the timer is armed again.
     #[must_use]
     pub fn new(conversion: Conversion, recheck: bool) -> Self {
         Self { conversion, recheck, cache: MultCache::EMPTY }
@@ -52,7 +52,7 @@ impl KvmTscDeadline {
         }
     }
 
-    /// The conversion may be made several times, of torn pages too: the version is looked at after it, as posted.
+    /// Converts until the version was the same before and after. Torn pages are converted, too, as in the first patch.
     #[inline(always)]
     fn convert_under_one_version<S: Source>(&mut self, source: &mut S, expires_ns: u64) -> (u32, Result<u64, BadPage>) {
         loop {
@@ -115,8 +115,8 @@ impl ClockEvent for KvmNsDeadline {
     }
 }
 
-/// A deadline of 0 would disarm and the tick would be lost; 1 is as past as 0. It can come up: a page whose base is
-/// TSC 0 converts every past expiry to 0.
+/// Avoids a deadline of 0, which would disarm the timer and lose the tick; 1 is in the past as well. A deadline of 0
+/// does occur: a page whose base is TSC 0 converts every past expiry to it.
 pub(super) fn armable(deadline: u64) -> u64 {
     deadline.max(1)
 }
@@ -150,7 +150,7 @@ mod tests {
         let mut m = Mock::new(page_at(2, 0, 0, 1 << 31, 1));
         let mut d = KvmTscDeadline::new(Conversion::Mult, true);
         assert_eq!(d.set_next_event(&mut m, 1_000, &NOW), Ok(1_000));
-        // Another multiplier under the same version is not looked at; under the next it is.
+        // A change of the multiplier is ignored while the version is the same.
         m.page.tsc_to_system_mul = 3 << 30;
         assert_eq!(d.set_next_event(&mut m, 1_500, &NOW), Ok(1_500));
         m.page.version = 4;

@@ -1,4 +1,4 @@
-//! The native clockevents. They measure distances from now with a frequency that they learnt at boot.
+//! The native clockevents. They arm a distance from now, in ticks of the frequency that was read at boot.
 
 use core::hint::cold_path;
 
@@ -48,8 +48,8 @@ impl ClockEvent for LapicDeadline {
 
 /// `lapic-oneshot`: the countdown timer, for CPUs without TSC-deadline.
 ///
-/// Its count has 32 bits: the smallest divider that fits is used, so that short waits are exact to a bus cycle. What
-/// does not fit at 128 is cut short; the tick layer sees an early wake and arms again.
+/// Its count has 32 bits. The smallest divider that fits is used, so that short waits are exact to a bus cycle. A wait
+/// too long for a divider of 128 is cut short: the tick layer sees an early wake and arms again.
 #[derive(Clone, Copy, Debug)]
 pub struct LapicOneshot {
     /// Bus cycles per nanosecond, as a 32-bit fraction.
@@ -62,7 +62,7 @@ pub struct LapicOneshot {
 const MAX_DIVIDER: u32 = 7;
 
 impl LapicOneshot {
-    /// One for nobody.
+    /// A placeholder that is never armed.
     pub const IDLE: Self = Self { mult: 0, divider: None };
 
     /// With the frequency of the timer's clock before its divider.
@@ -86,7 +86,7 @@ impl ClockEvent for LapicOneshot {
     #[inline(always)]
     fn set_next_event<M: Port + Source>(&mut self, m: &mut M, expires_ns: u64, now: &Reading) -> Result<u64, BadPage> {
         let delta = expires_ns.saturating_sub(now.ns);
-        // Up to a whole cycle, and at least one: a count of 0 would stop the timer.
+        // Rounded up to whole cycles, and at least one: a count of 0 would stop the timer.
         let cycles = (u128::from(delta) * u128::from(self.mult) + u128::from(u32::MAX)) >> 32;
         let cycles = u64::try_from(cycles).unwrap_or(u64::MAX).max(1);
         let mut divider = 0;

@@ -1,6 +1,6 @@
 //! Clockevents: devices that interrupt at a given VM time, and which one to use.
 //!
-//! Not here: what an interrupt means (the tick layer decides) and how a register is written (the kernel's [`Port`]).
+//! Not here: the handling of interrupts (the tick layer) and writing registers (the kernel's [`Port`]).
 
 mod kvm;
 mod lapic;
@@ -40,10 +40,10 @@ pub trait Port {
     fn write_initial_count(&mut self, count: u32);
 }
 
-/// One device. All of it is state and arithmetic; the registers are `machine`'s.
+/// A clockevent device: state and arithmetic. It writes registers through the `machine` that is passed.
 pub trait ClockEvent {
-    /// Takes the device into use, with nothing armed. Not called before the device is chosen: one that does not own
-    /// the timer yet has no business stopping it.
+    /// Initialises the device, with nothing armed. Called only for the device that was chosen: the others must not stop
+    /// the timer that they share.
     fn set_oneshot<M: Port>(&mut self, machine: &mut M);
 
     /// Masks the LVT entry *and* clears its mode bits. Leaving TSC-deadline mode disarms; an entry that is masked but
@@ -52,8 +52,8 @@ pub trait ClockEvent {
         machine.write_timer_lvt(LVT_VECTOR | LVT_MASKED);
     }
 
-    /// Arms for VM time `expires_ns`. Returns what it wrote: TSC ticks, nanoseconds or a count, by device. `now` is the
-    /// reading that the caller decided on; it is a little old.
+    /// Arms for VM time `expires_ns`. Returns the value written: TSC ticks, nanoseconds or a count, by device. `now` is
+    /// the reading from which the caller computed the expiry, and so a little old.
     ///
     /// # Errors
     /// [`BadPage`] if the kvmclock page cannot be inverted.
@@ -66,7 +66,7 @@ pub trait ClockEvent {
 }
 
 /// A chosen device with its state.
-// Its number as it is: finding it among the values that a field cannot have costs five instructions a tick.
+// `repr(u8)`: a discriminant stored in a niche of a field costs five more instructions a tick.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub enum Device {
@@ -80,7 +80,7 @@ pub enum Device {
     LapicOneshot(LapicOneshot),
 }
 
-/// What devices are built from, all known at boot.
+/// The parameters of devices. All are known at boot.
 #[derive(Clone, Copy, Debug)]
 pub struct Boot {
     /// TSC frequency in kHz.

@@ -1,4 +1,4 @@
-//! Which clockevents there are, which of them this machine can use, and which is best.
+//! Registry of the clockevents, and the choice of the best one that this machine can use.
 
 use core::fmt;
 
@@ -31,12 +31,12 @@ pub struct Descriptor {
     pub kind: Kind,
 }
 
-/// All of them, best first.
+/// All clockevents, best first.
 ///
-/// 150 is the thread's, "preferrable over percpu HPET". The host interface is above it, because nothing in it can be
+/// 150 is from the thread, "preferrable over percpu HPET". The host interface is above it, because nothing in it can be
 /// stale. Linux rates its native device 150 too where the timer runs in deep C-states, and registers only one of the
-/// two; here both are registered, so the one that fails after a migration stands below. The countdown has no
-/// absolute deadline at all and comes last.
+/// two. Here both are registered, so the one that fails after a migration is rated lower. The countdown has no absolute
+/// deadline and is the last.
 pub const REGISTRY: [Descriptor; 4] = [
     Descriptor { name: "kvm-ns-deadline", rating: 200, features: FEAT_ONESHOT | FEAT_KTIME, kind: Kind::KvmNsDeadline },
     Descriptor {
@@ -49,7 +49,7 @@ pub const REGISTRY: [Descriptor; 4] = [
     Descriptor { name: "lapic-oneshot", rating: 100, features: FEAT_ONESHOT, kind: Kind::LapicOneshot },
 ];
 
-/// Why a clockevent cannot be had.
+/// Why a clockevent cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unusable<'a> {
     /// There is none of that name.
@@ -78,7 +78,7 @@ impl fmt::Display for Unusable<'_> {
 impl core::error::Error for Unusable<'_> {}
 
 impl Descriptor {
-    /// What the machine lacks for this device.
+    /// The first feature that this device needs and the machine lacks.
     fn lacks(&self, platform: &Platform) -> Option<&'static str> {
         let no_deadline = (!platform.tsc_deadline).then_some("CPUID offers no TSC-deadline timer");
         let no_kvmclock = platform.kvmclock.is_none().then_some("kvmclock is not the clocksource");

@@ -1,4 +1,4 @@
-//! INIT–SIPI–SIPI, to all CPUs at once: so their APIC IDs need not be known.
+//! INIT–SIPI–SIPI, broadcast to all other CPUs, so that their APIC IDs need not be known.
 
 use core::sync::atomic::Ordering;
 
@@ -11,10 +11,11 @@ use crate::console::line;
 use crate::exit::{self, exit};
 use crate::machine::{Machine, OneOf};
 
-/// Between INIT and the first startup IPI, and before the second. The MultiProcessor Specification asks for 10 ms and
-/// 200 µs, which no CPU of the last twenty years needs: Linux (`arch/x86/kernel/smpboot.c`, `init_udelay`) waits as here.
+/// The wait between INIT and the first startup IPI, and before the second. The MultiProcessor Specification asks for 10
+/// ms and 200 µs, which no CPU of the last twenty years needs: Linux (`arch/x86/kernel/smpboot.c`, `init_udelay`) waits
+/// as here.
 const GAP_NS: u64 = 10_000;
-/// After that a CPU will not come.
+/// After this time a CPU that is not up counts as missing.
 const PATIENCE_NS: u64 = 10_000_000_000;
 
 /// Starts the other CPUs and waits until all are up; ends the guest if one is missing. Interrupts are off.
@@ -27,7 +28,7 @@ pub fn others(plan: &Plan, machine: &mut Machine<OneOf>, ticks: &mut Ticks) {
     plan.apic.send(0, ICR_INIT_OTHERS);
     wait(machine, ticks, GAP_NS, || false);
     plan.apic.send(0, startup);
-    // One that runs already takes no notice of the second.
+    // A CPU that runs already ignores the second startup IPI.
     if !wait(machine, ticks, GAP_NS, || up(plan) == plan.cpus) {
         plan.apic.send(0, startup);
     }
@@ -49,7 +50,7 @@ fn up(plan: &Plan) -> usize {
     (0..plan.cpus).filter(|number| of(*number).up.load(Ordering::SeqCst)).count()
 }
 
-/// Spins until `done`, at most for `ns` of VM time; gives whether it was.
+/// Spins until `done` returns true, at most for `ns` of VM time. Returns the last result of `done`.
 fn wait(machine: &mut Machine<OneOf>, ticks: &mut Ticks, ns: u64, done: impl Fn() -> bool) -> bool {
     let until_ns = ticks.now(machine).ns.saturating_add(ns);
     while !done() {

@@ -16,35 +16,35 @@ use guest_abi::report::MAX_CPUS;
 
 use crate::apic::{Apic, ICR_FIXED, ICR_FIXED_OTHERS};
 use crate::arch::cell::{Exclusive, Once};
-use crate::arch::cpu::{Beside, Closed};
+use crate::arch::cpu::{IrqsOff, ManyCpus};
 use crate::arch::{ap, cpu, shared};
 use crate::console::line;
 use crate::exit::{self, exit};
 use crate::machine::{Machine, OneOf};
 
-/// What CPU 0 has decided for all.
+/// CPU 0's choices, which all CPUs follow.
 pub struct Plan {
     /// CPUs, at most [`MAX_CPUS`].
     pub cpus: usize,
-    /// The door to every CPU's local APIC.
+    /// How every CPU accesses its local APIC.
     pub apic: Apic,
-    /// Interrupts may end without a write to the APIC.
+    /// Whether to turn paravirtual EOI on.
     pub pv_eoi: bool,
     /// The MSR that takes the address of a kvmclock page.
     pub system_time_msr: u32,
     /// The clockevent.
     pub kind: Kind,
-    /// What it is built from.
+    /// Its parameters.
     pub known: Boot,
-    /// One CPU's part.
+    /// Each CPU's part of the scenario.
     pub scenario: Scenario,
     /// Ticks a second, on each CPU.
     pub hz: u32,
 }
 
-/// One CPU.
+/// State of one CPU that others may access.
 struct Cpu {
-    /// For its timer interrupt; and for CPU 0, when there are no more of those.
+    /// Used by its timer interrupt's handler. On CPU 0 also by the idle loop, after the last tick.
     ticking: Exclusive<Option<Ticking>>,
     /// Its interrupts to the next CPU.
     link: Link,
@@ -67,17 +67,17 @@ static ORIGIN_NS: AtomicU64 = AtomicU64::new(0);
 /// The largest kvmclock reading of any CPU.
 static LATEST_NS: AtomicU64 = AtomicU64::new(0);
 
-/// A time without a tick or an interrupt anywhere, after which what is missing will not come. Far above what a busy host
-/// takes to run every CPU once.
+/// VM time without a tick or an interrupt on any CPU after which the rest counts as lost. Far above the time that a
+/// busy host takes to run every CPU once.
 const PATIENCE_NS: u64 = 10_000_000_000;
 
 fn of(number: usize) -> &'static Cpu {
-    // No other number comes up: `ap_main` lets none in.
+    // All numbers are in range: `ap_main` parks a CPU whose number is not.
     CPUS.get(number).unwrap_or(&CPUS[0])
 }
 
-/// The largest reading that any CPU has published. CPUID stands before what the caller does next, which is RDTSC: it may
-/// otherwise "be executed before" the load (Intel SDM vol. 2, "RDTSC"), and LFENCE belongs to SSE2.
+/// The largest reading that any CPU has published. The caller's RDTSC, which comes next, might otherwise "be executed
+/// before" the load (Intel SDM vol. 2, "RDTSC"): so CPUID serializes in between, since LFENCE belongs to SSE2.
 pub fn latest_reading() -> u64 {
     let latest = LATEST_NS.load(Ordering::SeqCst);
     cpu::serialize();
@@ -89,8 +89,9 @@ pub fn publish_reading(ns: u64) {
     LATEST_NS.fetch_max(ns, Ordering::SeqCst);
 }
 
-/// CPU 0's part, from `kernel::main`, interrupts off. `clock` has the readings that were made before.
-pub fn main(plan: Plan, clock: Clock, mut closed: Closed<Beside>) -> ! {
+/// Runs CPU 0's part. Called by `kernel::main`, interrupts off; `clock` is the one that earlier readings were made
+/// with.
+pub fn main(plan: Plan, clock: Clock, mut irqs_off: IrqsOff<ManyCpus>) -> ! {
     ap::use_smp_idt();
     PLAN.set(plan);
     let Some(plan) = PLAN.get() else { exit(exit::CRASHED) };
@@ -98,7 +99,7 @@ pub fn main(plan: Plan, clock: Clock, mut closed: Closed<Beside>) -> ! {
     let mut ticks = Ticks::new(clock, Device::new(plan.kind, &plan.known), plan.scenario);
     come_up(plan, &machine);
     bring_up::others(plan, &mut machine, &mut ticks);
-    // Read before any of them starts; 0 would say that there is none.
+    // Read before any CPU starts to tick; not 0, which means that there is none yet.
     let origin_ns = ticks.now(&mut machine).ns.max(1);
     ORIGIN_NS.store(origin_ns, Ordering::SeqCst);
     if plan.cpus > 1 {
@@ -111,13 +112,13 @@ pub fn main(plan: Plan, clock: Clock, mut closed: Closed<Beside>) -> ! {
         if let Some(complete) = patience.verdict(plan) {
             break complete;
         }
-        cpu::halt(&mut closed);
+        cpu::halt(&mut irqs_off);
     };
     finish(plan, complete)
 }
 
-/// An application processor, interrupts off.
-pub fn ap_main(number: usize, mut closed: Closed<Beside>) -> ! {
+/// Runs an application processor's part. Interrupts are off.
+pub fn ap_main(number: usize, mut irqs_off: IrqsOff<ManyCpus>) -> ! {
     let Some(plan) = PLAN.get().filter(|plan| number < plan.cpus) else { cpu::park() };
     cpu::wrmsr(plan.system_time_msr, shared::time_address(number) | shared::ENABLE);
     if Apic::enable(plan.apic == Apic::X2Apic) != Some(plan.apic) {
@@ -125,7 +126,7 @@ pub fn ap_main(number: usize, mut closed: Closed<Beside>) -> ! {
         exit(exit::USAGE)
     }
     if plan.pv_eoi {
-        Apic::end_silently(number);
+        Apic::enable_pv_eoi(number);
     }
     if shared::time_version(number) == 0 {
         line!("guest: error: cpu {number}: the host has not written the kvmclock page");
@@ -134,7 +135,7 @@ pub fn ap_main(number: usize, mut closed: Closed<Beside>) -> ! {
     let machine = Machine { apic: plan.apic, seat: OneOf(number) };
     come_up(plan, &machine);
     while ORIGIN_NS.load(Ordering::SeqCst) == 0 {
-        cpu::halt(&mut closed);
+        cpu::halt(&mut irqs_off);
     }
     start(
         plan,
@@ -145,15 +146,15 @@ pub fn ap_main(number: usize, mut closed: Closed<Beside>) -> ! {
         if own_part_complete(plan, number) {
             break;
         }
-        cpu::halt(&mut closed);
+        cpu::halt(&mut irqs_off);
     }
     plan.apic.send(of(0).apic_id.load(Ordering::SeqCst), ICR_FIXED | WAKE_VECTOR);
     loop {
-        cpu::halt(&mut closed);
+        cpu::halt(&mut irqs_off);
     }
 }
 
-/// Sets this CPU's ring up and shows itself to the others.
+/// Sets this CPU's ring up and marks the CPU as up, for the others to see.
 fn come_up(plan: &Plan, machine: &Machine<OneOf>) {
     let OneOf(number) = machine.seat;
     shared::ring_start(number, plan.scenario.expected());
@@ -179,7 +180,7 @@ fn check<T>(outcome: Result<T, BadPage>) {
     }
 }
 
-/// The timer's vector. First the clock, then the EOI: see [`crate::kernel::timer_interrupt`].
+/// Handles the timer's vector. First the clock, then the EOI: see [`crate::kernel::timer_interrupt`].
 pub fn timer_interrupt() {
     let Some(plan) = PLAN.get() else { return };
     let number = cpu::number();
@@ -195,14 +196,14 @@ pub fn timer_interrupt() {
         check::<State>(ticks.interrupt(machine, &now));
         ticks.totals().ticks != before
     });
-    // Given back first: when the last one owed has arrived, CPU 0 looks at the totals.
+    // Only now, with `ticking` free again: once the last interrupt has arrived, CPU 0 borrows it to read the totals.
     if ticked == Some(true) {
         me.link.owe();
         send_owed(plan, number);
     }
 }
 
-/// The vector that is counted.
+/// Handles [`IPI_VECTOR`], which is counted.
 pub fn ipi() {
     let Some(plan) = PLAN.get() else { return };
     let number = cpu::number();
@@ -211,20 +212,20 @@ pub fn ipi() {
     let link = &of(sender).link;
     let waits = link.arrived();
     shared::ring_ipis_received(number, link.received());
-    // A CPU that sends to itself is awake.
+    // A CPU that sends to itself is awake already.
     if waits && sender != number {
         plan.apic.send(of(sender).apic_id.load(Ordering::SeqCst), ICR_FIXED | WAKE_VECTOR);
     }
 }
 
-/// The vector that ends a halt.
+/// Handles [`WAKE_VECTOR`], which only ends a halt.
 pub fn woken() {
     if let Some(plan) = PLAN.get() {
         plan.apic.eoi(cpu::number());
     }
 }
 
-/// Sends the next CPU an interrupt, if one is owed and the one before has arrived. Interrupts are off.
+/// Sends an interrupt to the next CPU, if one is owed and the one before has arrived. Interrupts are off.
 fn send_owed(plan: &Plan, number: usize) {
     let link = &of(number).link;
     if link.take() {
@@ -238,20 +239,21 @@ fn part(plan: &Plan, number: usize) -> Part {
     Part::of(&of(number).link, number, plan.cpus, plan.scenario.expected())
 }
 
-/// Whether this CPU has nothing more to do: it has ticked and sent, and received from the one before it.
+/// Whether this CPU has made all its ticks, sent all its interrupts, and received all from the CPU before it.
 fn own_part_complete(plan: &Plan, number: usize) -> bool {
     let (own, before) = (part(plan, number), part(plan, smp::previous_cpu(number, plan.cpus)));
     own.ticks == own.count && own.sent == own.count && before.received == before.count
 }
 
-/// How long CPU 0 waits for the others.
+/// CPU 0's time limit for the others: it starts anew with every progress.
 struct Patience {
     progress: u64,
     until_ns: u64,
 }
 
 impl Patience {
-    /// Whether all parts are complete; `None` = wait on, with the timer armed for the end of patience.
+    /// Whether all parts are complete: `Some(false)` = the limit has passed; `None` = wait, with the timer armed for
+    /// the limit.
     fn verdict(&mut self, plan: &Plan) -> Option<bool> {
         let parts = || (0..plan.cpus).map(|number| part(plan, number));
         if parts().all(|part| part.complete()) {

@@ -1,4 +1,4 @@
-//! The clock as the kernel reads it: every reading compared with the one before, on whichever CPU that was.
+//! The clock as the kernel reads it: every reading is compared with the one before it, of any CPU.
 
 use core::hint::cold_path;
 
@@ -7,7 +7,7 @@ use guest_abi::pvclock::{FLAG_GUEST_STOPPED, WallClock};
 use super::{Begun, Reading, Source, finish, read, read_checked_too_early};
 use crate::report::Sink;
 
-/// Remembers the last reading; counts steps back and stops by the host into the ring's header.
+/// Holds the last reading. Counts steps back and stops by the host in the ring's header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clock {
     last_ns: u64,
@@ -19,13 +19,13 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that was never read. It is const so that the kernel's state needs no run-time construction.
+    /// A clock that was not read yet. Const, so that the kernel's state needs no run-time construction.
     #[must_use]
     pub const fn new() -> Self {
         Self { last_ns: 0, steps_back: 0, worst_step_back_ns: 0, stopped_seen: 0, check_too_early: false }
     }
 
-    /// With `planted`, from now on the clock has the bug of [`read_checked_too_early`].
+    /// With `planted`, the clock has the bug of [`read_checked_too_early`] from now on.
     pub fn plant_early_check(&mut self, planted: bool) {
         self.check_too_early = planted;
     }
@@ -37,8 +37,8 @@ impl Clock {
         self.note(machine, before, now)
     }
 
-    /// Ends a reading that an interrupt's entry began. For a CPU that is alone: another's reading may have been published
-    /// between the two. (The planted bug is not in the entry: with it, all of the reading is made here.)
+    /// Finishes a reading that an interrupt's entry code began. For the only CPU: another CPU could publish a reading
+    /// in between. (The planted bug is not in the entry code: with it, the whole reading is made here.)
     #[inline(always)]
     pub fn finish<M: Source + Sink>(&mut self, machine: &mut M, begun: Begun) -> Reading {
         let now = if self.check_too_early {
@@ -50,8 +50,8 @@ impl Clock {
         self.note(machine, self.last_ns, now)
     }
 
-    /// Compares a reading with one before it. The header is written only when a count changes: that is rare, and stores
-    /// cost time.
+    /// Compares a reading with the one before it. The header is written only when a count changes, which is rare:
+    /// stores cost time.
     #[inline(always)]
     fn note<M: Source + Sink>(&mut self, machine: &mut M, before: u64, now: Reading) -> Reading {
         machine.publish(now.ns);

@@ -1,6 +1,6 @@
-//! From a VM time to the TSC value at which the page shows it: the three conversions under study.
+//! Converts a VM time to the TSC value at which the page shows it: the three conversions under study.
 //!
-//! All take the page as read under one version. A page whose multiplier or shift no host publishes is an error:
+//! All take the page as read under one version. A multiplier or shift that no host publishes is an error:
 //! `mul` is normalised to [2^31, 2^32) by KVM (`kvm_get_time_scale`) and by this project's VMM, and outside
 //! −31..=31 the shifts below would leave their words.
 
@@ -20,8 +20,8 @@ pub const CAP_BITS: u32 = 38;
 /// The longest wait of [`split`], in nanoseconds.
 pub const CAP_NS: u64 = (1 << CAP_BITS) - 1;
 
-/// Which arithmetic turns nanoseconds into a deadline.
-// Its number as it is: to tell them apart takes one comparison each.
+/// The arithmetic that converts nanoseconds to a deadline.
+// `repr(u8)`: one comparison distinguishes two of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Conversion {
@@ -63,7 +63,7 @@ impl fmt::Display for BadPage {
 
 impl core::error::Error for BadPage {}
 
-/// Nanoseconds from the page's base to `expires_ns`, 0 if that is past, once the page is found sane.
+/// Checks the page; returns nanoseconds from its base to `expires_ns`, or 0 if that is in the past.
 #[inline(always)]
 fn delta_ns(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
     if page.tsc_to_system_mul < MUL_MIN || !(-SHIFT_MAX..=SHIFT_MAX).contains(&page.tsc_shift) {
@@ -91,7 +91,7 @@ pub fn split(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
     Ok(page.tsc_timestamp.wrapping_add(ticks))
 }
 
-/// Of a TSC of 30 MHz or less. Apart, so that the others do not compute both shifts.
+/// The shift for a TSC of 30 MHz or less. A function of its own, so that a faster TSC does not compute both shifts.
 #[cold]
 #[inline(never)]
 fn slow_tsc(quotient: u64, by: u32) -> u64 {
@@ -138,7 +138,7 @@ pub fn exact(page: &TimeInfo, expires_ns: u64) -> Result<u64, BadPage> {
     let (high, rest) = (delta / mul, delta % mul);
     let (low, rest) = ((rest << 32) / mul, (rest << 32) % mul);
     let by = u32::from(page.tsc_shift.unsigned_abs());
-    // A TSC above 1 GHz, and a sum and a deadline of 64 bits.
+    // The fast path: a TSC above 1 GHz, where the sum and the deadline fit into 64 bits.
     if page.tsc_shift < 0 && high >> SHIFT_MAX == 0 {
         let m = (high << 32 | low) + u64::from(rest != 0);
         let ticks = m << by;

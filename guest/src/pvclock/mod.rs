@@ -1,7 +1,7 @@
-//! The kvmclock page: reading it, and its inverse.
+//! Reads the kvmclock page, and inverts it.
 //!
-//! The page *is* VM time: whatever converts between TSC and nanoseconds uses the page's own numbers and no second
-//! formula. Source: Linux `Documentation/virt/kvm/x86/msr.rst`, `arch/x86/kernel/pvclock.c`.
+//! The page *is* VM time: all conversions between TSC and nanoseconds use the page's own numbers and no second formula.
+//! Source: Linux `Documentation/virt/kvm/x86/msr.rst`, `arch/x86/kernel/pvclock.c`.
 
 mod clock;
 mod convert;
@@ -12,7 +12,7 @@ pub use clock::{Clock, WallTime, wall_time};
 pub use convert::{BadPage, CAP_BITS, CAP_NS, Conversion, MUL_MIN, SHIFT_MAX, cached_mult, exact, mult, split};
 use guest_abi::pvclock::TimeInfo;
 
-/// Where the page and the TSC are read. Every call is a fresh look at memory or at the counter.
+/// Reads the page and the TSC. Every call reads memory or the counter again.
 pub trait Source {
     /// The page's version. Reads and writes after the call may not move before it.
     fn version(&mut self) -> u32;
@@ -20,12 +20,12 @@ pub trait Source {
     fn fields(&mut self) -> TimeInfo;
     /// The TSC.
     fn rdtsc(&mut self) -> u64;
-    /// The page is being written: let somebody else run.
+    /// Executes PAUSE, while the page is being written.
     fn pause(&mut self);
     /// Clears PVCLOCK_GUEST_STOPPED in the page, and only that bit.
     fn clear_guest_stopped(&mut self);
-    /// The largest reading that any CPU has published: later ones are not smaller. The TSC is not read before this has
-    /// its answer. A CPU that is alone has nobody to compare with.
+    /// The largest reading that any CPU has published: later readings must not be smaller. The TSC is not read before
+    /// this returns. A single CPU has no other to compare with.
     fn published(&mut self) -> u64 {
         0
     }
@@ -38,15 +38,15 @@ pub trait Source {
 pub struct Reading {
     /// VM time in nanoseconds.
     pub ns: u64,
-    /// The TSC value that gave it.
+    /// The TSC value it was computed from.
     pub tsc: u64,
-    /// Version of the page that gave it.
+    /// Version of the page it was computed from.
     pub version: u32,
     /// The page's flags.
     pub flags: u8,
 }
 
-/// The first half of a reading: what an interrupt's entry can do before it has saved a register.
+/// The first half of a reading, made by an interrupt's entry code before it saves a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begun {
     /// The page's version.
@@ -55,7 +55,7 @@ pub struct Begun {
     pub tsc: u64,
 }
 
-/// Reads the clock: again until the version was even and the same before and after.
+/// Reads the clock, until the version was even and the same before and after.
 pub fn read<S: Source + ?Sized>(source: &mut S) -> Reading {
     let begun = begin(source);
     finish(source, begun)
@@ -71,7 +71,7 @@ fn begin<S: Source + ?Sized>(source: &mut S) -> Begun {
     }
 }
 
-/// As [`read`], at the instant of `begun` if the page has not changed since.
+/// As [`read`], for the time of `begun` if the page has not changed since.
 #[inline(always)]
 pub fn finish<S: Source + ?Sized>(source: &mut S, begun: Begun) -> Reading {
     let Begun { mut version, mut tsc } = begun;
@@ -88,8 +88,8 @@ pub fn finish<S: Source + ?Sized>(source: &mut S, begun: Begun) -> Reading {
     }
 }
 
-/// Reads the clock as one must not: the version is checked before the TSC is read. A migration in between gives the old
-/// page's numbers a new TSC. For tools that must find such a bug.
+/// Reads the clock with a bug, for tools that must find it: the version is checked before the TSC is read. A migration
+/// in between combines the old page's numbers with the new TSC.
 #[inline(always)]
 pub fn read_checked_too_early<S: Source + ?Sized>(source: &mut S) -> Reading {
     loop {
@@ -107,7 +107,7 @@ pub fn read_checked_too_early<S: Source + ?Sized>(source: &mut S) -> Reading {
 
 /// VM time at `tsc`: `system_time + (((tsc - tsc_timestamp) << tsc_shift) * mul >> 32)`.
 ///
-/// Wraps as the C code that every guest runs does: a TSC below `tsc_timestamp` gives nonsense, not a panic.
+/// Wraps as the C code of Linux does: a TSC below `tsc_timestamp` gives a meaningless value, not a panic.
 #[must_use]
 #[inline(always)]
 pub fn system_ns(page: &TimeInfo, tsc: u64) -> u64 {
@@ -118,7 +118,7 @@ pub fn system_ns(page: &TimeInfo, tsc: u64) -> u64 {
     page.system_time.wrapping_add(low64(product >> 32))
 }
 
-/// Of a TSC of 1 GHz or less. Apart, so that the others do not compute both shifts.
+/// The shift for a TSC of 1 GHz or less. A function of its own, so that a faster TSC does not compute both shifts.
 #[cold]
 #[inline(never)]
 fn slow_tsc(delta: u64, by: u32) -> u64 {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_begun_reading_is_of_its_own_instant() {
+    fn a_begun_reading_is_of_the_time_it_was_begun() {
         let mut m = Mock::new(page_at(2, 0, 7, 1 << 31, 1));
         m.tsc = 900;
         assert_eq!(finish(&mut m, Begun { version: 2, tsc: 100 }), Reading { ns: 107, tsc: 100, version: 2, flags: 0 });

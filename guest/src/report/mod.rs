@@ -1,12 +1,12 @@
-//! What the guest tells the VMM: the tick ring's contents, and where they go.
+//! The guest's results: the tick ring's records and counters, and the trait that stores them.
 //!
-//! The layout is `guest_abi::report`. Storing it is the kernel's business, behind [`Sink`].
+//! The layout is `guest_abi::report`. The kernel stores it, behind [`Sink`].
 
 use core::hint::cold_path;
 
 use guest_abi::report::Record;
 
-/// Where results go.
+/// Stores results.
 pub trait Sink {
     /// Stores record number `record.seq` in its slot, then the count of records written.
     fn push(&mut self, record: &Record);
@@ -16,7 +16,7 @@ pub trait Sink {
     fn set_guest_stopped_seen(&mut self, count: u64);
 }
 
-/// Totals of a run, for people.
+/// Totals of a run, for the last message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Ticks handled.
@@ -28,7 +28,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Of no tick.
+    /// No tick yet.
     pub const NONE: Self = Self { ticks: 0, early_wakes: 0, worst_late_ns: 0 };
 
     /// Adds one tick, which did not fire before its expiry. Its early wakes are added when there are any.

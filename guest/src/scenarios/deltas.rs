@@ -1,4 +1,4 @@
-//! Reproducible random waits, from one second ago to beyond the 275 s at which the posted conversion caps.
+//! Reproducible random waits: from a second in the past to beyond 275 s, where the conversion of the first patch caps.
 
 /// Default of `max_ms=`: the longest wait, in milliseconds.
 pub const DEFAULT_MAX_DELTA_MS: u64 = 400_000;
@@ -8,7 +8,7 @@ const MS: u64 = 1_000 * US;
 const S: u64 = 1_000 * MS;
 
 /// Kinds of wait: weight, then least and greatest length in nanoseconds. Past ones are drawn as lengths and negated.
-/// Long ones are rare: they are what a run in real time spends its time on.
+/// Long ones are rare, since they take most of a run in real time.
 const CLASSES: [(u64, u64, u64); 8] = [
     (4, 0, S),
     (2, 0, 0),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides_all() {
+    fn waits_depend_on_the_seed_only() {
         assert_eq!(draw(7, DEFAULT_MAX_DELTA_MS, 500), draw(7, DEFAULT_MAX_DELTA_MS, 500));
         assert_ne!(draw(7, DEFAULT_MAX_DELTA_MS, 500), draw(8, DEFAULT_MAX_DELTA_MS, 500));
     }

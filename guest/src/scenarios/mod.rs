@@ -1,4 +1,4 @@
-//! What the guest does with its timer: which expiry follows which.
+//! Scenarios: each determines the sequence of expiries that the guest's timer is armed for.
 
 mod deltas;
 
@@ -11,7 +11,7 @@ pub const HZ_MIN: u32 = 1;
 /// Highest tick rate, in Hz.
 pub const HZ_MAX: u32 = 10_000;
 
-/// More ticks than any machine makes: at the highest rate, for 58 million years.
+/// Count of a scenario without end. At the highest rate, so many ticks take 58 million years.
 const ENDLESS: u64 = u64::MAX;
 
 /// A scenario in progress.
@@ -55,8 +55,9 @@ impl Scenario {
 
     /// The next expiry in VM time; `None` when the scenario is over.
     ///
-    /// `last_expires_ns` is the expiry before it (for the first tick: now), `now_ns` the moment it was handled.
-    // Always, because the tick is compiled twice, for one CPU and for several, and a call costs as much as half of this.
+    /// `last_expires_ns` is the expiry before it (for the first tick: now), `now_ns` the time when that was handled.
+    // The tick is compiled twice, for one CPU and for several: the compiler would not inline it on its own, and a call
+    // costs as much as half of this function.
     #[inline(always)]
     pub fn next(&mut self, last_expires_ns: u64, now_ns: u64) -> Option<u64> {
         match self {

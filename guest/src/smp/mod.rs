@@ -1,9 +1,9 @@
 //! Several CPUs that tick and interrupt each other: the pure parts of scenario `smp`.
 //!
-//! The CPUs stand in a ring. On every tick a CPU owes the next one an interrupt. The local APIC keeps one request a
-//! vector (Intel SDM vol. 3, "Interrupt Acceptance for Fixed Interrupts"): a second that is sent before the first was
-//! taken merges with it. [`Link`] therefore sends the next only when the one before has arrived, and what arrives is
-//! exactly what was sent, however late a CPU is.
+//! The CPUs form a ring. On every tick a CPU owes the next one an interrupt. The local APIC keeps one request per
+//! vector (Intel SDM vol. 3, "Interrupt Acceptance for Fixed Interrupts"): an interrupt that is sent before the one
+//! before it was taken merges with it. So [`Link`] sends the next only after the one before has arrived: exactly as
+//! many arrive as were sent, however late a CPU is.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ pub const IPI_VECTOR: u32 = 0x41;
 /// Vector that only ends a halt; several may merge.
 pub const WAKE_VECTOR: u32 = 0x42;
 
-/// The CPU that CPU `cpu` of `cpus` sends to. One alone sends to itself.
+/// The CPU that CPU `cpu` of `cpus` sends to. A single CPU sends to itself.
 #[must_use]
 pub fn next_cpu(cpu: usize, cpus: usize) -> usize {
     if cpu + 1 < cpus { cpu + 1 } else { 0 }
@@ -32,7 +32,8 @@ pub fn phase_ns(hz: u32, cpu: usize, cpus: usize) -> u64 {
     (1_000_000_000 / ticks).saturating_mul(u64::try_from(cpu).unwrap_or(0))
 }
 
-/// Interrupts from one CPU to the next. All but [`arrived`](Self::arrived) is the sender's, with interrupts off.
+/// Counts of interrupts from one CPU to the next. The sender calls all methods but [`arrived`](Self::arrived), with
+/// interrupts off.
 ///
 /// Sequentially consistent throughout: the sender writes `owed` and then reads `received`, the receiver writes
 /// `received` and then reads `owed`; in any weaker order each could miss the other's write, and the sender would sleep
@@ -51,58 +52,59 @@ impl Link {
         Self { owed: AtomicU64::new(0), sent: AtomicU64::new(0), received: AtomicU64::new(0) }
     }
 
-    /// The sender ticked: one more is owed.
+    /// Called by the sender on a tick: one more interrupt is owed.
     pub fn owe(&self) {
         self.owed.store(self.owed().wrapping_add(1), Ordering::SeqCst);
     }
 
-    /// Whether the sender shall send one now; it counts as sent.
+    /// Whether the sender must send an interrupt now. If so, it is counted as sent.
     #[must_use]
     pub fn take(&self) -> bool {
         let (owed, sent) = (self.owed(), self.sent());
         if owed == 0 || self.received() != sent {
             return false;
         }
-        // Sent before it is no longer owed: who adds the two up may see one twice, but never none.
+        // `sent` is raised before `owed` is lowered: a CPU that adds them up may count one twice, but never miss one.
         self.sent.store(sent.wrapping_add(1), Ordering::SeqCst);
         self.owed.store(owed - 1, Ordering::SeqCst);
         true
     }
 
-    /// The receiver was interrupted. Gives whether the sender waits for that with another to send.
+    /// Called by the receiver's handler. Returns whether the sender has another one to send and may be waiting for
+    /// this.
     #[must_use]
     pub fn arrived(&self) -> bool {
         self.received.store(self.received().wrapping_add(1), Ordering::SeqCst);
         self.owed() != 0
     }
 
-    /// Ticked for, and not yet sent.
+    /// Interrupts owed and not yet sent.
     #[must_use]
     pub fn owed(&self) -> u64 {
         self.owed.load(Ordering::SeqCst)
     }
 
-    /// Sent.
+    /// Interrupts sent.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
 
-    /// Received.
+    /// Interrupts received.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::SeqCst)
     }
 }
 
-/// What one CPU lacks of its part of the scenario, for people.
+/// One CPU's progress through its part of the scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The CPU.
     pub cpu: usize,
-    /// Of how many.
+    /// Number of CPUs.
     pub cpus: usize,
-    /// Ticks, and interrupts in either direction, that it is to come to.
+    /// Ticks, and interrupts in either direction, that make its part complete.
     pub count: u64,
     /// Ticks that it has handled.
     pub ticks: u64,
@@ -113,22 +115,22 @@ pub struct Part {
 }
 
 impl Part {
-    /// CPU `cpu`'s part, as its link tells it: each tick owes one interrupt.
+    /// CPU `cpu`'s part, computed from its link: each tick owes one interrupt.
     #[must_use]
     pub fn of(link: &Link, cpu: usize, cpus: usize, count: u64) -> Self {
-        // In this order: see `take`.
+        // `owed` is read before `sent`, since `take` writes them in the other order.
         let owed = link.owed();
         let sent = link.sent();
         Self { cpu, cpus, count, ticks: sent.saturating_add(owed), sent, received: link.received() }
     }
 
-    /// Whether nothing is missing.
+    /// Whether all ticks and interrupts came.
     #[must_use]
     pub fn complete(&self) -> bool {
         self.ticks == self.count && self.sent == self.count && self.received == self.count
     }
 
-    /// A number that grows with every step that this part makes.
+    /// A number that grows with every tick and every interrupt.
     #[must_use]
     pub fn progress(&self) -> u64 {
         self.ticks.wrapping_add(self.sent).wrapping_add(self.received)

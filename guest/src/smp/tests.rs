@@ -7,7 +7,7 @@ use std::thread;
 use super::*;
 
 #[test]
-fn the_cpus_stand_in_a_ring() {
+fn the_cpus_form_a_ring() {
     assert_eq!([0, 1, 2, 3].map(|cpu| next_cpu(cpu, 4)), [1, 2, 3, 0]);
     for cpus in 1..=16 {
         for cpu in 0..cpus {
@@ -37,7 +37,8 @@ fn a_second_interrupt_waits_for_the_first() {
     assert_eq!((link.owed(), link.sent(), link.received()), (0, 2, 2));
 }
 
-/// The receiver's APIC keeps one request; the sender sleeps unless it is woken. Nothing is lost, and nobody sleeps on.
+/// The receiver's APIC keeps one request; the sender sleeps unless it is woken. No interrupt is lost, and no CPU sleeps
+/// for ever.
 #[test]
 fn no_interrupt_merges_and_no_sender_oversleeps() {
     const COUNT: u64 = 20_000;
@@ -71,7 +72,7 @@ fn no_interrupt_merges_and_no_sender_oversleeps() {
 }
 
 #[test]
-fn a_part_says_what_is_missing() {
+fn a_part_reports_what_is_missing() {
     let link = Link::new();
     for _ in 0..3 {
         link.owe();

@@ -1,4 +1,4 @@
-//! The tick layer on a machine of plain values.
+//! The tick layer on mock hardware.
 
 use super::*;
 use crate::clockevent::{KvmTscDeadline, LapicDeadline};
@@ -14,7 +14,7 @@ fn kvm(conversion: Conversion) -> Device {
     Device::KvmTscDeadline(KvmTscDeadline::new(conversion, true))
 }
 
-/// One timer interrupt.
+/// Handles one timer interrupt.
 fn interrupt(t: &mut Ticks, m: &mut Mock) -> Result<State, BadPage> {
     let now = t.now(m);
     t.interrupt(m, &now)
@@ -42,7 +42,7 @@ fn a_run_writes_one_record_a_tick_and_shuts_the_device_down() {
     assert_eq!(m.records.len(), 3);
     assert_eq!(m.lvt, crate::clockevent::LVT_VECTOR | crate::clockevent::LVT_MASKED);
     assert_eq!(t.totals(), Totals { ticks: 3, early_wakes: 0, worst_late_ns: 10 });
-    // A late interrupt finds nothing to do.
+    // An interrupt after the last tick does nothing.
     assert_eq!(interrupt(&mut t, &mut m), Ok(State::Done));
     assert_eq!(m.records.len(), 3);
 }
@@ -119,7 +119,7 @@ fn periods_can_count_from_a_given_origin() {
 }
 
 #[test]
-fn a_wake_after_the_last_tick_is_nobodys_tick() {
+fn a_wake_after_the_last_tick_is_no_tick() {
     let mut m = gigahertz();
     let mut t = ticks(kvm(Conversion::Exact), 1_000, 1);
     t.start(&mut m).unwrap();

@@ -13,7 +13,7 @@ fn page_ns(page: &TimeInfo, d: u64) -> u128 {
     u128::from(page.system_time) + ((shifted * u128::from(page.tsc_to_system_mul)) >> 32)
 }
 
-/// The thread's first version, statement by statement, in words wide enough to take C's wrapping explicitly.
+/// The thread's first version, statement by statement, with C's wrapping written out in wider integers.
 fn posted_c(page: &TimeInfo, ns: u64) -> u64 {
     const U64: u128 = 1 << 64;
     if ns < page.system_time {
