@@ -16,8 +16,8 @@ fn main() -> ExitCode {
     let code = match cli::dispatch(&matches) {
         Ok(code) => code,
         Err(error) => {
-            machine::say!("vmm: {}", cli::exit::one_line(&error));
-            cli::exit::code_of(&error)
+            machine::say!("vmm: {}", error.one_line());
+            error.blame().exit_code().into()
         }
     };
     log::logger().flush();

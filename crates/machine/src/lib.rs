@@ -1,6 +1,7 @@
 //! A KVM virtual machine whose local APIC, timer and kvmclock page are in user space: it boots, runs, saves, and goes on
 //! with another TSC frequency.
 
+pub mod blame;
 pub mod boot;
 pub mod control;
 pub mod devices;

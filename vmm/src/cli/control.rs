@@ -5,11 +5,11 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
 use machine::control::{self, Command, api};
 
 use super::{
     ctl_args::{Ctl, CtlCommand},
+    exit::{OrFailed, Result},
     text::Text,
 };
 
@@ -23,7 +23,7 @@ pub fn ctl(args: &Ctl) -> Result<ExitCode> {
         CtlCommand::Snapshot { dir, base, stay_paused } => {
             // The VMM may stand elsewhere.
             let absolute =
-                |dir: &PathBuf| path::absolute(dir).with_context(|| format!("snapshot directory {}", dir.display()));
+                |dir: &PathBuf| path::absolute(dir).or_failed(|| format!("snapshot directory {}", dir.display()));
             Command::Snapshot(api::Snapshot {
                 dir: absolute(dir)?,
                 base: base.as_ref().map(absolute).transpose()?,

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use machine::doctor;
 
-use super::{args::Doctor, text::Text};
+use super::{args::Doctor, exit::Result, text::Text};
 
 pub fn run(args: &Doctor) -> Result<ExitCode> {
     let report = doctor::examine(args.emulate_host.map(Into::into))?;

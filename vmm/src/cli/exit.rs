@@ -1,69 +1,102 @@
-//! Exit codes: 0 all good; 1 the guest failed or a check did; 2 usage; 3 the host cannot do it.
+//! How the program ends: an error of a command as one line for the user, and the exit code.
+//!
+//! 0 is all good; [`Blame`] has the others.
 
-use std::process::ExitCode;
+use std::{error, fmt::Display, iter, process::ExitCode};
 
-use lab::sweep::SweepError;
 use machine::{
-    End, RunError, control::ClientError, devices::GuestExit, session::SessionError, snapshot::SnapshotError,
+    End,
+    blame::{Blame, Blamed},
+    devices::GuestExit,
 };
 
 use super::text::{LINE_CHARS, printable};
 
-/// The user's input is wrong: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
+/// What a command comes to.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A check failed: exit code 1.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Failed(pub String);
+/// Why a command failed. `?` makes it from any error type of the libraries that implements [`Blamed`], and does not compile
+/// for another.
+#[derive(Debug)]
+pub struct Error {
+    blame: Blame,
+    /// What it is about, the error, its cause, and so on; the outermost first.
+    words: Vec<String>,
+}
 
-/// The host cannot do it, as another process of ours found: exit code 3.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct HostCannot(pub String);
+impl<E: error::Error + Blamed> From<E> for Error {
+    fn from(error: E) -> Self {
+        Self { blame: error.blame(), words: chain(&error) }
+    }
+}
 
-const FAILED: u8 = 1;
-/// What is wrong is what vmm was given.
-pub const USAGE: u8 = 2;
-const HOST: u8 = 3;
+/// An error and its causes.
+fn chain(error: &dyn error::Error) -> Vec<String> {
+    iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+}
 
-/// The exit code for an error.
-pub fn code_of(error: &anyhow::Error) -> ExitCode {
-    let run_error = error.chain().find_map(|cause| {
-        if let Some(SweepError::Run(error)) = cause.downcast_ref::<SweepError>() {
-            return Some(error);
+impl Error {
+    /// What is wrong is what the user gave.
+    pub fn usage(what: impl Display) -> Self {
+        Self::new(Blame::Usage, what)
+    }
+
+    /// The guest failed, a check failed, or the command could not go on.
+    pub fn failed(what: impl Display) -> Self {
+        Self::new(Blame::Run, what)
+    }
+
+    /// An error in words.
+    pub fn new(blame: Blame, what: impl Display) -> Self {
+        Self { blame, words: vec![what.to_string()] }
+    }
+
+    /// Whose fault it is.
+    pub fn blame(&self) -> Blame {
+        self.blame
+    }
+
+    /// Puts what it is about in front.
+    pub fn about(mut self, what: impl Display) -> Self {
+        self.words.insert(0, what.to_string());
+        self
+    }
+
+    /// The error and its causes in one bounded line. Most errors name their cause themselves: it is not repeated.
+    pub fn one_line(&self) -> String {
+        let mut line = String::new();
+        for words in &self.words {
+            if line.is_empty() {
+                line.clone_from(words);
+            } else if !line.contains(words) {
+                line = format!("{line}: {words}");
+            }
         }
-        cause.downcast_ref::<RunError>().or_else(|| match cause.downcast_ref::<SessionError>() {
-            Some(SessionError::Run(error) | SessionError::Snapshot(SnapshotError::Run(error))) => Some(error),
-            _ => match cause.downcast_ref::<SnapshotError>() {
-                Some(SnapshotError::Run(error)) => Some(error),
-                _ => None,
-            },
-        })
-    });
-    let usage = error.is::<Usage>()
-        || error.downcast_ref().is_some_and(super::sweep::is_usage)
-        || matches!(error.downcast_ref(), Some(SessionError::Socket(_)))
-        || matches!(error.downcast_ref(), Some(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. }))
-        || matches!(
-            error.downcast_ref::<SnapshotError>(),
-            Some(
-                SnapshotError::Directory(_)
-                    | SnapshotError::Container(_)
-                    | SnapshotError::Memory(_)
-                    | SnapshotError::Chain(_)
-                    | SnapshotError::Paging(_)
-            )
-        )
-        || matches!(error.downcast_ref(), Some(SessionError::Snapshot(SnapshotError::Directory(_))));
-    match run_error {
-        Some(error) if error.is_host() => HOST.into(),
-        None if error.is::<HostCannot>() => HOST.into(),
-        Some(error) if error.is_usage() => USAGE.into(),
-        None if usage => USAGE.into(),
-        _ => FAILED.into(),
+        printable(&line, LINE_CHARS)
+    }
+}
+
+/// For an error that says whose fault it is.
+pub trait About<T> {
+    /// Puts what it is about in front of it.
+    fn about<D: Display>(self, what: impl FnOnce() -> D) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> About<T> for Result<T, E> {
+    fn about<D: Display>(self, what: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|error| error.into().about(what()))
+    }
+}
+
+/// For an error of the standard library or the operating system.
+pub trait OrFailed<T> {
+    /// The command fails with [`Blame::Run`]; `what` says what could not be done.
+    fn or_failed<D: Display>(self, what: impl FnOnce() -> D) -> Result<T>;
+}
+
+impl<T, E: error::Error> OrFailed<T> for Result<T, E> {
+    fn or_failed<D: Display>(self, what: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|error| Error { blame: Blame::Run, words: chain(&error) }.about(what()))
     }
 }
 
@@ -79,28 +112,75 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
         // Nobody is there to be told that nobody listens.
         let _ = error.print();
     }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE))
-}
-
-/// The error and its causes in one bounded line. Most errors tell their cause themselves: that is not said again.
-pub fn one_line(error: &anyhow::Error) -> String {
-    let mut line = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !line.contains(&cause) {
-            line = format!("{line}: {cause}");
-        }
-    }
-    printable(&line, LINE_CHARS)
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Blame::Usage.exit_code()))
 }
 
 /// The exit code for a guest's end. `raw` passes the debug-exit status through as QEMU does: `(code << 1) | 1`.
 pub fn code_of_end(end: &End, raw: bool) -> ExitCode {
+    let failed = Blame::Run.exit_code();
     match end {
         End::Guest(GuestExit::Debug(code)) if raw => {
             // A process's status has eight bits.
-            ExitCode::from(u8::try_from((code << 1 | 1) & 0xff).unwrap_or(FAILED))
+            ExitCode::from(u8::try_from((code << 1 | 1) & 0xff).unwrap_or(failed))
         }
         End::Guest(GuestExit::Debug(0) | GuestExit::Reset) => ExitCode::SUCCESS,
-        _ => FAILED.into(),
+        _ => failed.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use machine::{
+        RunError,
+        session::SessionError,
+        snapshot::{ContainerError, SnapshotError},
+    };
+
+    use super::*;
+
+    // Catches: a conversion, or words put in front, that change the blame.
+    #[test]
+    fn an_error_keeps_its_blame() {
+        let lacking = || RunError::HostLacks("no scaling".to_owned());
+        let errors: [Error; 3] =
+            [lacking().into(), SnapshotError::Run(lacking()).into(), SessionError::Run(lacking()).into()];
+        for error in errors {
+            let error = Err::<(), _>(error).about(|| "snapshot x").unwrap_err();
+            assert_eq!((error.blame(), error.one_line().as_str()), (Blame::Host, "snapshot x: no scaling"));
+        }
+        let missing = io::Error::other("missing");
+        let error = Err::<(), _>(missing).or_failed(|| "cannot find it").unwrap_err();
+        assert_eq!((error.blame(), error.one_line().as_str()), (Blame::Run, "cannot find it: missing"));
+    }
+
+    // Catches: a cause that is repeated, or missing.
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || serde_json::from_str::<u8>("x").unwrap_err();
+        let state = ContainerError::Decode { name: "cpus".to_owned(), source: cause() };
+        let line = Error::from(SnapshotError::from(state)).one_line();
+        assert_eq!(line, format!("section `cpus` cannot be read: {}", cause()));
+        #[derive(Debug, thiserror::Error)]
+        #[error("it failed")]
+        struct Silent(#[source] io::Error);
+        impl Blamed for Silent {
+            fn blame(&self) -> Blame {
+                Blame::Run
+            }
+        }
+        assert_eq!(Error::from(Silent(io::Error::other("why"))).one_line(), "it failed: why");
+    }
+
+    // Catches: a guest's status that is passed on as another one.
+    #[test]
+    fn a_guests_end_has_its_code() {
+        let code = |end: End, raw| format!("{:?}", code_of_end(&end, raw));
+        let debug = |code| End::Guest(GuestExit::Debug(code));
+        let is = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!([code(debug(0), false), code(debug(0), true)], [is(0), is(1)]);
+        assert_eq!([code(debug(2), false), code(debug(2), true)], [is(1), is(5)]);
+        assert_eq!([code(End::Guest(GuestExit::Reset), true), code(End::AllParked, true)], [is(0), is(1)]);
     }
 }

@@ -23,12 +23,11 @@ mod units;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 
 use args::{Cli, Run};
 use commands::Command;
-use exit::Usage;
+use exit::{Error, Result};
 
 /// What the demonstration takes; everything else is for a guest or a snapshot that the user names.
 const DEMONSTRATION: [&str; 6] = ["time", "json", "emulate_host", "report", "junit", "tap"];
@@ -36,7 +35,7 @@ const DEMONSTRATION: [&str; 6] = ["time", "json", "emulate_host", "report", "jun
 /// Carries the command out.
 ///
 /// # Errors
-/// One message for the user; [`exit::code_of`] says with which exit code.
+/// One message for the user, and an exit code.
 pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
     let Some(command) = Command::called(matches) else {
         let run = Run::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
@@ -59,7 +58,7 @@ fn demonstration(matches: &ArgMatches, run: &Run) -> Result<ExitCode> {
         !DEMONSTRATION.contains(&id) && matches.value_source(id) == Some(ValueSource::CommandLine)
     });
     if let Some(flag) = stray.and_then(clap::Arg::get_long) {
-        return Err(Usage(format!("--{flag} is for running a guest: name one with --guest")).into());
+        return Err(Error::usage(format!("--{flag} is for running a guest: name one with --guest")));
     }
     demo::run(run)
 }

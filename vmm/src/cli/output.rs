@@ -8,13 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
 use clap::Args;
 use lab::report::{Page, cases::Suite};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use super::exit::Usage;
+use super::exit::{Error, Result};
 
 /// Where results for people go.
 #[derive(Debug, Args)]
@@ -57,7 +56,7 @@ impl OutFile {
         let to = if is_stdout(path) {
             To::Stdout
         } else {
-            To::open(path).map_err(|error| Usage(format!("--{flag} {}: {error}", path.display())))?
+            To::open(path).map_err(|error| Error::usage(format!("--{flag} {}: {error}", path.display())))?
         };
         Ok(Some(Self { flag, path: path.to_owned(), to }))
     }
@@ -77,7 +76,7 @@ impl OutFile {
                 file.write_all(content).and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
             }
         };
-        written.map_err(|error| Usage(format!("cannot write --{flag} {}: {error}", path.display())).into())
+        written.map_err(|error| Error::usage(format!("cannot write --{flag} {}: {error}", path.display())))
     }
 }
 
@@ -119,7 +118,7 @@ fn target(path: &Path) -> PathBuf {
 
 /// `result` as a line of JSON.
 pub fn json(result: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec(result)?;
+    let mut text = serde_json::to_vec(result).map_err(Error::failed)?;
     text.push(b'\n');
     Ok(text)
 }
@@ -130,7 +129,7 @@ pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
     for (index, (flag, path)) in named().enumerate() {
         let same = |other: &Path| target(other) == target(path);
         if let Some((other, _)) = named().skip(index.saturating_add(1)).find(|(_, other)| same(other)) {
-            return Err(Usage(format!("--{flag} and --{other} both name {}", path.display())).into());
+            return Err(Error::usage(format!("--{flag} and --{other} both name {}", path.display())));
         }
     }
     Ok(())
@@ -192,6 +191,8 @@ pub fn command_line() -> String {
 
 #[cfg(test)]
 mod tests {
+    use machine::blame::Blame;
+
     use super::*;
 
     fn open(path: &Path) -> Result<OutFile> {
@@ -231,7 +232,7 @@ mod tests {
         let [a, b] = ["a", "b"].map(Path::new);
         distinct(&[("json", Some(a)), ("report", None), ("tap", Some(b))]).unwrap();
         let error = distinct(&[("json", Some(a)), ("report", Some(b)), ("tap", Some(a))]).unwrap_err();
-        assert_eq!(error.to_string(), "--json and --tap both name a");
+        assert_eq!(error.one_line(), "--json and --tap both name a");
     }
 
     #[test]
@@ -249,7 +250,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for path in [dir.path().join("none/out"), dir.path().to_owned()] {
             let error = open(&path).map(drop).unwrap_err();
-            assert!(error.is::<Usage>() && error.to_string().starts_with("--report "), "{error}");
+            assert!(error.blame() == Blame::Usage && error.one_line().starts_with("--report "), "{error:?}");
         }
     }
 }

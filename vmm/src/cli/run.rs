@@ -2,10 +2,10 @@
 
 use std::{io, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result};
 use machine::{
     BootOptions, End, HostEnvironment, Machine, Outputs, Policies, TimeMode,
     audit::checks::Evidence,
+    blame::Blamed,
     boot::{self, Image},
     config::source::SourceChoice,
     devices::GuestExit,
@@ -21,14 +21,14 @@ use vmtime::{Khz, Length, VmTime};
 use super::{
     args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
     closing,
-    exit::{self, Failed},
+    exit::{self, About, Error, OrFailed, Result},
     run_files::Files,
     text::{LINE_CHARS, printable},
 };
 
 /// `vmm --guest`.
 pub fn guest(args: &Run) -> Result<ExitCode> {
-    let path = args.guest.as_deref().context("no guest")?;
+    let path = args.guest.as_deref().ok_or_else(|| Error::failed("no guest"))?;
     let image = Image::open(path).map_err(machine::RunError::from)?;
     let initrd = match &args.initrd {
         Some(path) => Some(boot::read_initrd(path, args.memory).map_err(machine::RunError::from)?),
@@ -71,7 +71,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         Verify::Background => Check::BeforeUse(last_word(name())),
     };
     let Loaded { state, host, id, memory, files: memory_files, pager } =
-        snapshot::machine::load(&args.dir, check).with_context(name)?;
+        snapshot::machine::load(&args.dir, check).about(name)?;
     let mut env = HostEnvironment::open(args.session.emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(args.session.poll_ns);
     env.spin_limit = args.session.spin_limit.0;
@@ -88,7 +88,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     let files = Files::open(&args.session)?;
     let console = console(&args.session, &files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());
-    let mut machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).with_context(name)?;
+    let mut machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).about(name)?;
     if args.session.track_dirty {
         machine.track_changes(Some(id))?;
     }
@@ -108,7 +108,7 @@ impl Source {
     /// What came of a session, unless the snapshot is at fault for it.
     fn check(&self, report: Result<Report, SessionError>) -> Result<Report> {
         if let Err(SessionError::Damaged(error)) = report {
-            return Err(anyhow::Error::new(error).context(self.name.clone()));
+            return Err(Error::from(error).about(&self.name));
         }
         let lost = report.as_ref().err().and_then(|error| match error {
             SessionError::Run(error) | SessionError::Snapshot(SnapshotError::Run(error)) if error.is_lost_memory() => {
@@ -116,7 +116,7 @@ impl Source {
             }
             _ => None,
         });
-        self.files.check(lost).with_context(|| self.name.clone())?;
+        self.files.check(lost).about(|| &self.name)?;
         Ok(report?)
     }
 }
@@ -124,10 +124,10 @@ impl Source {
 /// For damaged memory that keeps every thread waiting that could end the VM in good order.
 fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
-        let error = anyhow::Error::msg(error.to_string()).context(name);
-        machine::say!("vmm: {}", exit::one_line(&error));
+        let error = Error::new(error.blame(), error).about(name);
+        machine::say!("vmm: {}", error.one_line());
         let _ = machine::output::stderr().finish(AT_END);
-        std::process::exit(exit::USAGE.into());
+        std::process::exit(error.blame().exit_code().into());
     })
 }
 
@@ -166,7 +166,7 @@ fn session(
         console: true,
         timeout: args.timeout,
     };
-    session::block_signals().context("cannot block signals")?;
+    session::block_signals().or_failed(|| "cannot block signals")?;
     let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
     finish_console(&console, report.as_ref().map_or(AT_END, |report| report.finish.patience()));
     let report = match restored {
@@ -203,7 +203,7 @@ fn session(
             Ok(exit::code_of_end(end, raw))
         }
         _ if verdict.pass => Ok(ExitCode::SUCCESS),
-        _ => Err(Failed(verdict.reasons.join("; ")).into()),
+        _ => Err(Error::failed(verdict.reasons.join("; "))),
     }
 }
 

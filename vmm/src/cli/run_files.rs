@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
 use lab::report::timeline::Timeline;
 use machine::{
     Costs, TraceTo,
@@ -20,7 +19,7 @@ use vmtime::VmTime;
 
 use super::{
     args::Session,
-    exit::Usage,
+    exit::{About, Error, OrFailed, Result},
     output::{self, OutFile, Results},
     run_page,
 };
@@ -79,10 +78,10 @@ impl Files {
         let (trace, temporary) = match &args.trace {
             Some(path) if results.has_report() && !can_be_read_again(path) => {
                 let why = format!("--report reads the trace again, and --trace {} is not a file", path.display());
-                return Err(Usage(why).into());
+                return Err(Error::usage(why));
             }
             None if results.has_report() => {
-                let dir = tempfile::tempdir().context("cannot make a directory for the trace")?;
+                let dir = tempfile::tempdir().or_failed(|| "cannot make a directory for the trace")?;
                 (Some(dir.path().join("trace.jsonl")), Some(dir))
             }
             path => (path.clone(), None),
@@ -137,11 +136,14 @@ impl Files {
                 host_stops: *host_stops,
                 judged: summary.is_some(),
                 lost,
-                ticks: summary.as_ref().map_or_else(Ticks::nulls, |summary| Ok(Ticks::Judged(summary)))?,
+                ticks: summary
+                    .as_ref()
+                    .map_or_else(Ticks::nulls, |summary| Ok(Ticks::Judged(summary)))
+                    .map_err(Error::failed)?,
                 timer: timer.as_ref(),
                 costs,
             };
-            let mut text = serde_json::to_vec_pretty(&content)?;
+            let mut text = serde_json::to_vec_pretty(&content).map_err(Error::failed)?;
             text.push(b'\n');
             file.write(&text)?;
         }
@@ -180,7 +182,7 @@ pub(super) fn read<'a>(traces: impl Iterator<Item = &'a Path>) -> Result<Timelin
     let mut timeline = Timeline::default();
     for path in traces {
         let name = || format!("trace {}", path.display());
-        timeline.read(BufReader::new(File::open(path).with_context(name)?)).with_context(name)?;
+        timeline.read(BufReader::new(File::open(path).or_failed(name)?)).about(name)?;
     }
     Ok(timeline)
 }

@@ -2,12 +2,12 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
 use machine::{LapicKind, kvm::state::MpState, snapshot, state::CpuStates};
 use vlapic::Armed;
 
 use super::{
     args::{Snapshot, SnapshotCommand},
+    exit::{About, Result},
     text::{self, Text},
 };
 
@@ -18,7 +18,7 @@ pub fn run(args: &Snapshot) -> Result<ExitCode> {
     match &args.command {
         SnapshotCommand::Show { dir, json } => show(dir, *json),
         SnapshotCommand::Merge { dir, out } => {
-            snapshot::machine::merge(dir, out).with_context(|| name(dir))?;
+            snapshot::machine::merge(dir, out).about(|| name(dir))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -29,7 +29,7 @@ fn name(dir: &Path) -> String {
 }
 
 fn show(dir: &Path, json: bool) -> Result<ExitCode> {
-    let overview = snapshot::machine::show(dir).with_context(|| name(dir))?;
+    let overview = snapshot::machine::show(dir).about(|| name(dir))?;
     if json {
         Text::json(&overview)?.print()?;
         return Ok(ExitCode::SUCCESS);

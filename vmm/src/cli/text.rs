@@ -2,9 +2,10 @@
 
 use std::{fmt::Display, io::Write, ops::Range};
 
-use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
+
+use super::exit::{Error, OrFailed, Result};
 
 /// Lines and tables.
 #[derive(Default)]
@@ -37,12 +38,12 @@ impl Text {
 
     /// `value` as JSON, indented.
     pub fn json(value: &impl Serialize) -> Result<Self> {
-        Ok(Self(serde_json::to_string_pretty(value)? + "\n"))
+        Ok(Self(serde_json::to_string_pretty(value).map_err(Error::failed)? + "\n"))
     }
 
     /// Writes it to standard output.
     pub fn print(self) -> Result<()> {
-        std::io::stdout().write_all(self.0.as_bytes()).context("cannot write to standard output")
+        std::io::stdout().write_all(self.0.as_bytes()).or_failed(|| "cannot write to standard output")
     }
 }
 

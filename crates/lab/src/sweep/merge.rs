@@ -1,5 +1,7 @@
 //! Merges the shards of a sweep.
 
+use machine::blame::{Blame, Blamed};
+
 use super::{
     result::{Findings, SCHEMA},
     windows,
@@ -65,6 +67,21 @@ pub enum MergeError {
     /// A shard's sweep was interrupted.
     #[error("{0} is incomplete: its sweep was interrupted; run that shard again")]
     Incomplete(String),
+}
+
+impl Blamed for MergeError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Nothing
+            | Self::Schema { .. }
+            | Self::Differs { .. }
+            | Self::NoShard(_)
+            | Self::Twice { .. }
+            | Self::Missing { .. }
+            | Self::Points { .. }
+            | Self::Incomplete(_) => Blame::Usage,
+        }
+    }
 }
 
 /// Merges all shards of one sweep. The names are used in messages only.
@@ -137,4 +154,26 @@ fn shard(name: &str, findings: &Findings) -> Result<(u32, u32), MergeError> {
         return Err(bad("some are missing"));
     }
     Ok((shard.index, shard.count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Catches: files that do not belong together, reported as a sweep that found something.
+    #[test]
+    fn the_files_are_the_users() {
+        let name = || "x".to_owned();
+        let errors = [
+            MergeError::Nothing,
+            MergeError::Schema { name: name(), found: name() },
+            MergeError::Differs { name: name(), first: name(), what: "ratios" },
+            MergeError::NoShard(name()),
+            MergeError::Twice { name: name(), index: 1, count: 2 },
+            MergeError::Missing { index: 1, count: 2 },
+            MergeError::Points { name: name(), index: 1, count: 2, why: "x" },
+            MergeError::Incomplete(name()),
+        ];
+        assert!(errors.iter().all(|error| error.blame() == Blame::Usage));
+    }
 }

@@ -31,7 +31,10 @@ pub use point::{Replay, replay};
 pub use tally::{Tally, tally};
 pub use workers::{Progress, sweep};
 
-use machine::{End, RunError};
+use machine::{
+    End, RunError,
+    blame::{Blame, Blamed},
+};
 
 /// What can go wrong with a sweep.
 #[derive(Debug, thiserror::Error)]
@@ -84,4 +87,43 @@ pub enum SweepError {
 
 fn reason(end: &End) -> String {
     end.message().unwrap_or_else(|| "its scenario was over; let it make more ticks (count=…)".to_owned())
+}
+
+impl Blamed for SweepError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Run(error) => error.blame(),
+            Self::Usage(_) | Self::NoSymbol(_) | Self::SeveralSymbols { .. } | Self::TooLong { .. } => Blame::Usage,
+            Self::GuestEnded { .. } | Self::NotBack(_) | Self::Worker(_) | Self::Interrupted => Blame::Run,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Catches: a stretch that cannot be, reported as a guest that failed, and the other way round.
+    #[test]
+    fn a_stretch_is_the_users_and_what_becomes_of_it_the_runs() {
+        let text = || "x".to_owned();
+        let of = |errors: &[SweepError]| errors.iter().map(Blamed::blame).collect::<Vec<_>>();
+        let usage = [
+            SweepError::Usage(text()),
+            SweepError::NoSymbol(text()),
+            SweepError::SeveralSymbols { name: text(), found: vec![text()] },
+            SweepError::TooLong { from: text(), to: text(), limit: 1 },
+            RunError::Cpus(0).into(),
+        ];
+        assert_eq!(of(&usage), [Blame::Usage; 5]);
+        let run = [
+            SweepError::GuestEnded { before: text(), end: End::AllParked },
+            SweepError::NotBack("x"),
+            SweepError::Worker(text()),
+            SweepError::Interrupted,
+            RunError::Thread(text()).into(),
+        ];
+        assert_eq!(of(&run), [Blame::Run; 5]);
+        assert_eq!(of(&[RunError::Copy(1).into()]), [Blame::Host]);
+    }
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::sites::SiteError;
+use crate::blame::{Blame, Blamed};
 
 /// An image that cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -107,4 +108,52 @@ pub enum ImageError {
     /// The initrd does not fit.
     #[error("the initrd of {0} bytes does not fit into guest memory beside the kernel; use a larger --memory")]
     InitrdTooBig(usize),
+}
+
+impl Blamed for ImageError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Read { .. }
+            | Self::TooLarge { .. }
+            | Self::Unknown { .. }
+            | Self::NoEntry(_)
+            | Self::Header { .. }
+            | Self::TooBigForMemory { .. }
+            | Self::NoRoom(_)
+            | Self::Load { .. }
+            | Self::Ring { .. }
+            | Self::CmdlineTooLong { .. }
+            | Self::CmdlineNul
+            | Self::InitrdTooBig(_) => Blame::Usage,
+            Self::Sites { source, .. } => source.blame(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: an image that is none, reported as a guest that failed.
+    #[test]
+    fn an_image_is_the_users() {
+        let name = String::new;
+        let errors = [
+            ImageError::Read { what: "initrd", name: name(), source: io::Error::other("x") },
+            ImageError::TooLarge { what: "initrd", name: name(), limit: 1 },
+            ImageError::Unknown { name: name(), reason: name() },
+            ImageError::NoEntry(name()),
+            ImageError::Header { name: name(), format: "Multiboot", reason: name() },
+            ImageError::TooBigForMemory { name: name(), needed: 2, available: 1 },
+            ImageError::NoRoom(name()),
+            ImageError::Load { name: name(), reason: name() },
+            ImageError::Sites { name: name(), source: SiteError::Ragged(1) },
+            ImageError::Ring { name: name(), address: 1 },
+            ImageError::CmdlineTooLong { length: 2, most: 1 },
+            ImageError::CmdlineNul,
+            ImageError::InitrdTooBig(1),
+        ];
+        all_blame(Blame::Usage, errors);
+    }
 }

@@ -10,7 +10,10 @@ use guest_abi::sites::{Kind, PATCH, SITE_BYTES, Site};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::mem::ram::GuestRam;
+use crate::{
+    blame::{Blame, Blamed},
+    mem::ram::GuestRam,
+};
 
 /// More than any guest has; bounds the memory that a hostile image can make the VMM use.
 const MAX_SITES: usize = 65_536;
@@ -50,6 +53,19 @@ pub enum SiteError {
     /// Two sites share a byte.
     #[error("trap site {0:#x} overlaps the one before it")]
     Overlap(u64),
+}
+
+impl Blamed for SiteError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Ragged(_)
+            | Self::TooMany(_)
+            | Self::UnknownKind { .. }
+            | Self::OutsideMemory(_)
+            | Self::WrongBytes { .. }
+            | Self::Overlap(_) => Blame::Usage,
+        }
+    }
 }
 
 /// The guest's trap sites, by address.
@@ -190,6 +206,7 @@ impl Sites {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blame::tests::all_blame;
 
     fn section(entries: &[(u64, u32)]) -> Vec<u8> {
         entries
@@ -217,6 +234,21 @@ mod tests {
         sites.unpatch(&memory);
         memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
         assert_eq!(bytes, [0x0f, 0x31, 0x90, 0xcc, 0xcc]);
+    }
+
+    // Catches: an image or a snapshot with a bad table, reported as a guest that failed.
+    #[test]
+    fn a_table_is_the_users() {
+        let bytes = [0; 2];
+        let errors = [
+            SiteError::Ragged(1),
+            SiteError::TooMany(1),
+            SiteError::UnknownKind { address: 1, kind: 9 },
+            SiteError::OutsideMemory(1),
+            SiteError::WrongBytes { address: 1, kind: Kind::Rdtsc, expected: bytes, found: bytes },
+            SiteError::Overlap(1),
+        ];
+        all_blame(Blame::Usage, errors);
     }
 
     #[test]

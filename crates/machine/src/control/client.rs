@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::api::{Command, Snapshot};
 use super::socket;
+use crate::blame::{Blame, Blamed};
 
 /// How long to wait for the VM's answer, in seconds. It is long because a snapshot of a large guest to a slow disk is.
 const TIMEOUT_SECONDS: u64 = 120;
@@ -65,6 +66,17 @@ pub enum ClientError {
         /// The VM's reason.
         message: String,
     },
+}
+
+impl Blamed for ClientError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::NoSocket { .. } | Self::NobodyListens { .. } => Blame::Usage,
+            Self::Timeout { .. } | Self::Io { .. } | Self::Command(_) | Self::Answer { .. } | Self::Refused { .. } => {
+                Blame::Run
+            }
+        }
+    }
 }
 
 /// Sends `command` to the VM at `path` and waits for its answer, which is [`Value::Null`] if it has no body. A relative
@@ -164,6 +176,22 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: a command that the VM refused, reported as a wrong command line, or a wrong path that is not.
+    #[test]
+    fn a_path_without_a_vm_is_the_users() {
+        let path = || PathBuf::from("socket");
+        all_blame(Blame::Usage, [ClientError::NoSocket { path: path() }, ClientError::NobodyListens { path: path() }]);
+        let errors = [
+            ClientError::Timeout { path: path() },
+            ClientError::Io { path: path(), action: "read", source: io::Error::other("x") },
+            ClientError::Command(serde_json::Error::io(io::Error::other("x"))),
+            ClientError::Answer { path: path(), reason: String::new() },
+            ClientError::Refused { code: 400, message: String::new() },
+        ];
+        all_blame(Blame::Run, errors);
+    }
 
     /// The client's result if the server sends `answer` and closes.
     fn answered(answer: &'static [u8]) -> Result<Value, ClientError> {

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 
+use crate::blame::{Blame, Blamed};
+
 /// The longest path of a socket, in bytes. unix(7): sun_path has 108 with the terminating zero.
 pub(super) const PATH_BYTES: usize = 107;
 /// How many clients may wait to be accepted.
@@ -48,6 +50,14 @@ pub enum SocketError {
         /// What the host said.
         source: io::Error,
     },
+}
+
+impl Blamed for SocketError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::TooLong { .. } | Self::InUse { .. } | Self::NotASocket { .. } | Self::Io { .. } => Blame::Usage,
+        }
+    }
 }
 
 /// A listening socket and its file.
@@ -171,6 +181,20 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: a path that cannot be a socket, reported as a guest that failed.
+    #[test]
+    fn a_sockets_path_is_the_users() {
+        let path = || PathBuf::from("socket");
+        let errors = [
+            SocketError::TooLong { path: path() },
+            SocketError::InUse { path: path() },
+            SocketError::NotASocket { path: path() },
+            SocketError::Io { path: path(), action: "create it", source: io::Error::other("x") },
+        ];
+        all_blame(Blame::Usage, errors);
+    }
 
     fn place() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();

@@ -2,9 +2,12 @@
 
 use std::io;
 
-use crate::host::kick::TimerError;
+use crate::{
+    blame::{Blame, Blamed},
+    host::kick::TimerError,
+};
 
-/// The host cannot do what was asked: exit code 3.
+/// The host cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// `/dev/kvm` does not exist.
@@ -82,5 +85,60 @@ impl Error {
     /// For the ioctls that kvm-ioctls does not wrap.
     pub(super) fn last(call: &'static str) -> Self {
         Self::Call { call, source: io::Error::last_os_error() }
+    }
+}
+
+impl Blamed for HostError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::NoKvm | Self::Forbidden(_) | Self::Open(_) | Self::ApiVersion(_) | Self::MissingCapability { .. } => {
+                Blame::Host
+            }
+        }
+    }
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Host(error) => error.blame(),
+            Self::Call { .. } | Self::Memory { .. } | Self::MpState(_) | Self::Msr { .. } => Blame::Host,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blame::tests::all_blame;
+
+    fn io() -> io::Error {
+        io::Error::other("x")
+    }
+
+    fn host_errors() -> [HostError; 5] {
+        [
+            HostError::NoKvm,
+            HostError::Forbidden(io()),
+            HostError::Open(io()),
+            HostError::ApiVersion(13),
+            HostError::MissingCapability { name: "x", why: "y" },
+        ]
+    }
+
+    // Catches: a host without KVM, or whose KVM fails, reported as a wrong command line.
+    #[test]
+    fn kvm_is_the_hosts() {
+        all_blame(Blame::Host, host_errors());
+        all_blame(Blame::Host, host_errors().map(Error::from));
+        all_blame(
+            Blame::Host,
+            [
+                Error::Call { call: "KVM_RUN", source: io() },
+                Error::Memory { at: None, source: io() },
+                Error::MpState(9),
+                Error::Msr { index: 1, value: 2 },
+            ],
+        );
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use vmtime::{AdjustError, Khz, Length};
 
 use crate::{
+    blame::{Blame, Blamed},
     boot::{ImageError, sites::SiteError},
     devices::GuestExit,
     host::kick::TimerError,
@@ -103,7 +104,7 @@ pub enum Outcome {
     },
 }
 
-/// What can go wrong. See [`RunError::is_host`] for who is at fault.
+/// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// KVM or the host.
@@ -178,41 +179,90 @@ impl RunError {
     pub fn is_lost_memory(&self) -> bool {
         matches!(self, Self::Kvm(kvm::Error::Memory { .. }))
     }
-
-    /// The host cannot do it (exit code 3), rather than the user or the guest being wrong.
-    #[must_use]
-    pub fn is_host(&self) -> bool {
-        matches!(
-            self,
-            Self::Kvm(_)
-                | Self::HostLacks(_)
-                | Self::HostTsc(_)
-                | Self::Copy(_)
-                | Self::MissingFeatures(_)
-                | Self::Ram(RamError::Mapping { .. })
-        )
-    }
-
-    /// The command line is wrong (exit code 2).
-    #[must_use]
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Usage(_)
-                | Self::Cpus(_)
-                | Self::Ratio { .. }
-                | Self::Trace { .. }
-                | Self::Ram(RamError::Size(_))
-                | Self::Image(_)
-                | Self::BadState(_)
-                | Self::Adjust(_)
-                | Self::Sites(_)
-        )
-    }
 }
 
 impl From<HostError> for RunError {
     fn from(error: HostError) -> Self {
         Self::Kvm(error.into())
+    }
+}
+
+impl Blamed for RunError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Kvm(error) => error.blame(),
+            Self::Image(error) => error.blame(),
+            Self::Ram(error) => error.blame(),
+            Self::Sites(error) => error.blame(),
+            Self::Adjust(error) => error.blame(),
+            Self::Usage(_) | Self::BadState(_) | Self::Trace { .. } | Self::Cpus(_) | Self::Ratio { .. } => {
+                Blame::Usage
+            }
+            Self::HostLacks(_) | Self::HostTsc(_) | Self::MissingFeatures(_) | Self::Copy(_) => Blame::Host,
+            Self::Thread(_) => Blame::Run,
+        }
+    }
+}
+
+/// The numbers come from a snapshot and from --downtime-length.
+impl Blamed for AdjustError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::BeforePage { .. }
+            | Self::Contradiction { .. }
+            | Self::VmTimeOverflow { .. }
+            | Self::TscOverflow { .. } => Blame::Usage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmtime::{GuestTsc, VmTime};
+
+    use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: exit code 2 where the host lacks something, and exit code 3 where the flags are wrong.
+    #[test]
+    fn each_error_of_a_run_has_its_blame() {
+        let khz = Khz::MIN;
+        let text = || "x".to_owned();
+        let usage: [RunError; 9] = [
+            ImageError::CmdlineNul.into(),
+            RamError::Size(1).into(),
+            SiteError::Ragged(1).into(),
+            AdjustError::Contradiction { vm: VmTime(1), page: VmTime(2) }.into(),
+            RunError::Usage(text()),
+            RunError::BadState(text()),
+            RunError::Trace { path: text(), source: std::io::Error::other("x") },
+            RunError::Cpus(0),
+            RunError::Ratio { wanted: khz, present: khz },
+        ];
+        all_blame(Blame::Usage, usage);
+        let host: [RunError; 7] = [
+            HostError::NoKvm.into(),
+            kvm::Error::MpState(9).into(),
+            RamError::Mapping { bytes: 1, reason: text() }.into(),
+            RunError::HostLacks(text()),
+            RunError::HostTsc(0),
+            RunError::MissingFeatures(vec![text()]),
+            RunError::Copy(1),
+        ];
+        all_blame(Blame::Host, host);
+        all_blame(Blame::Run, [RunError::Thread(text())]);
+    }
+
+    // Catches: a snapshot whose clock contradicts itself, reported as a guest that failed.
+    #[test]
+    fn a_saved_clock_is_the_users() {
+        let (tsc, vm) = (GuestTsc(1), VmTime(1));
+        let errors = [
+            AdjustError::BeforePage { tsc, base: tsc },
+            AdjustError::Contradiction { vm, page: vm },
+            AdjustError::VmTimeOverflow { vm, downtime_ns: 1 },
+            AdjustError::TscOverflow { tsc, downtime_ns: 1, khz: Khz::MIN },
+        ];
+        all_blame(Blame::Usage, errors);
     }
 }

@@ -7,6 +7,8 @@ use vm_memory::{
     bitmap::{AtomicBitmap, BS, Bitmap, NewBitmap, WithBitmapSlice},
 };
 
+use crate::blame::{Blame, Blamed};
+
 /// Guest RAM.
 pub type GuestRam = GuestMemoryMmap<WriteLog>;
 /// One region of it.
@@ -33,6 +35,15 @@ pub enum RamError {
         /// Why mmap failed.
         reason: String,
     },
+}
+
+impl Blamed for RamError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Size(_) => Blame::Usage,
+            Self::Mapping { .. } => Blame::Host,
+        }
+    }
 }
 
 /// The log of the VMM's writes into `region`.
@@ -117,6 +128,14 @@ mod tests {
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: a size that no VM can have, reported as a host that lacks memory, and the other way round.
+    #[test]
+    fn a_size_is_the_users_and_memory_the_hosts() {
+        all_blame(Blame::Usage, [RamError::Size(1)]);
+        all_blame(Blame::Host, [RamError::Mapping { bytes: 1, reason: String::new() }]);
+    }
 
     // Catches: a way to write guest memory that is not logged, or a page that `take` returns twice.
     #[test]

@@ -10,16 +10,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{host::exit::exit_at_once, say};
+use crate::{blame::Blame, host::exit::exit_at_once, say};
 
 /// How long an end may take.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// The session is over: what follows is no more than a few writes.
 static OVER: AtomicBool = AtomicBool::new(false);
-
-/// The exit code of an end that was forced.
-const FORCED: u8 = 1;
 
 /// Ends the process if the session is not over soon.
 pub(super) fn soon() {
@@ -39,7 +36,7 @@ pub(super) fn soon() {
 
 /// Ends the process. Nothing is cleaned up or waited for.
 pub(super) fn at_once() -> ! {
-    exit_at_once(FORCED)
+    exit_at_once(Blame::Run.exit_code())
 }
 
 /// The session is over.

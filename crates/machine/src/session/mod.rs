@@ -6,6 +6,7 @@
 
 mod console;
 mod ending;
+mod error;
 mod helper_threads;
 mod memory_verification;
 mod save;
@@ -20,11 +21,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmtime::{Khz, VmTime};
 
 use self::{
+    error::events,
     helper_threads::{Duties, HelperThreads},
     memory_verification::MemoryVerification,
 };
 use crate::{
-    control::{Answer, ApiError, Command, ControlServer, Handler, Reply, SocketError},
+    control::{Answer, ApiError, Command, ControlServer, Handler, Reply},
     machine::{
         Machine,
         audit::{Summary, TimerSummary},
@@ -35,8 +37,9 @@ use crate::{
         sched::mailbox::Mailbox,
     },
     output::{AT_END, AT_REQUESTED_END, Patience},
-    snapshot::{Pager, SnapshotError},
+    snapshot::Pager,
 };
+pub use error::SessionError;
 pub use signals::block as block_signals;
 pub use worker::Request;
 
@@ -121,33 +124,6 @@ pub struct Report {
     pub host_stops: u64,
     /// Whether the trace is whole.
     pub trace: Result<(), RunError>,
-}
-
-/// What can go wrong with a session.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The machine.
-    #[error(transparent)]
-    Run(#[from] RunError),
-    /// Saving it.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// The memory that it was restored with is not what was saved.
-    #[error(transparent)]
-    Damaged(SnapshotError),
-    /// The control socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The event loop.
-    #[error("the event loop failed: {0}")]
-    Events(String),
-    /// A thread is gone without a word, or the machine is.
-    #[error("a thread ended unexpectedly")]
-    Lost,
-}
-
-fn events(error: impl std::fmt::Display) -> SessionError {
-    SessionError::Events(error.to_string())
 }
 
 type Inbox = Arc<Mailbox<Request>>;

@@ -180,7 +180,7 @@ fn refusal(error: &SessionError) -> ApiError {
         SessionError::Snapshot(SnapshotError::Directory(
             DirectoryError::NoName { .. } | DirectoryError::NotEmpty { .. } | DirectoryError::NotADirectory { .. },
         )) => ApiError::BadRequest(message),
-        SessionError::Snapshot(SnapshotError::Chain(reason)) if reason.is_usage() => ApiError::BadRequest(message),
+        SessionError::Snapshot(SnapshotError::Chain(reason)) if reason.refuses_save() => ApiError::BadRequest(message),
         _ => ApiError::Internal(message),
     }
 }

@@ -11,6 +11,7 @@ use super::{
     save::Save,
 };
 use crate::{
+    blame::{Blame, Blamed},
     control::{
         Answer, ApiError, Command, Reply, Status,
         api::{self, RunState},
@@ -370,7 +371,10 @@ fn after(now: VmTime, length: Duration) -> VmTime {
 }
 
 fn refusal(error: &RunError) -> ApiError {
-    if error.is_usage() { ApiError::BadRequest(error.to_string()) } else { ApiError::Internal(error.to_string()) }
+    match error.blame() {
+        Blame::Usage => ApiError::BadRequest(error.to_string()),
+        Blame::Run | Blame::Host => ApiError::Internal(error.to_string()),
+    }
 }
 
 fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {

@@ -1,5 +1,6 @@
 //! The snapshot's directory: created completely or not at all; its files are not trusted when they are opened.
 
+mod error;
 mod temporary;
 
 use std::ffi::OsStr;
@@ -8,8 +9,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub use self::error::DirectoryError;
 use self::temporary::Temporary;
-use super::container::{ContainerError, MAX_STATE_BYTES, StateReader};
+use super::container::{MAX_STATE_BYTES, StateReader};
 use crate::host::regular_file;
 
 /// The file with the sections.
@@ -20,55 +22,6 @@ pub const MEMORY_FILE: &str = "memory";
 /// The most memory that is reserved before a `state` file is read, in bytes. That of a VM with a few vCPUs is then read
 /// at once.
 const STATE_BYTES_AT_ONCE: u64 = 1 << 20;
-
-/// Why a snapshot's directory was not created or not opened.
-#[derive(Debug, thiserror::Error)]
-pub enum DirectoryError {
-    /// A path such as `/` or `..`, which nothing can be renamed to.
-    #[error("snapshot directory {}: give the name of a directory to create", dir.display())]
-    NoName {
-        /// The path.
-        dir: PathBuf,
-    },
-    /// The directory exists and is not empty.
-    #[error("snapshot directory {} exists and is not empty: remove it or choose another name", dir.display())]
-    NotEmpty {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// The path exists and is not a directory.
-    #[error("snapshot directory {} exists and is not a directory: remove it or choose another name", dir.display())]
-    NotADirectory {
-        /// The path.
-        dir: PathBuf,
-    },
-    /// A system call failed.
-    #[error("snapshot: cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// The path that it was tried on.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// A file of the snapshot is a directory, a pipe or a device.
-    #[error("snapshot file {} is {kind}, not a regular file", path.display())]
-    NotAFile {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// The `state` file is not usable.
-    #[error("snapshot file {}: {source}", path.display())]
-    State {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: ContainerError,
-    },
-}
 
 /// Makes the snapshot `dir`: `write` fills a temporary directory beside it, which becomes `dir` by a rename once all of
 /// it is on the disk. `dir` must be absent or an empty directory, which is then replaced. Only its owner can enter the
@@ -203,7 +156,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::snapshot::{SnapshotError, StateWriter};
+    use crate::snapshot::{ContainerError, SnapshotError, StateWriter};
 
     fn write_both(temporary: &Path) -> Result<(), SnapshotError> {
         let mut state = StateWriter::new();

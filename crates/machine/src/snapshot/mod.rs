@@ -26,6 +26,11 @@ pub use directory::{DirectoryError, MEMORY_FILE, STATE_FILE};
 pub use memory::{MemoryError, MemoryLayout, RegionLayout};
 pub use pager::Pager;
 
+use crate::{
+    blame::{Blame, Blamed},
+    machine::error::RunError,
+};
+
 /// Anything that can go wrong with a snapshot's files.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -46,5 +51,49 @@ pub enum SnapshotError {
     Paging(std::io::Error),
     /// The machine's state cannot be read from KVM.
     #[error(transparent)]
-    Run(#[from] crate::machine::error::RunError),
+    Run(#[from] RunError),
+}
+
+/// For a snapshot that is read, which the user named. For one that a session writes, see the implementation for
+/// [`SessionError`](crate::session::SessionError).
+impl Blamed for SnapshotError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Container(error) => error.blame(),
+            Self::Memory(error) => error.blame(),
+            Self::Chain(error) => error.blame(),
+            Self::Directory(error) => error.blame(),
+            Self::Paging(_) => Blame::Usage,
+            Self::Run(error) => error.blame(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{blame::tests::all_blame, mem::ram::RamError};
+
+    /// Errors of the files alone, apart from those of the directory.
+    pub(crate) fn file_errors() -> [SnapshotError; 4] {
+        [
+            ContainerError::NotASnapshot.into(),
+            MemoryError::Cancelled.into(),
+            ChainError::NeverSaved.into(),
+            SnapshotError::Paging(io::Error::other("x")),
+        ]
+    }
+
+    // Catches: a wrapper that changes the blame, such as a host that lacks memory for a snapshot reported as a bad snapshot.
+    #[test]
+    fn a_snapshot_is_the_users_and_a_wrapped_error_keeps_its_blame() {
+        all_blame(Blame::Usage, file_errors());
+        all_blame::<SnapshotError>(Blame::Usage, [DirectoryError::NoName { dir: "/".into() }.into()]);
+        let run = |error: RunError| [SnapshotError::Run(error)];
+        all_blame(Blame::Host, run(RamError::Mapping { bytes: 1, reason: String::new() }.into()));
+        all_blame(Blame::Usage, run(RunError::Usage(String::new())));
+        all_blame(Blame::Run, run(RunError::Thread(String::new())));
+    }
 }

@@ -13,16 +13,15 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context, Result};
 use guest_image::GUEST_ELF;
 use judgement::Verdict;
 use lab::report::timeline::Timeline;
-use machine::{TimeMode, audit::Summary};
+use machine::{TimeMode, audit::Summary, blame::Blame};
 use serde::{Deserialize, Serialize};
 
 use super::{
     args::Run,
-    exit::{Failed, HostCannot, Usage},
+    exit::{Error, OrFailed, Result},
     output::{self, Results},
     progress::Progress,
     run_files::read as read_traces,
@@ -95,11 +94,11 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
     let results = Results::open(&args.session.report, &args.session.cases)?;
     if args.json && results.use_stdout() {
-        return Err(Usage("--json is on standard output: give the others a file".to_owned()).into());
+        return Err(Error::usage("--json is on standard output: give the others a file"));
     }
-    let work = tempfile::tempdir().context("cannot make a directory for the snapshots")?;
+    let work = tempfile::tempdir().or_failed(|| "cannot make a directory for the snapshots")?;
     let guest = work.path().join("guest.bin");
-    std::fs::write(&guest, GUEST_ELF).with_context(|| format!("cannot write {}", guest.display()))?;
+    std::fs::write(&guest, GUEST_ELF).or_failed(|| format!("cannot write {}", guest.display()))?;
 
     let mut progress = Progress::new(" VMs");
     let steps = u64::try_from(CLOCKEVENTS.len() * (1 + TARGETS.len())).unwrap_or(0);
@@ -138,7 +137,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
             });
             step();
         }
-        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        std::fs::remove_dir_all(&dir).or_failed(|| format!("cannot remove {}", dir.display()))?;
     }
     progress.finish();
 
@@ -150,7 +149,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
         table::text(&rows, time).print()?;
     }
     results.write(|| report::page(&rows, time), || report::suite(&rows))?;
-    if ok { Ok(ExitCode::SUCCESS) } else { Err(Failed("the demonstration did not go as it should".to_owned()).into()) }
+    if ok { Ok(ExitCode::SUCCESS) } else { Err(Error::failed("the demonstration did not go as it should")) }
 }
 
 fn boot_and_save(
@@ -164,7 +163,7 @@ fn boot_and_save(
     let cmdline = format!("clockevent={clockevent} hz={HZ} count={COUNT}");
     let khz = BASE_KHZ.to_string();
     let summary = dir.with_extension("json");
-    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    let mut command = Command::new(std::env::current_exe().or_failed(|| "cannot find this program")?);
     command.arg("--guest").arg(guest).args(["--cmdline", &cmdline, "--memory", "16M"]);
     command.args(["--time", time.as_str(), "--tsc", "trapped", "--tsc-khz", &khz]);
     command.args(["--save-at", SAVE_AT, "--save-to"]).arg(dir);
@@ -173,7 +172,7 @@ fn boot_and_save(
 
 fn restore(dir: &Path, khz: u32, work: &Path, trace: Option<&Path>, args: &Run) -> Result<SummaryFile> {
     let summary = work.join("restored.json");
-    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    let mut command = Command::new(std::env::current_exe().or_failed(|| "cannot find this program")?);
     command.arg("restore").arg(dir).args(["--tsc", "trapped", "--tsc-khz", &khz.to_string()]);
     child(command, &summary, trace, args)
 }
@@ -188,12 +187,13 @@ fn child(mut command: Command, summary: &Path, trace: Option<&Path>, args: &Run)
     }
     // What is wrong with the ticks is judged here.
     command.args(["--fail-on", "none", "--summary"]).arg(summary).stdin(Stdio::null());
-    let output = command.output().context("cannot start this program again")?;
+    let output = command.output().or_failed(|| "cannot start this program again")?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let last = stderr.lines().last().unwrap_or("no message").trim_start_matches("vmm: ").to_owned();
-        return Err(if output.status.code() == Some(3) { HostCannot(last).into() } else { Failed(last).into() });
+        let cannot = output.status.code() == Some(Blame::Host.exit_code().into());
+        return Err(Error::new(if cannot { Blame::Host } else { Blame::Run }, last));
     }
-    let text = std::fs::read_to_string(summary).with_context(|| format!("cannot read {}", summary.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("cannot understand {}", summary.display()))
+    let text = std::fs::read_to_string(summary).or_failed(|| format!("cannot read {}", summary.display()))?;
+    serde_json::from_str(&text).or_failed(|| format!("cannot understand {}", summary.display()))
 }

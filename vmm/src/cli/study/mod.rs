@@ -4,7 +4,6 @@ mod tables;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use lab::{
     report,
     study::{self, SCHEMA, Study as Studied},
@@ -13,6 +12,7 @@ use machine::HostEnvironment;
 use vmtime::DeadlinePolicy;
 
 use super::{
+    exit::Result,
     output::{self, OutFile},
     sweep::{CANCEL, wait_for_signals},
     sweep_args::{Study, StudyPart},

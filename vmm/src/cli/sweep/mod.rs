@@ -11,12 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
 use guest_image::GUEST_ELF;
 use lab::{
     report::{self, cases::Suite},
     sweep::{
-        self, Depth, Options, Ratio, SweepError, merge,
+        self, Depth, Options, Ratio, merge,
         result::{Findings, Target},
     },
 };
@@ -28,7 +27,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::{
     args::OnOff,
-    exit::{Failed, Usage},
+    exit::{Error, OrFailed, Result},
     output::{self, CaseFiles, OutFile, ReportFile, Results},
     progress::Progress,
     sweep_args::{Output, Sweep, SweepCommand},
@@ -102,7 +101,7 @@ pub static CANCEL: AtomicBool = AtomicBool::new(false);
 /// Call before any thread is started: they inherit the mask.
 pub fn wait_for_signals() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-    signals.thread_block().context("cannot block signals")?;
+    signals.thread_block().or_failed(|| "cannot block signals")?;
     let wait = move || {
         // Some programs signal the process and its group: that is one wish.
         const ONE_WISH: Duration = Duration::from_secs(1);
@@ -114,7 +113,7 @@ pub fn wait_for_signals() -> Result<()> {
             }
         }
     };
-    thread::Builder::new().name("signals".to_owned()).spawn(wait).context("cannot start a thread")?;
+    thread::Builder::new().name("signals".to_owned()).spawn(wait).or_failed(|| "cannot start a thread")?;
     Ok(())
 }
 
@@ -137,9 +136,9 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
 
 fn verdict(findings: &Findings) -> Result<ExitCode> {
     if !findings.complete {
-        return Err(Failed("the sweep was interrupted".to_owned()).into());
+        return Err(Error::failed("the sweep was interrupted"));
     }
-    if findings.is_good() { Ok(ExitCode::SUCCESS) } else { Err(Failed(table::in_a_word(findings)).into()) }
+    if findings.is_good() { Ok(ExitCode::SUCCESS) } else { Err(Error::failed(table::in_a_word(findings))) }
 }
 
 fn replay(args: &Sweep) -> Result<ExitCode> {
@@ -151,17 +150,17 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     ];
     if let Some((flag, _)) = files.into_iter().find(|(_, path)| path.is_some()) {
         let why = format!("--{flag} is for a whole sweep: with --point, what that one point did is in its --trace");
-        return Err(Usage(why).into());
+        return Err(Error::usage(why));
     }
     if args.ratio.len() > 1 {
-        return Err(Usage(format!("--point tries one ratio, and --ratio names {}: name one", args.ratio.len())).into());
+        return Err(Error::usage(format!("--point tries one ratio, and --ratio names {}: name one", args.ratio.len())));
     }
     let (image, options) = (image(args)?, options(args));
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
-    let ratio = options.ratios.first().ok_or_else(|| Usage("--ratio: name one".to_owned()))?;
+    let ratio = options.ratios.first().ok_or_else(|| Error::usage("--ratio: name one"))?;
     if (args.point.len() == 2) != (options.depth != Depth::One) {
-        return Err(Usage("--point K is for --depth 1, --point K,J for --depth 2".to_owned()).into());
+        return Err(Error::usage("--point K is for --depth 1, --point K,J for --depth 2"));
     }
     let target = Target { ratio: ratio.text.clone(), tsc_khz: ratio.of(options.khz)? };
     let (trace, quiet) = match &args.trace {
@@ -176,7 +175,11 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
         text.print()?;
     }
     if replay.outcome.verdict.is_bad() {
-        return Err(Failed(format!("point {}: {}", table::numbers(&replay.at), replay.outcome.verdict.as_str())).into());
+        return Err(Error::failed(format!(
+            "point {}: {}",
+            table::numbers(&replay.at),
+            replay.outcome.verdict.as_str()
+        )));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -192,19 +195,19 @@ fn merge_files(
 ) -> Result<ExitCode> {
     let results = Files::open(output, report, cases)?;
     let shards: Vec<(String, Findings)> = files.iter().map(|path| read(path)).collect::<Result<_>>()?;
-    let findings = merge::merge(shards).map_err(|error| Usage(error.to_string()))?;
+    let findings = merge::merge(shards)?;
     results.write(&findings)?;
     verdict(&findings)
 }
 
 fn read(path: &Path) -> Result<(String, Findings)> {
     let name = path.display().to_string();
-    let (file, bytes) = regular_file::open_regular(path).map_err(|error| Usage(format!("{name}: {error}")))?;
+    let (file, bytes) = regular_file::open_regular(path).map_err(|error| Error::usage(format!("{name}: {error}")))?;
     if bytes > MAX_RESULT_BYTES {
-        return Err(Usage(format!("{name}: larger than {MAX_RESULT_BYTES} bytes, which no result is")).into());
+        return Err(Error::usage(format!("{name}: larger than {MAX_RESULT_BYTES} bytes, which no result is")));
     }
     let findings = serde_json::from_reader(io::BufReader::new(file))
-        .map_err(|error| Usage(format!("{name} is not the result of a sweep: {error}")))?;
+        .map_err(|error| Error::usage(format!("{name} is not the result of a sweep: {error}")))?;
     Ok((name, findings))
 }
 
@@ -231,18 +234,5 @@ impl Files {
         self.results.write(page, || Suite::of_sweep(findings))?;
         // Last: nobody loses a file because nobody reads the table.
         if quiet { Ok(()) } else { table::text(findings).print() }
-    }
-}
-
-/// What a sweep's error is to the user.
-pub fn is_usage(error: &SweepError) -> bool {
-    match error {
-        SweepError::Usage(_) | SweepError::NoSymbol(_) | SweepError::SeveralSymbols { .. } => true,
-        SweepError::TooLong { .. } => true,
-        SweepError::Run(_)
-        | SweepError::GuestEnded { .. }
-        | SweepError::NotBack(_)
-        | SweepError::Worker(_)
-        | SweepError::Interrupted => false,
     }
 }

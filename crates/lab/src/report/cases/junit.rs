@@ -1,5 +1,6 @@
 //! JUnit XML, as CI servers read it. Without times: the same results give the same bytes.
 
+use machine::blame::{Blame, Blamed};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Case, Suite};
@@ -8,6 +9,12 @@ use super::{Case, Suite};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write JUnit XML: {0}")]
 pub struct JunitError(String);
+
+impl Blamed for JunitError {
+    fn blame(&self) -> Blame {
+        Blame::Run
+    }
+}
 
 impl Suite {
     /// As JUnit XML.

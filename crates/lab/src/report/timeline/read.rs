@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead, Read},
 };
 
+use machine::blame::{Blame, Blamed};
 use serde::Deserialize;
 use vlapic::Armed;
 use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, PageClock, VmTime};
@@ -38,6 +39,15 @@ pub enum TraceError {
         /// Its number, from 1.
         line: u64,
     },
+}
+
+impl Blamed for TraceError {
+    fn blame(&self) -> Blame {
+        match self {
+            // The trace is one that a run has just written.
+            Self::Io(_) | Self::Line { .. } | Self::LongLine { .. } => Blame::Run,
+        }
+    }
 }
 
 /// The fields of a line that are used. The trace may be of any version of `vmm`: unknown events and fields are skipped.
@@ -166,6 +176,15 @@ fn take_matched(injected: &mut Unmatched, host_ns: u64) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Catches: a trace of our own that cannot be read, reported as a wrong command line.
+    #[test]
+    fn a_trace_is_the_runs() {
+        let source = serde_json::from_str::<u8>("x").unwrap_err();
+        let errors =
+            [io::Error::other("x").into(), TraceError::Line { line: 1, source }, TraceError::LongLine { line: 1 }];
+        assert!(errors.iter().all(|error| error.blame() == Blame::Run));
+    }
 
     fn timeline(lines: &[String]) -> Result<Timeline, TraceError> {
         let mut timeline = Timeline::default();

@@ -142,7 +142,7 @@ impl HostEnvironment {
     /// Opens this host.
     ///
     /// # Errors
-    /// [`RunError`] with [`RunError::is_host`].
+    /// [`RunError::Kvm`]: this host offers no usable KVM.
     pub fn open(emulated: Option<EmulatedHost>) -> Result<Self, RunError> {
         let mut host = Host::open()?;
         if emulated == Some(EmulatedHost::NoXsave) {

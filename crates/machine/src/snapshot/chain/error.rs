@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use super::MAX_LAYERS;
-use crate::snapshot::SnapshotError;
+use crate::{
+    blame::{Blame, Blamed},
+    snapshot::SnapshotError,
+};
 
 /// Why a chain cannot be followed, or a snapshot of changes cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -85,12 +88,65 @@ pub enum ChainError {
 }
 
 impl ChainError {
-    /// Whether the request is wrong, and not a snapshot.
+    /// Whether a save was refused because the request cannot be met, such as one with a base that does not fit. A client of
+    /// the control socket then gets status 400, not 500.
     #[must_use]
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::NotTracked | Self::NeverSaved | Self::NotLatest { .. } | Self::Full { .. } | Self::Path { .. }
-        )
+    pub fn refuses_save(&self) -> bool {
+        match self {
+            Self::NotTracked | Self::NeverSaved | Self::NotLatest { .. } | Self::Full { .. } | Self::Path { .. } => {
+                true
+            }
+            Self::Base { .. }
+            | Self::WrongBase { .. }
+            | Self::TooLong { .. }
+            | Self::Pages { .. }
+            | Self::Layers { .. } => false,
+        }
+    }
+}
+
+impl Blamed for ChainError {
+    fn blame(&self) -> Blame {
+        match self {
+            // Also where the base fails for another reason: the snapshot that the user named cannot be restored.
+            Self::Base { .. }
+            | Self::WrongBase { .. }
+            | Self::TooLong { .. }
+            | Self::Pages { .. }
+            | Self::Layers { .. }
+            | Self::NotTracked
+            | Self::NeverSaved
+            | Self::NotLatest { .. }
+            | Self::Full { .. }
+            | Self::Path { .. } => Blame::Usage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{blame::tests::all_blame, machine::error::RunError};
+
+    // Catches: exit code 1 for a broken chain, and HTTP status 500 for a base that does not fit.
+    #[test]
+    fn a_chain_is_the_users() {
+        let path = || PathBuf::from("snapshot");
+        let damaged = [
+            ChainError::Base { dir: path(), source: Box::new(RunError::HostTsc(0).into()) },
+            ChainError::WrongBase { dir: path(), base: path() },
+            ChainError::TooLong { dir: path() },
+            ChainError::Pages { dir: path(), reason: String::new() },
+            ChainError::Layers { dir: path(), layers: 2, found: 1 },
+        ];
+        let refused = [
+            ChainError::NotTracked,
+            ChainError::NeverSaved,
+            ChainError::NotLatest { base: path() },
+            ChainError::Full { base: path() },
+            ChainError::Path { base: path(), reason: String::new() },
+        ];
+        assert!(!damaged.iter().any(ChainError::refuses_save) && refused.iter().all(ChainError::refuses_save));
+        all_blame(Blame::Usage, damaged.into_iter().chain(refused));
     }
 }

@@ -1,6 +1,7 @@
 //! What can be wrong with a `state` file.
 
 use super::{FORMAT_VERSION, MAX_SECTIONS, MAX_STATE_BYTES, NAME_BYTES};
+use crate::blame::{Blame, Blamed};
 
 /// Why a `state` file was refused, or could not be made. The caller that has read the file adds its path.
 #[derive(Debug, thiserror::Error)]
@@ -116,4 +117,61 @@ pub enum ContainerError {
         /// The name.
         name: &'static str,
     },
+}
+
+impl Blamed for ContainerError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::NotASnapshot
+            | Self::Format { .. }
+            | Self::TooLarge { .. }
+            | Self::SectionTooLarge { .. }
+            | Self::TooManySections { .. }
+            | Self::Truncated { .. }
+            | Self::BadName { .. }
+            | Self::Damaged { .. }
+            | Self::Duplicate { .. }
+            | Self::Trailing { .. }
+            | Self::Missing { .. }
+            | Self::Unknown { .. }
+            | Self::SectionVersion { .. }
+            | Self::Decode { .. }
+            | Self::Encode { .. }
+            | Self::UnusableName { .. } => Blame::Usage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::Error as _;
+
+    use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: a damaged snapshot reported as a guest that failed.
+    #[test]
+    fn a_state_file_is_the_users() {
+        let name = || "cpus".to_owned();
+        let json = || serde_json::Error::custom("x");
+        let errors = [
+            ContainerError::NotASnapshot,
+            ContainerError::Format { found: 1 },
+            ContainerError::TooLarge { bytes: 1 },
+            ContainerError::SectionTooLarge { name: name(), bytes: 2, most: 1 },
+            ContainerError::TooManySections { found: 1 },
+            ContainerError::Truncated { what: name(), needed: 2, left: 1 },
+            ContainerError::BadName { index: 0 },
+            ContainerError::Damaged { name: name() },
+            ContainerError::Duplicate { name: name() },
+            ContainerError::Trailing { bytes: 1 },
+            ContainerError::Missing { name: "cpus" },
+            ContainerError::Unknown { names: name() },
+            ContainerError::SectionVersion { name: name(), found: 2, supported: 1 },
+            ContainerError::Decode { name: name(), source: json() },
+            ContainerError::Encode { name: "cpus", source: json() },
+            ContainerError::UnusableName { name: "" },
+        ];
+        all_blame(Blame::Usage, errors);
+    }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use vm_memory::{GuestMemoryError, GuestRegionCollectionError};
 
+use crate::blame::{Blame, Blamed};
+
 /// Why guest RAM was not saved or not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -72,4 +74,44 @@ pub enum MemoryError {
     /// The regions cannot be put together.
     #[error("guest memory cannot be made from the snapshot: {0}")]
     Regions(#[from] GuestRegionCollectionError),
+}
+
+impl Blamed for MemoryError {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Cancelled
+            | Self::Layout { .. }
+            | Self::Truncated { .. }
+            | Self::TooLong { .. }
+            | Self::Damaged { .. }
+            | Self::Io { .. }
+            | Self::Lost { .. }
+            | Self::Guest { .. }
+            | Self::Regions(_) => Blame::Usage,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blame::tests::all_blame;
+
+    // Catches: a damaged memory file reported as a guest that failed.
+    #[test]
+    fn a_memory_file_is_the_users() {
+        let path = || PathBuf::from("memory");
+        let errors = [
+            MemoryError::Cancelled,
+            MemoryError::Layout { reason: String::new() },
+            MemoryError::Truncated { path: path(), found: 1, expected: 2 },
+            MemoryError::TooLong { path: path(), found: 2, expected: 1 },
+            MemoryError::Damaged { path: path() },
+            MemoryError::Io { path: path(), action: "read", source: io::Error::other("x") },
+            MemoryError::Lost { path: path(), reason: String::new() },
+            MemoryError::Guest { address: 1, source: GuestMemoryError::InvalidBackendAddress },
+            MemoryError::Regions(GuestRegionCollectionError::NoMemoryRegion),
+        ];
+        all_blame(Blame::Usage, errors);
+    }
 }
