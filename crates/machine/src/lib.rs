@@ -25,9 +25,7 @@ pub use machine::{
     record,
     record::counters::Costs,
     resume::Migration,
-    sched, shared,
-    shared::Shared,
-    state,
+    sched, state,
     stepper::{Came, Place, Stepper},
     vcpu,
     vcpu::{

@@ -3,7 +3,6 @@
 use std::{sync::atomic::AtomicBool, time::Duration};
 
 use guest_abi::report::Header;
-use machine::shared::lock;
 use machine::{
     Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, TraceTo, audit::Handled, boot::Image, output::AT_END,
 };
@@ -85,8 +84,7 @@ impl Experiment {
                     .to_owned(),
             ));
         }
-        let clocks =
-            ClockHistory { before: Vec::new(), now: *lock(&walk.stepper.machine().shared().clock).reference() };
+        let clocks = ClockHistory { before: Vec::new(), now: walk.stepper.machine().reference() };
         let Outcome { early_wakes, late_ns, .. } =
             experiment.measure.verdict(&ticks, &clocks, Counted::default(), Finish::Handled);
         experiment.baseline = Baseline { late_ns: late_ns.unwrap_or(0), early_wakes, period_ns };
@@ -129,7 +127,7 @@ impl Experiment {
     /// Runs until every ticking CPU has handled its ticks, the patience is over, or a storm is seen.
     fn run_on(&self, walk: &mut Walk) -> Result<Run, SweepError> {
         let targets = self.targets(walk);
-        let now = lock(&walk.stepper.machine().shared().clock).now(0).vm;
+        let now = walk.stepper.machine().vm_time();
         let limit = VmTime(now.0.saturating_add(nanoseconds(self.patience)));
         let interrupts = |machine: &Machine| -> u64 {
             (0..targets.len()).map(|cpu| machine.timer_interrupts(cpu)).fold(0, u64::saturating_add)
@@ -141,7 +139,7 @@ impl Experiment {
             // Storm first: early wakes without end complete no tick, so that the ticks below would never come.
             let count = interrupts(machine);
             if count != so_far {
-                let vm = lock(&machine.shared().clock).now(0).vm;
+                let vm = machine.vm_time();
                 in_a_row = if vm.0.saturating_sub(last_vm.0) <= STORM_GAP_NS { in_a_row.saturating_add(1) } else { 0 };
                 (so_far, last_vm) = (count, vm);
                 storm = in_a_row >= storm_at;
@@ -192,7 +190,7 @@ impl Attempt {
     /// Begins at a point, before its migration.
     pub(super) fn begin(walk: &mut Walk) -> Self {
         drop(walk.take_handled());
-        let now = *lock(&walk.stepper.machine().shared().clock).reference();
+        let now = walk.stepper.machine().reference();
         Self { clocks: ClockHistory { before: Vec::new(), now }, before: headers(walk), ticks: Vec::new() }
     }
 
@@ -206,7 +204,7 @@ impl Attempt {
         self.collect(walk);
         let before = walk.stepper.migrate(&Policies { khz: Some(khz), ..experiment.policies })?;
         self.clocks.before.push(before);
-        self.clocks.now = *lock(&walk.stepper.machine().shared().clock).reference();
+        self.clocks.now = walk.stepper.machine().reference();
         Ok(())
     }
 
@@ -313,6 +311,6 @@ pub fn replay(
         None => attempt.finish(&experiment, &mut walk)?,
     };
     let machine = walk.stepper.into_machine()?;
-    machine.shared().trace.finish(AT_END)?;
+    machine.finish_trace(AT_END)?;
     Ok(Replay { at: at.to_vec(), target: target.clone(), outcome, code })
 }

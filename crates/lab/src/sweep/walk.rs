@@ -223,7 +223,7 @@ impl Walk {
         self.track.kind = Every::Instruction;
         if let Some(rip) = self.track.rip.get_mut(cpu) {
             if place.operations != operations {
-                let read = self.stepper.machine().shared().sites.at(*rip) == Some(Kind::Rdtsc);
+                let read = self.stepper.machine().patched_site(*rip) == Some(Kind::Rdtsc);
                 self.track.kind = if read { Every::Read } else { Every::Exit };
             }
             *rip = place.rip;

@@ -1,6 +1,6 @@
 //! A whole machine, made: booted from an image, or restored from saved state.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use guest_abi::sites::Kind;
 use kvm_pv::WallRegistration;
@@ -15,6 +15,7 @@ use super::{
         source::{Chosen, SourceChoice, TscSource},
     },
     error::RunError,
+    lock::Ranked,
     outputs::{self, Outputs},
     paused::{BootTime, Paused},
     record::{counters::Counters, trace::Trace},
@@ -244,13 +245,15 @@ impl Parts {
         let Self { clock, devices, wall, memory, sites, audit, trace, outlets, cpus, tsc_stable, lapic } = self;
         let vcpus: Vec<VcpuShared> = (0..cpus).map(|_| VcpuShared::default()).collect();
         Shared {
-            known_to_run: Mutex::new(HostInstant::now(clock.host())),
-            clock: Mutex::new(clock),
-            devices: Mutex::new(devices),
-            wall: Mutex::new(wall),
+            audit: Ranked::new(audit),
+            known_to_run: Ranked::new(HostInstant::now(clock.host())),
+            clock: Ranked::new(clock),
+            devices: Ranked::new(devices),
+            wall: Ranked::new(wall),
+            gap: Ranked::default(),
+            warned_msrs: Ranked::default(),
             memory,
             sites,
-            audit: Mutex::new(audit),
             outlets: outputs::outlets(outlets, &trace, &vcpus),
             trace,
             vcpus,
@@ -260,10 +263,8 @@ impl Parts {
             poll: env.poll,
             spin_limit: env.spin_limit,
             settled_down: AtomicBool::new(false),
-            gap: Mutex::default(),
             lapic,
             costs: Counters::default(),
-            warned_msrs: Mutex::default(),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{
     paused::{BootTime, Paused},
     policy::{Policies, check_ratio},
     resume::Migration,
-    shared::{Shared, lock},
+    shared::Shared,
     vcpus::Vcpus,
 };
 use vmtime::Khz;
@@ -33,7 +33,7 @@ impl Machine {
     /// # Errors
     /// Why not.
     pub fn check_migration(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
-        check_ratio(lock(&self.shared.clock).khz(), khz)?;
+        check_ratio(self.shared.clock.lock().khz(), khz)?;
         self.check_source(env, khz)
     }
 
@@ -43,11 +43,11 @@ impl Machine {
     /// Why not.
     pub fn check_source(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
         let (source, time) = {
-            let clock = lock(&self.shared.clock);
+            let clock = self.shared.clock.lock();
             (clock.source(), clock.mode())
         };
         let choice = self.choice_after(source);
-        let running = || Paused::here(lock(&self.shared.clock).moment(), BootTime::now());
+        let running = || Paused::here(self.shared.clock.lock().moment(), BootTime::now());
         let stopped = self.has_run.then(|| self.paused.unwrap_or_else(running).stopped_tsc());
         match &self.vcpus {
             Vcpus::Kvm(_) => kvm_lapic::choose(env, choice, time, khz, stopped, &self.image),
@@ -77,7 +77,7 @@ impl Machine {
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));
         let Shared { devices, memory, audit, trace, outlets, costs, settled_down, .. } = shared;
-        let console = devices.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_output();
+        let console = devices.into_inner().into_output();
         let outputs = Outputs { console, trace: TraceTo::On(trace), outlets };
         let mut machine =
             Self::restored(env, &state, memory, Onward { choice, time: state.machine.time, khz, paused }, outputs)?;

@@ -10,34 +10,34 @@
 //! guest sees a torn migration. [`clock::Clock`] is that object.
 
 pub mod audit;
-pub mod build;
-pub mod checkpoint;
+mod build;
+mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod dirty;
 pub mod error;
-pub mod kvm_lapic;
-pub mod migrate;
+mod inspect;
+mod kvm_lapic;
+mod lock;
+mod migrate;
 pub mod outputs;
-pub mod pause;
-pub mod paused;
+mod pause;
+mod paused;
 pub mod policy;
 pub mod record;
 pub mod resume;
-pub mod run;
-pub mod save;
+mod run;
+mod save;
 pub mod sched;
-pub mod shared;
+mod shared;
 pub mod state;
 pub mod stepper;
-pub mod user_lapic;
+mod user_lapic;
 pub mod vcpu;
-pub mod vcpus;
-pub mod wake;
+mod vcpus;
+mod wake;
 
 use std::sync::Arc;
-
-use guest_abi::report::Header;
 
 use self::{
     config::{
@@ -48,14 +48,14 @@ use self::{
     error::RunError,
     paused::Paused,
     sched::round_robin::RoundRobin,
-    shared::{Shared, lock},
-    vcpu::{Cpu, Phase},
+    shared::Shared,
     vcpus::Vcpus,
 };
 use crate::{
     boot::{sites::Sites, unlisted::Unlisted},
     kvm::Vm,
     mem::ram::GuestRam,
+    output::Patience,
     x86::Leaf,
 };
 
@@ -64,55 +64,46 @@ pub const MAX_CPUS: u32 = 16;
 
 /// A machine.
 pub struct Machine {
-    pub(crate) vcpus: Vcpus,
+    vcpus: Vcpus,
     /// Virtual time: who takes the next turn.
-    pub(crate) round_robin: RoundRobin,
-    pub(crate) shared: Shared,
+    round_robin: RoundRobin,
+    shared: Shared,
     /// The guest's trap sites; those in `shared` are the patched ones.
-    pub(crate) all_sites: Sites,
-    pub(crate) image: String,
-    pub(crate) cpuid: Vec<Vec<Leaf>>,
+    all_sites: Sites,
+    image: String,
+    cpuid: Vec<Vec<Leaf>>,
     /// Why this TSC source.
     why: String,
     /// The TSC source that was asked for.
-    pub(crate) choice: SourceChoice,
+    choice: SourceChoice,
     /// Since when it stands still; none while it runs.
-    pub(crate) paused: Option<Paused>,
+    paused: Option<Paused>,
     /// It ran before: starting it again is a resume, of which the guest is told.
-    pub(crate) has_run: bool,
+    has_run: bool,
     /// Migrations since it booted, in whatever process.
-    pub(crate) migrations: u64,
+    migrations: u64,
     /// Those within this process; a restore is none of them.
-    pub(crate) migrations_here: u64,
+    migrations_here: u64,
     /// RDTSCs that the guest's trap-site table forgets.
     unlisted: Unlisted,
     /// What has changed since it was saved, if somebody asked for that account.
-    pub(crate) changes: Option<Changes>,
+    changes: Option<Changes>,
     /// Declared last: the vCPUs are closed before the VM whose memory they map.
-    pub(crate) vm: Vm,
+    vm: Vm,
 }
 
 impl Machine {
-    /// Where each vCPU is, one line each, for people; nothing of vCPUs whose LAPICs are KVM's.
+    /// Types `bytes` at the console; gives how many the serial port's buffer took.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        self.shared.devices.lock().type_in(bytes)
+    }
+
+    /// Writes out what is left of the trace.
     ///
     /// # Errors
-    /// If the ioctl fails.
-    pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
-        let mut lines = Vec::new();
-        for cpu in self.vcpus.user_mut() {
-            cpu.drain(&self.shared)?;
-            let Cpu { vcpu, local } = cpu;
-            let (index, address) = (local.index, vcpu.registers().linear_rip);
-            let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
-            lines.push(match local.phase {
-                Phase::WaitForSipi => format!("cpu {index} waits for a start-up message"),
-                Phase::Running if local.halted => {
-                    format!("cpu {index} halted before {address:#x}, interrupts {interrupts}")
-                }
-                Phase::Running => format!("cpu {index} at {address:#x}, interrupts {interrupts}"),
-            });
-        }
-        Ok(lines)
+    /// The first write that failed.
+    pub fn finish_trace(&self, patience: Patience) -> Result<(), RunError> {
+        self.shared.trace.finish(patience)
     }
 
     /// The guest's RAM.
@@ -127,42 +118,6 @@ impl Machine {
         self.shared.sites.unpatch(&self.shared.memory);
     }
 
-    /// Timer interrupts that entered vCPU number `cpu` so far, in this process.
-    #[must_use]
-    pub fn timer_interrupts(&self, cpu: usize) -> u64 {
-        self.vcpus.user().get(cpu).map_or(0, |cpu| cpu.local.timer_interrupts)
-    }
-
-    /// Whether the timer of vCPU number `cpu` is armed.
-    #[must_use]
-    pub fn has_timer_armed(&self, cpu: usize) -> bool {
-        self.vcpus.user().get(cpu).is_some_and(|cpu| cpu.local.apic.next_deadline().is_some())
-    }
-
-    /// The header of the tick ring of vCPU number `cpu`, as the guest has it now; none if there is none.
-    #[must_use]
-    pub fn ring_header(&self, cpu: usize) -> Option<Header> {
-        lock(&self.shared.audit).header(&self.shared.memory, cpu)
-    }
-
-    /// Ticks that the guest has handled on vCPU number `cpu`.
-    #[must_use]
-    pub fn ticks_handled(&self, cpu: usize) -> Option<u64> {
-        self.ring_header(cpu).map(|header| header.written)
-    }
-
-    /// Ticks that the guest will make on vCPU number `cpu`; 0 = without end.
-    #[must_use]
-    pub fn ticks_expected(&self, cpu: usize) -> Option<u64> {
-        self.ring_header(cpu).map(|header| header.expected)
-    }
-
-    /// What the vCPUs share.
-    #[must_use]
-    pub fn shared(&self) -> &Shared {
-        &self.shared
-    }
-
     /// The image it was booted from.
     #[must_use]
     pub fn image(&self) -> &str {
@@ -172,7 +127,7 @@ impl Machine {
     /// Which TSC source, and why, for people.
     #[must_use]
     pub fn source_and_why(&self) -> (TscSource, &str) {
-        (lock(&self.shared.clock).source(), &self.why)
+        (self.tsc_source(), &self.why)
     }
 
     /// Who has the local APICs.

@@ -10,7 +10,6 @@ use super::{
     error::RunError,
     paused::{BootTime, Paused},
     record::trace::Event,
-    shared::lock,
     vcpus::InFlight,
     wake::host_stop::Gap,
 };
@@ -33,7 +32,7 @@ impl Machine {
     /// As [`Self::pause`], or if the TSC cannot be continued.
     pub(crate) fn stopped_by_host(&mut self, gap: Gap) -> Result<Duration, RunError> {
         let Gap { from, tsc_restarted } = gap;
-        if tsc_restarted && lock(&self.shared.clock).source() != TscSource::Trapped {
+        if tsc_restarted && self.shared.clock.lock().source() != TscSource::Trapped {
             return Err(RunError::HostLacks(
                 "the host's TSC began anew while the VM ran (has the host slept?), and the guest's with it; use --tsc trapped \
                  with a guest that has trap sites"

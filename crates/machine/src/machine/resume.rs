@@ -16,7 +16,6 @@ use super::{
     error::RunError,
     policy::{Policies, Restart, check_ratio, fault::InjectedFault},
     record::trace::Event,
-    shared::lock,
     vcpu::tsc,
     vcpus::InFlight,
 };
@@ -47,7 +46,7 @@ impl Machine {
         // Before its first instruction a machine was neither saved nor down.
         let boot = Policies::default();
         let policies = if self.has_run { policies } else { &boot };
-        let mut clock = lock(&self.shared.clock);
+        let mut clock = self.shared.clock.lock();
         let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
         check_ratio(moment.khz, khz)?;
         let vcpus = self.vcpus.tscs();
@@ -86,7 +85,7 @@ impl Machine {
             self.trace_boot(&adjusted, khz);
             return Ok(None);
         }
-        lock(&self.shared.audit).restored(adjusted.vm);
+        self.shared.audit.lock().restored(adjusted.vm);
         let restart = Restart { policies, moment: &moment, adjusted: &adjusted };
         for in_flight in self.vcpus.thaw(&self.vm, &self.shared, restart)? {
             self.trace_restore(policies, &adjusted, khz, &in_flight);
@@ -101,7 +100,7 @@ impl Machine {
     }
 
     fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {
-        let source = lock(&self.shared.clock).source();
+        let source = self.shared.clock.lock().source();
         let now = Now::new(adjusted.tsc, adjusted.vm);
         self.shared.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }

@@ -11,7 +11,7 @@ use super::{
     policy::Policies,
     record::trace::Event,
     sched::{mailbox::Interruptions, round_robin::Until},
-    shared::{Ram, lock},
+    shared::Ram,
     vcpu::{Cpu, step::Stop},
 };
 
@@ -31,9 +31,9 @@ impl Machine {
         let stopped = stopped?;
         if self.shared.has_gap() {
             // While the gap is known: a tick that was handled before it was noticed may have an instant within it.
-            lock(&self.shared.audit).read_rings(&self.shared);
+            self.shared.read_rings();
         }
-        let gap = lock(&self.shared.gap).take();
+        let gap = self.shared.gap.lock().take();
         match stopped {
             Stop::Reached | Stop::Asked if let Some(gap) = gap => {
                 let length = self.stopped_by_host(gap)?;
@@ -42,7 +42,7 @@ impl Machine {
             Stop::Reached => Ok(Outcome::Reached),
             Stop::Asked => Ok(Outcome::Requested),
             Stop::Ended(end) => {
-                let now = lock(&self.shared.clock).now(0);
+                let now = self.shared.clock.lock().now(0);
                 let reason = end.message().unwrap_or_else(|| "done".to_owned());
                 self.shared.event(0, now, &Event::End { reason: &reason });
                 Ok(Outcome::Ended(end))
@@ -54,7 +54,7 @@ impl Machine {
     fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
         loop {
             let (mode, renewal, until) = {
-                let clock = lock(&self.shared.clock);
+                let clock = self.shared.clock.lock();
                 let renewal = clock.renewal();
                 let until =
                     Until { stop: stop.and_then(|stop| clock.least_tsc(stop)), renewal: clock.least_tsc(renewal) };
@@ -65,7 +65,7 @@ impl Machine {
             if self.shared.has_gap() {
                 return Ok(stopped);
             }
-            let now = lock(&self.shared.clock).now(0);
+            let now = self.shared.clock.lock().now(0);
             if stopped == Stop::Reached && self.vcpus.lapic() == LapicKind::User && now.vm >= renewal {
                 self.renew_page(now)?;
             }
@@ -76,7 +76,7 @@ impl Machine {
     }
 
     pub(crate) fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
-        let mut clock = lock(&self.shared.clock);
+        let mut clock = self.shared.clock.lock();
         clock.renew();
         let flags = self.shared.page_flags();
         for Cpu { local, .. } in self.vcpus.user_mut() {

@@ -7,7 +7,6 @@ use super::{
     config::HostEnvironment,
     error::RunError,
     paused::Paused,
-    shared::lock,
     state::{DevicesState, MachineSection, MachineState},
 };
 
@@ -20,10 +19,10 @@ impl Machine {
         let Some(Paused { moment, .. }) = self.paused else {
             return Err(RunError::Usage("a machine must be paused before it is saved".to_owned()));
         };
-        // Before the clock is locked: a traced tick asks it for the time.
-        lock(&self.shared.audit).read_rings(&self.shared);
+        self.shared.read_rings();
+        let audit = self.shared.audit.lock().state();
         self.vcpus.drain(&self.shared)?;
-        let clock = lock(&self.shared.clock);
+        let clock = self.shared.clock.lock();
         let cpus = self.vcpus.states(&self.cpuid, env, &clock)?;
         let mut clock_state = clock.state();
         clock_state.moment = moment;
@@ -40,11 +39,11 @@ impl Machine {
             clock: clock_state,
             cpus,
             devices: {
-                let (serial, pic, pit) = lock(&self.shared.devices).state();
-                DevicesState { serial, pic, pit, wall: lock(&self.shared.wall).state() }
+                let (serial, pic, pit) = self.shared.devices.lock().state();
+                DevicesState { serial, pic, pit, wall: self.shared.wall.lock().state() }
             },
             sites: self.all_sites.alive(&self.shared.memory).state(),
-            audit: lock(&self.shared.audit).state(),
+            audit,
         })
     }
 }

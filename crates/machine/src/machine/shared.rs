@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,13 +16,14 @@ use guest_abi::{
 use kvm_pv::{GuestWrite, OutsideRam, WallRegistration};
 use vlapic::{Inbox, Route};
 use vm_memory::{Bytes, GuestAddress};
-use vmtime::{HostTsc, Now};
+use vmtime::{GuestTsc, HostTsc, Now, VmTime};
 
 use super::{
-    audit::TickAudit,
+    audit::{ClockAccount, Handled, TickAudit},
     clock::Clock,
     config::LapicKind,
     error::{At, End},
+    lock::{Guard, Ranked},
     record::{
         counters::Counters,
         trace::{Event, Trace},
@@ -34,22 +35,17 @@ use super::{
 };
 use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Outlet};
 
-/// Locks, also after another thread panicked while it held the lock: the data is then as consistent as before.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Where one vCPU is reached.
 #[derive(Default)]
 pub struct VcpuShared {
     /// Calls it.
-    pub doorbell: Arc<Doorbell>,
+    pub(crate) doorbell: Arc<Doorbell>,
     /// Messages from other LAPICs.
-    pub(crate) inbox: Mutex<Inbox>,
+    pub(crate) inbox: Ranked<Inbox, 7>,
     /// What its LAPIC answers to; none before the vCPU is there.
-    pub(crate) route: Mutex<Option<Route>>,
+    pub(crate) route: Ranked<Option<Route>, 8>,
     /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
-    pub(crate) unwakeable: Mutex<Option<Unwakeable>>,
+    pub(crate) unwakeable: Ranked<Option<Unwakeable>, 9>,
     /// Where its kvmclock page is; 0 if it has none.
     pub(crate) page: AtomicU64,
     /// What its TSC is ahead of the base, modulo 2^64.
@@ -70,26 +66,41 @@ pub(crate) enum Unwakeable {
     Parked,
 }
 
-/// Clock, devices, RAM, trap sites, judge and trace.
+/// Clock, devices, RAM, trap sites, tick audit and trace.
+///
+/// Whoever holds a lock takes only locks of higher ranks; the number in a lock's type is its rank. So the order is that of
+/// the fields below, down to `gap`, then a [`VcpuShared`]'s `inbox`, `route` and `unwakeable`, of one vCPU at a time, then
+/// `warned_msrs`, the trace's output (11) and a doorbell's thread (12). Where two are held at once, and why:
+///
+/// - `audit`, then `clock`: records are held against the clock as it is after they were counted. The trace follows, so that
+///   ticks are in it in their order.
+/// - `clock`, then `devices` or `inbox`: what is due next is one answer, of LAPIC, 8254 and messages.
+/// - `clock`, then `known_to_run` and `gap`: a gap stops the clock before anybody computes from it.
 pub struct Shared {
-    /// The machine's clock.
-    pub clock: Mutex<Clock>,
-    /// Devices.
-    pub devices: Mutex<Devices>,
-    /// The wall-clock registration.
-    pub wall: Mutex<WallRegistration>,
-    /// Guest RAM.
-    pub memory: Arc<GuestRam>,
-    /// Sites that are patched.
-    pub sites: Sites,
     /// What the guest and the host say of each tick.
-    pub audit: Mutex<TickAudit>,
+    pub(crate) audit: Ranked<TickAudit, 1>,
+    /// The machine's clock.
+    pub(crate) clock: Ranked<Clock, 2>,
+    /// Devices.
+    pub(crate) devices: Ranked<Devices, 3>,
+    /// The wall-clock registration.
+    pub(crate) wall: Ranked<WallRegistration, 4>,
+    /// Real time: an instant at which some vCPU ran.
+    pub(crate) known_to_run: Ranked<HostInstant, 5>,
+    /// A gap in which no vCPU ran, which ended the run: the machine is to stand still since its beginning.
+    pub(crate) gap: Ranked<Option<Gap>, 6>,
+    /// Where each vCPU is reached.
+    pub(crate) vcpus: Vec<VcpuShared>,
+    /// Unknown MSRs that were told of once.
+    pub(crate) warned_msrs: Ranked<BTreeSet<u32>, 10>,
+    /// Guest RAM.
+    pub(crate) memory: Arc<GuestRam>,
+    /// Sites that are patched.
+    pub(crate) sites: Sites,
     /// The trace.
-    pub trace: Trace,
+    pub(crate) trace: Trace,
     /// What somebody may read slowly.
     pub(crate) outlets: Vec<Outlet>,
-    /// Where each vCPU is reached.
-    pub vcpus: Vec<VcpuShared>,
     /// Every vCPU is to come back at its next boundary.
     pub(crate) stopping: AtomicBool,
     /// All vCPUs' TSCs are equal, so that their pages share one base.
@@ -102,27 +113,21 @@ pub struct Shared {
     pub(crate) spin_limit: Option<Duration>,
     /// The pages that only the start needed were given back.
     pub(crate) settled_down: AtomicBool,
-    /// Real time: an instant at which some vCPU ran.
-    pub(crate) known_to_run: Mutex<HostInstant>,
-    /// A gap in which no vCPU ran, which ended the run: the machine is to stand still since its beginning.
-    pub(crate) gap: Mutex<Option<Gap>>,
     /// Who has the local APICs, and with them kvmclock.
     pub(crate) lapic: LapicKind,
     /// What running costs.
-    pub costs: Counters,
-    /// Unknown MSRs that were told of once.
-    pub(crate) warned_msrs: Mutex<BTreeSet<u32>>,
+    pub(crate) costs: Counters,
 }
 
 impl Shared {
     /// Locks the clock to answer a vCPU, and reads the host's TSC, from which the answer is to be computed. After a gap in
     /// which no vCPU ran the clock stands still since that began.
-    pub(crate) fn read_clock(&self) -> (MutexGuard<'_, Clock>, HostTsc) {
-        let mut clock = lock(&self.clock);
+    pub(crate) fn read_clock(&self) -> (Guard<'_, Clock>, HostTsc) {
+        let mut clock = self.clock.lock();
         let host = clock.host();
         let now = host.tsc();
         if clock.counts_with_host() {
-            let known = *lock(&self.known_to_run);
+            let known = *self.known_to_run.lock();
             let vcpus = self.vcpus.iter().map(|vcpu_shared| &vcpu_shared.last_run);
             if let Some(gap) = host_stop::gap(vcpus, host, known, now) {
                 self.stop_for(gap, &mut clock);
@@ -133,11 +138,11 @@ impl Shared {
 
     /// There was this gap.
     pub(crate) fn found_gap(&self, gap: Gap) {
-        self.stop_for(gap, &mut lock(&self.clock));
+        self.stop_for(gap, &mut self.clock.lock());
     }
 
     fn stop_for(&self, gap: Gap, clock: &mut Clock) {
-        lock(&self.gap).get_or_insert(gap);
+        self.gap.lock().get_or_insert(gap);
         // KVM's kvmclock goes on meanwhile, and is read when all vCPUs stand still.
         if self.lapic == LapicKind::User {
             clock.stop_at(gap.from.tsc);
@@ -151,24 +156,50 @@ impl Shared {
 
     /// Whether the vCPUs are to stand still because of a gap.
     pub(crate) fn has_gap(&self) -> bool {
-        lock(&self.gap).is_some()
+        self.gap.lock().is_some()
     }
 
     /// The clock was started: no vCPU has run since.
     pub(crate) fn begin_to_run(&self) {
-        let now = HostInstant::now(lock(&self.clock).host());
-        *lock(&self.known_to_run) = now;
+        let now = HostInstant::now(self.clock.lock().host());
+        *self.known_to_run.lock() = now;
         for vcpu_shared in &self.vcpus {
             vcpu_shared.last_run.begin(now.tsc);
         }
     }
 
     /// Traces an event at `now`.
-    pub fn event(&self, cpu: u32, now: Now, event: &Event<'_>) {
+    pub(crate) fn event(&self, cpu: u32, now: Now, event: &Event<'_>) {
         if self.trace.is_on() {
-            let host = lock(&self.clock).host_tsc();
+            let host = self.clock.lock().host_tsc();
             self.trace.event(cpu, now, host, event);
         }
+    }
+
+    /// Reads what the guest wrote into its tick rings since the last call, and traces it.
+    pub(crate) fn read_rings(&self) {
+        self.audit.lock().read_rings(&self.memory, |ring| self.account(ring), |handled| self.trace_tick(handled));
+    }
+
+    /// What is known now, to hold the records of a ring against.
+    fn account(&self, ring: usize) -> ClockAccount {
+        let clock = self.clock.lock().clone();
+        // While the VM stands still after a gap that nobody asked for, its clocks stand where that began.
+        let has_gap = self.has_gap();
+        ClockAccount { clock, has_gap, lapic: self.lapic, tsc_adjust: self.tsc_adjust_of(ring) }
+    }
+
+    fn trace_tick(&self, handled: &Handled) {
+        let Handled { cpu, record, host } = handled;
+        let now = Now::new(GuestTsc(record.fired_tsc), VmTime(record.fired_ns));
+        let tick = Event::Tick {
+            seq: record.seq,
+            expires_ns: record.expires_ns,
+            fired_ns: record.fired_ns,
+            host_ns: host.map(|host| host.0),
+            early_wakes: record.early_wakes,
+        };
+        self.event(u32::try_from(*cpu).unwrap_or(u32::MAX), now, &tick);
     }
 
     /// Where vCPU `index` is reached.
@@ -187,7 +218,7 @@ impl Shared {
     /// Notes that vCPU `index` may run, before it looks for messages.
     pub(crate) fn hears(&self, index: u32) {
         if let Some(vcpu_shared) = self.vcpu(index) {
-            *lock(&vcpu_shared.unwakeable) = None;
+            *vcpu_shared.unwakeable.lock() = None;
         }
     }
 
@@ -195,10 +226,10 @@ impl Shared {
     /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
     pub(crate) fn deafened(&self, index: u32, why: Unwakeable) -> Option<End> {
         let vcpu_shared = self.vcpu(index)?;
-        *lock(&vcpu_shared.unwakeable) = Some(why);
+        *vcpu_shared.unwakeable.lock() = Some(why);
         let all: Option<Vec<Unwakeable>> =
-            self.vcpus.iter().map(|vcpu_shared| *lock(&vcpu_shared.unwakeable)).collect();
-        let all = all.filter(|_| self.vcpus.iter().all(|vcpu_shared| lock(&vcpu_shared.inbox).is_empty()))?;
+            self.vcpus.iter().map(|vcpu_shared| *vcpu_shared.unwakeable.lock()).collect();
+        let all = all.filter(|_| self.vcpus.iter().all(|vcpu_shared| vcpu_shared.inbox.lock().is_empty()))?;
         let halted = (0u32..).zip(all).find_map(|(cpu, unwakeable)| match unwakeable {
             Unwakeable::Halted { address } => Some(End::HaltedForever(At { cpu, address })),
             Unwakeable::Parked => None,
@@ -236,7 +267,7 @@ impl Shared {
 
     /// Logs, once per MSR, that a guest touched one that is not there.
     pub(crate) fn unknown_msr(&self, index: u32, access: &str) {
-        let mut warned_msrs = lock(&self.warned_msrs);
+        let mut warned_msrs = self.warned_msrs.lock();
         // A guest could try all four billion.
         if warned_msrs.len() < 64 && warned_msrs.insert(index) {
             log::warn!("the guest's {access} of MSR {index:#x}, which is not there, gets a #GP");

@@ -15,7 +15,6 @@ use super::{
     error::{At, End, RunError},
     policy::Policies,
     sched::round_robin::{Given, Until},
-    shared::lock,
     vcpu::{
         Cpu,
         step::{self, Pace, Stop},
@@ -66,7 +65,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn new(mut machine: Machine) -> Result<Self, RunError> {
-        if lock(&machine.shared.clock).mode() != TimeMode::Virtual {
+        if machine.shared.clock.lock().mode() != TimeMode::Virtual {
             return Err(RunError::Usage(
                 "only a machine in virtual time can be driven instruction by instruction".to_owned(),
             ));
@@ -74,7 +73,7 @@ impl Stepper {
         if machine.is_paused() {
             machine.resume(&Policies::default())?;
         }
-        lock(&machine.shared.audit).keep_log();
+        machine.shared.audit.lock().keep_log();
         machine.round_robin.begin();
         if machine.tracks_changes() {
             return Err(RunError::BadState("KVM's account of written pages is in use already".to_owned()));
@@ -102,10 +101,10 @@ impl Stepper {
         limit: Option<VmTime>,
         mut here: impl FnMut(&mut Machine, usize) -> bool,
     ) -> Result<Came, RunError> {
-        lock(&self.machine.shared.clock).slept();
+        self.machine.shared.clock.lock().slept();
         loop {
             let (until, renewal) = {
-                let clock = lock(&self.machine.shared.clock);
+                let clock = self.machine.shared.clock.lock();
                 let renewal = clock.renewal();
                 let stop = limit.and_then(|limit| clock.least_tsc(limit));
                 (Until { stop, renewal: clock.least_tsc(renewal) }, renewal)
@@ -126,7 +125,7 @@ impl Stepper {
                 }
                 Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),
                 Given::Stop(Stop::Reached | Stop::Asked) => {
-                    let now = lock(&self.machine.shared.clock).now(0);
+                    let now = self.machine.shared.clock.lock().now(0);
                     if now.vm >= renewal {
                         self.machine.renew_page(now)?;
                     }
@@ -159,7 +158,7 @@ impl Stepper {
 
     /// Where vCPU number `cpu` is. Call after [`Self::step`].
     fn place(&mut self, cpu: usize) -> Place {
-        let clock = lock(&self.machine.shared.clock);
+        let clock = self.machine.shared.clock.lock();
         let (operations, vm) = (clock.operations(), clock.now(0).vm);
         drop(clock);
         let index = u32::try_from(cpu).unwrap_or(u32::MAX);
@@ -215,7 +214,7 @@ impl Stepper {
     pub fn migrate(&mut self, policies: &Policies) -> Result<(ReferenceClock, GuestTsc), RunError> {
         self.settle()?;
         let before = {
-            let clock = lock(&self.machine.shared.clock);
+            let clock = self.machine.shared.clock.lock();
             (*clock.reference(), clock.tsc())
         };
         self.machine.pause()?;
@@ -225,9 +224,8 @@ impl Stepper {
 
     /// The ticks that the guest handled since the last call or the last [`Self::go_back`].
     pub fn handled(&mut self) -> Vec<Handled> {
-        let mut audit = lock(&self.machine.shared.audit);
-        audit.read_rings(&self.machine.shared);
-        audit.take_log()
+        self.machine.shared.read_rings();
+        self.machine.shared.audit.lock().take_log()
     }
 
     /// What a checkpoint does not hold, of every vCPU.

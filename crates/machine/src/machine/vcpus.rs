@@ -20,7 +20,7 @@ use super::{
         mailbox::Interruptions,
         round_robin::{RoundRobin, Until},
     },
-    shared::{Shared, lock},
+    shared::Shared,
     state::{CpuStates, KvmCpuState},
     user_lapic,
     vcpu::{Cpu, ipi, step::Stop, tsc},
@@ -201,7 +201,7 @@ impl Vcpus {
                 // Renewing its page is KVM's business.
                 let stopped = sched::real(cpus, shared, mailbox, until.stop, kvm_lapic::run)?;
                 if !shared.has_gap() {
-                    lock(&shared.clock).follow(vm.clock()?);
+                    shared.clock.lock().follow(vm.clock()?);
                 }
                 Ok(stopped)
             }
@@ -216,7 +216,7 @@ impl Vcpus {
         for cpu in self.user_mut() {
             ipi::receive(cpu, shared)?;
         }
-        let mut clock = lock(&shared.clock);
+        let mut clock = shared.clock.lock();
         match self {
             Self::User(_) => clock.stop(),
             Self::Kvm(cpus) => kvm_lapic::freeze(cpus, vm, &mut clock, since)?,

@@ -18,12 +18,11 @@ use crate::{
     },
     machine::{
         Machine,
-        audit::{self, Summary},
-        config::{HostEnvironment, LapicKind, TimeMode},
+        audit::Summary,
+        config::{HostEnvironment, TimeMode},
         error::{Outcome, RunError},
         policy::{Policies, check_ratio},
         sched::mailbox::Mailbox,
-        shared::lock,
     },
 };
 
@@ -92,18 +91,14 @@ pub(super) fn work<'env>(
     saved?;
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
-    let summary = audit::sum_up(machine.shared());
-    let (no_ring, timer, promised) = {
-        let audit = lock(&machine.shared().audit);
-        let timer = (machine.lapic() == LapicKind::User).then(|| audit.timer());
-        (audit.why_not(), timer, audit.is_promised())
-    };
+    let summary = machine.tick_summary();
+    let (no_ring, timer, promised) = (machine.why_no_ring(), machine.timer_summary(), machine.promises_ring());
     // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
     let too_soon = promised && !matches!(finish, Finish::Ended(_));
     let summary = summary.or_else(|| too_soon.then(Summary::default));
-    let trace = machine.shared().trace.finish(finish.patience());
-    let vm_ns = lock(&machine.shared().clock).now(0).vm;
-    let costs = machine.shared().costs.read();
+    let trace = machine.finish_trace(finish.patience());
+    let vm_ns = machine.vm_time();
+    let costs = machine.costs();
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
     Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops, trace })
 }
@@ -113,14 +108,14 @@ const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
 /// A frequency that cannot be is better told before the guest has run than at its turn.
 fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
-    if cycle.every < SHORTEST_PERIOD && lock(&machine.shared().clock).mode() == TimeMode::Real {
+    if cycle.every < SHORTEST_PERIOD && machine.time_mode() == TimeMode::Real {
         return Err(RunError::Usage(format!(
             "--migrate-every {} is too short for real time: use 1ms or more",
             Length(cycle.every)
         ))
         .into());
     }
-    let mut present = options.policies.khz.unwrap_or(lock(&machine.shared().clock).khz());
+    let mut present = options.policies.khz.unwrap_or(machine.tsc_khz());
     for khz in cycle.khz.iter().chain(cycle.khz.first()) {
         check_ratio(present, *khz)?;
         machine.check_source(env, *khz)?;
@@ -149,7 +144,7 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// VM time one period from now.
     fn after(&mut self, cycle: &Cycle) -> Result<VmTime, SessionError> {
-        let now = lock(&self.machine()?.shared().clock).now(0).vm;
+        let now = self.machine()?.vm_time();
         Ok(after(now, cycle.every))
     }
 
@@ -157,12 +152,11 @@ impl<'env> Worker<'_, '_, 'env> {
     fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
         let Options { api_sock, paused, .. } = self.options;
         let expects_nobody = api_sock.is_none() && !paused;
-        let shared = self.machine()?.shared();
-        let clock = lock(&shared.clock);
-        let alone = shared.vcpus.len() == 1 && clock.mode() == TimeMode::Real;
-        let end = after(clock.now(0).vm, helper_threads::HEAD_START);
+        let machine = self.machine()?;
+        let alone = machine.cpu_count() == 1 && machine.time_mode() == TimeMode::Real;
+        let end = after(machine.vm_time(), helper_threads::HEAD_START);
         // A TSC about to overflow never comes to it: nothing would end the head start.
-        let comes = clock.least_tsc(end).and_then(|tsc| clock.host_at(tsc)).is_some();
+        let comes = machine.reaches(end);
         Ok((expects_nobody && alone && comes).then_some(end))
     }
 
@@ -296,7 +290,7 @@ impl<'env> Worker<'_, '_, 'env> {
                 Ok(Some(Finish::TimedOut { after, cpus }))
             }
             Request::Type(bytes, answer) => {
-                answer.give(lock(&self.machine()?.shared().devices).type_in(&bytes));
+                answer.give(self.machine()?.type_in(&bytes));
                 Ok(None)
             }
             Request::Command(Command::Snapshot(snapshot), answer) => self.save(snapshot, answer).map(|()| None),
@@ -346,7 +340,7 @@ impl<'env> Worker<'_, '_, 'env> {
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
-                let khz = tsc_khz.or(policies.khz).unwrap_or(lock(&machine.shared().clock).khz());
+                let khz = tsc_khz.or(policies.khz).unwrap_or(machine.tsc_khz());
                 match machine.check_migration(env, khz) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
@@ -378,16 +372,15 @@ fn refusal(error: &RunError) -> ApiError {
 }
 
 fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
-    let summary = audit::sum_up(machine.shared());
-    let promised = lock(&machine.shared().audit).is_promised();
-    let clock = lock(&machine.shared().clock);
-    let now = clock.now(0);
+    let summary = machine.tick_summary();
+    let promised = machine.promises_ring();
+    let now = machine.now();
     let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
     Status {
         state,
         lapic: machine.lapic(),
-        tsc_source: clock.source(),
-        tsc_khz: clock.khz(),
+        tsc_source: machine.tsc_source(),
+        tsc_khz: machine.tsc_khz(),
         guest_tsc: now.tsc,
         vm_time_ns: now.vm,
         judged: summary.is_some(),

@@ -8,7 +8,6 @@
 use guest_abi::report::Record;
 use vmtime::{GuestTsc, VmTime};
 
-use super::{Shared, lock};
 use crate::machine::{clock::Clock, config::LapicKind};
 
 /// How far two accounts of one instant may be apart: the page rounds each reading down by up to 2 ns, and a restore rounds
@@ -20,6 +19,17 @@ const DRIFT_NS: u64 = 1_000_000_000;
 /// is hours off.
 const KVMS_CLOCK_NS: u64 = 1_000_000_000;
 
+/// What a machine knows of its clocks at one instant.
+pub(crate) struct ClockAccount {
+    pub clock: Clock,
+    /// The VM stands still after a gap that nobody asked for: records may be from within it.
+    pub has_gap: bool,
+    /// Who has kvmclock.
+    pub lapic: LapicKind,
+    /// What the CPU's TSC is ahead of the base, modulo 2^64.
+    pub tsc_adjust: u64,
+}
+
 /// The host's account at one instant.
 pub(crate) struct Account {
     /// VM time, by the later of page and account.
@@ -30,15 +40,14 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// As things stand; `ring` is the number of the CPU's ring, `restores` how often the page was given a new base.
-    pub(crate) fn now(shared: &Shared, ring: usize, restores: u64) -> Self {
-        let clock = lock(&shared.clock).clone();
+    /// As things stood then; `restores` is how often the page was given a new base.
+    pub(crate) fn new(known: ClockAccount, restores: u64) -> Self {
+        let ClockAccount { clock, has_gap, lapic, tsc_adjust } = known;
         let tsc = clock.tsc();
-        let ours = shared.lapic == LapicKind::User;
+        let ours = lapic == LapicKind::User;
         let tolerance_ns = if ours { tolerance_ns(clock.vm_time(tsc), restores) } else { KVMS_CLOCK_NS };
-        // While the VM stands still after a gap that nobody asked for, its clocks stand where that began.
-        let now = if shared.has_gap() { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.judged(tsc)) };
-        Self { now, clock: ours.then(|| (clock, shared.tsc_adjust_of(ring))), tolerance_ns }
+        let now = if has_gap { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.judged(tsc)) };
+        Self { now, clock: ours.then_some((clock, tsc_adjust)), tolerance_ns }
     }
 
     /// How far the guest's clock was ahead when it made `record`, if that is not as it must be.

@@ -15,22 +15,18 @@ mod summary;
 use std::collections::VecDeque;
 
 use guest_abi::report::{CAPACITY, Header, Record};
-use vmtime::{GuestTsc, Now, VmTime};
+use vmtime::VmTime;
 
 use self::{
     account::{ACCOUNTS_AGREE_NS, Account},
     ring::Found,
     summary::Latenesses,
 };
-use super::{
-    record::trace::Event,
-    shared::{Shared, lock},
-};
 use crate::mem::ram::GuestRam;
 
+pub(crate) use account::ClockAccount;
 pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};
-pub use sum::sum_up;
 pub use summary::{Lateness, Summary, TimerSummary};
 
 /// Injections remembered that no record has claimed yet; a guest that writes no records makes us remember no more.
@@ -195,7 +191,7 @@ impl TickAudit {
         self.tally.intervals = Intervals::default();
     }
 
-    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` ([`Shared::ring_of`]) at this VM time, by
+    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` (guests number their CPUs as they come) at this VM time, by
     /// its own account; `due`: for when the timer was armed, if it waited for that.
     pub fn injected(&mut self, cpu: u32, at: VmTime, due: Option<VmTime>) {
         self.timer.interrupts = self.timer.interrupts.saturating_add(1);
@@ -214,15 +210,27 @@ impl TickAudit {
         ring.injections.push_back(at);
     }
 
-    /// Reads what the guest wrote since the last call.
-    pub fn read_rings(&mut self, shared: &Shared) {
+    /// Reads what the guest wrote into `memory` since the last call, and tells each tick. `now`: what is known at this
+    /// moment, to hold the records of a ring against; asked for after the ring's header was read, so that no record that it
+    /// counts is from later.
+    pub(crate) fn read_rings(
+        &mut self,
+        memory: &GuestRam,
+        now: impl Fn(usize) -> ClockAccount,
+        mut tell: impl FnMut(&Handled),
+    ) {
         for cpu in 0..self.rings.len() {
-            self.read_ring(shared, cpu);
+            self.read_ring(memory, cpu, &now, &mut tell);
         }
     }
 
-    fn read_ring(&mut self, shared: &Shared, cpu: usize) {
-        let memory = &shared.memory;
+    fn read_ring(
+        &mut self,
+        memory: &GuestRam,
+        cpu: usize,
+        now: &impl Fn(usize) -> ClockAccount,
+        tell: &mut impl FnMut(&Handled),
+    ) {
         let Some(address) = self.ring.and_then(|first| ring::address(first, cpu)) else { return };
         let header = match ring::look(memory, address, cpu) {
             Found::Nothing => return,
@@ -237,29 +245,17 @@ impl TickAudit {
         self.tally.overrun = self.tally.overrun.saturating_add(unread);
         let first = ring.read.saturating_add(unread);
         ring.read = header.written;
-        // After the header: no record that it counts is from later.
-        let account = Account::now(shared, cpu, self.restores);
+        let account = Account::new(now(cpu), self.restores);
         for number in first..header.written {
             let Some(record) = ring::record(memory, address, number) else { continue };
-            if !self.is_record(shared, cpu, address, number, &record, &account) {
+            if !self.is_record(memory, cpu, address, number, &record, &account) {
                 return;
             }
-            let host = self.record(cpu, &record, &account);
+            let handled = Handled { cpu, record, host: self.record(cpu, &record, &account) };
             if let Some(log) = &mut self.log {
-                log.push(Handled { cpu, record, host });
+                log.push(handled);
             }
-            let now = Now::new(GuestTsc(record.fired_tsc), VmTime(record.fired_ns));
-            shared.event(
-                u32::try_from(cpu).unwrap_or(u32::MAX),
-                now,
-                &Event::Tick {
-                    seq: record.seq,
-                    expires_ns: record.expires_ns,
-                    fired_ns: record.fired_ns,
-                    host_ns: host.map(|host| host.0),
-                    early_wakes: record.early_wakes,
-                },
-            );
+            tell(&handled);
         }
     }
 
@@ -274,7 +270,7 @@ impl TickAudit {
     /// Whether this is a record. If not, the ring is read no further.
     fn is_record(
         &mut self,
-        shared: &Shared,
+        memory: &GuestRam,
         cpu: usize,
         address: u64,
         number: u64,
@@ -288,7 +284,7 @@ impl TickAudit {
             return true;
         }
         // On another CPU the guest goes on, and may have come round to this record meanwhile.
-        let written = ring::header(&shared.memory, address).map_or(0, |header| header.written);
+        let written = ring::header(memory, address).map_or(0, |header| header.written);
         if written.saturating_sub(number) >= u64::from(CAPACITY) {
             self.tally.overrun = self.tally.overrun.saturating_add(1);
             return true;

@@ -2,7 +2,7 @@
 
 use guest_abi::report::Header;
 
-use super::{Shared, Summary, Tally, TickAudit, TimerSummary, TimerTally, lock};
+use super::{Summary, Tally, TickAudit, TimerSummary, TimerTally};
 
 impl TickAudit {
     /// The counts so far; none if the guest has made no ring that can be read.
@@ -80,11 +80,4 @@ impl TickAudit {
 #[allow(clippy::cast_precision_loss, reason = "a ratio for people, to three digits")]
 fn ratio(a: u128, b: u128) -> f64 {
     a as f64 / b as f64
-}
-
-/// Reads the rings of a machine that stands still, and sums up; none if there is nothing to judge by.
-pub fn sum_up(shared: &Shared) -> Option<Summary> {
-    let mut audit = lock(&shared.audit);
-    audit.read_rings(shared);
-    audit.summary()
 }

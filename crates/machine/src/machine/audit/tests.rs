@@ -1,4 +1,4 @@
-use vmtime::{DowntimePolicy, Khz, Stood};
+use vmtime::{DowntimePolicy, GuestTsc, Khz, Stood};
 
 use super::*;
 use crate::{

@@ -20,7 +20,7 @@ use super::{
     error::RunError,
     paused::Paused,
     sched::round_robin::RoundRobin,
-    shared::{Unwakeable, VcpuShared, lock},
+    shared::{Unwakeable, VcpuShared},
     vcpu::{Cpu, Local},
 };
 use crate::{
@@ -47,13 +47,13 @@ pub(crate) struct Checkpoint {
 impl Machine {
     /// The machine as it stands. Every vCPU must be drained.
     pub(crate) fn checkpoint(&mut self) -> Checkpoint {
-        // Before the clock is locked: a traced tick asks it for the time.
-        lock(&self.shared.audit).read_rings(&self.shared);
+        self.shared.read_rings();
+        let audit = self.shared.audit.lock().state();
         // Only real time asks when a vCPU last ran.
         let vcpu_shared =
             |VcpuShared { doorbell: _, inbox, route, unwakeable, page, tsc_adjust, last_run: _ }: &VcpuShared| {
                 let [page, tsc_adjust] = [page, tsc_adjust].map(|value| value.load(Ordering::Relaxed));
-                (*lock(inbox), *lock(route), *lock(unwakeable), page, tsc_adjust)
+                (*inbox.lock(), *route.lock(), *unwakeable.lock(), page, tsc_adjust)
             };
         Checkpoint {
             cpus: self
@@ -64,10 +64,10 @@ impl Machine {
                 .collect(),
             vcpus: self.shared.vcpus.iter().map(vcpu_shared).collect(),
             round_robin: self.round_robin.clone(),
-            clock: lock(&self.shared.clock).clone(),
-            devices: lock(&self.shared.devices).state(),
-            wall: lock(&self.shared.wall).clone(),
-            audit: lock(&self.shared.audit).state(),
+            clock: self.shared.clock.lock().clone(),
+            devices: self.shared.devices.lock().state(),
+            wall: self.shared.wall.lock().clone(),
+            audit,
             tsc_stable: self.shared.tsc_stable.load(Ordering::SeqCst),
             paused: self.paused,
         }
@@ -82,22 +82,22 @@ impl Machine {
             cpu.local.clone_from(local);
         }
         for (vcpu_shared, (inbox, route, unwakeable, page, tsc_adjust)) in self.shared.vcpus.iter().zip(vcpus) {
-            *lock(&vcpu_shared.unwakeable) = *unwakeable;
+            *vcpu_shared.unwakeable.lock() = *unwakeable;
             vcpu_shared.page.store(*page, Ordering::Relaxed);
             vcpu_shared.tsc_adjust.store(*tsc_adjust, Ordering::Relaxed);
-            *lock(&vcpu_shared.inbox) = *inbox;
-            *lock(&vcpu_shared.route) = *route;
+            *vcpu_shared.inbox.lock() = *inbox;
+            *vcpu_shared.route.lock() = *route;
         }
         self.round_robin.clone_from(round_robin);
-        lock(&self.shared.clock).clone_from(clock);
-        let mut devices = lock(&self.shared.devices);
+        self.shared.clock.lock().clone_from(clock);
+        let mut devices = self.shared.devices.lock();
         let output = mem::replace(&mut *devices, Devices::new(Box::new(std::io::sink()))).into_output();
         let (serial, pic, pit) = saved;
         *devices = Devices::from_state(serial, pic, pit, output)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
         drop(devices);
-        lock(&self.shared.wall).clone_from(wall);
-        lock(&self.shared.audit).go_back(audit);
+        self.shared.wall.lock().clone_from(wall);
+        self.shared.audit.lock().go_back(audit);
         self.shared.tsc_stable.store(*tsc_stable, Ordering::SeqCst);
         self.paused = *paused;
         Ok(())
@@ -109,7 +109,7 @@ impl Machine {
         const LAST: u64 = 31;
         let pages = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pvclock.address());
         let words = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
-        let wall = Some(lock(&self.shared.wall).read_msr()).filter(|address| *address != 0);
+        let wall = Some(self.shared.wall.lock().read_msr()).filter(|address| *address != 0);
         pages.chain(words).chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
     }
 }

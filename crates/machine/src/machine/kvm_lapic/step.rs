@@ -10,7 +10,7 @@ use crate::{
     kvm::{Vcpu, state::MpState},
     machine::{
         error::{End, RunError},
-        shared::{Shared, lock},
+        shared::Shared,
         vcpu::step::{self, Stop},
         wake::host_stop::Pulse,
     },
@@ -70,7 +70,7 @@ pub fn run(
     vcpu_shared.doorbell.detach();
     cpu.drain(shared)?;
     shared.costs.add(cpu.vcpu.take_calls());
-    lock(&shared.audit).read_rings(shared);
+    shared.read_rings();
     result
 }
 
@@ -82,12 +82,12 @@ fn step(
     timer: Option<&KickTimer>,
 ) -> Result<Option<Stop>, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
-    if let Some(exit) = lock(&shared.devices).take_exit() {
+    if let Some(exit) = shared.devices.lock().take_exit() {
         return Ok(Some(Stop::Ended(End::Guest(exit))));
     }
     if let Some(timer) = timer {
         if cpu.index == 0 {
-            lock(&shared.audit).read_rings(shared);
+            shared.read_rings();
         }
         if shared.vcpus.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
             return Ok(Some(Stop::Ended(End::HaltedForever(step::at(cpu.index, &mut cpu.vcpu)))));
@@ -95,7 +95,7 @@ fn step(
         let left = match stop {
             None => LOOK_AFTER,
             Some(stop) => {
-                let left = lock(&shared.clock).until(stop).unwrap_or(LOOK_AFTER);
+                let left = shared.clock.lock().until(stop).unwrap_or(LOOK_AFTER);
                 if left.is_zero() {
                     return Ok(Some(Stop::Reached));
                 }
@@ -105,7 +105,7 @@ fn step(
         timer.arm(left);
     }
     let exit = cpu.vcpu.run(&mut KvmLapicBus { index: cpu.index, shared })?;
-    let end = match lock(&shared.devices).take_exit() {
+    let end = match shared.devices.lock().take_exit() {
         Some(exit) => Some(End::Guest(exit)),
         None => step::cannot_go_on(cpu.index, &mut cpu.vcpu, shared, exit)?,
     };

@@ -10,7 +10,7 @@ use crate::{
     machine::{
         error::RunError,
         record::trace::Event,
-        shared::{Shared, lock},
+        shared::Shared,
         state::{KvmCpuState, KvmLapicState},
     },
     x86::{EntryState, Leaf},
@@ -105,7 +105,7 @@ pub(crate) struct KvmLapicBus<'a> {
 impl KvmLapicBus<'_> {
     fn trace(&self, event: &Event<'_>) {
         if self.shared.trace.is_on() {
-            let now = lock(&self.shared.clock).now(0);
+            let now = self.shared.clock.lock().now(0);
             self.shared.event(self.index, now, event);
         }
     }
@@ -115,14 +115,14 @@ impl Bus for KvmLapicBus<'_> {
     fn cr8(&mut self, _: u8) {}
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
-        let now = lock(&self.shared.clock).now(0);
-        lock(&self.shared.devices).port_in(port, data, now.vm);
+        let now = self.shared.clock.lock().now(0);
+        self.shared.devices.lock().port_in(port, data, now.vm);
         self.trace(&Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
-        let now = lock(&self.shared.clock).now(0);
-        lock(&self.shared.devices).port_out(port, data, now.vm);
+        let now = self.shared.clock.lock().now(0);
+        self.shared.devices.lock().port_out(port, data, now.vm);
         self.trace(&Event::PortOut { port, data });
     }
 

@@ -5,14 +5,13 @@
 use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::Mutex,
 };
 
 use serde::Serialize;
 use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
 
 use crate::{
-    machine::{error::RunError, shared::lock},
+    machine::{error::RunError, lock::Ranked},
     output::{Outlet, Patience, Sink, WhenFull},
 };
 
@@ -163,7 +162,7 @@ struct Line<'a> {
 /// A trace file, or nothing.
 #[derive(Default)]
 pub struct Trace {
-    file: Option<(PathBuf, Mutex<Output>)>,
+    file: Option<(PathBuf, Ranked<Output, 11>)>,
 }
 
 enum Output {
@@ -192,7 +191,7 @@ impl Trace {
         } else {
             Output::File(BufWriter::new(sink), None)
         };
-        Self { file: Some((name, Mutex::new(output))) }
+        Self { file: Some((name, Ranked::new(output))) }
     }
 
     /// Traces to standard output.
@@ -209,7 +208,7 @@ impl Trace {
     pub fn event(&self, cpu: u32, now: Now, host_tsc: Option<HostTsc>, event: &Event<'_>) {
         let Some((_, output)) = &self.file else { return };
         let line = Line { tsc: now.tsc, vm_ns: now.vm, host_tsc, cpu, event };
-        match &mut *lock(output) {
+        match &mut *output.lock() {
             Output::File(_, Some(_)) => {}
             Output::File(writer, failed) => {
                 let written = serde_json::to_writer(&mut *writer, &line).map_err(io::Error::from);
@@ -228,7 +227,7 @@ impl Trace {
     /// Where it goes, if somebody may read it slowly.
     pub(crate) fn outlet(&self) -> Option<Outlet> {
         let (_, output) = self.file.as_ref()?;
-        match &*lock(output) {
+        match &*output.lock() {
             Output::File(..) => None,
             Output::Outlet(outlet) => Some(outlet.clone()),
         }
@@ -246,7 +245,7 @@ impl Trace {
     /// The first write that failed.
     pub fn finish(&self, patience: Patience) -> Result<(), RunError> {
         let Some((path, output)) = &self.file else { return Ok(()) };
-        let result = match &mut *lock(output) {
+        let result = match &mut *output.lock() {
             Output::File(writer, failed) => failed.take().map_or_else(|| writer.flush(), Err),
             Output::Outlet(outlet) => outlet.finish(patience),
         };

@@ -13,7 +13,7 @@ use self::{
 };
 use super::{
     error::{At, End, RunError},
-    shared::{Shared, lock},
+    shared::Shared,
     vcpu::{
         Cpu,
         step::{self, Pace, Stepped, Stop},
@@ -157,12 +157,12 @@ pub(crate) fn virtually(
             Ok(Given::Unread) => {
                 vcpu_shared.doorbell.sleep();
                 kick::clear();
-                lock(&shared.clock).slept();
+                shared.clock.lock().slept();
             }
             Ok(Given::NobodyWakes) if mailbox.can_come() => {
                 vcpu_shared.doorbell.sleep();
                 kick::clear();
-                lock(&shared.clock).slept();
+                shared.clock.lock().slept();
             }
             Ok(Given::NobodyWakes | Given::EndOfTime) => {
                 let address = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);

@@ -8,7 +8,7 @@ use vmtime::GuestTsc;
 
 use crate::machine::{
     error::RunError,
-    shared::{Shared, lock},
+    shared::Shared,
     vcpu::{
         Cpu,
         step::{self, Pace, Stepped, Stop},
@@ -108,7 +108,7 @@ impl RoundRobin {
         self.current = Some((chosen, before));
         match step::step(cpu, shared, wake_timer, until.first(), pace)? {
             Stepped::Ran => {
-                self.current = self.current.filter(|_| lock(&shared.clock).operations() == before);
+                self.current = self.current.filter(|_| shared.clock.lock().operations() == before);
                 Ok(Given::Stepped { cpu: chosen })
             }
             Stepped::Kicked => Ok(Given::Nothing),
@@ -128,12 +128,12 @@ impl RoundRobin {
     fn choose(&mut self, cpus: &[Cpu], shared: &Shared) -> Option<(usize, u64)> {
         wake(cpus, shared, &mut self.idle);
         let chosen = draw(&self.idle, &mut self.order)?;
-        Some((chosen, lock(&shared.clock).operations()))
+        Some((chosen, shared.clock.lock().operations()))
     }
 
     /// All are idle: lets time pass up to what comes next.
     fn wait(&mut self, cpus: &[Cpu], shared: &Shared, until: Until) -> Given {
-        let mut clock = lock(&shared.clock);
+        let mut clock = shared.clock.lock();
         let dues = cpus
             .iter()
             .zip(&self.idle)
@@ -160,11 +160,11 @@ fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
 
 /// Whoever has a message, or a timer that is due, is no longer idle.
 fn wake(cpus: &[Cpu], shared: &Shared, idle: &mut [Option<bool>]) {
-    let clock = lock(&shared.clock);
+    let clock = shared.clock.lock();
     let now = clock.tsc();
     for ((cpu, vcpu_shared), slot) in cpus.iter().zip(&shared.vcpus).zip(idle) {
         if let Some(unwakeable) = *slot {
-            let message = !lock(&vcpu_shared.inbox).is_empty();
+            let message = !vcpu_shared.inbox.lock().is_empty();
             if message || !unwakeable && next_due::due(&cpu.local, shared, &clock).is_some_and(|due| due <= now) {
                 *slot = None;
             }

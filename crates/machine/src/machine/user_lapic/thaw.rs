@@ -7,7 +7,7 @@ use vmtime::Now;
 use crate::machine::{
     error::RunError,
     policy::{Restart, deadline::rearm, fault::InjectedFault},
-    shared::{Ram, Shared, lock},
+    shared::{Ram, Shared},
     vcpu::{Local, ipi},
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
     // not at save, so that a snapshot taken twice is the same snapshot.
     let (page, khz) = {
-        let clock = lock(&shared.clock);
+        let clock = shared.clock.lock();
         (clock.page(local.tsc_adjust), clock.khz())
     };
     let flags = shared.page_flags();

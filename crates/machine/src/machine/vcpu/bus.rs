@@ -15,7 +15,7 @@ use crate::{
     kvm::{Bus, GpFault},
     machine::{
         record::trace::Event,
-        shared::{Ram, Shared, lock},
+        shared::{Ram, Shared},
     },
 };
 
@@ -89,14 +89,14 @@ impl<'a> VcpuBus<'a> {
 
     /// The guest writes, at `now`, that its TSC is to be `adjust` ahead of the base, modulo 2^64.
     fn move_tsc(&mut self, adjust: u64, now: Now) -> Result<(), GpFault> {
-        if !lock(&self.shared.clock).tsc_moves() {
+        if !self.shared.clock.lock().tsc_moves() {
             log::warn!(
                 "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
             );
             return Err(GpFault);
         }
         // Ticks so far were read from the TSC as it was.
-        lock(&self.shared.audit).read_rings(self.shared);
+        self.shared.read_rings();
         self.local.tsc_adjust = adjust;
         self.local.apic.move_tsc(now, now.ahead(adjust));
         if let Some(vcpu_shared) = self.shared.vcpu(self.local.index) {
@@ -140,7 +140,7 @@ impl<'a> VcpuBus<'a> {
         if let Some(vcpu_shared) = self.shared.vcpu(self.local.index) {
             vcpu_shared.page.store(self.local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
         }
-        let page = lock(&self.shared.clock).page(self.local.tsc_adjust);
+        let page = self.shared.clock.lock().page(self.local.tsc_adjust);
         let flags = self.shared.page_flags();
         self.local.published_flags = flags;
         let published = self.local.pvclock.publish(&Ram(&self.shared.memory), &page, flags, false);
@@ -159,7 +159,7 @@ impl<'a> VcpuBus<'a> {
             IA32_TSC => Ok(now.tsc.0),
             IA32_TSC_ADJUST => Ok(self.local.tsc_adjust),
             MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => Ok(self.local.pvclock.read_msr()),
-            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(lock(&self.shared.wall).read_msr()),
+            MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(self.shared.wall.lock().read_msr()),
             _ => {
                 self.shared.unknown_msr(index, "RDMSR");
                 Err(GpFault)
@@ -192,8 +192,8 @@ impl<'a> VcpuBus<'a> {
                 self.publish()
             }
             MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => {
-                let wall_ns = lock(&self.shared.clock).wall_ns_at_zero();
-                lock(&self.shared.wall).write_msr(value, wall_ns, &ram).map_err(|fault| {
+                let wall_ns = self.shared.clock.lock().wall_ns_at_zero();
+                self.shared.wall.lock().write_msr(value, wall_ns, &ram).map_err(|fault| {
                     log::warn!("the guest's wall-clock address {value:#x} gets a #GP: {fault}");
                     GpFault
                 })
@@ -219,14 +219,14 @@ impl Bus for VcpuBus<'_> {
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
-        lock(&self.shared.devices).port_in(port, data, now.vm);
+        self.shared.devices.lock().port_in(port, data, now.vm);
         self.tell_first_cpu(port);
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
-        lock(&self.shared.devices).port_out(port, data, now.vm);
+        self.shared.devices.lock().port_out(port, data, now.vm);
         self.tell_first_cpu(port);
         self.trace(now, &Event::PortOut { port, data });
     }

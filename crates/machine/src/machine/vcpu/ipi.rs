@@ -12,7 +12,7 @@ use vlapic::{Delivery, DeliveryMode, Ipi, Route, lowest_priority};
 use super::{Cpu, Local, Phase};
 use crate::machine::{
     error::RunError,
-    shared::{Shared, VcpuShared, lock},
+    shared::{Shared, VcpuShared},
 };
 
 /// Where `local` is reached.
@@ -23,7 +23,7 @@ fn vcpu_shared<'a>(shared: &'a Shared, local: &Local) -> Option<&'a VcpuShared> 
 /// Makes the table say what `local`'s LAPIC answers to.
 pub(crate) fn publish_route(shared: &Shared, local: &Local) {
     if let Some(vcpu_shared) = vcpu_shared(shared, local) {
-        *lock(&vcpu_shared.route) = Some(local.apic.route());
+        *vcpu_shared.route.lock() = Some(local.apic.route());
     }
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn publish_route(shared: &Shared, local: &Local) {
 pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
     publish_route(shared, local);
     let own = usize::try_from(local.index).unwrap_or(usize::MAX);
-    let route = |vcpu_shared: &VcpuShared| -> Option<Route> { *lock(&vcpu_shared.route) };
+    let route = |vcpu_shared: &VcpuShared| -> Option<Route> { *vcpu_shared.route.lock() };
     let mut targets: Vec<(usize, Route)> = shared
         .vcpus
         .iter()
@@ -45,7 +45,7 @@ pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
     }
     for (index, _) in targets {
         let Some(vcpu_shared) = shared.vcpus.get(index) else { continue };
-        lock(&vcpu_shared.inbox).post(&ipi);
+        vcpu_shared.inbox.lock().post(&ipi);
         // The sender looks into its own inbox before it enters the guest again.
         if index != own {
             vcpu_shared.doorbell.ring();
@@ -57,7 +57,7 @@ pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
 pub(crate) fn receive(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     loop {
         let Some(vcpu_shared) = vcpu_shared(shared, &cpu.local) else { return Ok(()) };
-        let Some(ipi) = lock(&vcpu_shared.inbox).take() else { return Ok(()) };
+        let Some(ipi) = vcpu_shared.inbox.lock().take() else { return Ok(()) };
         let delivery = cpu.local.apic.deliver(&ipi);
         carry_out(cpu, shared, delivery)?;
     }
@@ -118,7 +118,7 @@ fn init(local: &mut Local, shared: &Shared) {
         pv_eoi.reset();
     }
     // All CPUs share this one, which is a number to read back and no more: what it names was written long ago.
-    *lock(&shared.wall) = WallRegistration::default();
+    *shared.wall.lock() = WallRegistration::default();
     // The bootstrap processor restarts at the reset vector, where a PC has its firmware, others wait for a start-up message
     // (SDM vol. 3, "MP Initialization Protocol Algorithm").
     *phase = if apic.config().bsp { Phase::Running } else { Phase::WaitForSipi };

@@ -7,11 +7,7 @@ use vlapic::LocalSource;
 use vmtime::{GuestTsc, Now};
 
 use super::{Cpu, Local, ipi};
-use crate::machine::{
-    clock::Clock,
-    error::RunError,
-    shared::{Shared, lock},
-};
+use crate::machine::{clock::Clock, error::RunError, shared::Shared};
 
 /// Gives `cpu`, if it is the first, the level of the line at `now`.
 pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
@@ -19,7 +15,7 @@ pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), Run
         return Ok(());
     }
     let level = {
-        let mut devices = lock(&shared.devices);
+        let mut devices = shared.devices.lock();
         devices.advance(now.vm);
         devices.interrupts()
     };
@@ -29,7 +25,7 @@ pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), Run
 
 /// The CPU takes the 8259's interrupt: its vector. Later ones show at the next sample.
 pub(crate) fn acknowledge(local: &mut Local, shared: &Shared) -> u8 {
-    let mut devices = lock(&shared.devices);
+    let mut devices = shared.devices.lock();
     let vector = devices.acknowledge();
     // The line falls, if only to rise again at once.
     let _ = local.apic.local(LocalSource::Lint0, false);
@@ -41,7 +37,7 @@ pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<Guest
     if local.index != 0 || !local.apic.heeds_lint0() {
         return None;
     }
-    let devices = lock(&shared.devices);
+    let devices = shared.devices.lock();
     // Another CPU's access of the 8259 pair can have raised the line since it was sampled.
     if devices.interrupts() {
         return (!local.apic.lint0()).then(|| clock.tsc());

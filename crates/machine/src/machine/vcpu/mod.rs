@@ -14,11 +14,7 @@ use vlapic::{Deadline, LocalApic};
 use vmtime::{GuestTsc, HostTsc, Now, VmTime};
 
 use self::bus::{Changed, VcpuBus};
-use super::{
-    clock::Clock,
-    error::RunError,
-    shared::{Shared, lock},
-};
+use super::{clock::Clock, error::RunError, shared::Shared};
 use crate::kvm::Vcpu;
 
 /// One vCPU.
@@ -112,7 +108,7 @@ impl Cpu {
             self.vcpu.set_apic_base(self.local.apic.apic_base());
         }
         if changed.tsc
-            && let Some(offset) = lock(&shared.clock).vcpu_offset(self.local.tsc_adjust)
+            && let Some(offset) = shared.clock.lock().vcpu_offset(self.local.tsc_adjust)
         {
             self.vcpu.set_tsc_offset(offset)?;
         }

@@ -14,7 +14,7 @@ use crate::{
         config::TimeMode,
         error::{At, End, RunError},
         record::trace::Event,
-        shared::{Shared, Unwakeable, lock},
+        shared::{Shared, Unwakeable},
         wake::wake_timer::WakeTimer,
     },
 };
@@ -67,7 +67,7 @@ pub(crate) fn step(
     pace: Pace,
 ) -> Result<Stepped, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
-    if let Some(exit) = lock(&shared.devices).take_exit() {
+    if let Some(exit) = shared.devices.lock().take_exit() {
         return Ok(Stepped::Stop(Stop::Ended(End::Guest(exit))));
     }
     shared.hears(cpu.local.index);
@@ -106,7 +106,7 @@ pub(crate) fn step(
     }
     let entry = inject(cpu, shared, now, base)?;
     if cpu.local.halted {
-        lock(&shared.audit).read_rings(shared);
+        shared.read_rings();
         let unwakeable = !cpu.vcpu.interrupts_enabled();
         // Another CPU could still send an NMI or INIT.
         if unwakeable {
@@ -162,7 +162,7 @@ pub(crate) fn step(
         None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Stepped::Kicked),
         None => Ok(Stepped::Ran),
         Some(end) => {
-            lock(&shared.audit).read_rings(shared);
+            shared.read_rings();
             Ok(Stepped::Stop(Stop::Ended(end)))
         }
     }
@@ -242,9 +242,9 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
         cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
-        let judged = lock(&shared.clock).judged(base);
+        let judged = shared.clock.lock().judged(base);
         let due = cpu.local.expired.take();
-        lock(&shared.audit).injected(shared.ring_of(cpu.local.index), judged, due);
+        shared.audit.lock().injected(shared.ring_of(cpu.local.index), judged, due);
     }
     shared.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Injection::Injected { vector, more: false })
@@ -257,7 +257,7 @@ fn blocked_by_tpr(local: &Local) -> bool {
 
 fn handle(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
     match exit {
-        Exit::Operation(_) => Ok(lock(&shared.devices).take_exit().map(End::Guest)),
+        Exit::Operation(_) => Ok(shared.devices.lock().take_exit().map(End::Guest)),
         Exit::Halt => {
             let registers = cpu.vcpu.registers();
             match shared.site_at(registers.linear_rip.wrapping_sub(1)) {

@@ -3,21 +3,18 @@
 //! Whoever has something for a vCPU (an IPI, a request to stop) puts it where that vCPU looks, then rings. A ring is
 //! remembered until the vCPU looks, so that none is lost between looking and sleeping or entering the guest.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{
     host::kick::{self, Kicker},
-    machine::shared::lock,
+    machine::lock::Ranked,
 };
 
 /// One vCPU's bell.
 #[derive(Default)]
 pub struct Doorbell {
     rung: AtomicBool,
-    runner: Mutex<Option<Kicker>>,
+    runner: Ranked<Option<Kicker>, 12>,
 }
 
 impl Doorbell {
@@ -28,19 +25,19 @@ impl Doorbell {
         if self.rung.swap(true, Ordering::SeqCst) {
             return;
         }
-        if let Some(runner) = &*lock(&self.runner) {
+        if let Some(runner) = &*self.runner.lock() {
             runner.kick();
         }
     }
 
     /// The calling thread runs the vCPU from now on. It looks after that for what was rung for before.
     pub fn attach(&self) {
-        *lock(&self.runner) = Some(Kicker::for_this_thread());
+        *self.runner.lock() = Some(Kicker::for_this_thread());
     }
 
     /// No thread runs the vCPU.
     pub fn detach(&self) {
-        *lock(&self.runner) = None;
+        *self.runner.lock() = None;
     }
 
     /// Forgets rings so far: call before looking at what they might be about.

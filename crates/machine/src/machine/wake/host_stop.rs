@@ -22,7 +22,7 @@ use crate::{
     machine::{
         error::RunError,
         paused::BootTime,
-        shared::{Shared, VcpuShared, lock},
+        shared::{Shared, VcpuShared},
     },
 };
 
@@ -111,7 +111,7 @@ fn slept(host: HostClock, known: HostInstant, now: HostInstant) -> Option<Durati
 /// Whether the host has slept, without counting, since some vCPU last ran; if not, one runs now.
 fn did_sleep(shared: &Shared, host: HostClock) -> bool {
     let now = HostInstant::now(host);
-    let known = std::mem::replace(&mut *lock(&shared.known_to_run), now);
+    let known = std::mem::replace(&mut *shared.known_to_run.lock(), now);
     let Some(slept) = slept(host, known, now) else { return false };
     let from = HostInstant { tsc: now.tsc, boot: now.boot.before(slept) };
     shared.found_gap(Gap { from, tsc_restarted: false });

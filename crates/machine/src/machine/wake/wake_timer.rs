@@ -17,7 +17,7 @@ use crate::{
     machine::{
         config::TimeMode,
         error::{End, RunError},
-        shared::{Shared, VcpuShared, lock},
+        shared::{Shared, VcpuShared},
         vcpu::{Cpu, Local, lint0, step},
     },
 };
@@ -84,7 +84,7 @@ impl Call {
 impl WakeTimer {
     /// An alarm for the calling thread.
     pub(crate) fn new(shared: &Shared) -> Result<Self, RunError> {
-        let earned = lock(&shared.clock).host().tsc();
+        let earned = shared.clock.lock().host().tsc();
         Ok(Self {
             timer: KickTimer::new()?,
             armed: None,
@@ -103,7 +103,7 @@ impl WakeTimer {
                 if let Some(limit) = shared.spin_limit.filter(|_| self.armed.is_none()) {
                     self.armed = Some(Armed::Budget);
                     // What is left of it: each run has an alarm of its own, the budget is the guest's.
-                    self.arm(shared, limit.saturating_sub(lock(&shared.clock).since_operation()));
+                    self.arm(shared, limit.saturating_sub(shared.clock.lock().since_operation()));
                 }
             }
             TimeMode::Real => {
@@ -116,7 +116,7 @@ impl WakeTimer {
     /// Real time: the vCPU of `vcpu_shared` is about to be entered, as the clock was when the host's TSC was `read`. False if it must
     /// not be: see [`Pulse::enter`].
     pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, read: HostTsc) -> bool {
-        let host = lock(&shared.clock).host();
+        let host = shared.clock.lock().host();
         self.pulse.enter(shared, vcpu_shared, host, read)
     }
 
@@ -127,7 +127,7 @@ impl WakeTimer {
             Some(Armed::Come(due)) if !unwakeable => Some(due),
             _ => None,
         };
-        let now = lock(&shared.clock).host().tsc();
+        let now = shared.clock.lock().host().tsc();
         vcpu_shared.last_run.idle(now, due);
     }
 
@@ -135,7 +135,7 @@ impl WakeTimer {
     pub(crate) fn set_for_stop(&mut self, shared: &Shared, stop: Option<GuestTsc>) {
         let Some(stop) = stop.filter(|stop| self.stop.is_none_or(|(set, _)| set != *stop)) else { return };
         let (host, at) = {
-            let clock = lock(&shared.clock);
+            let clock = shared.clock.lock();
             (clock.host(), clock.host_at(stop))
         };
         if let Some(at) = at {
@@ -148,7 +148,7 @@ impl WakeTimer {
 
     fn set_for_deadline(&mut self, local: &Local, shared: &Shared) {
         let (host, target, due) = {
-            let clock = lock(&shared.clock);
+            let clock = shared.clock.lock();
             // An expiry whose interrupt waits already changes nothing: a guest with a short period and interrupts off
             // would be kicked before each instruction.
             let waits = !local.halted && (local.apic.pending().is_some() || local.apic.blocked_by_priority());
@@ -203,7 +203,7 @@ impl WakeTimer {
     fn settle_down(&self, shared: &Shared) {
         let long = match self.armed {
             Some(Armed::At(call)) => {
-                let host = lock(&shared.clock).host();
+                let host = shared.clock.lock().host();
                 host.duration(host.tsc(), call.at) >= LONG_PAUSE
             }
             Some(Armed::Come(_)) => false,
@@ -219,7 +219,7 @@ impl WakeTimer {
     pub(crate) fn sleep(&mut self, doorbell: &Doorbell, shared: &Shared, unwakeable: bool) {
         let came = match self.armed {
             Some(Armed::At(call)) => {
-                let host = lock(&shared.clock).host();
+                let host = shared.clock.lock().host();
                 call.came(host, host.tsc())
             }
             Some(Armed::Come(_)) => {
@@ -241,7 +241,7 @@ impl WakeTimer {
     /// Real time: looks whether the call has come. `kicked`: the thread was kicked, perhaps by this timer, perhaps sooner
     /// than the TSC says (NTP slews the timer's clock): then it is set again.
     pub(crate) fn look(&mut self, kicked: bool, shared: &Shared) {
-        let host = lock(&shared.clock).host();
+        let host = shared.clock.lock().host();
         let now = host.tsc();
         // If it came for the stop and the stop is not reached, it is set once more.
         if kicked && self.stop.is_some_and(|(_, soonest)| now >= soonest) {
@@ -265,7 +265,7 @@ impl WakeTimer {
     pub(crate) fn poll(&mut self, shared: &Shared) {
         let Some(Armed::Come(due)) = self.armed else { return };
         self.armed = None;
-        let host = lock(&shared.clock).host();
+        let host = shared.clock.lock().host();
         let now = host.tsc();
         let mut end = now;
         while end < due && !kick::pending() {
@@ -280,7 +280,7 @@ impl WakeTimer {
     /// Virtual time: the thread was kicked, perhaps because the budget is over.
     pub(crate) fn rang(&mut self, cpu: &mut Cpu, shared: &Shared) -> Option<End> {
         let budget = self.armed.take() == Some(Armed::Budget);
-        let limit = shared.spin_limit.filter(|limit| budget && lock(&shared.clock).since_operation() >= *limit)?;
+        let limit = shared.spin_limit.filter(|limit| budget && shared.clock.lock().since_operation() >= *limit)?;
         Some(End::Spins { at: step::at(cpu.local.index, &mut cpu.vcpu), limit })
     }
 }

@@ -1,0 +1,153 @@
+//! What a machine can be asked: its clock, its ticks, its vCPUs, what it cost. Nothing outside locks its insides.
+
+use guest_abi::{report::Header, sites::Kind};
+use vmtime::{Khz, Now, ReferenceClock, VmTime};
+
+use super::{
+    Machine,
+    audit::{Summary, TimerSummary},
+    config::{LapicKind, TimeMode, source::TscSource},
+    error::RunError,
+    record::counters::Costs,
+    vcpu::{Cpu, Phase},
+};
+
+impl Machine {
+    /// Now, by the clocks of a vCPU that has not moved its TSC.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.shared.clock.lock().now(0)
+    }
+
+    /// VM time, now.
+    #[must_use]
+    pub fn vm_time(&self) -> VmTime {
+        self.now().vm
+    }
+
+    /// The guest's TSC frequency.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Khz {
+        self.shared.clock.lock().khz()
+    }
+
+    /// How time passes.
+    #[must_use]
+    pub fn time_mode(&self) -> TimeMode {
+        self.shared.clock.lock().mode()
+    }
+
+    /// The host's own account of VM time, as of now.
+    #[must_use]
+    pub fn reference(&self) -> ReferenceClock {
+        *self.shared.clock.lock().reference()
+    }
+
+    /// Where RDTSC answers come from.
+    #[must_use]
+    pub fn tsc_source(&self) -> TscSource {
+        self.shared.clock.lock().source()
+    }
+
+    /// Real time: whether VM time ever reaches `at`. It does not where the guest's TSC overflows before.
+    #[must_use]
+    pub fn reaches(&self, at: VmTime) -> bool {
+        let clock = self.shared.clock.lock();
+        clock.least_tsc(at).and_then(|tsc| clock.host_at(tsc)).is_some()
+    }
+
+    /// Reads the tick rings, and sums up what the guest's ticks came to; none if there is nothing to judge by.
+    #[must_use]
+    pub fn tick_summary(&self) -> Option<Summary> {
+        self.shared.read_rings();
+        self.shared.audit.lock().summary()
+    }
+
+    /// What the LAPICs' timers did; none where they are KVM's.
+    #[must_use]
+    pub fn timer_summary(&self) -> Option<TimerSummary> {
+        (self.lapic() == LapicKind::User).then(|| self.shared.audit.lock().timer())
+    }
+
+    /// Why there is no tick ring to read, for people.
+    #[must_use]
+    pub fn why_no_ring(&self) -> String {
+        self.shared.audit.lock().why_not()
+    }
+
+    /// Whether the guest may yet make a tick ring that can be read.
+    #[must_use]
+    pub fn promises_ring(&self) -> bool {
+        self.shared.audit.lock().is_promised()
+    }
+
+    /// What running has cost so far.
+    #[must_use]
+    pub fn costs(&self) -> Costs {
+        self.shared.costs.read()
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn cpu_count(&self) -> usize {
+        self.shared.vcpus.len()
+    }
+
+    /// What kind of trap site is patched at `address`, if one is.
+    #[must_use]
+    pub fn patched_site(&self, address: u64) -> Option<Kind> {
+        self.shared.sites.at(address)
+    }
+
+    /// Timer interrupts that entered vCPU number `cpu` so far, in this process.
+    #[must_use]
+    pub fn timer_interrupts(&self, cpu: usize) -> u64 {
+        self.vcpus.user().get(cpu).map_or(0, |cpu| cpu.local.timer_interrupts)
+    }
+
+    /// Whether the timer of vCPU number `cpu` is armed.
+    #[must_use]
+    pub fn has_timer_armed(&self, cpu: usize) -> bool {
+        self.vcpus.user().get(cpu).is_some_and(|cpu| cpu.local.apic.next_deadline().is_some())
+    }
+
+    /// The header of the tick ring of vCPU number `cpu`, as the guest has it now; none if there is none.
+    #[must_use]
+    pub fn ring_header(&self, cpu: usize) -> Option<Header> {
+        self.shared.audit.lock().header(&self.shared.memory, cpu)
+    }
+
+    /// Ticks that the guest has handled on vCPU number `cpu`.
+    #[must_use]
+    pub fn ticks_handled(&self, cpu: usize) -> Option<u64> {
+        self.ring_header(cpu).map(|header| header.written)
+    }
+
+    /// Ticks that the guest will make on vCPU number `cpu`; 0 = without end.
+    #[must_use]
+    pub fn ticks_expected(&self, cpu: usize) -> Option<u64> {
+        self.ring_header(cpu).map(|header| header.expected)
+    }
+
+    /// Where each vCPU is, one line each, for people; nothing of vCPUs whose LAPICs are KVM's.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn positions(&mut self) -> Result<Vec<String>, RunError> {
+        let mut lines = Vec::new();
+        for cpu in self.vcpus.user_mut() {
+            cpu.drain(&self.shared)?;
+            let Cpu { vcpu, local } = cpu;
+            let (index, address) = (local.index, vcpu.registers().linear_rip);
+            let interrupts = if vcpu.interrupts_enabled() { "on" } else { "off" };
+            lines.push(match local.phase {
+                Phase::WaitForSipi => format!("cpu {index} waits for a start-up message"),
+                Phase::Running if local.halted => {
+                    format!("cpu {index} halted before {address:#x}, interrupts {interrupts}")
+                }
+                Phase::Running => format!("cpu {index} at {address:#x}, interrupts {interrupts}"),
+            });
+        }
+        Ok(lines)
+    }
+}
