@@ -1,8 +1,8 @@
-//! A and B in one run, in turn, so that whatever else the machine does meets both.
+//! Measures several contenders alternately in one run, so that other load on the machine affects all of them alike.
 
 use anyhow::{Context, Result};
 
-/// Somebody to be measured: a name, and a way to take one sample.
+/// A program or variant under measurement: its name, and a function that takes one sample.
 pub struct Contender<'a> {
     /// Its name in the table.
     pub who: String,
@@ -10,17 +10,17 @@ pub struct Contender<'a> {
 }
 
 impl<'a> Contender<'a> {
-    /// `who`, measured by `sample`.
+    /// The contender `who`; `sample` takes one sample.
     pub fn new(who: impl Into<String>, sample: impl FnMut() -> Result<f64> + 'a) -> Self {
         Self { who: who.into(), sample: Box::new(sample) }
     }
 }
 
-/// Takes `rounds` samples of each, after `warm_up` that do not count. Every other round goes the other way round: if one
-/// leaves the machine faster or slower to the next, that meets both too.
+/// Takes `rounds` samples of each, after `warm_up` rounds that are dropped. Every other round has the reverse order: if
+/// a contender leaves the machine faster or slower for the next, that affects all of them alike, too.
 ///
 /// # Errors
-/// The first that fails, with its name.
+/// The error of the first sample that fails, with the contender's name.
 pub fn alternate(contenders: &mut [Contender<'_>], warm_up: usize, rounds: usize) -> Result<Vec<(String, Vec<f64>)>> {
     let mut taken: Vec<(String, Vec<f64>)> = contenders.iter().map(|one| (one.who.clone(), Vec::new())).collect();
     for round in 0..warm_up.saturating_add(rounds) {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_alternate_and_the_warm_up_does_not_count() {
+    fn the_order_alternates_and_the_warm_up_is_dropped() {
         let order = RefCell::new(String::new());
         let taker = |name: char| {
             let order = &order;

@@ -1,4 +1,4 @@
-//! A VM's control socket: a request, and how long its answer takes.
+//! Sends requests to a VM's control socket, and times the answers.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -11,18 +11,18 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// How long a VMM may take to make its socket.
+/// How long a VMM may take to create its socket.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The socket of a VM that runs.
+/// The control socket of a running VM.
 #[derive(Debug)]
 pub struct Api(PathBuf);
 
 impl Api {
-    /// Waits until somebody listens at `path`.
+    /// Waits until the VMM listens at `path`.
     ///
     /// # Errors
-    /// If nobody does for ten seconds.
+    /// If it does not within ten seconds.
     pub fn wait(path: &Path) -> Result<Self> {
         let begin = Instant::now();
         loop {
@@ -37,10 +37,10 @@ impl Api {
         }
     }
 
-    /// `PUT /v1/COMMAND`; gives the time from before the connection to the end of the answer.
+    /// Sends `PUT /v1/COMMAND`. Returns the time from before the connection to the end of the answer.
     ///
     /// # Errors
-    /// If the answer is another than 204, with its text.
+    /// If the answer is not 204; with its text.
     pub fn put(&self, command: &str, body: &Value) -> Result<Duration> {
         let body = body.to_string();
         let begin = Instant::now();
@@ -55,10 +55,10 @@ impl Api {
         Ok(took)
     }
 
-    /// `GET /v1/status`.
+    /// Sends `GET /v1/status`.
     ///
     /// # Errors
-    /// If it cannot be had.
+    /// If the request fails.
     pub fn status(&self) -> Result<Value> {
         let answer = self.send("GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;

@@ -1,4 +1,4 @@
-//! The machine that was measured on.
+//! Describes the machine that the measurements were made on.
 
 use std::{fs, path::Path};
 
@@ -8,38 +8,38 @@ use serde_json::Value;
 
 use crate::{lab::Lab, process, programs::version};
 
-/// What a reader needs to know of it.
+/// The facts about a machine that its numbers depend on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
-    /// The CPU, as it calls itself.
+pub struct HostDescription {
+    /// The CPU's model name.
     pub cpu: String,
-    /// How many of them.
+    /// Number of CPUs.
     pub cpus: usize,
     /// RAM, in bytes.
     pub memory: u64,
     /// The kernel's release.
     pub kernel: String,
-    /// KVM's modules, as far as they are to be seen.
+    /// KVM's modules, if the kernel lists them.
     pub kvm_modules: Vec<String>,
     /// The host TSC's frequency in kHz.
     pub tsc_khz: u64,
-    /// Whether KVM emulates supervisor code, and what an instruction of it takes, in ns.
+    /// Whether KVM emulates supervisor code, and the time per emulated instruction, in ns.
     pub supervisor: String,
-    /// From the guest to the VMM and back, in ns.
+    /// Round trip from the guest to the VMM, in ns.
     pub exit_ns: u64,
     /// The frequency governor of CPU 0, if there is one.
     pub governor: Option<String>,
     /// The file system that snapshots are written to.
     pub file_system: String,
-    /// Versions of those that take part.
+    /// Versions of the programs that take part.
     pub versions: Vec<String>,
 }
 
-impl Machine {
-    /// This one.
+impl HostDescription {
+    /// Describes this machine.
     ///
     /// # Errors
-    /// If `vmm doctor` does not tell what it is asked.
+    /// If `vmm doctor` fails or lacks a fact.
     pub fn describe(lab: &Lab) -> Result<Self> {
         let said = process::succeed(&mut lab.vmm("doctor --json"))?;
         let doctor: Value = serde_json::from_str(&said.stdout).context("vmm doctor --json")?;
@@ -89,7 +89,7 @@ fn kib(text: &str) -> Option<u64> {
     text.strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The type of the file system of `path`: of its mounts, the one whose place is the longest part of it.
+/// The type of the file system of `path`: that of the mount point that is its longest prefix.
 fn file_system(path: &Path) -> Option<String> {
     let path = fs::canonicalize(path).ok()?;
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;

@@ -1,4 +1,4 @@
-//! A place to measure in: programs, a directory for what they leave, and how long to go on.
+//! The context of a measurement: programs, a directory for temporary files, and the number of rounds.
 
 use std::{
     fs,
@@ -15,59 +15,59 @@ use crate::{
     programs::Programs,
 };
 
-/// The place.
+/// The context of a measurement.
 #[derive(Debug)]
 pub struct Lab {
-    /// What takes part.
+    /// The programs that take part.
     pub programs: Programs,
-    /// Fewer and shorter measurements: to see that they work, not to believe them.
+    /// Fewer and shorter measurements, which show only that they work: their numbers mean nothing.
     pub quick: bool,
     dir: TempDir,
 }
 
-/// A run of `vmm` that ended well.
+/// A run of `vmm` that succeeded.
 #[derive(Debug)]
 pub struct Run {
-    /// How.
+    /// Exit status and output.
     pub ended: Ended,
-    /// What `--summary` wrote.
+    /// The file that `--summary` wrote.
     pub summary: Value,
 }
 
 impl Lab {
-    /// An empty one.
+    /// A context with an empty directory.
     ///
     /// # Errors
-    /// If there is no place for temporary files.
+    /// If the directory for temporary files cannot be created.
     pub fn new(programs: Programs, quick: bool) -> Result<Self> {
         Ok(Self { programs, quick, dir: tempfile::Builder::new().prefix("vmm-bench-").tempdir()? })
     }
 
-    /// Where temporary files are.
+    /// The directory of temporary files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A path among them.
+    /// The path of a temporary file.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// `full`, or with `--quick` a part of it that still works.
+    /// `full`, or with `--quick` a smaller number that still works.
     #[must_use]
     pub fn effort(&self, full: u32) -> u32 {
         if self.quick { full.div_ceil(4) } else { full }
     }
 
-    /// [`Self::effort`], for rounds.
+    /// [`Self::effort`] for a number of rounds.
     #[must_use]
     pub fn rounds(&self, full: u32) -> usize {
         usize::try_from(self.effort(full)).unwrap_or(usize::MAX)
     }
 
-    /// `vmm` with these flags, separated by blanks.
+    /// A command: `vmm` with these flags, separated by blanks.
     #[must_use]
     pub fn vmm(&self, flags: &str) -> Command {
         let mut command = Command::new(&self.programs.vmm);
@@ -75,7 +75,7 @@ impl Lab {
         command
     }
 
-    /// `vmm` with the guest.
+    /// A command: `vmm` with the guest.
     #[must_use]
     pub fn guest(&self, cmdline: &str, flags: &str) -> Command {
         let mut command = self.vmm(flags);
@@ -83,7 +83,7 @@ impl Lab {
         command
     }
 
-    /// Runs the guest to its end. That it lost no tick and that none came early is part of every measurement.
+    /// Runs the guest to its end. A run with a lost or early tick is no measurement.
     ///
     /// # Errors
     /// If the guest fails, a tick is lost or early, or its clock went back.
@@ -99,7 +99,7 @@ impl Lab {
         Ok(Run { ended, summary })
     }
 
-    /// Whether the guest takes this word on its command line.
+    /// Whether the guest accepts this word on its command line.
     ///
     /// # Errors
     /// If it fails for another reason.
@@ -115,14 +115,14 @@ impl Lab {
     /// Whether `vmm SUBCOMMAND --help` names `flag`.
     ///
     /// # Errors
-    /// If it cannot be asked.
+    /// If `vmm` cannot be run.
     pub fn vmm_takes(&self, subcommand: &str, flag: &str) -> Result<bool> {
         let help = process::finish(self.vmm(subcommand).arg("--help"))?;
         Ok(help.stdout.split_whitespace().any(|word| word == flag))
     }
 }
 
-/// The number at `pointer` of a JSON value.
+/// The number at JSON pointer `pointer` of `value`.
 ///
 /// # Errors
 /// If there is none.

@@ -1,8 +1,8 @@
-//! Measures `vmm` beside others on one machine: a floor program that does the least KVM asks for, KVM's own LAPIC, and
+//! Measures `vmm` beside others on one machine: a floor program that does the least KVM requires, KVM's own LAPIC, and
 //! other VMMs where they are installed, all with the same guest.
 //!
-//! What it is not: a profiler, or a collection of absolute numbers. A and B are measured in turn within one run, ratios
-//! are what counts, and a target is met when every one of several runs meets it.
+//! What it is not: a profiler, or a collection of absolute numbers. A and B are measured alternately within one run,
+//! the ratio is the result, and a target is met when every one of several runs meets it.
 
 pub mod alternate;
 pub mod api;

@@ -1,4 +1,4 @@
-//! `scripts/bench` starts this, once everything is built.
+//! The program behind `scripts/bench`, which builds everything first.
 
 use std::{
     fs::{self, File},
@@ -85,7 +85,7 @@ fn measure(args: &Args) -> Result<bool> {
     Ok(results.met())
 }
 
-/// Measures growth; what could not be measured is told, and is no failure.
+/// Measures growth. A measurement that cannot be made is printed as missing, and is no failure.
 fn grow(args: &Args, dir: &Path) -> Result<()> {
     let lab = Lab::new(Programs::find()?, args.quick)?;
     let name = || format!("--growth {}", dir.display());

@@ -1,4 +1,4 @@
-//! The part of a page that is measured: between two marks, rewritten by `--docs`.
+//! Rewrites the measured part of a page, between two marks, for `--docs`.
 
 use anyhow::{Context, Result};
 
@@ -7,7 +7,7 @@ use crate::{suite::Results, table};
 const BEGIN: &str = "<!-- measured: written by scripts/bench --docs -->\n";
 const END: &str = "<!-- end of what is measured -->\n";
 
-/// `page` with `results` between its marks.
+/// Returns `page` with `results` between its marks.
 ///
 /// # Errors
 /// If the marks are not there.
@@ -36,12 +36,12 @@ pub fn host(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Machine;
+    use crate::host::HostDescription;
 
     fn results() -> Results {
         Results {
             schema: String::new(),
-            machine: Machine::default(),
+            machine: HostDescription::default(),
             load: [String::new(), String::new()],
             runs: 3,
             quick: false,
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_without_marks_is_left_alone() {
+    fn a_page_without_marks_is_an_error() {
         for page in ["", BEGIN, END] {
             assert!(rewrite(page, &results()).is_err());
         }

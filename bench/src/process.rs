@@ -1,4 +1,4 @@
-//! Programs under measurement.
+//! Runs programs under measurement.
 
 use std::{
     fs,
@@ -13,30 +13,30 @@ use anyhow::{Context, Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-/// Nothing here takes longer on a machine on which a measurement would mean something.
+/// Limit for the time of one program. Where one takes longer, a measurement would mean nothing.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a program left, and what it took.
+/// A program's result, and the time it took.
 #[derive(Debug)]
 pub struct Ended {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
-    /// From before it was started to after its end.
+    /// Wall time from before its start to after its end.
     pub wall: Duration,
-    /// User and system time of it and of what it waited for.
+    /// User and system time of it and of the children that it waited for.
     pub cpu: Duration,
 }
 
-/// A program that runs; dropped, it is killed.
+/// A running program. Dropping this kills it.
 #[derive(Debug)]
 pub struct Running(Child);
 
 impl Running {
-    /// Starts it, with nothing to read and nobody to hear it.
+    /// Starts it, with its input and outputs at /dev/null.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -59,10 +59,11 @@ impl Drop for Running {
     }
 }
 
-/// What the guest prints first.
+/// The first text that the guest prints.
 pub const BANNER: &str = "guest: ";
 
-/// From before `command` is started to its first byte on standard output, which must begin with `text`. Then it is killed.
+/// Measures the time from before `command` is started to its first byte on standard output, which must begin with
+/// `text`. Then the program is killed.
 ///
 /// # Errors
 /// If it ends without a byte, or says something else.
@@ -70,10 +71,10 @@ pub fn first_byte(command: &mut Command, text: &str) -> Result<Duration> {
     first_byte_of(command.stdout(Stdio::piped()).stderr(Stdio::null()), |child| child.stdout.take(), text)
 }
 
-/// As [`first_byte`], on standard error: where vmm says what TSC source a machine got, once it is whole.
+/// As [`first_byte`], on standard error: vmm prints the TSC source there, once the machine is complete.
 ///
 /// # Errors
-/// If it ends without a byte, or says something else.
+/// If it ends without a byte, or prints another text.
 pub fn first_remark(command: &mut Command) -> Result<Duration> {
     first_byte_of(command.stdout(Stdio::null()).stderr(Stdio::piped()), |child| child.stderr.take(), "vmm: TSC source")
 }
@@ -85,7 +86,7 @@ fn first_byte_of<R: Read>(command: &mut Command, stream: fn(&mut Child) -> Optio
     let mut byte = [0];
     let read = stream.read_exact(&mut byte);
     let took = begin.elapsed();
-    // Whatever else it is that speaks first would make the time meaningless.
+    // If the first output is another text, such as an error message, the time means nothing.
     let mut said = byte.to_vec();
     let rest = u64::try_from(text.len().saturating_sub(1))?;
     let more = stream.take(rest).read_to_end(&mut said);
@@ -98,7 +99,7 @@ fn first_byte_of<R: Read>(command: &mut Command, stream: fn(&mut Child) -> Optio
     Ok(took)
 }
 
-/// Runs `command` to its end, whatever that is.
+/// Runs `command` to its end, with any exit status.
 ///
 /// # Errors
 /// If it cannot be started, or does not end.
@@ -108,7 +109,7 @@ pub fn finish(command: &mut Command) -> Result<Ended> {
     let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
     let out = collect(child.stdout.take().context("no pipe")?);
     let err = collect(child.stderr.take().context("no pipe")?);
-    // Both pipes close at its end.
+    // Both pipes close when it ends.
     let told = [out, err].map(|pipe| pipe.recv_timeout(PATIENCE));
     let [Ok(stdout), Ok(stderr)] = told else {
         let _ = child.kill();
@@ -123,18 +124,18 @@ fn collect(mut from: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What was read before an error is what there is.
+        // After a read error, the output so far is returned.
         let _ = from.read_to_end(&mut bytes);
-        // Nobody listens when the patience is over.
+        // The send fails if the receiver has timed out.
         let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     receiver
 }
 
-/// As [`finish`], for a program that must end well.
+/// As [`finish`], for a program that must succeed.
 ///
 /// # Errors
-/// Also if its exit code is another than 0, with what it said.
+/// Also if its exit code is not 0; with its output.
 pub fn succeed(command: &mut Command) -> Result<Ended> {
     let ended = finish(command)?;
     if !ended.status.success() {
@@ -143,7 +144,7 @@ pub fn succeed(command: &mut Command) -> Result<Ended> {
     Ok(ended)
 }
 
-/// What all children have taken so far that were waited for.
+/// CPU time so far of all children that were waited for.
 fn children_cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let micros = usage.user_time().num_microseconds().saturating_add(usage.system_time().num_microseconds());
@@ -155,7 +156,7 @@ fn children_cpu() -> Result<Duration> {
 pub struct Mapping {
     /// Its size, in bytes.
     pub size: u64,
-    /// What of it is in memory, in bytes.
+    /// Its resident part, in bytes.
     pub resident: u64,
 }
 
@@ -190,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_fails_is_told_with_its_words() {
+    fn the_error_of_a_failed_program_holds_its_output() {
         let error = succeed(Command::new("sh").args(["-c", "echo no >&2; exit 3"])).unwrap_err();
         assert!(format!("{error:#}").contains("exit status: 3: no"), "{error:#}");
         assert!(first_byte(&mut Command::new("true"), "").is_err());
     }
 
-    // Catches: the time to an error message taken for that to the guest's first byte.
+    // Catches: the time to an error message reported as that to the guest's first byte.
     #[test]
     fn only_the_guest_is_waited_for() {
         let says = |what: &str| first_byte(Command::new("echo").arg(what), BANNER);

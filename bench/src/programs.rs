@@ -1,4 +1,4 @@
-//! What takes part: `vmm`, the floor, the guest, and those of the other VMMs that are here.
+//! The programs that take part: `vmm`, the floor, the guest, and the other VMMs that are installed.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process;
 
-/// Where the programs are.
+/// Paths of the programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// `vmm`.
@@ -28,9 +28,9 @@ pub struct Programs {
 /// Another VMM.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Which.
+    /// Which VMM it is.
     pub kind: PeerKind,
-    /// Its program.
+    /// Path of its program.
     pub path: PathBuf,
 }
 
@@ -59,7 +59,7 @@ impl PeerKind {
         }
     }
 
-    /// Its program, and the variable that names it.
+    /// The program's name, and the environment variable for its path.
     fn program(self) -> (&'static str, &'static str) {
         match self {
             Self::Qemu => ("qemu-system-x86_64", "BENCH_QEMU"),
@@ -107,8 +107,8 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
 }
 
 impl Peer {
-    /// It, booting `guest` with `mib` MiB of RAM and its console on standard output. `config` is a file that may be
-    /// written for it.
+    /// The command that boots `guest` with `mib` MiB of RAM and its console on standard output. `config` is the path of
+    /// a file to write if the VMM needs one.
     ///
     /// # Errors
     /// If that file cannot be written.
@@ -138,14 +138,14 @@ impl Peer {
         Ok(command)
     }
 
-    /// The first line of what it says of its version.
+    /// The first line that it prints for `--version`.
     #[must_use]
     pub fn version(&self) -> String {
         version(&self.path)
     }
 }
 
-/// The first line of what a program says of its version.
+/// The first line that a program prints for `--version`.
 #[must_use]
 pub fn version(program: &Path) -> String {
     let said = process::finish(Command::new(program).arg("--version"));

@@ -1,4 +1,4 @@
-//! A row of the table: what is measured, and what it must come to.
+//! A row of the table: a measurement and its targets.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -10,42 +10,42 @@ use crate::{lab::Lab, spread::median, unit::Unit};
 pub struct Row {
     /// Its name for `--only`.
     pub id: &'static str,
-    /// What it is about.
+    /// What it measures.
     pub what: &'static str,
     /// Measures once.
     pub measure: fn(&Lab) -> Result<Outcome>,
 }
 
-/// What a measurement came to.
+/// The outcome of a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// Numbers.
     Measured(Measured),
-    /// This `vmm` or its guest cannot do it: a target that is missed.
+    /// This `vmm` or its guest cannot do it: its targets count as missed.
     NotThere(String),
-    /// This host lacks what it takes to look: nobody is to blame.
+    /// This host lacks something that the measurement needs: no target is missed.
     NoMeans(String),
 }
 
-/// What was measured and what follows.
+/// The samples of a measurement, and the targets computed from them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
-    /// The samples, by who or what they are of.
+    /// The samples, by program or variant.
     pub series: Vec<Series>,
-    /// What they must come to.
+    /// The targets.
     pub checks: Vec<Check>,
-    /// What a reader should know of this measurement.
+    /// Remarks for the reader.
     pub notes: Vec<String>,
 }
 
-/// Samples of one thing.
+/// The samples of one program or variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Series {
-    /// Of whom.
+    /// The program or variant.
     pub who: String,
-    /// In which unit.
+    /// The samples' unit.
     pub unit: Unit,
-    /// In the order in which they were taken.
+    /// The samples, in the order in which they were taken.
     pub samples: Vec<f64>,
 }
 
@@ -56,26 +56,26 @@ pub struct Check {
     pub name: String,
     /// Its unit.
     pub unit: Unit,
-    /// What it must be.
+    /// The bound.
     pub bound: Bound,
-    /// Whether the verdict depends on it; if not, it is told only.
+    /// Whether the verdict depends on it; if not, it is only shown.
     pub required: bool,
     /// One number for each run.
     pub values: Vec<f64>,
 }
 
-/// What a number must be.
+/// A bound for a number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bound {
-    /// No more.
+    /// At most this.
     AtMost(f64),
-    /// No less.
+    /// At least this.
     AtLeast(f64),
 }
 
 impl Bound {
-    /// Whether `value` keeps it.
+    /// Whether `value` is within the bound.
     #[must_use]
     pub fn holds(self, value: f64) -> bool {
         match self {
@@ -95,7 +95,7 @@ impl Bound {
 }
 
 impl Check {
-    /// Whether every run kept it.
+    /// Whether every run was within the bound.
     #[must_use]
     pub fn holds(&self) -> bool {
         !self.values.is_empty() && self.values.iter().all(|value| self.bound.holds(*value))
@@ -103,27 +103,27 @@ impl Check {
 }
 
 impl Measured {
-    /// Adds samples; a series of that name goes on.
+    /// Adds samples. If there is a series of that name, they are appended to it.
     #[must_use]
     pub fn with(mut self, who: impl Into<String>, unit: Unit, samples: Vec<f64>) -> Self {
         self.series.push(Series { who: who.into(), unit, samples });
         self
     }
 
-    /// Adds what must hold, if there is a number.
+    /// Adds a required target.
     #[must_use]
     pub fn check(self, name: impl Into<String>, unit: Unit, value: Option<f64>, bound: Bound) -> Self {
         self.bounded(name.into(), unit, value, bound, true)
     }
 
-    /// Adds what is hoped for, or of interest.
+    /// Adds a target that is not required.
     #[must_use]
     pub fn hope(self, name: impl Into<String>, unit: Unit, value: Option<f64>, bound: Bound) -> Self {
         self.bounded(name.into(), unit, value, bound, false)
     }
 
     fn bounded(mut self, name: String, unit: Unit, value: Option<f64>, bound: Bound, required: bool) -> Self {
-        // A number that is missing cannot keep a bound.
+        // A missing number is within no bound.
         self.checks.push(Check { name, unit, bound, required, values: vec![value.unwrap_or(f64::NAN)] });
         self
     }
@@ -141,7 +141,7 @@ impl Measured {
         self.series.iter().find(|series| series.who == who).and_then(|series| median(&series.samples))
     }
 
-    /// The median of one by that of the other.
+    /// The median of `a` divided by that of `b`.
     #[must_use]
     pub fn ratio(&self, a: &str, b: &str) -> Option<f64> {
         Some(self.median_of(a)? / self.median_of(b)?)

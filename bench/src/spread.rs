@@ -1,20 +1,20 @@
-//! Samples, and what is said of them.
+//! Median and quartiles of samples.
 
 use serde::{Deserialize, Serialize};
 
 /// Median and quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// Half of the samples are no larger.
+    /// The median: half of the samples are no larger.
     pub median: f64,
-    /// A quarter of them.
+    /// The lower quartile.
     pub low: f64,
-    /// Three quarters of them.
+    /// The upper quartile.
     pub high: f64,
 }
 
 impl Spread {
-    /// That of `samples`; `None` if there are none, or one of them is not a number.
+    /// The spread of `samples`; `None` if there are none, or one of them is NaN.
     #[must_use]
     pub fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
@@ -32,7 +32,7 @@ pub fn median(samples: &[f64]) -> Option<f64> {
     Spread::of(samples).map(|spread| spread.median)
 }
 
-/// The sample `part` of `parts` along the way from least to greatest, between two neighbours by their distance.
+/// The quantile `part / parts` of the sorted samples, interpolated between neighbours.
 fn at(sorted: &[f64], part: usize, parts: usize) -> Option<f64> {
     let steps = sorted.len().checked_sub(1)? * part;
     let below = sorted.get(steps / parts)?;
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_of_nothing() {
+    fn no_samples_have_no_spread() {
         assert_eq!(Spread::of(&[]), None);
         assert_eq!(median(&[1.0, f64::NAN]), None);
     }

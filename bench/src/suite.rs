@@ -1,10 +1,10 @@
-//! All rows, several times, and the verdict.
+//! Measures all rows several times, and computes the verdict.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    host::{Machine, load},
+    host::{HostDescription, load},
     lab::Lab,
     row::{Check, Measured, Outcome, Row, Series},
 };
@@ -12,18 +12,18 @@ use crate::{
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "vmm-bench/1";
 
-/// Everything that was measured.
+/// The results of all runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// [`SCHEMA`].
     pub schema: String,
     /// Where.
-    pub machine: Machine,
+    pub machine: HostDescription,
     /// The load averages before the first run and after the last.
     pub load: [String; 2],
     /// How often everything was measured.
     pub runs: u32,
-    /// With `--quick`: not to be believed.
+    /// Made with `--quick`: the numbers mean nothing.
     pub quick: bool,
     /// The rows, in order.
     pub rows: Vec<RowResult>,
@@ -34,13 +34,13 @@ pub struct Results {
 pub struct RowResult {
     /// Its name.
     pub id: String,
-    /// What it is about.
+    /// What it measures.
     pub what: String,
     /// Why it was not measured.
     pub skipped: Option<Skipped>,
     /// The samples of all runs.
     pub series: Vec<Series>,
-    /// What must hold, with a number of each run.
+    /// The targets, with a number for each run.
     pub checks: Vec<Check>,
     /// Remarks of the last run.
     pub notes: Vec<String>,
@@ -49,27 +49,27 @@ pub struct RowResult {
 /// Why a row was not measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// In words.
+    /// The reason.
     pub why: String,
-    /// The target counts as missed.
+    /// Whether the row's targets count as missed.
     pub missed: bool,
 }
 
-/// Measures `rows`, `runs` times each: all of them, then all of them again, so that the runs of one lie apart. `tell` is
-/// called before and after each with something to print.
+/// Measures `rows`, `runs` times each: all of them, then all of them again, so that the runs of a row are spread over
+/// time. `progress` is called before each with a line to print.
 ///
 /// # Errors
-/// The first row that fails, and this machine's description.
-pub fn run(lab: &Lab, rows: &[Row], runs: u32, mut tell: impl FnMut(&str)) -> Result<Results> {
-    let machine = Machine::describe(lab)?;
+/// If this machine cannot be described.
+pub fn run(lab: &Lab, rows: &[Row], runs: u32, mut progress: impl FnMut(&str)) -> Result<Results> {
+    let machine = HostDescription::describe(lab)?;
     let before = load();
     let mut results: Vec<RowResult> = rows.iter().map(RowResult::empty).collect();
     for run in 1..=runs {
         for (row, result) in rows.iter().zip(&mut results) {
-            tell(&format!("run {run} of {runs}: {}", row.what));
+            progress(&format!("run {run} of {runs}: {}", row.what));
             match (row.measure)(lab) {
                 Ok(outcome) => result.add(outcome),
-                // The others are still worth knowing; this one is missed.
+                // A row that fails counts as missed. The others are still measured.
                 Err(error) => result.skip(format!("run {run} failed: {error:#}"), true),
             }
         }
@@ -92,14 +92,14 @@ impl RowResult {
         Self { id, what, skipped: None, series: Vec::new(), checks: Vec::new(), notes: Vec::new() }
     }
 
-    /// Notes why a run measured nothing. A miss stays one, whatever later runs say.
+    /// Records why a run measured nothing. A miss remains one, whatever later runs give.
     fn skip(&mut self, why: String, missed: bool) {
         if !self.skipped.as_ref().is_some_and(|skipped| skipped.missed) {
             self.skipped = Some(Skipped { why, missed });
         }
     }
 
-    /// Takes in the outcome of one run.
+    /// Adds the outcome of one run.
     fn add(&mut self, outcome: Outcome) {
         let Measured { series, checks, notes } = match outcome {
             Outcome::Measured(measured) => measured,
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn one_run_that_misses_is_a_miss_and_a_hope_is_none() {
+    fn one_run_that_misses_a_required_target_is_a_miss() {
         let mut row = result();
         row.add(outcome(1.0));
         row.add(outcome(2.0));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_missed_and_what_cannot_be_seen_is_not() {
+    fn a_missing_feature_is_a_miss_and_a_host_without_the_means_is_none() {
         let mut row = result();
         row.add(Outcome::NoMeans("no strace".to_owned()));
         assert!(row.met());
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_missing_keeps_no_bound() {
+    fn a_missing_number_is_within_no_bound() {
         let mut row = result();
         row.add(outcome(1.0));
         row.add(Outcome::Measured(Measured::default().check("c", Unit::Ns, None, Bound::AtMost(2.0))));

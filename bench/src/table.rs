@@ -1,4 +1,4 @@
-//! The table, for a terminal and for a page.
+//! Writes the table, for a terminal and for a page.
 
 use crate::{
     row::{Check, Series},
@@ -6,7 +6,7 @@ use crate::{
     suite::{Results, RowResult},
 };
 
-/// A line of the table: one bound of a row, or its reason to have none.
+/// A line of the table: one target of a row, or why the row has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Line {
     what: String,
@@ -37,7 +37,7 @@ fn number(check: &Check) -> String {
     if least == most { median } else { format!("{median} ({least} … {most})") }
 }
 
-/// Who, and its median with quartiles.
+/// A series' name, and its median with quartiles.
 fn series(series: &Series) -> String {
     let Some(Spread { median, low, high }) = Spread::of(&series.samples) else {
         return format!("{}: –", series.who);
@@ -50,7 +50,7 @@ fn series(series: &Series) -> String {
     }
 }
 
-/// The lines of a row. The series stand one below the other beside the checks.
+/// The lines of a row: a column with a series in each line, beside the checks.
 fn lines(row: &RowResult) -> Vec<Line> {
     let what = row.what.clone();
     if let Some(skipped) = &row.skipped {
@@ -81,7 +81,7 @@ fn cells(line: Line) -> [String; 5] {
     [what, number, target, verdict, measured]
 }
 
-/// For a terminal, columns aligned, with notes below.
+/// The table for a terminal: columns aligned, with notes below.
 #[must_use]
 pub fn text(results: &Results) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
@@ -106,7 +106,7 @@ pub fn text(results: &Results) -> String {
     out
 }
 
-/// For a page, as Markdown: a row for each row, what belongs together on lines of its own.
+/// The table for a page, as Markdown: one row for each row, with its checks and series on lines within the cells.
 #[must_use]
 pub fn markdown(results: &Results) -> String {
     let mut out = String::from(
@@ -114,7 +114,7 @@ pub fn markdown(results: &Results) -> String {
     );
     for row in &results.rows {
         let columns = lines(row).into_iter().map(cells).fold([const { Vec::new() }; 5], |mut columns, line| {
-            // What belongs together stays beside each other; measurements stand by themselves.
+            // The cells of a check are aligned line by line; the column of series is independent of them.
             let [what, number, target, verdict, measured] = &mut columns;
             let [cell, checked @ .., measured_now] = line;
             if !cell.is_empty() {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_what_was_met_and_how_often_not() {
+    fn a_line_shows_what_was_met_and_how_often_not() {
         let line = lines(&row(&[0.9, 1.2, 0.8], true)).remove(0);
         assert_eq!(line.verdict, "MISSED in 1 of 3");
         assert_eq!(line.number, "a by b: ×0.90 (×0.80 … ×1.20)");

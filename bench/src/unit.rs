@@ -1,8 +1,8 @@
-//! Quantities, as people read them.
+//! Formats quantities for people.
 
 use serde::{Deserialize, Serialize};
 
-/// What a number counts.
+/// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
@@ -12,16 +12,16 @@ pub enum Unit {
     Bytes,
     /// One number divided by another of the same unit.
     Ratio,
-    /// How many of them a tick.
+    /// A count per tick.
     PerTick,
-    /// How many of them a second.
+    /// A count per second.
     PerSecond,
-    /// Of one CPU, of its time: 1 is all of it.
+    /// A share of one CPU's time: 1 is all of it.
     Share,
 }
 
 impl Unit {
-    /// `value` with three digits that matter.
+    /// Formats `value` with three significant digits.
     #[must_use]
     pub fn show(self, value: f64) -> String {
         match self {

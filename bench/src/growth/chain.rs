@@ -1,4 +1,4 @@
-//! Incremental snapshots on top of each other.
+//! Growth with the length of a chain of incremental snapshots.
 
 use std::{thread, time::Duration};
 

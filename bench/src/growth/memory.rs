@@ -1,4 +1,4 @@
-//! Guest RAM from 16 MiB to 4 GiB, of which the guest touches the same part.
+//! Growth with guest RAM, from 16 MiB to 4 GiB. The guest touches the same part of it.
 
 use std::fs;
 
@@ -29,7 +29,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Grown> {
             2,
             lab.rounds(12),
         )?;
-        // Apart: it needs a VM that runs all the while.
+        // Measured separately: it needs a VM that keeps running.
         let mut guest = SnapshotGuest::start(lab, mib, "hz=100", "")?;
         let snapshot = Contender::new("full snapshot", || {
             let (took, dir) = guest.snapshot(None)?;

@@ -1,5 +1,5 @@
-//! How costs grow with what a user can ask for more of: vCPUs, memory, ticks, snapshots in a chain, instructions in a
-//! sweep. What must be flat is seen to be flat.
+//! Measures how costs grow with vCPUs, memory, ticks, snapshots in a chain and instructions in a sweep. A curve that
+//! must be flat is shown to be flat.
 
 mod chain;
 mod memory;
@@ -11,64 +11,64 @@ mod vcpus;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::{host::Machine, lab::Lab, spread::Spread, unit::Unit};
+use crate::{host::HostDescription, lab::Lab, spread::Spread, unit::Unit};
 pub use svg::draw;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "vmm-bench-growth/1";
 
-/// A picture.
+/// A plot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plot {
     /// Its file's name, without an ending.
     pub id: String,
-    /// What it shows.
+    /// Its title.
     pub title: String,
-    /// What grows.
+    /// Label of the x axis: the quantity that grows.
     pub x: String,
-    /// What is measured.
+    /// Label of the y axis: the quantity that is measured.
     pub y: String,
-    /// The unit of that.
+    /// Unit of the y axis.
     pub unit: Unit,
-    /// What grows, in steps, as labels.
+    /// Labels of the steps along the x axis.
     pub steps: Vec<String>,
     /// One line each.
     pub curves: Vec<Curve>,
 }
 
-/// A line of a picture.
+/// A line of a plot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// Of whom or what.
+    /// The program or variant.
     pub who: String,
     /// One for each step; null where it could not be measured.
     pub points: Vec<Option<Spread>>,
 }
 
-/// All pictures.
+/// All plots.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
     /// [`SCHEMA`].
     pub schema: String,
     /// Where.
-    pub machine: Machine,
-    /// With `--quick`: not to be believed.
+    pub machine: HostDescription,
+    /// Made with `--quick`: the numbers mean nothing.
     pub quick: bool,
-    /// The pictures.
+    /// The plots.
     pub plots: Vec<Plot>,
-    /// Pictures that could not be made, and why.
+    /// Plots that could not be made, and why.
     pub missing: Vec<(String, String)>,
 }
 
-/// What a way of growing came to.
+/// The result of one measurement of growth.
 pub(crate) enum Grown {
-    /// Pictures.
+    /// Plots.
     Plots(Vec<Plot>),
-    /// Nothing, because this `vmm` or its guest cannot do it.
+    /// This `vmm` or its guest cannot do it.
     NotThere(String),
 }
 
-/// A way of growing: what grows, and how it is measured.
+/// A measurement of growth: the quantity that grows, and the function that measures.
 type Way = (&'static str, fn(&Lab) -> Result<Grown>);
 
 const WAYS: [Way; 5] = [
@@ -79,31 +79,31 @@ const WAYS: [Way; 5] = [
     ("sweep size", sweep::measure),
 ];
 
-/// Measures all of it. `tell` is called before each with something to print.
+/// Makes all measurements. `progress` is called before each with a line to print.
 ///
 /// # Errors
-/// If this machine cannot be described. What fails otherwise is told as missing.
-pub fn run(lab: &Lab, mut tell: impl FnMut(&str)) -> Result<Growth> {
+/// If this machine cannot be described. A measurement that fails is listed as missing.
+pub fn run(lab: &Lab, mut progress: impl FnMut(&str)) -> Result<Growth> {
     let (mut plots, mut missing) = (Vec::new(), Vec::new());
     for (name, measure) in WAYS {
-        tell(&format!("growth: {name}"));
+        progress(&format!("growth: {name}"));
         match measure(lab) {
             Ok(Grown::Plots(more)) => plots.extend(more),
             Ok(Grown::NotThere(why)) => missing.push((name.to_owned(), why)),
             Err(error) => missing.push((name.to_owned(), format!("failed: {error:#}"))),
         }
     }
-    Ok(Growth { schema: SCHEMA.to_owned(), machine: Machine::describe(lab)?, quick: lab.quick, plots, missing })
+    Ok(Growth { schema: SCHEMA.to_owned(), machine: HostDescription::describe(lab)?, quick: lab.quick, plots, missing })
 }
 
 impl Plot {
-    /// One without lines.
+    /// A plot without lines.
     fn new(id: &str, title: &str, x: &str, y: &str, unit: Unit) -> Self {
         let [id, title, x, y] = [id, title, x, y].map(str::to_owned);
         Self { id, title, x, y, unit, steps: Vec::new(), curves: Vec::new() }
     }
 
-    /// Adds a step, with the samples of each curve there; a curve that is new had nothing before.
+    /// Adds a step, with the samples of each curve. A new curve has no value at the earlier steps.
     fn step(&mut self, label: impl Into<String>, samples: impl IntoIterator<Item = (String, Vec<f64>)>) {
         let before = self.steps.len();
         self.steps.push(label.into());
@@ -120,7 +120,7 @@ impl Plot {
         self.curves.iter_mut().for_each(|curve| curve.points.resize(steps, None));
     }
 
-    /// The last point of each curve by its first: 1 is flat.
+    /// The last point of each curve divided by its first: 1 is flat.
     #[must_use]
     pub fn growth(&self) -> Vec<(&str, f64)> {
         let ends = self.curves.iter().filter_map(|curve| {

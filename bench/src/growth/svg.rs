@@ -1,4 +1,4 @@
-//! A plot as SVG: small, light, readable in a browser and in a listing on the web.
+//! Draws a plot as SVG.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
@@ -7,11 +7,11 @@ use super::Plot;
 use crate::unit::Unit;
 
 const SIZE: (u32, u32) = (760, 380);
-/// Distinct also without colour vision.
+/// Colours that differ also for readers without colour vision.
 const COLOURS: [RGBColor; 4] =
     [RGBColor(0, 90, 181), RGBColor(220, 50, 32), RGBColor(0, 130, 90), RGBColor(120, 80, 160)];
 
-/// The picture.
+/// Draws `plot`.
 ///
 /// # Errors
 /// If it has no point, or cannot be drawn.
@@ -36,7 +36,7 @@ fn render(plot: &Plot, out: &mut String) -> Result<(), Box<dyn std::error::Error
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(84)
-        // Half a step of air on both sides.
+        // Half a step of margin on both sides.
         .build_cartesian_2d(-0.5..f64::from(last) + 0.5, 0.0..most * 1.15)?;
     let label = |x: &f64| {
         let at = (0..=last).find(|step| (f64::from(*step) - x).abs() < 0.01);

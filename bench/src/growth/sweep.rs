@@ -1,4 +1,4 @@
-//! Stretches of one tick and more.
+//! Growth of a sweep's cost with the length of its stretch.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::{
     unit::Unit,
 };
 
-/// The stretch begins at tick 3 and is so many ticks long.
+/// Lengths of the stretch, in ticks; it begins at tick 3.
 const TICKS: [u32; 5] = [1, 2, 4, 8, 16];
 
 pub(super) fn measure(lab: &Lab) -> Result<Grown> {

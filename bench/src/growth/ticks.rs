@@ -1,4 +1,4 @@
-//! Ten to ten thousand ticks a second.
+//! Growth with the tick rate, from ten to ten thousand ticks a second.
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 const HZ: [u32; 7] = [10, 50, 100, 500, 1000, 5000, 10_000];
-/// So long a run is at every rate.
+/// The length of a run, at every rate.
 const SECONDS: u32 = 2;
 
 pub(super) fn measure(lab: &Lab) -> Result<Grown> {

@@ -1,4 +1,4 @@
-//! One to four vCPUs.
+//! Growth with the number of vCPUs, from one to four.
 
 use anyhow::Result;
 

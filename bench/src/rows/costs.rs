@@ -1,4 +1,4 @@
-//! Counts: what a tick costs, as the difference between a long run and a short one, so that start and end do not count.
+//! Costs of a tick, counted as the difference between a long run and a short one: start and end cancel out.
 
 use std::fs;
 
@@ -15,16 +15,16 @@ use crate::{
 
 /// Ticks of the short run, and of the long one.
 const TICKS: (u32, u32) = (1000, 3000);
-/// A run in real time has a few more of everything now and then: a tick that came while the guest was still at work, a
-/// signal, a wait that went on. One in fifty is far below the one more in every tick that the bound is there for.
+/// In real time a run sometimes has a few more of everything: a tick that came while the guest was still working, a
+/// signal, a wait that was resumed. One in fifty is far below one more per tick, which is what the bound must catch.
 const RARE: f64 = 0.02;
-/// Of a vCPU's exits with x2APIC and the host's TSC: the deadline's write and the HLT, and the EOI where it exits.
+/// A vCPU's exits a tick with x2APIC and the host's TSC: the deadline's write and the HLT, and the EOI where it exits.
 const EXITS: f64 = 2.0;
 
 /// The counters of a run, "costs" in its summary.
 pub(crate) struct Costs(Value);
 
-/// Those of `run`.
+/// The counters of `run`.
 pub(crate) fn of(run: &Run) -> Result<Costs> {
     run.summary.get("costs").cloned().map(Costs).context("this vmm writes no costs into --summary")
 }
@@ -35,7 +35,7 @@ impl Costs {
         number(&self.0, &format!("/{name}"))
     }
 
-    /// The part of VM time that was polled away.
+    /// The share of VM time that was spent polling.
     pub(crate) fn polled_share(&self, run: &Run) -> Result<f64> {
         Ok(self.count("polled_ns")? / number(&run.summary, "/vm_ns")?)
     }
@@ -48,7 +48,7 @@ struct Short<'a> {
     flags: &'a str,
 }
 
-/// What a tick has more of `name`, `rounds` times; `None` if this `vmm` does not count.
+/// The counter `name` per tick, measured `rounds` times; `None` if this `vmm` has no counters.
 fn per_tick(lab: &Lab, name: &str, short: &Short<'_>) -> Result<Option<Vec<f64>>> {
     let &Short { hz, ticks: (few, many), flags } = short;
     let mut samples = Vec::new();
@@ -65,7 +65,7 @@ fn per_tick(lab: &Lab, name: &str, short: &Short<'_>) -> Result<Option<Vec<f64>>
     Ok(Some(samples))
 }
 
-/// Exits a tick at `hz`, from runs of `count` ticks and of twice as many; `None` if this `vmm` does not count.
+/// Exits a tick at `hz`, from runs of `count` ticks and of twice as many; `None` if this `vmm` has no counters.
 pub(crate) fn exits_per_tick(lab: &Lab, hz: u32, count: u32) -> Result<Option<Vec<f64>>> {
     per_tick(lab, "exits", &Short { hz, ticks: (count, count * 2), flags: "--tsc host" })
 }
@@ -112,7 +112,7 @@ pub(super) fn syscalls(lab: &Lab) -> Result<Outcome> {
         process::succeed(&mut command)?;
         total(&fs::read_to_string(&file)?)
     };
-    // At 100 Hz, because what watches makes every call some hundred microseconds longer.
+    // At 100 Hz, because strace makes every call some hundred microseconds longer.
     let (short, long) = (100, 300);
     let mut samples = Vec::new();
     for _ in 0..lab.rounds(3) {
@@ -124,7 +124,7 @@ pub(super) fn syscalls(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Measured(measured.hope("--tsc host, x2APIC", Unit::PerTick, median, Bound::AtMost(EXITS + 3.0 + RARE))))
 }
 
-/// The calls in the last line of what `strace -c` says: "100.00 0.4 2 1234 5 total".
+/// The number of calls in the last line that `strace -c` prints: "100.00 0.4 2 1234 5 total".
 fn total(text: &str) -> Result<f64> {
     let line = text.lines().rev().find(|line| line.ends_with(" total")).context("strace -c gave no total")?;
     match line.split_whitespace().nth(3).and_then(|calls| calls.parse().ok()) {

@@ -1,4 +1,4 @@
-//! How late ticks come, by the guest's own account: the same guest and the same judge for both.
+//! Measures how late ticks come, by the guest's clock: with the same guest and the same audit for both LAPICs.
 
 use anyhow::Result;
 
@@ -9,19 +9,19 @@ use crate::{
     unit::Unit,
 };
 
-/// Who is compared: as a flag, and in the table.
+/// The LAPICs that are compared: the flag, and the name in the table.
 pub(crate) const LAPICS: [(&str, &str); 2] = [("--lapic user", USER), ("--lapic kvm", KVM)];
 const USER: &str = "vmm";
 const KVM: &str = "--lapic kvm";
 
-/// A lateness: in the table, and in the summary.
+/// A percentile of lateness: its name in the table, and in the summary.
 const P50: (&str, &str) = ("p50", "/ticks/late_by_guest/p50_ns");
 const P99: (&str, &str) = ("p99", "/ticks/late_by_guest/p99_ns");
 
 /// p50 and p99 of the lateness of `count` ticks, `rounds` times each with vmm's LAPIC and with KVM's.
 pub(crate) fn late(lab: &Lab, cmdline: &str, flags: &str, hz: u32, count: u32, rounds: usize) -> Result<Measured> {
     let cmdline = format!("clockevent=kvm-tsc-deadline hz={hz} count={count} {cmdline}");
-    // p99 of the run that gave p50: one sample is one run, and the other number is set aside for it.
+    // One sample is one run. It gives two numbers: p50 is returned, p99 is stored beside it.
     let mut p99 = [(); 2].map(|()| Vec::new());
     let [user, kvm] = &mut p99;
     let mut contenders = [(LAPICS[0], user), (LAPICS[1], kvm)].map(|((flag, who), p99)| {
@@ -36,7 +36,7 @@ pub(crate) fn late(lab: &Lab, cmdline: &str, flags: &str, hz: u32, count: u32, r
     drop(contenders);
     let mut measured = Measured::default();
     for ((who, p50), p99) in taken.into_iter().zip(p99) {
-        // The warm-up's is in front.
+        // The first ones are of the warm-up.
         let p99 = p99.into_iter().skip(1).collect();
         measured =
             measured.with(format!("{who} {}", P50.0), Unit::Ns, p50).with(format!("{who} {}", P99.0), Unit::Ns, p99);
@@ -44,7 +44,7 @@ pub(crate) fn late(lab: &Lab, cmdline: &str, flags: &str, hz: u32, count: u32, r
     Ok(measured)
 }
 
-/// vmm's by KVM's.
+/// vmm's lateness divided by KVM's.
 fn ratio(measured: &Measured, (name, _): (&str, &str)) -> Option<f64> {
     measured.ratio(&format!("{USER} {name}"), &format!("{KVM} {name}"))
 }

@@ -1,4 +1,4 @@
-//! What a VMM has in memory beside its guest's RAM, while the guest makes ticks.
+//! Measures a VMM's resident memory besides its guest's RAM, while the guest makes ticks.
 
 use std::{thread, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 const MIB: u32 = 128;
-/// After so long a VMM has done what it does at its start.
+/// The time after which a VMM's start is over.
 const SETTLED: Duration = Duration::from_millis(500);
 
 pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
@@ -26,7 +26,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     let mut measured = Measured::default().with("vmm", Unit::Bytes, samples);
     let mut notes = Vec::new();
     for peer in &lab.programs.peers {
-        // These get no command line from us: the guest's hundred ticks take a second, and then it ends.
+        // Peers get no command line, so that their guest ends after a hundred ticks, in a second.
         let mut command = peer.boot(&lab.programs.guest, u64::from(MIB), &lab.path("firecracker.json"))?;
         let process = Running::start(&mut command)?;
         thread::sleep(SETTLED);

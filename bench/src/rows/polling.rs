@@ -1,4 +1,5 @@
-//! What the wait for a deadline burns: by the VMM's own account, and as CPU time of the process, which does not trust it.
+//! Measures the CPU time spent polling for a deadline: by the VMM's own counter, and independently as the process's CPU
+//! time.
 
 use anyhow::Result;
 
@@ -10,7 +11,7 @@ use crate::{
     unit::Unit,
 };
 
-/// With one tick a second the window must be as good as closed: a thousandth of a CPU is one millisecond a tick.
+/// With one tick a second there must be almost no polling: a thousandth of a CPU is one millisecond a tick.
 const IDLE_SHARE: f64 = 0.001;
 
 pub(super) fn measure(lab: &Lab) -> Result<Outcome> {

@@ -1,4 +1,4 @@
-//! From the start of a process that restores to the next byte of a guest that was saved while it printed.
+//! Measures a restore: from the start of the process to the next byte of a guest that was saved while it printed.
 
 use std::{
     fs,
@@ -17,20 +17,19 @@ use crate::{
     unit::Unit,
 };
 
-/// Where a guest is saved: inside a string of its first line, so that it has nothing to do for its next byte but print it.
-/// Elsewhere it formats a number first, or asks the serial port whether it is ready, which takes longer than some of what
-/// is measured.
+/// Where a guest is saved: inside a string of its first line, so that printing the next byte is all it does. Elsewhere
+/// it first formats a number or polls the serial port, which takes longer than some of the restores that are measured.
 const LEAST_BYTES: usize = 35;
 const MOST_BYTES: usize = 44;
-/// Bytes that the floor prints before it saves: there, too.
+/// Bytes that the floor prints before it saves, so that it saves in the same place.
 const FLOOR_BYTES: &str = "40";
 
 /// A VM, saved while it printed.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    /// By `vmm`.
+    /// Saved by `vmm`.
     pub vmm: PathBuf,
-    /// By the floor.
+    /// Saved by the floor.
     pub floor: PathBuf,
     mib: u32,
 }
@@ -42,7 +41,8 @@ pub(crate) fn save_in_mid_banner(lab: &Lab, mib: u32) -> Result<Saved> {
     floor.arg("save").arg(&lab.programs.guest).args([&mib.to_string(), FLOOR_BYTES]).arg(&saved.floor);
     process::succeed(&mut floor)?;
     let (mut earliest, mut latest) = (0_u32, 20_000_u32);
-    // The guest prints for a millisecond or more; halving 20 ms finds that, and noise of the host is tried again.
+    // The guest prints for a millisecond or more: a binary search in 20 ms finds that. If noise spoils it, it is
+    // repeated.
     for _ in 0..60 {
         let micros = earliest.midpoint(latest).max(1);
         let _ = fs::remove_dir_all(&saved.vmm);
@@ -61,14 +61,14 @@ pub(crate) fn save_in_mid_banner(lab: &Lab, mib: u32) -> Result<Saved> {
 }
 
 impl Saved {
-    /// Restores by `vmm`.
+    /// The command that restores with `vmm`.
     pub(crate) fn by_vmm(&self, lab: &Lab) -> Command {
         let mut vmm = lab.vmm("restore");
         vmm.arg(&self.vmm);
         vmm
     }
 
-    /// Restores by the floor.
+    /// The command that restores with the floor.
     pub(crate) fn by_floor(&self, lab: &Lab) -> Command {
         let mut floor = Command::new(&lab.programs.floor);
         floor.arg("restore").arg(&self.floor).args([self.mib.to_string(), "1".to_owned()]);
@@ -94,8 +94,8 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
         format!("{VMM} 128 MiB, beside 4 GiB"),
     ];
     let mut measured = Measured::default();
-    // By twos and threes: the end of a process with 4 GiB leaves the kernel work, and memory that it just had in its caches,
-    // to whoever comes next. No text is asked for: the guest goes on in the middle of one.
+    // In groups of two and three: after a process with 4 GiB ends, the next process is slowed by the kernel's clean-up,
+    // and gets memory that is still in the caches. No text is required: the guest goes on in the middle of a line.
     let mut pair =
         [timed(&vmm_small, "", || Ok(small.by_vmm(lab))), timed(&floor_small, "", || Ok(small.by_floor(lab)))];
     let mut three = [

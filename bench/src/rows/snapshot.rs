@@ -1,5 +1,5 @@
-//! Snapshots of a running VM, over its control socket: from the request to the answer, which comes when all is on the
-//! disk.
+//! Measures snapshots of a running VM over its control socket: from the request to the answer, which comes when all
+//! data is on the disk.
 
 use std::{
     fs,
@@ -20,15 +20,15 @@ use crate::{
     unit::Unit,
 };
 
-/// What the guest is given as RAM disk, so that so much of its RAM is touched and holds no zeros.
+/// Size of the guest's RAM disk: so much of its RAM is touched and holds no zeros.
 const TOUCHED: usize = 4 << 20;
-/// The state file and what a file system adds.
+/// Allowance for the state file and the file system's overhead.
 const MORE: f64 = 65_536.0;
 const MS: f64 = 1e6;
-/// The guest's word for 64 pages a tick.
+/// The guest's option to write 64 pages a tick.
 const DIRTY: &str = "touch=64";
 
-/// A guest that runs, and its control socket.
+/// A running guest, and its control socket.
 pub(crate) struct Guest {
     process: Running,
     api: Api,
@@ -38,7 +38,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Starts one with `mib` MiB of which 4 are touched, and waits until it makes ticks.
+    /// Starts a guest with `mib` MiB, 4 of them touched, and waits until it makes ticks.
     pub(crate) fn start(lab: &Lab, mib: u32, cmdline: &str, flags: &str) -> Result<Self> {
         let (disk, socket) = (lab.path("random"), lab.path("api.sock"));
         let mut random = oorandom::Rand64::new(1);
@@ -54,17 +54,17 @@ impl Guest {
         Ok(Self { process, api, memory: u64::from(mib) << 20, dirs: lab.path("snapshots"), number: 0 })
     }
 
-    /// Starts one that writes 64 pages at every tick, and keeps account of them.
+    /// Starts a guest that writes 64 pages at every tick, with dirty tracking on.
     pub(crate) fn start_dirty(lab: &Lab) -> Result<Self> {
         Self::start(lab, 128, &format!("hz=100 {DIRTY}"), "--track-dirty")
     }
 
-    /// What of its RAM is in memory, and what the process has beside it, in bytes.
+    /// The resident part of its RAM, and the process's other resident memory, in bytes.
     pub(super) fn resident(&self) -> Result<(u64, u64)> {
         resident(self.process.id(), self.memory)
     }
 
-    /// A snapshot into a new directory, with more fields of the request if given: the time it took, and where it is.
+    /// Takes a snapshot into a new directory, based on `base` if given. Returns the time it took, and the directory.
     pub(crate) fn snapshot(&mut self, base: Option<&Path>) -> Result<(f64, PathBuf)> {
         fs::create_dir_all(&self.dirs)?;
         self.number += 1;
@@ -84,7 +84,7 @@ impl Drop for Guest {
     }
 }
 
-/// What of the guest's RAM of `memory` bytes is in memory, and what process `pid` has beside it.
+/// The resident part of the guest's RAM of `memory` bytes, and the other resident memory of process `pid`.
 pub(super) fn resident(pid: u32, memory: u64) -> Result<(u64, u64)> {
     let mappings = mappings(pid)?;
     let all: u64 = mappings.iter().map(|mapping| mapping.resident).sum();
@@ -92,13 +92,13 @@ pub(super) fn resident(pid: u32, memory: u64) -> Result<(u64, u64)> {
     Ok((ram.resident, all.saturating_sub(ram.resident)))
 }
 
-/// What the files in `dir` take on the disk, in bytes.
+/// Disk space of the files in `dir`, in bytes.
 fn on_disk(dir: &Path) -> Result<f64> {
     let mut blocks = 0_u32;
     for entry in fs::read_dir(dir)? {
         blocks = blocks.saturating_add(u32::try_from(entry?.metadata()?.blocks())?);
     }
-    // stat(2): blocks of 512 bytes, whatever the file system's are.
+    // stat(2): the unit is 512 bytes, whatever the file system's block size.
     Ok(f64::from(blocks) * 512.0)
 }
 
@@ -126,7 +126,7 @@ pub(super) fn full(lab: &Lab) -> Result<Outcome> {
     ))
 }
 
-/// Why there are no incremental snapshots of so many pages, if so.
+/// Why incremental snapshots cannot be measured here; none if they can.
 pub(crate) fn lacks_incremental(lab: &Lab) -> Result<Option<String>> {
     if !lab.vmm_takes("ctl --api-sock x snapshot", "--base")? {
         return Ok(Some("this vmm has no snapshot --base".to_owned()));
@@ -142,7 +142,7 @@ pub(super) fn incremental(lab: &Lab) -> Result<Outcome> {
     let (_, mut base) = guest.snapshot(None)?;
     let (mut times, mut sizes) = (Vec::new(), Vec::new());
     for round in 0..=lab.rounds(12) {
-        // Some ticks pass, each of which touches the same 64 pages.
+        // Waits for some ticks. Each touches the same 64 pages.
         thread::sleep(Duration::from_millis(50));
         let (took, dir) = guest.snapshot(Some(&base))?;
         if round > 0 {

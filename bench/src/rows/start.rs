@@ -1,4 +1,4 @@
-//! From the start of a process to the guest's first byte on its standard output.
+//! Measures the start: from the start of a process to the guest's first byte on its standard output.
 
 use std::process::Command;
 
@@ -45,7 +45,8 @@ pub(super) fn measure(lab: &Lab) -> Result<Outcome> {
     }))
 }
 
-/// A sample is the time to the first byte of the program that `command` gives, whose output must begin with `text`.
+/// A contender whose sample is the time to the first byte of the program that `command` returns. Its output must begin
+/// with `text`.
 pub(super) fn timed<'a>(who: &str, text: &'a str, command: impl Fn() -> Result<Command> + 'a) -> Contender<'a> {
     Contender::new(who, move || Ok(first_byte(&mut command()?, text)?.as_secs_f64() * 1e9))
 }

@@ -1,4 +1,4 @@
-//! Migrations at every instruction of the default stretch.
+//! Measures the rate of a sweep's migrations over the default stretch.
 
 use anyhow::{Context, Result};
 
@@ -9,7 +9,7 @@ use crate::{
     unit::Unit,
 };
 
-/// A clockevent whose sweep is clean, so that the exit code says that the sweep worked.
+/// A clockevent that no migration harms, so that exit code 0 shows that the sweep worked.
 pub(crate) const CMDLINE: &str = "clockevent=kvm-tsc-deadline conversion=split recheck=on";
 
 pub(super) fn measure(lab: &Lab) -> Result<Outcome> {

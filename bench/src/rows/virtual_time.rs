@@ -1,4 +1,4 @@
-//! How fast virtual time goes.
+//! Measures how fast virtual time passes.
 
 use anyhow::{Result, ensure};
 

@@ -1,4 +1,4 @@
-//! The guest's ELF file, entered as PVH boot says (Xen `docs/misc/pvh.pandoc`).
+//! Loads the guest's ELF file as PVH boot requires (Xen `docs/misc/pvh.pandoc`).
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use object::{
     read::elf::{FileHeader, ProgramHeader},
 };
 
-/// Where the start info goes: below the kernel, above what a PC keeps at 0.
+/// Address of the start info: below the kernel, above a PC's data at 0.
 const START_INFO: usize = 0x6000;
 /// `hvm_start_info.magic`, and the version that has a memory map.
 const MAGIC: u32 = 0x336e_c578;
@@ -17,26 +17,26 @@ const VERSION: u32 = 1;
 /// XEN_ELFNOTE_PHYS32_ENTRY.
 const ENTRY_NOTE: u32 = 18;
 
-/// Where the guest begins.
+/// The vCPU's first instruction and its argument.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct PvhEntry {
     /// EIP.
     pub rip: u64,
     /// EBX: the start info.
     pub start_info: u64,
 }
 
-/// Puts the guest into `ram`, with an empty command line and no memory map, which it does not read.
-pub fn load(guest: &Path, ram: &mut [u8]) -> Result<Entry> {
+/// Loads the guest into `ram`, with an empty command line and without the memory map, which it does not read.
+pub fn load(guest: &Path, ram: &mut [u8]) -> Result<PvhEntry> {
     let file = fs::read(guest).with_context(|| format!("guest {}", guest.display()))?;
     let rip = segments(&file, ram).with_context(|| format!("guest {}", guest.display()))?;
     let info = ram.get_mut(START_INFO..).and_then(<[u8]>::first_chunk_mut::<8>).context("there is no room in RAM")?;
     // The rest of the start info is zero, as RAM is.
     *info = (u64::from(VERSION) << 32 | u64::from(MAGIC)).to_le_bytes();
-    Ok(Entry { rip, start_info: START_INFO as u64 })
+    Ok(PvhEntry { rip, start_info: START_INFO as u64 })
 }
 
-/// Copies the loadable segments; gives the PVH entry.
+/// Copies the loadable segments; returns the address of the PVH entry.
 fn segments(file: &[u8], ram: &mut [u8]) -> Result<u64> {
     let header = FileHeader64::<Endianness>::parse(file)?;
     let endian = header.endian()?;

@@ -1,4 +1,4 @@
-//! KVM with the fewest calls.
+//! A VM made and run with the fewest calls to KVM.
 
 #![allow(unsafe_code, reason = "the guest's RAM and its registers as bytes; every block says why it is sound")]
 
@@ -16,40 +16,40 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
-use super::image::Entry;
+use super::image::PvhEntry;
 
 /// COM1's data port.
 const SERIAL: u16 = 0x3f8;
-/// What any port answers: read as COM1's line status, the transmitter is empty.
+/// The value of every port: as COM1's line status it means that the transmitter is empty.
 const PORT_ANSWER: u8 = 0x60;
-/// RAM below the devices' hole, and where it goes on.
+/// End of the RAM below the devices' hole, and address of the RAM above it.
 const LOW: usize = 0xc000_0000;
 const HIGH: u64 = 0x1_0000_0000;
-/// CPUID.1:ECX. Without it the guest finds its LAPIC in memory, which exits without a capability to be asked for.
+/// x2APIC in CPUID.1:ECX. Without it the guest accesses its LAPIC in memory, which exits without enabling a capability.
 const X2APIC: u32 = 1 << 21;
 
 /// A VM with one vCPU.
-pub struct Machine {
+pub struct FloorVm {
     vcpu: VcpuFd,
-    /// KVM keeps the VM while the vCPU is open; it is closed with it.
+    /// Held only to be closed with the vCPU.
     _vm: VmFd,
     cpuid: CpuId,
     ram: NonNull<u8>,
     bytes: usize,
 }
 
-/// What a save keeps besides RAM: what the next byte on the console takes, and no more.
+/// What is saved besides RAM: the state that the guest needs to print its next byte, and no more.
 pub struct Saved {
     /// General registers.
     pub regs: kvm_regs,
     /// System registers.
     pub sregs: kvm_sregs,
-    /// What the vCPU was told of itself. Given back, it need not be asked for.
+    /// The vCPU's CPUID. A restore sets it, and need not read it from KVM.
     pub cpuid: Vec<kvm_cpuid_entry2>,
 }
 
-impl Machine {
-    /// With `bytes` of RAM: zero, or a private view of a file.
+impl FloorVm {
+    /// A VM with `bytes` of RAM: zeros, or a private mapping of a file.
     pub fn new(file: Option<&File>, bytes: usize) -> Result<Self> {
         let kvm = Kvm::new().context("/dev/kvm")?;
         let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
@@ -59,7 +59,7 @@ impl Machine {
         Self::with(&kvm, cpuid, file, bytes)
     }
 
-    /// As it was saved, with RAM from `file`.
+    /// A VM with the saved registers, and RAM from `file`.
     pub fn restored(saved: &Saved, file: &File, bytes: usize) -> Result<Self> {
         let kvm = Kvm::new().context("/dev/kvm")?;
         let cpuid = CpuId::from_entries(&saved.cpuid).ok().context("too many CPUID leaves")?;
@@ -75,7 +75,7 @@ impl Machine {
             None => (libc::MAP_ANONYMOUS, -1),
         };
         let flags = flags | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
+        // SAFETY: a new mapping at an address of the kernel's choice replaces no other mapping.
         let ram =
             unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, descriptor, 0) };
         if ram == libc::MAP_FAILED {
@@ -102,15 +102,15 @@ impl Machine {
         Ok(Self { vcpu, _vm: vm, cpuid, ram, bytes })
     }
 
-    /// The guest's RAM, while it does not run. What lies above the devices' hole follows what lies below.
+    /// The guest's RAM, while the vCPU does not run. The part above the devices' hole follows the part below.
     pub fn ram(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is that long and is never unmapped; `self` is borrowed, so that neither is there another
-        // such slice, nor does the vCPU run.
+        // SAFETY: the mapping has that length and is never unmapped. `self` is borrowed exclusively: there is no other
+        // such slice, and the vCPU does not run.
         unsafe { slice::from_raw_parts_mut(self.ram.as_ptr(), self.bytes) }
     }
 
-    /// 32-bit protected mode, flat segments, paging off.
-    pub fn enter(&self, entry: Entry) -> Result<()> {
+    /// Sets the vCPU's registers: 32-bit protected mode, flat segments, paging off.
+    pub fn enter(&self, entry: PvhEntry) -> Result<()> {
         let mut sregs = self.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         let (selector, limit) = (0x10, 0xffff_ffff);
         let data = kvm_segment { limit, selector, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Default::default() };
@@ -140,9 +140,9 @@ impl Machine {
         Ok(())
     }
 
-    /// What is to be kept besides RAM.
+    /// Reads the state to save besides RAM.
     pub fn registers(&mut self) -> Result<Saved> {
-        // The last OUT is complete once the vCPU was entered again.
+        // Enters the vCPU once more: only that completes the last OUT.
         self.vcpu.set_kvm_immediate_exit(1);
         match self.vcpu.run() {
             Err(error) if error.errno() == libc::EINTR => {}
@@ -155,24 +155,24 @@ impl Machine {
     }
 }
 
-/// Structures of KVM's that are whole numbers throughout, without padding between them.
+/// Structures of KVM that consist of integers without padding.
 pub trait Plain: Copy + Default {}
 impl Plain for kvm_regs {}
 impl Plain for kvm_sregs {}
 impl Plain for kvm_cpuid_entry2 {}
 
-/// Their bytes.
+/// The bytes of `items`.
 pub fn bytes_of<T: Plain>(items: &[T]) -> &[u8] {
     // SAFETY: `Plain` has no padding, so that all of its bytes are initialised.
     unsafe { slice::from_raw_parts(items.as_ptr().cast(), size_of_val(items)) }
 }
 
-/// As many as `bytes` hold.
+/// The items that `bytes` hold.
 pub fn from_bytes<T: Plain>(bytes: &[u8]) -> Vec<T> {
     let chunks = bytes.chunks_exact(size_of::<T>());
     chunks
         .map(|chunk| {
-            // SAFETY: the chunk has that size, any bytes are a valid `Plain`, and no alignment is asked for.
+            // SAFETY: the chunk has that size, any bytes are a valid `Plain`, and the read may be unaligned.
             unsafe { chunk.as_ptr().cast::<T>().read_unaligned() }
         })
         .collect()

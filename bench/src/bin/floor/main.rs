@@ -1,9 +1,9 @@
-//! The least that a program can do to run the guest under KVM until it prints: the floor that `vmm`'s start and restore
-//! are measured against.
+//! The floor that `vmm`'s start and restore are compared with: the least that a program can do to run the guest under
+//! KVM until it prints.
 //!
-//! It emulates nothing. Ports and the local APIC's page answer with a constant that lets the guest go on to its console,
-//! KVM's own kvmclock is left to KVM, and nothing is probed, checked or kept. A VMM can be as fast as this and still do
-//! its work; it cannot well be faster.
+//! It emulates nothing. Reads of ports and of the local APIC's page return a constant with which the guest gets to its
+//! console. KVM emulates kvmclock, and nothing is probed, checked or recorded. A VMM can be as fast as this, but hardly
+//! faster.
 
 mod image;
 mod machine;
@@ -13,7 +13,7 @@ use std::{io, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use machine::Machine;
+use machine::FloorVm;
 
 const USAGE: &str = "usage: floor run GUEST MIB BYTES         boot, print the guest's first BYTES bytes, end
        floor save GUEST MIB BYTES DIR   the same, then save registers and RAM into DIR
@@ -42,8 +42,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn boot(guest: &Path, mib: &str, bytes: &str) -> Result<Machine> {
-    let mut machine = Machine::new(None, size(mib)?)?;
+fn boot(guest: &Path, mib: &str, bytes: &str) -> Result<FloorVm> {
+    let mut machine = FloorVm::new(None, size(mib)?)?;
     let entry = image::load(guest, machine.ram())?;
     machine.enter(entry)?;
     machine.print(number(bytes)?, &mut io::stdout())?;

@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::machine::{Machine, Saved, bytes_of, from_bytes};
+use super::machine::{FloorVm, Saved, bytes_of, from_bytes};
 
 const REGISTERS: &str = "registers";
 const RAM: &str = "ram";
 const PAGE: usize = 4096;
 
 /// Saves `machine` into the directory `dir`.
-pub fn save(machine: &mut Machine, dir: &Path) -> Result<()> {
+pub fn save(machine: &mut FloorVm, dir: &Path) -> Result<()> {
     let name = || format!("saving into {}", dir.display());
     fs::create_dir_all(dir).with_context(name)?;
     let Saved { regs, sregs, cpuid } = machine.registers()?;
@@ -30,13 +30,13 @@ pub fn save(machine: &mut Machine, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The machine saved in `dir`, which had `bytes` of RAM. None of it is read before the guest touches it.
-pub fn restore(dir: &Path, bytes: usize) -> Result<Machine> {
+/// Restores the VM saved in `dir`, which had `bytes` of RAM. RAM is read when the guest touches it, not before.
+pub fn restore(dir: &Path, bytes: usize) -> Result<FloorVm> {
     let name = || format!("restoring {}", dir.display());
     let registers = fs::read(dir.join(REGISTERS)).with_context(name)?;
     let saved = parse(&registers).with_context(name)?;
     let ram = File::open(dir.join(RAM)).with_context(name)?;
-    Machine::restored(&saved, &ram, bytes).with_context(name)
+    FloorVm::restored(&saved, &ram, bytes).with_context(name)
 }
 
 fn parse(registers: &[u8]) -> Option<Saved> {
