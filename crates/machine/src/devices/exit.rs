@@ -1,6 +1,6 @@
-//! How a guest ends the machine by a port.
+//! The ports with which a guest ends the machine.
 
-/// What the guest asked for.
+/// A guest's request to end the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestExit {
     /// A code at the debug-exit port; 0 is success.

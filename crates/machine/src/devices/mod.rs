@@ -1,8 +1,8 @@
-//! The few devices: a serial console, the PC's interrupt controllers and interval timer, and two ports by which a guest
-//! ends the machine.
+//! The devices: a serial console, a PC's interrupt controllers and interval timer, and two ports with which a guest ends the
+//! machine.
 //!
-//! Everything a guest can address besides RAM and its LAPIC. Accesses nobody answers read as all ones, as on a PC bus,
-//! and are ignored when written. Devices know no KVM, and time is an argument.
+//! They are everything that a guest can access besides RAM and its LAPIC. Other addresses read as all ones, as on a PC's
+//! bus, and writes to them are ignored. Devices do not depend on KVM, and time is an argument.
 
 mod exit;
 mod pic;
@@ -23,7 +23,7 @@ use vmtime::VmTime;
 /// The timer's input of the 8259 pair.
 const TIMER_IRQ: u8 = 0;
 
-/// The port bus and what is on it.
+/// The devices on the port bus.
 pub struct Devices {
     console: Console,
     pic: Pic,
@@ -32,7 +32,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Fresh devices; what the guest prints goes to `out`.
+    /// Fresh devices; the console writes to `out`.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>) -> Self {
         Self { console: Console::new(out), pic: Pic::default(), pit: Pit::default(), exit: None }
@@ -49,7 +49,7 @@ impl Devices {
         data.fill(0xff);
         if Self::interrupts_by(port) {
             self.advance(now);
-            // These are bytes on the bus: a wider access is several.
+            // The registers are one byte wide: a wider access is one to several ports.
             for (port, byte) in (port..).zip(data) {
                 *byte = match port {
                     port if Pit::owns(port) => self.pit.read(port, now),
@@ -59,7 +59,7 @@ impl Devices {
         } else if let (Some(offset), [value]) = (Console::offset(port), &mut *data) {
             *value = self.console.read(offset);
         } else if port == ports::I8042_COMMAND {
-            // Status: both buffers empty, so that a guest may write its reset at once.
+            // Status: both buffers empty. A guest waits for that before it writes the reset command.
             data.fill(0);
         }
     }
@@ -88,20 +88,20 @@ impl Devices {
         }
     }
 
-    /// Whether an access of `port` can change what [`Self::interrupts`] and [`Self::next_interrupt`] say.
+    /// Whether an access to `port` can change the results of [`Self::interrupts`] and [`Self::next_interrupt`].
     #[must_use]
     pub fn interrupts_by(port: u16) -> bool {
         Pic::owns(port) || Pit::owns(port)
     }
 
-    /// Takes the timer to `now`.
+    /// Advances the timer to `now`.
     pub fn advance(&mut self, now: VmTime) {
         if self.pit.take_edge(now) {
             self.pic.edge(TIMER_IRQ);
         }
     }
 
-    /// The output of the 8259 pair: LINT0 of the first CPU.
+    /// The output of the 8259 pair, which is LINT0 of the first CPU.
     #[must_use]
     pub fn interrupts(&self) -> bool {
         self.pic.interrupts()
@@ -110,20 +110,20 @@ impl Devices {
     /// When the timer will next change that output; none if it cannot.
     #[must_use]
     pub fn next_interrupt(&self) -> Option<VmTime> {
-        self.pit.next_edge().filter(|_| self.pic.listens(TIMER_IRQ))
+        self.pit.next_edge().filter(|_| self.pic.would_request(TIMER_IRQ))
     }
 
-    /// The first CPU takes the interrupt of the 8259 pair; the answer is its vector.
+    /// Acknowledges the 8259 pair's interrupt for the first CPU, and returns its vector.
     pub fn acknowledge(&mut self) -> u8 {
         self.pic.acknowledge()
     }
 
-    /// Bytes typed at the console; gives how many the serial port's buffer took.
+    /// Puts bytes typed at the console into the serial port's buffer, and returns how many it took.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
         self.console.type_in(bytes)
     }
 
-    /// What the guest asked for, once.
+    /// Takes the guest's request to end the machine, if there is one.
     pub fn take_exit(&mut self) -> Option<GuestExit> {
         self.exit.take()
     }
@@ -131,12 +131,12 @@ impl Devices {
     /// The state of the serial port, the interrupt controllers and the timer, for a snapshot.
     #[must_use]
     pub fn state(&self) -> (SerialState, PicState, PitState) {
-        // An exit that was asked for has ended the machine.
+        // An exit request has ended the machine, so that there is none to save.
         let Self { console, pic, pit, exit: _ } = self;
         (console.state(), pic.state(), pit.state())
     }
 
-    /// Devices as they were saved; `None` if the state is not one that they can have.
+    /// Devices with a saved state; `None` if they cannot have that state.
     #[must_use]
     pub fn from_state(
         serial: &SerialState,
@@ -148,7 +148,7 @@ impl Devices {
         Some(Self { console: Console::from_state(serial, out)?, pic, pit, exit: None })
     }
 
-    /// Takes the console's output away, for the devices that go on in its place.
+    /// Returns the console's output, for the devices that replace these.
     #[must_use]
     pub fn into_output(self) -> Box<dyn Write + Send> {
         self.console.into_output()
@@ -203,7 +203,7 @@ mod tests {
         let second = devices.next_interrupt().unwrap();
         devices.port_out(0x20, &[0x20], second);
         assert!(devices.interrupts());
-        // Both data ports in one access: no, they are not neighbours; command and data are.
+        // Command and data port of the first chip in one access.
         devices.port_out(0x20, &[0x20, 0xff], second);
         assert!(!devices.interrupts());
         assert_eq!(devices.next_interrupt(), None);

@@ -1,14 +1,14 @@
-//! The pair of 8259A interrupt controllers (Intel, "8259A Programmable Interrupt Controller"), as a PC wires them: the
-//! second behind input 2 of the first, whose output is LINT0 of the first CPU's local APIC.
+//! The pair of 8259A interrupt controllers (Intel, "8259A Programmable Interrupt Controller"), connected as in a PC: the
+//! second's output is input 2 of the first, whose output is LINT0 of the first CPU's local APIC.
 //!
-//! Inputs are edges: no device here holds a level. So there is no edge/level register either.
+//! Inputs are edge-triggered, because no device here has a level-triggered interrupt. So there is no edge/level register.
 
 use serde::{Deserialize, Serialize};
 
 /// Command and data port of each chip.
 const FIRST: u16 = 0x20;
 const SECOND: u16 = 0xa0;
-/// The input of the first chip that the second is behind.
+/// The input of the first chip that the second's output is connected to.
 const CASCADE: u8 = 2;
 
 /// ICW1: begins an initialisation; bit 1 says that there is no second chip, bit 0 that ICW4 follows.
@@ -18,7 +18,7 @@ const ICW1_ICW4: u8 = 1 << 0;
 /// ICW4: automatic end of interrupt, special fully nested mode.
 const ICW4_AUTO_EOI: u8 = 1 << 1;
 const ICW4_SPECIAL_NESTED: u8 = 1 << 4;
-/// OCW3, and what is in it: special mask mode, poll, which register to read.
+/// OCW3 and its fields: special mask mode, poll, which register the command port reads.
 const OCW3: u8 = 1 << 3;
 const OCW3_SPECIAL_MASK: u8 = 1 << 6;
 const OCW3_SPECIAL_MASK_ON: u8 = 1 << 5;
@@ -26,7 +26,7 @@ const OCW3_POLL: u8 = 1 << 2;
 const OCW3_READ: u8 = 1 << 1;
 const OCW3_READ_ISR: u8 = 1 << 0;
 
-/// What the data port takes next.
+/// The next byte that the data port expects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Expects {
@@ -35,7 +35,7 @@ pub enum Expects {
     Mask,
     /// ICW2, the first vector.
     Vector,
-    /// ICW3, the wiring of the two chips, which is what it is.
+    /// ICW3, the wiring of the two chips. Its value is ignored, because the wiring is fixed.
     Wiring,
     /// ICW4, modes.
     Modes,
@@ -45,7 +45,7 @@ pub enum Expects {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChipState {
-    /// Interrupt request register, without what comes from the second chip.
+    /// Interrupt request register, without the second chip's request.
     pub irr: u8,
     /// In-service register.
     pub isr: u8,
@@ -55,11 +55,11 @@ pub struct ChipState {
     pub vector: u8,
     /// The input of lowest priority.
     pub lowest: u8,
-    /// What the data port takes next.
+    /// The next byte that the data port expects.
     pub expects: Expects,
-    /// ICW1 said: no second chip.
+    /// From ICW1: there is no second chip.
     pub single: bool,
-    /// ICW1 said: ICW4 follows.
+    /// From ICW1: ICW4 follows.
     pub icw4: bool,
     /// The command port reads ISR.
     pub reads_isr: bool,
@@ -71,7 +71,7 @@ pub struct ChipState {
     pub special_nested: bool,
     /// Automatic end of interrupt.
     pub auto_eoi: bool,
-    /// An automatic end of interrupt rotates priorities.
+    /// Rotation of priorities at an automatic end of interrupt.
     pub rotates: bool,
 }
 
@@ -79,13 +79,13 @@ pub struct ChipState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PicState {
-    /// The chip that is wired to the CPU.
+    /// The chip that is connected to the CPU.
     pub first: ChipState,
-    /// The chip behind it.
+    /// The chip that is connected to the first.
     pub second: ChipState,
 }
 
-/// One chip. What it holds is what is saved: it has no parts that do not outlive a snapshot.
+/// One chip. All of its state is saved.
 #[derive(Clone, Copy, Debug)]
 struct Chip(ChipState);
 
@@ -97,9 +97,9 @@ enum Port {
 }
 
 impl Chip {
-    /// Inputs that interrupt, `behind` being the request of the chip behind input 2.
-    fn requests(&self, behind: bool) -> u8 {
-        (self.0.irr | if behind { 1 << CASCADE } else { 0 }) & !self.0.imr
+    /// The unmasked requests. `cascaded` is the request of the chip at input 2.
+    fn requests(&self, cascaded: bool) -> u8 {
+        (self.0.irr | if cascaded { 1 << CASCADE } else { 0 }) & !self.0.imr
     }
 
     /// How far `input` is from the highest priority.
@@ -112,9 +112,9 @@ impl Chip {
         (0..8).filter(|input| inputs & 1 << input != 0).min_by_key(|input| self.rank(*input))
     }
 
-    /// The input that interrupts: of higher priority than all in service.
-    fn pending(&self, behind: bool) -> Option<u8> {
-        let input = self.first_of(self.requests(behind))?;
+    /// The input whose request interrupts: it must have a higher priority than all inputs in service.
+    fn pending(&self, cascaded: bool) -> Option<u8> {
+        let input = self.first_of(self.requests(cascaded))?;
         let mut serving = self.0.isr;
         if self.0.special_mask {
             serving &= !self.0.imr;
@@ -126,9 +126,9 @@ impl Chip {
         self.first_of(serving).is_none_or(|serving| self.rank(input) < self.rank(serving)).then_some(input)
     }
 
-    /// The CPU acknowledges; none if nothing interrupts any more.
-    fn acknowledge(&mut self, behind: bool) -> Option<u8> {
-        let input = self.pending(behind)?;
+    /// Acknowledges the pending interrupt, and returns its input; none if there is none any more.
+    fn acknowledge(&mut self, cascaded: bool) -> Option<u8> {
+        let input = self.pending(cascaded)?;
         self.0.irr &= !(1 << input);
         if !self.0.auto_eoi {
             self.0.isr |= 1 << input;
@@ -143,7 +143,7 @@ impl Chip {
         self.0.vector | input.unwrap_or(7) & 7
     }
 
-    /// Ends the interrupt at `input`, and makes it the lowest if `rotate`.
+    /// Ends the interrupt at `input`, and gives it the lowest priority if `rotate`.
     fn end(&mut self, input: Option<u8>, rotate: bool) {
         let Some(input) = input else { return };
         self.0.isr &= !(1 << input);
@@ -211,14 +211,14 @@ impl Chip {
         }
     }
 
-    fn read(&mut self, port: Port, behind: bool) -> u8 {
+    fn read(&mut self, port: Port, cascaded: bool) -> u8 {
         if std::mem::take(&mut self.0.poll) {
-            return self.acknowledge(behind).map_or(0, |input| 1 << 7 | input);
+            return self.acknowledge(cascaded).map_or(0, |input| 1 << 7 | input);
         }
         match port {
             Port::Data => self.0.imr,
             Port::Command if self.0.reads_isr => self.0.isr,
-            Port::Command => self.0.irr | if behind { 1 << CASCADE } else { 0 },
+            Port::Command => self.0.irr | if cascaded { 1 << CASCADE } else { 0 },
         }
     }
 
@@ -235,7 +235,7 @@ pub struct Pic {
 }
 
 impl Default for Pic {
-    /// After power-up, when the chips wait for their initialisation: here, all masked.
+    /// After power-up. The chips have not been initialised, and all inputs are masked.
     fn default() -> Self {
         let chip = Chip(ChipState { imr: 0xff, lowest: 7, ..ChipState::default() });
         Self { first: chip, second: chip }
@@ -243,7 +243,8 @@ impl Default for Pic {
 }
 
 impl Pic {
-    /// As a PC's firmware leaves it: vectors `first` and `second`, and of the inputs only the timer's open.
+    /// Initialised as by a PC's firmware: with the `vectors` of the two chips, and all inputs masked but the timer's and the
+    /// cascade.
     #[must_use]
     pub fn initialized(vectors: [u8; 2]) -> Self {
         let mut pic = Self::default();
@@ -283,15 +284,15 @@ impl Pic {
 
     /// IN of a byte. A poll acknowledges.
     pub fn read(&mut self, port: u16) -> u8 {
-        let behind = self.second_interrupts();
+        let cascaded = self.second_interrupts();
         match Self::find(port) {
-            Some((false, port)) => self.first.read(port, behind),
+            Some((false, port)) => self.first.read(port, cascaded),
             Some((true, port)) => self.second.read(port, false),
             None => 0xff,
         }
     }
 
-    /// A rising edge at input `irq`, 0 to 15. Input 2 is not there.
+    /// A rising edge at input `irq`, 0 to 15. Input 2 is the cascade, and is ignored.
     pub fn edge(&mut self, irq: u8) {
         match irq {
             CASCADE => {}
@@ -311,17 +312,18 @@ impl Pic {
         self.first.pending(self.second_interrupts()).is_some()
     }
 
-    /// Whether an edge at input 0 to 7 of the first chip would change anything: it is not masked, and not requested yet.
+    /// Whether an edge at input 0 to 7 of the first chip would make a new request: the input is not masked, and not
+    /// requested yet.
     #[must_use]
-    pub fn listens(&self, irq: u8) -> bool {
+    pub fn would_request(&self, irq: u8) -> bool {
         irq < 8 && (self.first.0.irr | self.first.0.imr) & 1 << irq == 0
     }
 
-    /// The CPU takes the interrupt; the answer is its vector.
+    /// Acknowledges the interrupt for the CPU (INTA), and returns its vector.
     pub fn acknowledge(&mut self) -> u8 {
-        let behind = self.second_interrupts();
-        match self.first.acknowledge(behind) {
-            Some(CASCADE) if behind => {
+        let cascaded = self.second_interrupts();
+        match self.first.acknowledge(cascaded) {
+            Some(CASCADE) if cascaded => {
                 let input = self.second.acknowledge(false);
                 self.second.vector(input)
             }
@@ -336,7 +338,7 @@ impl Pic {
         PicState { first, second }
     }
 
-    /// As it was saved; none if no pair can be so.
+    /// A pair with a saved state; none if a pair cannot have that state.
     #[must_use]
     pub fn from_state(state: &PicState) -> Option<Self> {
         let PicState { first, second } = *state;

@@ -1,11 +1,11 @@
-//! The 8254 programmable interval timer (Intel, "82C54 CHMOS Programmable Interval Timer"), as a PC wires it: channel 0
-//! interrupts at input 0 of the 8259 pair, channel 2 has its gate and its output in port 0x61.
+//! The 8254 programmable interval timer (Intel, "82C54 CHMOS Programmable Interval Timer"), connected as in a PC: channel
+//! 0's output is input 0 of the 8259 pair; channel 2 has its gate and its output in port 0x61.
 //!
-//! It counts VM time at 1,193,182 Hz. Nothing here runs: every access says what time it is, and
-//! [`Pit::next_edge`] when channel 0 will interrupt.
+//! It counts VM time at 1,193,182 Hz. It has no thread or host timer: every access has the time as an argument, and
+//! [`Pit::next_edge`] returns when channel 0 will interrupt.
 //!
-//! Periodic interrupts are 239 ticks (200 µs) apart or more, as in KVM's 8254: of a faster output not every edge
-//! interrupts. Count and output are as programmed.
+//! Periodic interrupts are at least 239 ticks (200 µs) apart, as with KVM's 8254. If the guest programs a shorter period,
+//! not every edge interrupts. Count and output are as programmed.
 
 mod channel;
 
@@ -25,10 +25,10 @@ const PORT_B_WRITABLE: u8 = 0x03;
 const PORT_B_REFRESH: u8 = 1 << 4;
 const PORT_B_OUTPUT: u8 = 1 << 5;
 
-/// Its frequency.
+/// The frequency of its counters.
 const HZ: u128 = 1_193_182;
 const NS: u128 = 1_000_000_000;
-/// The refresh bit changes with each memory refresh, every 15 µs or so: guests wait for it to do so.
+/// How often the refresh bit of port 0x61 changes: with each memory refresh, about every 15 µs. Guests measure time with it.
 const REFRESH_NS: u64 = 15_085;
 
 /// Ticks since VM time 0.
@@ -36,12 +36,12 @@ fn ticks(now: VmTime) -> u64 {
     u64::try_from(u128::from(now.0) * HZ / NS).unwrap_or(u64::MAX)
 }
 
-/// The first instant at which [`ticks`] gives `ticks`; none if VM time ends before.
+/// The first instant at which [`ticks`] returns `ticks`; none if that is beyond the end of VM time.
 fn instant(ticks: u64) -> Option<VmTime> {
     u64::try_from((u128::from(ticks) * NS).div_ceil(HZ)).ok().map(VmTime)
 }
 
-/// As a snapshot holds it; times are in ticks since VM time 0.
+/// The timer's state, as a snapshot holds it; times are in ticks since VM time 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PitState {
@@ -59,7 +59,7 @@ pub struct Pit {
 }
 
 impl Default for Pit {
-    /// After power-up: nothing counts.
+    /// After power-up: no channel counts.
     fn default() -> Self {
         let [open, closed] = [true, false].map(Channel::new);
         Self { channels: [open, open, closed], port_b: 0 }
@@ -67,7 +67,7 @@ impl Default for Pit {
 }
 
 impl Pit {
-    /// As a PC's firmware leaves it: channel 0 interrupts 18.2 times a second.
+    /// Programmed as by a PC's firmware: channel 0 interrupts 18.2 times a second.
     #[must_use]
     pub fn ticking(now: VmTime) -> Self {
         let mut pit = Self::default();
@@ -107,7 +107,7 @@ impl Pit {
 
     fn control(&mut self, value: u8, now: u64) {
         match value >> 6 {
-            // Read-back: bits 1 to 3 name channels, bits 4 and 5 say what is not wanted.
+            // Read-back: bits 1 to 3 select channels; bit 4 set means no status, bit 5 set no count.
             3 => {
                 for (bit, channel) in (1..).zip(&mut self.channels) {
                     if value & 1 << bit != 0 {
@@ -136,7 +136,7 @@ impl Pit {
         self.channel(port).map_or(0xff, |channel| channel.read(ticks))
     }
 
-    /// Whether channel 0's output rose since it was last asked. Several edges count as one, as in the 8259.
+    /// Whether channel 0's output rose since the last call. Several edges count as one, as in the 8259.
     pub fn take_edge(&mut self, now: VmTime) -> bool {
         let [channel, ..] = &mut self.channels;
         channel.take_edge(ticks(now))
@@ -156,7 +156,7 @@ impl Pit {
         PitState { channels: channels.map(|channel| channel.state()), port_b }
     }
 
-    /// As it was saved; none if no timer can be so.
+    /// A timer with a saved state; none if a timer cannot have that state.
     #[must_use]
     pub fn from_state(state: &PitState) -> Option<Self> {
         let PitState { channels: [a, b, c], port_b } = *state;
@@ -198,7 +198,7 @@ mod tests {
             prop_assert!(tick == 0 || ticks(VmTime(at(tick).0 - 1)) == tick - 1);
         }
 
-        // Every mode, reload and moment, against the data sheet's words for the count.
+        // Every mode, reload value and time, compared with the data sheet's definition of the count.
         #[test]
         fn counts(mode in 0u8..6, reload in 2u16.., tick in 0u64..1 << 40) {
             let mut pit = programmed(0x30 | mode << 1, CHANNEL_0, reload);
@@ -229,7 +229,7 @@ mod tests {
             prop_assert_eq!(pit.next_edge(), Some(at(period * (skipped + 2))));
         }
 
-        // Whatever a guest does, at whatever time: no panic, and a snapshot is the same timer.
+        // For random accesses at random times: no panic, and a restored timer is the same.
         #[test]
         fn random_guests(ops in prop::collection::vec((any::<bool>(), 0u16..5, any::<u8>(), any::<u64>()), 0..200)) {
             let mut pit = Pit::default();
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    /// A rate of 600 kHz: the guest's own code must get on between two interrupts.
+    /// At rates of up to 1.2 MHz the guest must still make progress between two interrupts.
     #[test]
     fn a_rate_that_is_too_fast_interrupts_every_200_microseconds() {
         for (mode, reload) in [(2, 1), (2, 2), (3, 2), (2, 100), (3, 239)] {
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn read_back_tells_mode_and_output() {
+    fn read_back_returns_mode_and_output() {
         let mut pit = programmed(0x36, CHANNEL_0, 100);
         pit.write(CONTROL, 0xe2, at(10));
         assert_eq!(pit.read(CHANNEL_0, at(10)), 0x80 | 0x36);

@@ -6,7 +6,7 @@ use guest_abi::ports;
 use serde::{Deserialize, Serialize};
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 
-/// The interrupt line that is not there.
+/// An interrupt line that is not connected.
 struct NoLine;
 
 impl Trigger for NoLine {
@@ -63,7 +63,7 @@ impl Console {
     }
 
     pub(super) fn write(&mut self, offset: u8, value: u8) {
-        // Nobody reads the console any more (a closed pipe): the guest goes on.
+        // An error means that the output is closed. The guest runs on.
         let _ = self.serial.write(offset, value);
     }
 

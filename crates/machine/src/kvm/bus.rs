@@ -1,13 +1,13 @@
-//! Where a vCPU's accesses go.
+//! The interface through which a vCPU's accesses are emulated.
 
 /// The access faults: #GP(0) is to be raised in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpFault;
 
-/// Where a vCPU's I/O, MMIO and MSR accesses go. Data is little endian, as long as the access.
+/// Emulates a vCPU's I/O, MMIO and MSR accesses. Data is little endian, as long as the access.
 pub trait Bus {
-    /// The guest's CR8 at this exit: told before the access that follows, so that MOV CR8 and a write of TPR keep their
-    /// order.
+    /// Takes the guest's CR8 at this exit. It is called before the method for the exit's access, so that a MOV CR8 and a
+    /// later write of TPR keep their order.
     fn cr8(&mut self, cr8: u8);
     /// IN from `port`.
     fn port_in(&mut self, port: u16, data: &mut [u8]);
@@ -29,7 +29,7 @@ pub trait Bus {
     fn msr_write(&mut self, index: u32, value: u64) -> Result<(), GpFault>;
 }
 
-/// What kind of access was answered by the [`Bus`].
+/// The kind of an access that the [`Bus`] has emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// IN or OUT.

@@ -1,14 +1,14 @@
-//! A vCPU, one instruction or one breakpoint at a time.
+//! Running a vCPU by single steps, or up to a breakpoint.
 
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug};
 
 use super::{Bus, Error, Exit, Vcpu};
 
 impl Vcpu {
-    /// Runs one instruction. With `breakpoint`, stops also before the instruction at that address: IRETQ stops one
-    /// instruction late on some hosts.
+    /// Runs one instruction. With `breakpoint`, also stops before the instruction at that address. It is needed for
+    /// IRETQ, after which some hosts stop one instruction late.
     ///
-    /// HLT and trap sites must not be stepped: hosts differ in what they report (the caller performs them itself).
+    /// HLT and trap sites must not be stepped, because hosts report different exits for them; the caller emulates them.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -31,9 +31,10 @@ impl Vcpu {
             // DR7: breakpoint 0, global enable, length 1, on execution; bit 10 reads as one.
             (debug.arch.debugreg[0], debug.arch.debugreg[7]) = (address, 0x402);
         }
-        // Registers first: a register write drops the trap flag unless RIP is the one at the last KVM_SET_GUEST_DEBUG.
+        // Pending register writes are drained before the ioctl. After it, KVM would drop the trap flag at a register
+        // write if RIP is not the one at the time of KVM_SET_GUEST_DEBUG.
         self.drain(bus)?;
-        // An open window would end the entry before the step.
+        // If an interrupt window were requested and open, the entry would end before the step.
         self.request_window(false);
         self.call().set_guest_debug(&debug).map_err(Error::call("KVM_SET_GUEST_DEBUG"))?;
         self.debugging = true;

@@ -1,11 +1,11 @@
 //! Why a CPU does not enter a guest: KVM_EXIT_FAIL_ENTRY's `hardware_entry_failure_reason` in words.
 //!
-//! KVM passes on what the hardware says, and the sets of numbers do not meet. VMX has a VM-instruction error (SDM vol. 3,
+//! KVM passes on the hardware's number; those of VMX and SVM do not overlap. VMX has a VM-instruction error (SDM vol. 3,
 //! "VM-Instruction Error Numbers") if VMLAUNCH or VMRESUME fails at once, and an exit reason with bit 31 set ("VMX Basic
 //! Exit Reasons") if it fails while it loads the guest's state. SVM has one exit code (APM vol. 2, "SVM Intercept Exit
-//! Codes"), which older kernels give without its upper half.
+//! Codes"), which older kernels report without its upper half.
 
-/// What `reason` means, if it is one that a vCPU's state can cause.
+/// The meaning of `reason`, if it is one that a vCPU's state can cause.
 #[must_use]
 pub fn entry_failure(reason: u64) -> Option<&'static str> {
     Some(match reason {
@@ -26,9 +26,9 @@ pub fn entry_failure(reason: u64) -> Option<&'static str> {
 mod tests {
     use super::entry_failure;
 
-    // 7 was called a refused state of the guest's: it is the VMM's or KVM's controls that are wrong.
+    // 7 was reported as an invalid guest state; it means that control fields are wrong, which KVM or the VMM has set.
     #[test]
-    fn control_fields_and_guest_state_are_told_apart() {
+    fn control_fields_and_guest_state_have_different_words() {
         assert_eq!(entry_failure(7), Some("VM entry with invalid control fields"));
         assert_eq!(entry_failure(8), Some("VM entry with invalid host-state fields"));
         assert_eq!(entry_failure(0x8000_0021), Some("VM entry with invalid guest state"));

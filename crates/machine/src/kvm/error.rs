@@ -1,4 +1,4 @@
-//! What can go wrong between us and KVM.
+//! Errors of KVM.
 
 use std::io;
 
@@ -22,20 +22,20 @@ pub enum HostError {
     /// `/dev/kvm` cannot be opened for another reason.
     #[error("/dev/kvm cannot be opened: {0}")]
     Open(io::Error),
-    /// The API has another version than the one stable for all of KVM's life.
+    /// The API's version is not 12, which has been the only one since KVM's API became stable.
     #[error("/dev/kvm speaks KVM API version {0}; only version 12 is known")]
     ApiVersion(i32),
-    /// A capability that we cannot do without.
+    /// A required capability is missing.
     #[error("this host's KVM lacks {name}, needed {why}")]
     MissingCapability {
         /// KVM's name of it.
         name: &'static str,
-        /// What for.
+        /// Its purpose.
         why: &'static str,
     },
 }
 
-/// A KVM call failed, or the guest did what the host cannot run.
+/// A KVM call failed, or the host cannot run the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// See [`HostError`].
@@ -46,21 +46,21 @@ pub enum Error {
     Call {
         /// The ioctl's name.
         call: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Guest RAM that the kernel cannot read or write: its file became shorter, or the medium under it fails.
     #[error("guest memory cannot be accessed{}: {source}", at.map(|at| format!(" at {at:#x}")).unwrap_or_default())]
     Memory {
-        /// The guest physical address, if KVM tells it.
+        /// The guest physical address, if KVM reports it.
         at: Option<u64>,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A vCPU state of other architectures or of times to come.
+    /// An MP state that no x86 vCPU has in the versions of KVM known here.
     #[error("KVM reports MP state {0}, which no vCPU here can have")]
     MpState(u32),
-    /// KVM would not take one MSR of a saved vCPU.
+    /// KVM refuses an MSR's value of a saved vCPU.
     #[error("this host does not take the value {value:#x} for the guest's MSR {index:#x}")]
     Msr {
         /// MSR number.
@@ -77,12 +77,12 @@ impl From<TimerError> for Error {
 }
 
 impl Error {
-    /// For `map_err` on a kvm-ioctls result.
+    /// Makes the error of a kvm-ioctls call, for `map_err`.
     pub(super) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self::Call { call, source: io::Error::from_raw_os_error(error.errno()) }
     }
 
-    /// For the ioctls that kvm-ioctls does not wrap.
+    /// Makes the error from errno, for ioctls that kvm-ioctls does not wrap.
     pub(super) fn last(call: &'static str) -> Self {
         Self::Call { call, source: io::Error::last_os_error() }
     }

@@ -1,12 +1,13 @@
-//! The only folder that speaks to KVM, and the only one with `unsafe`.
+//! The only folder that calls KVM. With `host` it is the only one with `unsafe`.
 //!
-//! What it is: thin, typed access to `/dev/kvm`: open it, probe what this host does, build a VM with or
-//! without KVM's local APICs, run a vCPU until it asks for something ([`Exit`]), move a vCPU's state in and out as plain data.
+//! What it is: thin, typed access to `/dev/kvm`. It opens the device, probes what this host does, creates a VM with or
+//! without KVM's local APICs, runs a vCPU until it exits ([`Exit`]), and reads and sets a vCPU's state as plain data.
 //!
-//! What it is not: it holds no policy and no device. It knows neither the LAPIC nor VM time; `crate::machine` does.
+//! What it is not: it has no policy and no device, and depends neither on our LAPIC nor on VM time; `crate::machine` has
+//! both.
 //!
-//! Why one folder: return codes of KVM are not evidence ("supported" may do nothing), so what a host can do is measured
-//! once, in [`probe`], and everybody else asks that answer.
+//! Why one folder: KVM's return codes are not evidence (an ioctl may succeed without effect). So what a host can do is
+//! measured once, in [`probe`], and all other code uses those results.
 
 #![allow(unsafe_code, reason = "system calls and the shared kvm_run page; every block says why it is sound")]
 

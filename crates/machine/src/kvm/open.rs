@@ -1,4 +1,4 @@
-//! `/dev/kvm` and the capabilities without which nothing works.
+//! Opening `/dev/kvm`, and the capabilities that `vmm` needs.
 
 use std::{
     fs::OpenOptions,
@@ -22,7 +22,7 @@ const XSAVE_LEAF: u32 = 0xd;
 /// CPUID.1:ECX: XSAVE, OSXSAVE and AVX.
 const XSAVE_AND_AVX: u32 = 7 << 26;
 
-/// What nothing works without.
+/// Capabilities that are required, with their purpose.
 const NEEDED: [(Cap, &str, &str); 6] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "so that no kick of a vCPU is lost"),
     (Cap::SyncRegs, "KVM_CAP_SYNC_REGS", "to answer trapped instructions"),
@@ -32,7 +32,7 @@ const NEEDED: [(Cap, &str, &str); 6] = [
     (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER", "so that timer and clock MSRs exit to us"),
 ];
 
-/// What something works better with.
+/// Capabilities that single features need.
 const WANTED: [(Cap, &str, &str); 9] = [
     (Cap::TscControl, "KVM_CAP_TSC_CONTROL", "for the scaled TSC source"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "for the host's TSC frequency"),
@@ -45,7 +45,7 @@ const WANTED: [(Cap, &str, &str); 9] = [
     KERNEL_LAPIC[4],
 ];
 
-/// What KVM's own LAPIC and kvmclock need.
+/// Capabilities that KVM's own LAPIC and kvmclock need.
 const KERNEL_LAPIC: [(Cap, &str, &str); 5] = [
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "for KVM's own LAPIC (--lapic kvm)"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "for that LAPIC's TSC deadline"),
@@ -54,10 +54,10 @@ const KERNEL_LAPIC: [(Cap, &str, &str); 5] = [
     (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL", "to tell the guest that KVM's kvmclock was stopped"),
 ];
 
-/// KVM of this host, opened and checked for what we cannot do without.
+/// This host's KVM, opened, with all required capabilities.
 pub struct Host {
     kvm: Kvm,
-    /// A VM in which nothing is set yet, for whoever needs the next one.
+    /// A VM on which no call has been made that changes it. The next caller that needs a VM takes it.
     blank: Mutex<Option<VmFd>>,
     hides_xsave: bool,
 }
@@ -73,7 +73,7 @@ impl Host {
             io::ErrorKind::PermissionDenied => HostError::Forbidden(error),
             _ => HostError::Open(error),
         })?;
-        // SAFETY: the descriptor was just opened and is owned by nobody else.
+        // SAFETY: the descriptor was just opened and has no other owner.
         let kvm = unsafe { std::os::fd::FromRawFd::from_raw_fd(file.into_raw_fd()) };
         let host = Self { kvm, blank: Mutex::new(None), hides_xsave: false };
         let version = host.kvm.get_api_version();
@@ -88,7 +88,7 @@ impl Host {
         Ok(host)
     }
 
-    /// The capabilities that matter here: name, whether it is there, what for.
+    /// The capabilities that `vmm` uses: name, whether the host has it, its purpose.
     #[must_use]
     pub fn capabilities(&self) -> Vec<(&'static str, bool, &'static str)> {
         let all = NEEDED.into_iter().chain(WANTED);
@@ -96,37 +96,37 @@ impl Host {
         all.map(|(cap, name, why)| (name, present(cap), why)).collect()
     }
 
-    /// Whether KVM has all that `--lapic kvm` takes.
+    /// Whether KVM has all capabilities that `--lapic kvm` needs.
     #[must_use]
     pub fn has_kernel_lapic(&self) -> bool {
         KERNEL_LAPIC.iter().all(|(cap, ..)| self.kvm.check_extension(*cap))
     }
 
-    /// Whether KVM says that it scales a guest's TSC. That it does is for a probe to see.
+    /// Whether KVM reports that it can scale a guest's TSC. Only a probe shows whether it does.
     #[must_use]
     pub fn has_tsc_control(&self) -> bool {
         self.kvm.check_extension(Cap::TscControl)
     }
 
-    /// Whether guests have XCR0. Without XSAVE in the host's CPU they do not.
+    /// Whether guests have XCR0. They do not if the host's CPU has no XSAVE.
     #[must_use]
     pub fn has_xcrs(&self) -> bool {
         !self.hides_xsave && self.kvm.check_extension(Cap::Xcrs)
     }
 
-    /// Pretends that the host's CPU has no XSAVE.
+    /// From now on treats the host's CPU as one without XSAVE.
     pub fn hide_xsave(&mut self) {
         self.hides_xsave = true;
     }
 
-    /// A VM in which nothing is set yet.
+    /// A new VM, or the unused one that [`Self::tsc_khz`] has left.
     pub(super) fn blank_vm(&self) -> Result<VmFd, Error> {
         let kept = self.blank.lock().unwrap_or_else(PoisonError::into_inner).take();
         kept.map_or_else(|| self.kvm.create_vm(), Ok).map_err(Error::call("KVM_CREATE_VM"))
     }
 
-    /// The host's TSC frequency as KVM states it, in kHz: the one that a VM begins with. Kernels that only tell it of vCPUs
-    /// are given one for that.
+    /// The host's TSC frequency as KVM reports it, in kHz: the one that a new VM has. Older kernels report it only for a
+    /// vCPU; for those one is created.
     ///
     /// # Errors
     /// If the ioctl fails.
@@ -136,6 +136,7 @@ impl Host {
         let khz = unsafe { ioctl(&vm, KVM_GET_TSC_KHZ()) };
         match u32::try_from(khz) {
             Ok(khz) if khz > 0 => {
+                // Creating a VM takes long. This one is unchanged, and can become the guest's.
                 *self.blank.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm);
                 Ok(khz)
             }
@@ -175,7 +176,7 @@ impl Host {
         Ok(leaves)
     }
 
-    /// Which boot of which host this is; none if it does not tell.
+    /// Identifies the host and its boot; none if that cannot be read.
     #[must_use]
     pub fn id(&self) -> Option<HostId> {
         HostId::read()

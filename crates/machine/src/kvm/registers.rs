@@ -4,12 +4,12 @@ use kvm_ioctls::SyncReg;
 
 use super::Vcpu;
 
-/// The registers that answering a trapped instruction needs, read from the shared page after an exit.
+/// The registers that the emulation of an instruction needs, read from the shared page after an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
     /// Instruction pointer.
     pub rip: u64,
-    /// Where the next instruction is, before paging: RIP and, outside 64-bit mode, the base of CS.
+    /// The linear address of the next instruction: RIP and, outside 64-bit mode, the base of CS.
     pub linear_rip: u64,
     /// Accumulator.
     pub rax: u64,
@@ -21,7 +21,7 @@ pub struct Registers {
     pub rsp: u64,
     /// Flags.
     pub rflags: u64,
-    /// Present privilege level, 0–3.
+    /// Current privilege level, 0–3.
     pub cpl: u8,
 }
 
@@ -68,19 +68,20 @@ impl Vcpu {
         self.fd.sync_regs_mut().regs.rflags & RFLAGS_IF != 0
     }
 
-    /// The vector that was injected and has not entered yet, as of the last exit.
+    /// The vector of an interrupt that was injected and that the guest has not taken yet, as of the last exit.
     pub fn entering(&mut self) -> Option<u8> {
         let interrupt = &self.fd.sync_regs_mut().events.interrupt;
         (interrupt.injected != 0).then_some(interrupt.nr)
     }
 
-    /// Where the interrupt descriptor table is, as of the last exit; none outside long mode.
+    /// The address of the interrupt descriptor table, as of the last exit; none outside long mode.
     pub fn long_mode_idt(&mut self) -> Option<u64> {
         let system = &self.fd.sync_regs_mut().sregs;
         (system.efer & EFER_LMA != 0).then_some(system.idt.base)
     }
 
-    /// Goes on at `rip`. The interrupt shadow of a preceding STI or MOV SS ends, as after any instruction.
+    /// Continues at `rip` at the next entry. The interrupt shadow of a preceding STI or MOV SS ends, as after any
+    /// instruction.
     pub fn continue_at(&mut self, rip: u64) {
         let shared = self.fd.sync_regs_mut();
         shared.regs.rip = rip;
@@ -92,7 +93,7 @@ impl Vcpu {
         }
     }
 
-    /// Goes on at `rip` with EDX:EAX = `value`, as after RDTSC.
+    /// Continues at `rip` at the next entry with EDX:EAX = `value`, as after RDTSC.
     pub fn continue_with(&mut self, rip: u64, value: u64) {
         let shared = self.fd.sync_regs_mut();
         shared.regs.rax = value & 0xffff_ffff;
@@ -112,20 +113,21 @@ impl Vcpu {
     }
 
     pub(super) fn events_dirty(&mut self) {
-        // Only what the flags name is taken over: the interrupt shadow is one of those.
+        // KVM takes over the interrupt shadow only if this flag is set.
         self.fd.sync_regs_mut().events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
         self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
     }
 
-    /// Mirrors IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check it, our LAPIC did.
+    /// Sets KVM's copy of IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check the value; our
+    /// LAPIC has.
     pub fn set_apic_base(&mut self, value: u64) {
         self.settle_interrupt_bitmap();
         self.fd.sync_regs_mut().sregs.apic_base = value;
         self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
     }
 
-    /// Makes the shared interrupt bitmap say what the shared events say. KVM sets the bit of an interrupt that waits to be
-    /// delivered, and clears none there: written back, an interrupt of long ago would enter again.
+    /// Makes the shared interrupt bitmap agree with the shared events. KVM sets the bit of an interrupt that waits to be
+    /// delivered, but never clears bits there. If an old bit were written back, KVM would deliver that interrupt again.
     pub(super) fn settle_interrupt_bitmap(&mut self) {
         let shared = self.fd.sync_regs_mut();
         let interrupt = &shared.events.interrupt;

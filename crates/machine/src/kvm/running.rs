@@ -1,8 +1,8 @@
-//! What changes of a vCPU from one instruction to the next: taken and put back without a system call.
+//! The part of a vCPU's state that ordinary instructions change. It is read and set without a system call.
 //!
 //! What it is not: the whole state ([`super::state::VcpuState`]). FPU, debug registers and MSRs cost an ioctl each, and
-//! kernel code that only handles a timer touches none of them; whoever goes back and forth in time checks that
-//! ([`Vcpu::resting_state`]).
+//! kernel code that only handles a timer changes none of them. A caller that sets a vCPU back to an earlier state must
+//! check that they have not changed ([`Vcpu::resting_state`]).
 
 use kvm_bindings::{KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_regs, kvm_sregs, kvm_vcpu_events};
 use kvm_ioctls::SyncReg;
@@ -12,7 +12,7 @@ use super::{
     state::{DebugRegisters, Fpu, Msr, XSTATE_BV},
 };
 
-/// General and system registers, and events on their way, in KVM's own form: it never leaves this process.
+/// General and system registers, and pending events, in KVM's own types: this is never saved to a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
     regs: kvm_regs,
@@ -20,7 +20,7 @@ pub struct Running {
     events: kvm_vcpu_events,
 }
 
-/// What a vCPU has besides [`Running`].
+/// The rest of a vCPU's state, which [`Running`] does not contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resting {
     fpu: Fpu,
@@ -36,13 +36,13 @@ impl Vcpu {
         Running { regs: shared.regs, sregs: shared.sregs, events: shared.events }
     }
 
-    /// Goes on from `running` at the next entry. Call after [`Vcpu::drain`]: an access that is still incomplete would
-    /// write its result over it.
+    /// Sets `running` as the state for the next entry. Call after [`Vcpu::drain`]: an access that is still incomplete would
+    /// overwrite it with its result.
     pub fn set_running_state(&mut self, running: &Running) {
         let Running { regs, sregs, events } = *running;
         let shared = self.fd.sync_regs_mut();
         (shared.regs, shared.sregs, shared.events) = (regs, sregs, events);
-        // KVM takes CR8 from elsewhere, at every entry.
+        // At each entry KVM takes CR8 from another field, which `set_cr8` sets.
         let cr8 = u8::try_from(sregs.cr8 & 0xf).unwrap_or(0);
         shared.events.flags |= KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
         for changed in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
@@ -58,8 +58,8 @@ impl Vcpu {
     pub fn resting_state(&self, msr_indices: &[u32]) -> Result<Resting, Error> {
         let super::state::VcpuState { registers: _, system: _, mut fpu, debug, events: _, msrs } =
             self.state(msr_indices)?;
-        // XSTATE_BV says which components are in use: a host may set a bit whose component has its initial value, and clear
-        // it again. The values are all there either way.
+        // XSTATE_BV has a bit for each component in use. For a component with its initial value a host may set the bit
+        // and clear it again, which changes nothing for the guest. So it is not compared.
         fpu.xsave.iter_mut().skip(XSTATE_BV).take(8).for_each(|byte| *byte = 0);
         let used = fpu.xsave.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         fpu.xsave.truncate(used);

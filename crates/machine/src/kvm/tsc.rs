@@ -11,7 +11,7 @@ use crate::host::tsc::read_tsc;
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 
 impl Vcpu {
-    /// Asks KVM for another TSC frequency. Success proves nothing: probe.
+    /// Asks KVM for another TSC frequency. It may succeed without effect; see [`super::probe`].
     ///
     /// # Errors
     /// If KVM refuses.
@@ -19,7 +19,7 @@ impl Vcpu {
         self.fd.set_tsc_khz(khz).map_err(Error::call("KVM_SET_TSC_KHZ"))
     }
 
-    /// Asks KVM for `guest TSC = host TSC + offset`. Success proves nothing: probe.
+    /// Asks KVM for `guest TSC = host TSC + offset`. It may succeed without effect; see [`super::probe`].
     ///
     /// # Errors
     /// If KVM refuses.
@@ -32,20 +32,21 @@ impl Vcpu {
             flags: 0,
         };
         let mut attribute = attribute;
-        // SAFETY: the attribute points at a live local of the u64 type that this attribute has.
+        // SAFETY: the attribute points at a live local of type u64, which is the type of this attribute.
         if unsafe { ioctl_with_mut_ref(&self.fd, KVM_SET_DEVICE_ATTR(), &mut attribute) } != 0 {
             return Err(Error::last("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"));
         }
         Ok(())
     }
 
-    /// The vCPU's TSC as KVM tells it, with the host TSC at about the same instant.
+    /// The vCPU's TSC as KVM reports it, and the host TSC at about the same instant.
     ///
     /// # Errors
     /// If the ioctl fails.
     pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
         let guest = super::state::read_msr(&self.fd, 0x10)?;
-        // Read afterwards, so that the guest's TSC is never taken to be further than it is.
+        // The host's TSC is read second. The guest's TSC is then computed too low rather than too high, and no deadline is
+        // taken to be due before it is.
         Ok((HostTsc(read_tsc()), GuestTsc(guest)))
     }
 }

@@ -1,4 +1,4 @@
-//! One vCPU: run it until it asks for something, answer, inject, step.
+//! One vCPU: runs it until it exits, completes accesses, injects interrupts.
 
 use std::{cell::Cell, io, sync::Arc};
 
@@ -19,12 +19,12 @@ const MACHINE_CHECK_CAP: u64 = 10 | 1 << 8;
 /// Why KVM_RUN returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// The guest did something that the bus has answered. It completes when the vCPU is entered again, or by
+    /// An access that the bus has emulated. KVM completes its instruction when the vCPU is entered again, or in
     /// [`Vcpu::drain`].
     Operation(Operation),
     /// The guest executed HLT.
     Halt,
-    /// The window that [`Vcpu::request_window`] asked for is open.
+    /// An interrupt can be injected, as [`Vcpu::request_window`] has requested.
     WindowOpen,
     /// A single step or a breakpoint.
     Debug,
@@ -32,7 +32,7 @@ pub enum Exit {
     Interrupted,
     /// Triple fault.
     Shutdown,
-    /// KVM could not go on with the guest: its suberror (1 = emulation failed).
+    /// KVM cannot continue the guest: its suberror (1 = emulation failed).
     InternalError(u32),
     /// The CPU refused the guest's state: hardware reason.
     FailEntry(u64),
@@ -45,23 +45,24 @@ pub enum Exit {
 pub struct Calls {
     /// KVM_RUN.
     pub entries: u64,
-    /// Returns of KVM_RUN because of what the guest did; the others are for a signal, or to complete an access.
+    /// Returns of KVM_RUN because of an action of the guest. The others are because of a signal, or after an access was
+    /// completed.
     pub exits: u64,
-    /// All else.
+    /// Other ioctls.
     pub others: u64,
 }
 
 /// One virtual CPU.
 pub struct Vcpu {
     pub(super) fd: VcpuFd,
-    /// The last exit is an access whose completion KVM does at the next entry.
+    /// KVM completes the last exit's access at the next entry. Until then the shared registers are not valid.
     pub(super) incomplete: bool,
     /// KVM_SET_GUEST_DEBUG is in force.
     pub(super) debugging: bool,
     calls: Cell<Calls>,
     pub(super) has_xcrs: bool,
     memory: Arc<GuestRam>,
-    /// Registers as they were when KVM made the vCPU: those of a reset.
+    /// The registers of a new vCPU, which are those after a reset.
     pub(super) fresh: Box<(kvm_regs, kvm_sregs)>,
 }
 
@@ -97,7 +98,7 @@ impl Vcpu {
         }
         let regs = fd.get_regs().map_err(Error::call("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))?;
-        // Nothing is in the shared page before the first entry: the first drain brings it.
+        // KVM fills the shared page only at an exit. `incomplete` makes the first drain enter the vCPU, for that.
         Ok(Self {
             fd,
             incomplete: true,
@@ -115,15 +116,16 @@ impl Vcpu {
         kick::Binding::new(&mut self.fd.get_kvm_run().immediate_exit)
     }
 
-    /// Forgets kicks so far, and tells whether there were any: call before looking at what they might be about.
+    /// Clears kicks so far, and returns whether there were any. To be called before the caller checks what a kick may
+    /// announce.
     pub fn forget_kicks(&mut self) -> bool {
         kick::forget(&mut self.fd.get_kvm_run().immediate_exit)
     }
 
-    /// Enters the guest until it exits, and answers accesses from `bus`.
+    /// Enters the guest until it exits, and emulates an access with `bus`.
     ///
     /// # Errors
-    /// If the call fails otherwise than by a signal.
+    /// If KVM_RUN fails, other than because of a signal.
     pub fn run(&mut self, bus: &mut impl Bus) -> Result<Exit, Error> {
         self.incomplete = false;
         let cr8 = &raw const self.fd.get_kvm_run().cr8;
@@ -134,11 +136,13 @@ impl Vcpu {
             ..calls
         });
         // SAFETY: the field is in the kvm_run mapping, which lives as long as `self.fd`; KVM writes it only in KVM_RUN.
+        // Before the access, because a MOV CR8 of the guest, which does not exit, came before it.
         bus.cr8(unsafe { cr8.read_volatile() }.to_le_bytes()[0] & 0xf);
         let (data, read) = match result {
             Ok(VcpuExit::IoIn(_, data)) => (std::ptr::from_mut(data), true),
             Ok(VcpuExit::IoOut(_, data)) => (std::ptr::from_ref(data).cast_mut(), false),
-            // An instruction that KVM emulates, at RAM that it cannot access: it takes that for a device's.
+            // KVM emulates an instruction and cannot access RAM: it reports the access as MMIO. That must not be emulated
+            // as an access of a device.
             Ok(VcpuExit::MmioRead(at, _) | VcpuExit::MmioWrite(at, _))
                 if self.memory.address_in_range(GuestAddress(at)) =>
             {
@@ -185,11 +189,12 @@ impl Vcpu {
         Ok(Exit::Operation(Operation::Port))
     }
 
-    /// One port access; a string instruction brings several elements at once.
+    /// Emulates a port access. A string instruction has several elements in one exit.
     fn port(&mut self, data: *mut [u8], read: bool, bus: &mut impl Bus) {
         // SAFETY: called right after a KVM_EXIT_IO, so that `io` is the union's live member.
         let io = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io };
-        // SAFETY: the pointer is the slice kvm-ioctls made inside the kvm_run mapping for this exit; nobody else uses it.
+        // SAFETY: the pointer is the slice that kvm-ioctls made inside the kvm_run mapping for this exit; it has no other
+        // user.
         let data = unsafe { &mut *data };
         for element in data.chunks_mut(usize::from(io.size).max(1)) {
             if read {
@@ -208,17 +213,17 @@ impl Vcpu {
 
     /// Completes the last instruction without running the guest further, and brings the shared registers up to date.
     ///
-    /// Accesses are incomplete until the vCPU is entered again (Linux `api.rst`, KVM_RUN); state read or written before
-    /// that is stale or gets overwritten. One instruction can make several accesses (a read-modify-write, a copy between
-    /// two devices, an operand across a page): each completion may bring the next, which must be answered, for KVM takes
-    /// it as answered.
+    /// An access is incomplete until the vCPU is entered again (Linux `api.rst`, KVM_RUN). State that is read before is
+    /// stale, and state that is written before is overwritten. One instruction can make several accesses (a
+    /// read-modify-write, a copy between two devices, an operand across a page). So the completion of one can be the exit
+    /// of the next, which must be emulated as well: KVM uses the data in the shared page whether it was or not.
     ///
     /// # Errors
-    /// If the call fails otherwise than by the exit that it asks for.
+    /// If KVM_RUN fails, other than by returning at once because of `immediate_exit`.
     pub fn drain(&mut self, bus: &mut impl Bus) -> Result<(), Error> {
         while self.incomplete || self.fd.get_kvm_run().kvm_dirty_regs != 0 {
             self.fd.get_kvm_run().immediate_exit = 1;
-            // EINTR is what was asked for, and comes when nothing is left to complete.
+            // With `immediate_exit`, KVM_RUN completes the access and then returns EINTR without running the guest.
             let result = self.run(bus);
             kick::release(&mut self.fd.get_kvm_run().immediate_exit);
             result?;
@@ -226,25 +231,26 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Whether an interrupt injected now would enter at once. Valid after an exit that is drained.
+    /// Whether the guest would take an injected interrupt at the next entry. Valid after [`Self::drain`].
     pub fn ready_for_injection(&mut self) -> bool {
         self.fd.get_kvm_run().ready_for_interrupt_injection != 0
     }
 
-    /// Asks for an exit as soon as an interrupt could be injected; false takes it back.
+    /// Requests an exit as soon as an interrupt can be injected; false cancels the request.
     pub fn request_window(&mut self, wanted: bool) {
         self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
     }
 
-    /// CR8 at the next entry. KVM_RUN overwrites the guest's CR8 with it whenever there is no in-kernel LAPIC.
+    /// Sets CR8 for the next entry. Without an in-kernel LAPIC, KVM_RUN sets the guest's CR8 from the shared page at each
+    /// entry.
     pub fn set_cr8(&mut self, cr8: u8) {
         self.fd.get_kvm_run().cr8 = u64::from(cr8);
     }
 
-    /// Queues external interrupt `vector`, which enters at the next entry. Nothing checks it: only after [`Self::drain`],
-    /// when [`Self::ready_for_injection`].
+    /// Injects external interrupt `vector`, which the guest takes at the next entry. KVM does not check that it can. So
+    /// this may be called only after [`Self::drain`], and if [`Self::ready_for_injection`].
     pub fn inject(&mut self, vector: u8) {
-        // As KVM_INTERRUPT does, without a call.
+        // Has the effect of KVM_INTERRUPT, without a system call.
         let interrupt = &mut self.fd.sync_regs_mut().events.interrupt;
         interrupt.injected = 1;
         interrupt.nr = vector;
@@ -252,35 +258,36 @@ impl Vcpu {
         self.events_dirty();
     }
 
-    /// What was counted since the last call.
+    /// The numbers of calls since this was last called.
     pub fn take_calls(&mut self) -> Calls {
         self.calls.take()
     }
 
-    /// The vCPU for a call other than KVM_RUN, counted.
+    /// The descriptor for an ioctl other than KVM_RUN, which is counted.
     pub(super) fn call(&self) -> &VcpuFd {
         self.calls.update(|calls| Calls { others: calls.others.wrapping_add(1), ..calls });
         &self.fd
     }
 
-    /// NMIs that KVM holds because they cannot enter yet, and whether that is for want of the IRET of the last one. Valid
-    /// after [`Self::drain`].
+    /// The number of NMIs that are pending in KVM, and whether NMIs are blocked until the guest's IRET. Valid after
+    /// [`Self::drain`].
     pub fn nmis(&mut self) -> (u8, bool) {
         let nmi = &self.fd.sync_regs_mut().events.nmi;
         (nmi.pending, nmi.masked != 0)
     }
 
-    /// Queues an NMI. KVM keeps one behind the one that is being handled, and merges further ones.
+    /// Queues an NMI. While the guest handles one, KVM keeps one more pending, and merges further ones with it.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn nmi(&mut self) -> Result<(), Error> {
-        // The shared registers do not know of it: written back, they would take it away.
+        // The shared events do not contain this NMI. If they were written back, KVM would drop it. So they are read again
+        // first.
         self.incomplete = true;
         self.call().nmi().map_err(Error::call("KVM_NMI"))
     }
 
-    /// The guest physical address behind a linear one, if it is mapped.
+    /// Translates a linear address to a guest physical one; none if it is not mapped.
     ///
     /// # Errors
     /// If the ioctl fails.

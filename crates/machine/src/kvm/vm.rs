@@ -1,4 +1,4 @@
-//! A virtual machine: memory slots, MSR exits, and who has the local APICs.
+//! A virtual machine: memory slots, MSR exits, and whether KVM or the VMM emulates the local APICs.
 
 use std::sync::Arc;
 
@@ -13,41 +13,41 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::{Error, Host};
 use crate::mem::ram::GuestRam;
 
-/// MSRs that must reach us, as (first, count). The x2APIC range cannot be filtered (Linux `api.rst`); without an
+/// MSRs that must exit, as (first, count). The x2APIC range cannot be filtered (Linux `api.rst`); without an
 /// in-kernel LAPIC it exits as invalid.
 const OURS: [(u32, u32); 6] = [
     (0x10, 3),         // IA32_TSC, and kvmclock's old pair 0x11, 0x12
     (0x1b, 1),         // IA32_APIC_BASE
     (0x3b, 1),         // IA32_TSC_ADJUST
     (0x6e0, 1),        // IA32_TSC_DEADLINE
-    (0x4b56_4d00, 16), // KVM's paravirtual MSRs: we are the hypervisor here
+    (0x4b56_4d00, 16), // KVM's paravirtual MSRs, which the VMM emulates
     (guest_abi::ns_deadline::MSR, 1),
 ];
 
-/// With KVM's LAPICs: KVM's paravirtual MSRs but those of kvmclock. KVM serves them whatever CPUID says, and they hold
-/// state that we do not save.
+/// MSRs that exit with KVM's LAPICs: KVM's paravirtual MSRs except those of kvmclock. KVM emulates them even if the
+/// guest's CPUID does not offer them, and they hold state that is not saved here.
 const NOT_OFFERED: (u32, u32) = (0x4b56_4d02, 14);
 /// IA32_TSC and IA32_TSC_ADJUST, each alone.
 const TSC_MSRS: [u32; 2] = [0x10, 0x3b];
 
-/// Who has the local APICs, and with them kvmclock and the TSC's MSRs.
+/// Who emulates the local APICs, and with them kvmclock and the TSC's MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lapics {
-    /// We have: no interrupt chip, and every MSR of theirs exits.
+    /// The VMM: KVM has no interrupt chip, and every MSR of LAPIC, kvmclock and TSC exits.
     Ours {
         /// MWAIT exits are off, which on some Intel hosts makes the deadline WRMSR exit (see [`super::probe`]).
         mwait_in_guest: bool,
     },
-    /// KVM has ("split" interrupt chip: no I/O APIC, no 8259).
+    /// KVM, with its "split" interrupt chip: no I/O APIC, no 8259.
     Kvms {
-        /// The guest may write its TSC. False makes the write exit: on some hosts it moves KVM's idea of the guest's TSC
-        /// and not the TSC.
+        /// The guest may write its TSC. False makes the write exit: on some hosts such a write changes the value that KVM
+        /// computes for the guest's TSC, but not the TSC itself.
         tsc_moves: bool,
     },
 }
 
-/// Where Intel CPUs without unrestricted guest keep a TSS and an identity map while the guest is in real mode: three
-/// pages and one, below the LAPIC and above any RAM.
+/// The guest physical addresses of the TSS (three pages) and the identity map (one) that KVM needs for real mode on Intel
+/// CPUs without unrestricted guest. They are below 4 GiB and above any RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
@@ -81,7 +81,7 @@ impl Vm {
                 OURS.map(|range| denied(range, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)).to_vec()
             }
             Lapics::Kvms { tsc_moves } => {
-                // Before the first vCPU, which gets its LAPIC when it is made. No vector is kept for an I/O APIC.
+                // Before the first vCPU, because a vCPU's LAPIC is created with it. No vector is reserved for an I/O APIC.
                 enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0, "KVM_CAP_SPLIT_IRQCHIP")?;
                 let mut ranges = vec![denied(NOT_OFFERED, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)];
                 if !tsc_moves {
@@ -90,8 +90,8 @@ impl Vm {
                 ranges
             }
         };
-        // Before any memory slot: both wait for a grace period (SRCU), the slot hurries its own, and one that begins right after
-        // another's end is not hurried. 0.1 ms instead of 12 were seen.
+        // The MSR filter before any memory slot. Both wait for an SRCU grace period. Setting a slot expedites its own,
+        // but not if it begins right after another one has ended. In this order 0.1 ms were measured, in the other 12.
         fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges).map_err(Error::call("KVM_X86_SET_MSR_FILTER"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
@@ -99,7 +99,7 @@ impl Vm {
         Ok(Self { fd, memory, has_xcrs: host.has_xcrs() })
     }
 
-    /// Keeps account from now on of the pages that the guest writes.
+    /// Makes KVM log the pages that the guest writes, from now on.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -107,11 +107,11 @@ impl Vm {
         set_slots(&self.fd, &self.memory, KVM_MEM_LOG_DIRTY_PAGES)
     }
 
-    /// The pages of RAM region number `region` that the guest wrote since the last call, a bit each. What the VMM wrote
-    /// itself is not among them.
+    /// The pages of RAM region number `region` that the guest wrote since the last call, one bit each. The VMM's own
+    /// writes are not among them.
     ///
     /// # Errors
-    /// If the ioctl fails, or no account is kept.
+    /// If the ioctl fails, or pages are not logged.
     pub fn take_dirty_pages(&self, region: u32, bytes: usize) -> Result<Vec<u64>, Error> {
         self.fd.get_dirty_log(region, bytes).map_err(Error::call("KVM_GET_DIRTY_LOG"))
     }
@@ -123,7 +123,7 @@ impl Vm {
     }
 }
 
-/// Maps `memory`, or changes the flags of what is mapped: one slot a region, in order.
+/// Maps `memory` into the guest, or changes the flags of existing slots. Each region has one slot, in order.
 fn set_slots(fd: &VmFd, memory: &GuestRam, flags: u32) -> Result<(), Error> {
     for (slot, region) in (0u32..).zip(memory.iter()) {
         let region = kvm_userspace_memory_region {
@@ -139,7 +139,7 @@ fn set_slots(fd: &VmFd, memory: &GuestRam, flags: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// A range of the filter whose accesses exit.
+/// A filter range whose accesses exit.
 fn denied((base, msr_count): (u32, u32), flags: MsrFilterRangeFlags) -> MsrFilterRange<'static> {
     // A zero bit denies.
     MsrFilterRange { flags, base, msr_count, bitmap: &[0; 2] }

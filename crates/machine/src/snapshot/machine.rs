@@ -48,7 +48,7 @@ const CLOCK: &str = "clock";
 const CPUS: &str = "cpus";
 const DEVICES: &str = "devices";
 const SITES: &str = "trap-sites";
-const JUDGE: &str = "judge";
+const TICK_AUDIT: &str = "judge";
 const HOST: &str = "host";
 
 pub(super) fn write_state(temporary: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
@@ -86,7 +86,7 @@ pub(super) fn encode(
     writer.section(CPUS, CPUS_VERSION, cpus)?;
     writer.section(DEVICES, DEVICES_VERSION, devices)?;
     writer.section(SITES, VERSION, sites)?;
-    writer.section(JUDGE, VERSION, audit)?;
+    writer.section(TICK_AUDIT, VERSION, audit)?;
     if let Some(host) = host {
         writer.section(HOST, HOST_VERSION, host)?;
     }
@@ -104,7 +104,7 @@ fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostFingerpri
         cpus: reader.take(CPUS, CPUS_VERSION)?,
         devices: reader.take(DEVICES, DEVICES_VERSION)?,
         sites: reader.take(SITES, VERSION)?,
-        audit: reader.take(JUDGE, VERSION)?,
+        audit: reader.take(TICK_AUDIT, VERSION)?,
     };
     let host = reader.take_optional(HOST, HOST_VERSION)?;
     reader.finish()?;
@@ -262,7 +262,7 @@ pub fn show(dir: &Path) -> Result<Overview, SnapshotError> {
         CPUS => Some(Payload::Cpus(Box::new(cpus.clone()))),
         DEVICES => Some(Payload::Devices(Box::new(devices.clone()))),
         SITES => Some(Payload::Sites(sites.clone())),
-        JUDGE => Some(Payload::TickAudit(audit.clone())),
+        TICK_AUDIT => Some(Payload::TickAudit(audit.clone())),
         HOST => host.take().map(Payload::Host),
         MEMORY => layout.take().map(Payload::Memory),
         BASE => base.take().map(Payload::Base),

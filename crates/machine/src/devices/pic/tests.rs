@@ -22,7 +22,7 @@ fn after_power_up_and_masked_nothing_interrupts() {
     }
     assert!(!pic.interrupts() && !masked.interrupts());
     assert_eq!((masked.read(0x21), masked.read(0xa1)), (0xff, 0xff));
-    // What came while it was masked was not lost.
+    // A request that came while the input was masked is not lost.
     masked.write(0x21, 0xfe);
     assert!(masked.interrupts());
     assert_eq!(masked.acknowledge(), 0x20);

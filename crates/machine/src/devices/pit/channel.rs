@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which bytes of the count an access of the channel's port moves.
+/// The bytes of the count that the channel's port reads and writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccessMode {
@@ -15,7 +15,7 @@ pub enum AccessMode {
     Both,
 }
 
-/// Whether and since when it counts.
+/// Whether a channel counts, and since when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Counting {
@@ -24,7 +24,7 @@ pub enum Counting {
     Not,
     /// The count began at this tick.
     Since(u64),
-    /// The gate holds it, after so many ticks.
+    /// The gate stopped the count after so many ticks.
     Held(u64),
 }
 
@@ -36,27 +36,27 @@ pub struct ChannelState {
     pub mode: u8,
     /// The count is in binary-coded decimal.
     pub decimal: bool,
-    /// Which bytes move.
+    /// The bytes that the port reads and writes.
     pub access: AccessMode,
     /// The count, as written.
     pub reload: u16,
-    /// The low byte of a count whose high byte has not come.
+    /// The low byte of a count whose high byte was not written yet.
     pub low: Option<u8>,
     /// The next byte read is the high one.
     pub reads_high: bool,
-    /// A count that waits to be read.
+    /// A latched count that was not read yet.
     pub latched: Option<u16>,
-    /// A status that waits to be read.
+    /// A latched status that was not read yet.
     pub status: Option<u8>,
     /// Its gate input is high.
     pub gate: bool,
     /// Whether it counts.
     pub counting: Counting,
-    /// Rising edges of its output since the count began, as far as they were asked for.
+    /// The number of rising edges of its output since the count began that were taken, or skipped as too close.
     pub edges: u64,
 }
 
-/// A channel. What it holds is what is saved: it has no parts that do not outlive a snapshot.
+/// A channel. All of its state is saved.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Channel(ChannelState);
 
@@ -66,7 +66,7 @@ const PERIODIC: [u8; 2] = [2, 3];
 const TRIGGERED: [u8; 2] = [1, 5];
 
 /// The fewest ticks from one periodic interrupt to the next: 200 µs, as KVM has for its own 8254 (`min_timer_period_us`,
-/// Linux `arch/x86/kvm/i8254.c`). A guest could else never get past its handler.
+/// Linux `arch/x86/kvm/i8254.c`). With a shorter time a guest could spend all of it in its handler.
 const LEAST_TICKS: u64 = 239;
 
 fn from_decimal(digits: u16) -> u64 {
@@ -87,7 +87,7 @@ impl Channel {
         if self.0.decimal { 10_000 } else { 65_536 }
     }
 
-    /// The count that it begins with: 0 stands for the largest there is.
+    /// The count that it begins with; a written 0 means the largest count.
     fn length(&self) -> u64 {
         let written = if self.0.decimal { from_decimal(self.0.reload) } else { u64::from(self.0.reload) };
         // Digits above 9 make numbers above 9999.
@@ -109,12 +109,12 @@ impl Channel {
         let part = elapsed % length;
         let count = match self.0.mode {
             2 => length - part,
-            // By twos; an odd count begins one lower, and stays high for one tick more than low.
+            // It counts by twos. An odd count begins one lower, and the output is high for one tick more than it is low.
             3 => {
                 let high = length.div_ceil(2);
                 (length & !1) - 2 * if part < high { part } else { part - high }
             }
-            // It goes on counting behind its end.
+            // It continues to count down after it has reached 0, and wraps.
             _ => (length + self.modulus() - elapsed % self.modulus()) % self.modulus(),
         };
         let count = count % self.modulus();
@@ -133,7 +133,7 @@ impl Channel {
         }
     }
 
-    /// A control word that is neither a read-back nor for another channel.
+    /// Handles a control word for this channel, other than a read-back.
     pub(super) fn control(&mut self, value: u8, now: u64) {
         let access = match value >> 4 & 3 {
             0 => return self.latch(true, false, now),
@@ -149,7 +149,7 @@ impl Channel {
         self.0 = ChannelState { mode, access, decimal: value & 1 != 0, gate: self.0.gate, ..ChannelState::default() };
     }
 
-    /// Keeps count and status for the next reads. What is latched already stays.
+    /// Latches count and status for the next reads. A value that is latched already stays.
     pub(super) fn latch(&mut self, count: bool, status: bool, now: u64) {
         if count && self.0.latched.is_none() {
             self.0.latched = Some(self.count(now));
@@ -203,7 +203,7 @@ impl Channel {
         byte
     }
 
-    /// Its gate: low holds the count; rising, it triggers those that count from there.
+    /// Sets the gate. While it is low, the count stops; a rising edge triggers or restarts the count, depending on the mode.
     pub(super) fn set_gate(&mut self, gate: bool, now: u64) {
         let rises = gate && !self.0.gate;
         self.0.gate = gate;
@@ -214,7 +214,7 @@ impl Channel {
                 Counting::Since(now)
             }
             Counting::Held(elapsed) if rises => Counting::Since(now.saturating_sub(elapsed)),
-            // The gate of those that it triggers does not hold them.
+            // In modes that the gate triggers, a low gate does not stop the count.
             Counting::Since(start) if !gate && !TRIGGERED.contains(&self.0.mode) => {
                 Counting::Held(now.saturating_sub(start))
             }
@@ -222,14 +222,13 @@ impl Channel {
         };
     }
 
-    /// Every so many edges of the output there is one that is told: in periodic modes those are [`LEAST_TICKS`] apart, or
-    /// more. Count and output are not changed by that.
+    /// One edge in this many is reported as an interrupt. In periodic modes reported edges are thereby at least
+    /// [`LEAST_TICKS`] apart. Count and output are not affected.
     fn stride(&self) -> u64 {
         if PERIODIC.contains(&self.0.mode) { LEAST_TICKS.div_ceil(self.length()) } else { 1 }
     }
 
-    /// The number and the tick of the next rising edge of the output that is told. Those of a channel that only a gate
-    /// triggers are not.
+    /// The number and the tick of the next rising edge that is reported. In modes that only the gate triggers, none is.
     fn next(&self) -> Option<(u64, u64)> {
         let Counting::Since(start) = self.0.counting else { return None };
         let number = (self.0.edges / self.stride()).checked_add(1)?.checked_mul(self.stride())?;
@@ -242,7 +241,7 @@ impl Channel {
         Some((number, start.checked_add(after)?))
     }
 
-    /// The tick of the next rising edge of the output that is told.
+    /// The tick of the next rising edge that is reported.
     pub(super) fn next_edge(&self) -> Option<u64> {
         self.next().map(|(_, tick)| tick)
     }

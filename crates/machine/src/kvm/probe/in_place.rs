@@ -1,4 +1,4 @@
-//! The same questions, put to a vCPU that is to run a guest.
+//! A short probe on a vCPU of the guest, before the guest runs. It needs no VM of its own.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -17,31 +17,31 @@ const PROGRAM: [u8; 30] = [
     0xb9, 0x02, 0x08, 0x00, 0x00, 0x0f, 0x32, 0xf4, // RDMSR 0x802
 ];
 
-/// Whether a vCPU that sees these `leaves` can tell all: it must have the MSRs that are asked about.
+/// Whether a vCPU with these `leaves` can be probed: it must have the MSRs that the probe accesses.
 #[must_use]
 pub fn can_tell(leaves: &[Leaf]) -> bool {
     leaves.iter().any(|leaf| leaf.function == 1 && leaf.ecx & APIC_FEATURES == APIC_FEATURES)
 }
 
-/// What this host does, if it is what [`HOPED`](HostFacts::HOPED) says but for the TSC offset, as seen by a `vcpu` that has
-/// not run yet and [`can_tell`].
+/// Probes the host with a `vcpu` that has not run yet and for which [`can_tell`] is true. Returns the facts if they are
+/// those of [`HOPED`](HostFacts::HOPED), with the TSC offset as measured; otherwise none, and all probes are needed.
 ///
-/// The code is lent the RAM at `at`, which then holds what it held. The vCPU's registers are left as the code left them:
-/// its true state is to be set afterwards, as it would have been without.
+/// The probe's code is in RAM at `at` while it runs; the content of that RAM is restored. The vCPU's registers are not: the
+/// caller must set its state afterwards, as it would without a probe.
 ///
 /// # Errors
-/// If KVM fails in a way that is no answer, or `at` is not RAM.
+/// If KVM fails in a way that says nothing about the facts, or `at` is not RAM.
 pub fn if_as_hoped(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<Option<HostFacts>, Error> {
     let no_memory = |_| Error::last("mmap");
-    let mut lent = [0; PROGRAM.len()];
-    memory.read_slice(&mut lent, GuestAddress(at)).map_err(no_memory)?;
+    let mut saved = [0; PROGRAM.len()];
+    memory.read_slice(&mut saved, GuestAddress(at)).map_err(no_memory)?;
     memory.write_slice(&PROGRAM, GuestAddress(at)).map_err(no_memory)?;
-    let answer = ask(vcpu, at);
-    memory.write_slice(&lent, GuestAddress(at)).map_err(no_memory)?;
-    answer
+    let facts = run_program(vcpu, at);
+    memory.write_slice(&saved, GuestAddress(at)).map_err(no_memory)?;
+    facts
 }
 
-fn ask(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
+fn run_program(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
     vcpu.set_flat_32bit_entry(&EntryState { rip: at, ..EntryState::default() })?;
     let mut hoped = follows_offset(vcpu, 0)?;
     let tsc_offset = hoped && follows_offset(vcpu, PROBE_OFFSET)?;
@@ -55,9 +55,9 @@ fn ask(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
     Ok(hoped.then_some(HostFacts { tsc_offset, ..HostFacts::HOPED }))
 }
 
-/// Whether the next RDTSC gives the host's TSC plus `offset`, when KVM is asked for that.
+/// Sets a TSC offset, and returns whether the next RDTSC then returns the host's TSC plus `offset`.
 fn follows_offset(vcpu: &mut Vcpu, offset: u64) -> Result<bool, Error> {
-    // The answer is in what RDTSC gives.
+    // An error is ignored: only the value that RDTSC returns counts.
     let _ = vcpu.set_tsc_offset(offset);
     let mut last = Last::default();
     let before = read_tsc();

@@ -1,4 +1,4 @@
-//! Whether KVM's own LAPIC works: can be had, and its deadline timer fires, and not early.
+//! Probes KVM's own LAPIC: whether it is available, and whether its deadline timer fires, and not early.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -8,8 +8,9 @@ use crate::{
     x86::Leaf,
 };
 
-/// 32-bit code: enable the APIC; LVTT = vector 64 in deadline mode; arm TSC + 100,000 and note it; look at IRR, 200,000
-/// times at most, until vector 64 is requested; RDTSC to memory; OUT 0x80. Or OUT 0x81 if that never happens.
+/// 32-bit code: enable the APIC; LVTT = vector 64 in deadline mode; store TSC + 100,000 and arm it as the deadline; poll
+/// IRR, at most 200,000 times, until vector 64 is requested; RDTSC to memory; OUT 0x80. Or OUT 0x81 if that never
+/// happens.
 const PROGRAM: [u8; 90] = [
     0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, // SVR = 0x1ff
     0xc7, 0x05, 0x20, 0x03, 0xe0, 0xfe, 0x40, 0x00, 0x04, 0x00, // LVTT = 0x40040
@@ -23,19 +24,19 @@ const PROGRAM: [u8; 90] = [
     0xe6, 0x80, 0xe6, 0x81, 0xeb, 0xfc, // OUT 0x80; OUT 0x81, for ever
 ];
 
-/// What KVM's LAPIC did.
+/// The result of the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLapic {
-    /// A VM could be had with it (KVM_CAP_SPLIT_IRQCHIP).
+    /// A VM with it could be created (KVM_CAP_SPLIT_IRQCHIP).
     pub available: bool,
     /// Its TSC deadline fired, and not before the guest's TSC had reached it.
     pub deadline_fires: bool,
 }
 
-/// Tries it.
+/// Runs the probe.
 ///
 /// # Errors
-/// If KVM fails in a way that is no answer.
+/// If KVM fails in a way that says nothing about its LAPIC.
 pub fn kernel_lapic(host: &Host, supported: &[Leaf]) -> Result<KernelLapic, Error> {
     let none = KernelLapic { available: false, deadline_fires: false };
     if !host.has_kernel_lapic() {

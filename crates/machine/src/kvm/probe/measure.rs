@@ -7,27 +7,27 @@ use crate::{
     x86::Leaf,
 };
 
-/// For ever: OUT 0x80; MOV ECX, 10000; DEC ECX; JNZ.
+/// An endless loop: OUT 0x80; MOV ECX, 10000; DEC ECX; JNZ.
 const COUNT_LOOP: [u8; 12] = [0xe6, 0x80, 0xb9, 0x10, 0x27, 0x00, 0x00, 0x49, 0x75, 0xfd, 0xeb, 0xf4];
-/// Instructions between two of its exits, but for two.
+/// Instructions between two of its exits; two more are not counted.
 const COUNT_INSTRUCTIONS: u64 = 20_000;
-/// How often they are timed.
+/// How many times they are timed.
 const COUNT_SAMPLES: usize = 6;
 
-/// NOP three times; STI; NOP; CLI; NOP; NOP; HLT. The NOP after STI is its own step: STI holds back interrupts for an
-/// instruction (SDM vol. 2, "STI"), not the trap of single-stepping.
+/// NOP three times; STI; NOP; CLI; NOP; NOP; HLT. The NOP after STI must be a step of its own: STI blocks interrupts for an
+/// instruction (SDM vol. 2, "STI"), but not the trap of single-stepping.
 const STEPS: [u8; 9] = [0x90, 0x90, 0x90, 0xfb, 0x90, 0xfa, 0x90, 0x90, 0xf4];
 
-/// What a guest's TSC did when KVM was asked for an offset.
+/// The result of setting a TSC offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// What the ioctl returned.
+    /// Whether the ioctl succeeded.
     pub accepted: bool,
-    /// Whether the guest's TSC followed.
+    /// Whether the guest's TSC had the offset.
     pub took_effect: bool,
 }
 
-/// What single-stepping did.
+/// The result of single-stepping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Each step stopped after exactly one instruction.
@@ -46,10 +46,10 @@ fn to_ns(ticks: u64, host_khz: u32) -> u64 {
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
-/// Asks for a TSC `offset` ahead of the host's and measures whether the guest got it, true to a millisecond or so.
+/// Sets a TSC `offset` to the host's TSC, and measures, to about a millisecond, whether the guest's TSC has it.
 ///
 /// # Errors
-/// If KVM fails in a way that is no answer.
+/// If KVM fails in a way that says nothing about offsets.
 pub fn tsc_offset(host: &Host, supported: &[Leaf], offset: u64) -> Result<Measured, Error> {
     let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
     let accepted = probe.vcpu.set_tsc_offset(offset).is_ok();
@@ -74,8 +74,8 @@ pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Er
     Ok(to_ns(median(costs), host_khz))
 }
 
-/// What an instruction of supervisor code costs, in nanoseconds. Hundreds mean that it is emulated. The least of several
-/// samples: a first entry can take longer than the loop, and so can whatever else the host does.
+/// Measures the cost of an instruction of supervisor code, in nanoseconds. Hundreds mean that it is emulated. The result
+/// is the least of several samples, because a first entry, or other load on the host, can take longer than the loop.
 ///
 /// # Errors
 /// If KVM fails.
@@ -92,7 +92,7 @@ pub fn instruction_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<
     Ok(to_ns(least, host_khz) as f64 / COUNT_INSTRUCTIONS as f64)
 }
 
-/// Steps over NOPs, STI and CLI.
+/// Single-steps over NOPs, STI and CLI.
 ///
 /// # Errors
 /// If KVM fails.

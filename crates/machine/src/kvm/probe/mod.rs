@@ -1,8 +1,9 @@
-//! What this host does, measured in tiny guests.
+//! Probes: what this host does, measured with tiny guests.
 //!
-//! Return codes are not evidence: hosts accept a TSC frequency or offset and ignore it. So a few instructions run in a
-//! throw-away VM, and what came out is compared with the host's own counter. A throw-away VM costs as much as the guest's:
-//! [`if_as_hoped`] asks a vCPU that is to run a guest, before it does.
+//! Return codes are not evidence: some hosts accept a TSC frequency or offset and ignore it. So a few instructions run in
+//! a VM that is then thrown away, and the results are compared with the host's own counter. Creating that VM takes as
+//! long as creating the guest's. So [`if_as_hoped`] first runs a shorter probe on a vCPU of the guest, before the guest
+//! runs.
 
 mod in_place;
 mod kernel_lapic;
@@ -33,16 +34,16 @@ pub enum DeadlineWrite {
     Exits,
     /// It exits once MWAIT exits are disabled (some Intel hosts).
     ExitsWithMwait,
-    /// KVM swallows it: only trap sites help.
+    /// KVM executes it without an exit and without effect: only trap sites help.
     Swallowed,
 }
 
-/// What this host does.
+/// What probes have found out about this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostFacts {
-    /// With an offset of 0 set, a guest's RDTSC gave the host's TSC.
+    /// With a TSC offset of 0, a guest's RDTSC returns the host's TSC.
     pub tsc_equals_host: bool,
-    /// With another offset set, a guest's RDTSC gave the host's TSC plus that offset: KVM moves a guest's TSC.
+    /// With another offset, a guest's RDTSC returns the host's TSC plus that offset.
     pub tsc_offset: bool,
     /// See [`DeadlineWrite`].
     pub deadline_write: DeadlineWrite,
@@ -70,14 +71,14 @@ const PROGRAM: [u8; 42] = [
     0x90,
 ];
 
-/// For ever: RDTSC to memory; OUT 0x80.
+/// An endless loop: RDTSC to memory; OUT 0x80.
 const TSC_LOOP: [u8; 17] =
     [0x0f, 0x31, 0xa3, 0x00, 0x20, 0x00, 0x00, 0x89, 0x15, 0x04, 0x20, 0x00, 0x00, 0xe6, 0x80, 0xeb, 0xef];
 
 /// CPUID.1:ECX: TSC-deadline and x2APIC.
 const APIC_FEATURES: u32 = 1 << 24 | 1 << 21;
 
-/// Remembers the last access.
+/// A bus that records the last access.
 #[derive(Default)]
 struct Last {
     port: Option<u16>,
@@ -144,20 +145,19 @@ impl Probe {
 }
 
 impl HostFacts {
-    /// What could be hoped for: of every question the answer that needs no way around, but for the TSC offset, which only
-    /// a restore needs.
+    /// The facts of a host that needs no workaround. The TSC offset is not among them, because only a restore needs it.
     pub const HOPED: Self =
         Self { tsc_equals_host: true, tsc_offset: false, deadline_write: DeadlineWrite::Exits, x2apic_exits: true };
 
-    /// Measures; takes a few milliseconds.
+    /// Runs all probes, which takes a few milliseconds.
     ///
     /// # Errors
-    /// If KVM fails in a way that is no answer.
+    /// If KVM fails in a way that says nothing about these facts.
     pub fn probe(host: &Host, supported: &[Leaf]) -> Result<Self, Error> {
         let tsc_offset = tsc_offset(host, supported, PROBE_OFFSET)?.took_effect;
         let leaves = with_apic_features(supported);
         let mut probe = Probe::new(host, &leaves, &PROGRAM, OURS)?;
-        // The answer is in what RDTSC gives.
+        // An error is ignored: only the value that RDTSC returns counts.
         let _ = probe.vcpu.set_tsc_offset(0);
         let tsc_equals_host =
             probe.read_guest_tsc()?.is_some_and(|Reading { before, guest, after }| (before..=after).contains(&guest));
@@ -169,7 +169,7 @@ impl HostFacts {
                         probe.read_guest_tsc()?;
                         deadline_exits(&mut probe)
                     });
-                // A host that cannot disable MWAIT exits answers with an error, which means no.
+                // On a host that cannot disable MWAIT exits this is an error, which counts as no exit.
                 if again.unwrap_or(false) { DeadlineWrite::ExitsWithMwait } else { DeadlineWrite::Swallowed }
             }
         };

@@ -1,4 +1,4 @@
-//! At what rate a guest's TSC runs when KVM was asked for another frequency, and whether that is scaling.
+//! Measures the frequency of a guest's TSC after KVM was asked for another one, and decides whether KVM scales it.
 
 use std::{thread, time::Duration};
 
@@ -8,19 +8,19 @@ use crate::{
     x86::Leaf,
 };
 
-/// Entries before the first reading. The first ones build the guest's page tables: one took 200 times as long as a later
-/// one, and the guest read its TSC at its end.
+/// Entries before the first reading. During the first ones KVM builds the guest's page tables. One of them took 200 times
+/// as long as a later one, and the guest read its TSC at the end of it.
 const WARM_UP: usize = 16;
-/// Readings of which the tightest is taken.
+/// Of so many readings the one with the shortest bracket is used.
 const READINGS: usize = 16;
 /// The shortest time between the two that are compared.
 const SHORTEST: Duration = Duration::from_millis(4);
-/// How often the time between them is as long as they are uncertain, so that the rate is true to 0.5 %.
+/// How many times the time between the two is as long as a reading's bracket, so that the rate is correct to 0.5 %.
 const BRACKETS: u64 = 200;
-/// The longest time, for hosts that are too busy for that.
+/// The longest time between the two, for hosts that are too busy for that.
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// A guest's TSC, and the host's around it.
+/// A reading of a guest's TSC, bracketed by two of the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     /// The host's TSC before the entry.
@@ -37,7 +37,7 @@ impl Reading {
     }
 }
 
-/// What a guest's TSC did when KVM was asked for another frequency.
+/// The frequency of a guest's TSC after KVM was asked for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TscRate {
     /// KVM_SET_TSC_KHZ succeeded.
@@ -48,20 +48,20 @@ pub struct TscRate {
     pub measured_khz: u64,
 }
 
-/// What that amounts to.
+/// Whether KVM scales a guest's TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// KVM scales the guest's TSC.
     Scales,
-    /// The guest's TSC has the frequency on average, by leaps: without scaling KVM sets it forward at entries, and from one
-    /// entry to the next it runs at the host's rate.
+    /// The guest's TSC has the frequency only on average. KVM does not scale it, but sets it forward at each entry;
+    /// between two entries it runs at the host's frequency.
     CatchesUp,
     /// The guest's TSC does not have the frequency.
     No,
 }
 
 impl TscRate {
-    /// Whether this is what was asked for, true to 1 %.
+    /// Compares the measured frequency with the requested one, to 1 %.
     #[must_use]
     pub fn verdict(self, asked_khz: u32) -> Verdict {
         let asked = u64::from(asked_khz);
@@ -74,20 +74,20 @@ impl TscRate {
     }
 }
 
-/// The reading that pairs the two counters best.
+/// The reading with the shortest bracket, in which the two counters belong together best.
 fn tightest(readings: &[Reading]) -> Option<Reading> {
     readings.iter().copied().min_by_key(Reading::bracket)
 }
 
-/// The guest TSC's frequency between two readings, in kHz. The exit is what pairs the counters: less happens between the
-/// guest's reading and it than between the entry and the reading.
+/// The guest TSC's frequency between two readings, in kHz. The guest's value is paired with the host's after the exit,
+/// because less time passes between the guest's RDTSC and the exit than between the entry and the RDTSC.
 fn rate_khz(first: Reading, second: Reading, host_khz: u32) -> u64 {
     let host = u128::from(second.after.saturating_sub(first.after)).max(1);
     let guest = u128::from(second.guest.saturating_sub(first.guest));
     u64::try_from(guest * u128::from(host_khz) / host).unwrap_or(u64::MAX)
 }
 
-/// How long to wait between the readings, if one has this `bracket`.
+/// How long to wait between the two readings, if the first has this `bracket`.
 fn interval(bracket: u64, host_khz: u32) -> Duration {
     let needed_us = u128::from(bracket) * u128::from(BRACKETS) * 1000 / u128::from(host_khz.max(1));
     Duration::from_micros(u64::try_from(needed_us).unwrap_or(u64::MAX)).clamp(SHORTEST, LONGEST)
@@ -101,10 +101,10 @@ fn read(probe: &mut Probe) -> Result<Option<Reading>, Error> {
     Ok(tightest(&readings))
 }
 
-/// Asks for a TSC of `khz` and measures, over some milliseconds, what the guest got.
+/// Asks KVM for a TSC of `khz` and measures the guest's frequency, over some milliseconds.
 ///
 /// # Errors
-/// If KVM fails in a way that is no answer.
+/// If KVM fails in a way that says nothing about the frequency.
 pub fn tsc_rate(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<TscRate, Error> {
     let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
     let accepted = probe.vcpu.set_tsc_khz(khz).is_ok();
@@ -123,7 +123,7 @@ pub fn tsc_rate(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Res
 /// # Errors
 /// As [`tsc_rate`].
 pub fn tsc_scales(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<bool, Error> {
-    // Without the capability nothing that is measured could be scaling.
+    // Without the capability KVM never scales, so nothing is measured.
     Ok(host.has_tsc_control() && tsc_rate(host, supported, host_khz, khz)?.verdict(khz) == Verdict::Scales)
 }
 
@@ -139,9 +139,9 @@ mod tests {
         Reading { before: at - entry, guest: at * ratio, after: at + exit }
     }
 
-    // A first entry that builds page tables takes a fifth of the 4 ms that are measured.
+    // A first entry, in which page tables are built, takes a fifth of the 4 ms that are measured.
     #[test]
-    fn slow_first_entries_do_not_count_as_time_of_the_guests() {
+    fn slow_first_entries_do_not_count_as_guest_time() {
         let slow = reading(1_800_000, 2, 800_000, 2_000);
         let first =
             tightest(&[slow, reading(2_000_000, 2, 3_000, 2_000), reading(2_100_000, 2, 90_000, 2_000)]).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_that_make_no_sense_are_no_rate() {
+    fn impossible_readings_do_not_overflow() {
         let backwards = Reading { before: 10, guest: 50, after: 5 };
         assert_eq!(backwards.bracket(), 0);
         assert_eq!(rate_khz(reading(9_000, 1, 1, 1), reading(8_000, 1, 1, 1), HOST_KHZ), 0);

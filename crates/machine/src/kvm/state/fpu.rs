@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::Error;
 
-/// Where XSTATE_BV is in an XSAVE area, whose bits say which components are in use (SDM vol. 1, "XSAVE Header").
+/// The offset of XSTATE_BV in an XSAVE area. It has a bit for each component in use (SDM vol. 1, "XSAVE Header").
 pub(in crate::kvm) const XSTATE_BV: usize = 512;
-/// Where the components' registers are (SDM vol. 1, "Legacy Region of an XSAVE Area" and "AVX State").
+/// The offsets of the components' registers (SDM vol. 1, "Legacy Region of an XSAVE Area" and "AVX State").
 const FXSAVE_X87: Range<usize> = 0..24;
 const MXCSR: Range<usize> = 24..28;
 const X87_REGISTERS: Range<usize> = 32..160;
@@ -24,11 +24,11 @@ const X87_INITIAL: [u8; 24] = {
 };
 const MXCSR_INITIAL: [u8; 4] = 0x1f80_u32.to_le_bytes();
 
-/// Calls x87, SSE and AVX state unused where it has its initial value.
+/// Marks x87, SSE and AVX state as unused if it has its initial value.
 ///
-/// A processor may call it used all the same (SDM vol. 1, "Processor Tracking of XSAVE-Managed State"), and does or does not
-/// by what else has run on it. The same guest would then have one snapshot or another.
-fn forget_initial_state(area: &mut [u8]) {
+/// A processor may mark such state as used (SDM vol. 1, "Processor Tracking of XSAVE-Managed State"). Whether it does
+/// depends on what else has run on it, so that two snapshots of the same guest state could differ.
+fn mark_initial_unused(area: &mut [u8]) {
     let zero = |range: Range<usize>| area.get(range).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
     let is = |range: Range<usize>, value: &[u8]| area.get(range) == Some(value);
     let initial =
@@ -45,7 +45,8 @@ fn forget_initial_state(area: &mut [u8]) {
 pub struct Fpu {
     /// Extended control registers (XCR0); none if the host's CPU has no XSAVE.
     pub xcrs: Vec<Xcr>,
-    /// The XSAVE area in standard form, 4,096 bytes, without trailing zeros. What has its initial value is unused.
+    /// The XSAVE area in standard form, 4,096 bytes, without trailing zeros. Components with their initial value are
+    /// marked unused.
     #[serde(with = "hex")]
     pub xsave: Vec<u8>,
 }
@@ -66,7 +67,7 @@ impl Fpu {
         let count = usize::try_from(xcrs.nr_xcrs).unwrap_or(usize::MAX);
         let area = fd.get_xsave().map_err(Error::call("KVM_GET_XSAVE"))?;
         let mut xsave: Vec<u8> = area.region.iter().flat_map(|word| word.to_le_bytes()).collect();
-        forget_initial_state(&mut xsave);
+        mark_initial_unused(&mut xsave);
         let used = xsave.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         xsave.truncate(used);
         Ok(Self { xcrs: xcrs.xcrs.iter().take(count).map(|x| Xcr { number: x.xcr, value: x.value }).collect(), xsave })
@@ -97,7 +98,7 @@ impl Fpu {
     }
 }
 
-/// DR0–DR3, DR6, DR7.
+/// The debug registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DebugRegisters {
@@ -110,7 +111,8 @@ pub struct DebugRegisters {
 }
 
 impl DebugRegisters {
-    /// After reset and INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT").
+    /// Their values after reset and INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up,
+    /// Reset, or INIT").
     pub(super) const RESET: Self = Self { addresses: [0; 4], dr6: 0xffff_0ff0, dr7: 0x400 };
 
     pub(super) fn from_kvm(kvm: &kvm_debugregs) -> Self {
@@ -128,7 +130,7 @@ impl DebugRegisters {
 mod tests {
     use super::*;
 
-    /// An area with initial values, of which `used` components are said to be in use.
+    /// An area with initial values, whose XSTATE_BV is `used`.
     fn area(used: u8) -> Vec<u8> {
         let mut area = vec![0; 4096];
         area[FXSAVE_X87].copy_from_slice(&X87_INITIAL);
@@ -142,7 +144,7 @@ mod tests {
     fn what_has_its_initial_value_is_unused() {
         for used in 0..8 {
             let mut area = area(used);
-            forget_initial_state(&mut area);
+            mark_initial_unused(&mut area);
             assert_eq!(area, self::area(0), "{used}");
         }
     }
@@ -155,15 +157,15 @@ mod tests {
             let mut area = area(7);
             area[at] ^= 0x40;
             let before = area.clone();
-            forget_initial_state(&mut area);
+            mark_initial_unused(&mut area);
             assert_eq!(area[XSTATE_BV], bit, "{at}");
             area[XSTATE_BV] = 7;
             assert_eq!(area, before);
         }
-        // Components that nothing is known of, and an area that ends early.
+        // Unknown components stay as they are; a short area is no error.
         let mut more = area(0xf8);
-        forget_initial_state(&mut more);
+        mark_initial_unused(&mut more);
         assert_eq!(more[XSTATE_BV], 0xf8);
-        forget_initial_state(&mut [0; 8]);
+        mark_initial_unused(&mut [0; 8]);
     }
 }

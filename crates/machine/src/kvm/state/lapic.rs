@@ -1,5 +1,5 @@
-//! What KVM holds of a vCPU beyond [`super::VcpuState`] when it also has the LAPIC: the register page, the timer, the MP
-//! state, kvmclock's MSRs.
+//! The state of a vCPU with KVM's LAPIC that [`super::VcpuState`] does not contain: the LAPIC's register page, its timer,
+//! the MP state, and kvmclock's MSRs.
 
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
@@ -19,7 +19,7 @@ const MSR_SYSTEM_TIME: u32 = guest_abi::pvclock::MSR_SYSTEM_TIME_NEW;
 /// Size of the part of the page that holds registers.
 const BYTES: usize = 1024;
 
-/// A LAPIC's register page as KVM_GET_LAPIC gives it.
+/// A LAPIC's register page, as KVM_GET_LAPIC returns it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LapicPage(#[serde(with = "hex")] [u8; BYTES]);
@@ -51,23 +51,23 @@ impl LapicPage {
 }
 
 impl Default for LapicPage {
-    /// All zeros, which is no LAPIC's state.
+    /// All zeros, which is not a valid LAPIC state.
     fn default() -> Self {
         Self([0; BYTES])
     }
 }
 
-/// Whether a vCPU executes instructions, as KVM has it.
+/// KVM's MP state: whether a vCPU executes instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MpState {
-    /// It does.
+    /// It executes instructions.
     Runnable,
     /// It executed HLT.
     Halted,
     /// An application processor before INIT.
     Uninitialized,
-    /// An application processor that waits for a start-up message.
+    /// An application processor that waits for a SIPI.
     InitReceived,
 }
 
@@ -93,7 +93,7 @@ impl MpState {
     }
 }
 
-/// A LAPIC in KVM, and what goes with it, at the instant of reading.
+/// The state of KVM's LAPIC and of kvmclock's MSRs, at the instant of reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelLapicState {
     /// Registers.
@@ -102,23 +102,23 @@ pub struct KernelLapicState {
     pub tsc_deadline: u64,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: u64,
-    /// MSR_KVM_SYSTEM_TIME_NEW: the guest's kvmclock page, and whether it is enabled.
+    /// MSR_KVM_SYSTEM_TIME_NEW: the address of the guest's kvmclock page, and whether it is enabled.
     pub system_time: u64,
     /// MSR_KVM_WALL_CLOCK_NEW.
     pub wall_clock: u64,
 }
 
 impl Vcpu {
-    /// The vCPU's MP state. It takes in INIT and start-up messages that wait, which changes registers and LAPIC: read it
-    /// before them.
+    /// Reads the vCPU's MP state. The ioctl processes pending INITs and SIPIs, which changes registers and LAPIC, so it
+    /// must come before those are read.
     ///
     /// # Errors
-    /// If the ioctl fails, or reports a state that nothing here knows.
+    /// If the ioctl fails, or returns a state that is not in [`MpState`].
     pub fn mp_state(&self) -> Result<MpState, Error> {
         MpState::from_kvm(self.call().get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?)
     }
 
-    /// Sets the vCPU's MP state: after everything else, since KVM_SET_SREGS may make a vCPU runnable.
+    /// Sets the vCPU's MP state. It must come after all other state, because KVM_SET_SREGS may make a vCPU runnable.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -126,14 +126,15 @@ impl Vcpu {
         self.fd.set_mp_state(state.to_kvm()).map_err(Error::call("KVM_SET_MP_STATE"))
     }
 
-    /// KVM's LAPIC of this vCPU.
+    /// Reads the state of KVM's LAPIC of this vCPU.
     ///
     /// # Errors
     /// If the ioctl fails.
     pub fn kernel_lapic(&self) -> Result<KernelLapicState, Error> {
         let fd: &VcpuFd = &self.fd;
-        // KVM's timer goes on while we read. The deadline before the registers: one that fires in between is then saved
-        // both as armed and as a request, which become one interrupt again. The other way round it would be in neither.
+        // KVM's timer can fire while the state is read. The deadline is read before the registers: if it fires in
+        // between, it is saved both as armed and as a request in IRR, and the guest gets one interrupt. In the other
+        // order neither would be saved, and the interrupt would be lost.
         let tsc_deadline = msrs::read(fd, IA32_TSC_DEADLINE)?;
         let page = LapicPage::from_kvm(&fd.get_lapic().map_err(Error::call("KVM_GET_LAPIC"))?);
         Ok(KernelLapicState {
@@ -145,7 +146,7 @@ impl Vcpu {
         })
     }
 
-    /// Sets registers and deadline of KVM's LAPIC. The guest's TSC must be right by now.
+    /// Sets registers and deadline of KVM's LAPIC. The guest's TSC must be set before.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -153,11 +154,11 @@ impl Vcpu {
         // LVTT before the deadline: KVM ignores a deadline unless LVTT is in deadline mode (`kvm_set_lapic_tscdeadline_msr`
         // in Linux arch/x86/kvm/lapic.c), and the timer would be lost.
         self.fd.set_lapic(&page.to_kvm()).map_err(Error::call("KVM_SET_LAPIC"))?;
-        // 0 disarms, and the registers have done that.
+        // 0 would disarm the timer, which KVM_SET_LAPIC has done.
         if tsc_deadline == 0 { Ok(()) } else { msrs::write(&self.fd, IA32_TSC_DEADLINE, tsc_deadline) }
     }
 
-    /// States IA32_TSC_ADJUST. Written from outside it does not move the TSC: [`Vcpu::set_tsc_offset`] does.
+    /// Sets IA32_TSC_ADJUST. Written by the VMM, it does not change the TSC: [`Vcpu::set_tsc_offset`] does that.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -165,14 +166,14 @@ impl Vcpu {
         msrs::write(&self.fd, IA32_TSC_ADJUST, adjust)
     }
 
-    /// Registers the guest's kvmclock page and wall clock with KVM. The latter is filled in at once, from VM time: set the
-    /// clock before. The page follows when the vCPU is entered.
+    /// Registers the guest's kvmclock page and wall clock with KVM. KVM writes the wall clock at once, computed from VM
+    /// time, so [`super::super::Vm::set_clock`] must be called before. It writes the page when the vCPU is entered.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn set_kvmclock(&self, system_time: u64, wall_clock: u64) -> Result<(), Error> {
         msrs::write(&self.fd, MSR_SYSTEM_TIME, system_time)?;
-        // 0: the guest has not asked for it.
+        // 0: the guest has not registered a wall clock.
         if wall_clock == 0 { Ok(()) } else { msrs::write(&self.fd, MSR_WALL_CLOCK, wall_clock) }
     }
 }

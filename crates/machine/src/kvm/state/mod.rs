@@ -1,7 +1,7 @@
-//! A vCPU's state as plain data, in and out.
+//! Reading and setting a vCPU's state as plain data.
 //!
-//! These types are what a snapshot holds. They name every field of KVM's structures, in both directions, so that a new
-//! field does not compile until somebody decides about it. What the VMM owns (LAPIC, kvmclock, TSC) is not here.
+//! A snapshot holds these types. The conversions name every field of KVM's structures, in both directions, so that a new
+//! field does not compile until it is handled. State that the VMM emulates (LAPIC, kvmclock, TSC) is not here.
 
 mod fpu;
 mod lapic;
@@ -23,7 +23,7 @@ pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 use super::{Error, Vcpu};
 use crate::x86::EntryState;
 
-/// Everything about a vCPU that KVM holds and the guest can see.
+/// The state of a vCPU that KVM holds and the guest can see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VcpuState {
@@ -35,7 +35,7 @@ pub struct VcpuState {
     pub fpu: Fpu,
     /// DR0–DR7.
     pub debug: DebugRegisters,
-    /// Exceptions, interrupts and NMIs on their way, and what holds them back.
+    /// Exceptions, interrupts and NMIs that are pending or being delivered, and what blocks them.
     pub events: Events,
     /// Model-specific registers.
     pub msrs: Vec<Msr>,
@@ -50,7 +50,7 @@ impl VcpuState {
     }
 }
 
-/// Exceptions, interrupts and NMIs on their way into the guest (KVM_GET_VCPU_EVENTS).
+/// Exceptions, interrupts and NMIs that are pending or being delivered (KVM_GET_VCPU_EVENTS).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Events {
@@ -70,9 +70,11 @@ pub struct Events {
 
 impl Events {
     fn from_kvm(events: &kvm_vcpu_events) -> Self {
-        // SMIs, SIPIs and triple faults: without KVM's LAPIC nobody can send the first two; with it, KVM_GET_MP_STATE
-        // takes a SIPI in before, and SMIs are for firmware, which no guest has. The third ends the VM before it could be
-        // saved. Payloads need a capability that we do not enable.
+        // Not saved are:
+        // - SMIs and SIPIs. Without KVM's LAPIC none can be sent. With it, KVM_GET_MP_STATE, which is called before, has
+        // processed a pending SIPI, and SMIs are for firmware, which no guest has.
+        // - Triple faults, which end the VM before it could be saved.
+        // - Payloads, which need a capability that is not enabled.
         let kvm_vcpu_events {
             exception,
             interrupt,
@@ -120,7 +122,7 @@ impl Events {
 }
 
 impl Vcpu {
-    /// The state as it stands. Call after [`Vcpu::drain`].
+    /// Reads the current state. Call after [`Vcpu::drain`].
     ///
     /// `msr_indices` is the host's list of MSRs with state.
     ///
@@ -137,25 +139,25 @@ impl Vcpu {
         })
     }
 
-    /// Makes a fresh vCPU (with its CPUID set) what `state` says.
+    /// Sets the state of a fresh vCPU, whose CPUID is set.
     ///
     /// # Errors
     /// If KVM refuses part of it.
     pub fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
         let VcpuState { registers, system, fpu, debug, events, msrs: saved_msrs } = state;
-        // MP state first: on some kernels leaving it unset keeps an application processor waiting. Without KVM's LAPIC
-        // nothing but RUNNABLE can be set; whether the guest halts is our own knowledge. With it, the saved MP state
-        // follows at the end, when the LAPIC is there.
+        // MP state first: on some kernels an application processor does not run if it was never set. Without KVM's LAPIC
+        // only RUNNABLE can be set; the VMM itself keeps whether the guest halts. With it, the saved MP state is set at
+        // the end, after the LAPIC (`set_mp_state`).
         self.fd
             .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
             .map_err(Error::call("KVM_SET_MP_STATE"))?;
-        // XCR0 before the FPU, whose layout it governs.
+        // XCR0 before the FPU state, because it decides which components that may contain. `Fpu::set` does both.
         fpu.set(&self.fd)?;
         // Control registers and EFER before MSRs that depend on the mode.
         self.fd.set_sregs(&system.to_kvm()).map_err(Error::call("KVM_SET_SREGS"))?;
         msrs::set(&self.fd, saved_msrs)?;
         self.fd.set_debug_regs(&debug.to_kvm()).map_err(Error::call("KVM_SET_DEBUGREGS"))?;
-        // KVM_SET_REGS clears pending exceptions: events come after it.
+        // Events after KVM_SET_REGS, which clears pending exceptions.
         self.fd.set_regs(&registers.to_kvm()).map_err(Error::call("KVM_SET_REGS"))?;
         self.fd.set_vcpu_events(&events.to_kvm()).map_err(Error::call("KVM_SET_VCPU_EVENTS"))?;
         self.set_cr8(u8::try_from(system.cr8 & 0xf).unwrap_or(0));
@@ -163,8 +165,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Flat 32-bit protected mode without paging: how PVH, Multiboot and Linux' 32-bit boot protocol enter a kernel. The
-    /// rest is as after reset.
+    /// Sets flat 32-bit protected mode without paging, in which PVH, Multiboot and Linux' 32-bit boot protocol enter a
+    /// kernel. All other state is as after reset.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -179,9 +181,9 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Registers after INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT"):
-    /// as after reset, debug registers too, but FPU state and most MSRs stay, and CR0 keeps CD and NW. The next instruction
-    /// is at F000:FFF0, 16 bytes below 4 GiB.
+    /// Sets the registers after INIT (SDM vol. 3, table "IA-32 and Intel 64 Processor States Following Power-up, Reset,
+    /// or INIT"): as after reset, debug registers too, but FPU state and most MSRs stay, and CR0 keeps CD and NW. The
+    /// next instruction is at F000:FFF0, 16 bytes below 4 GiB.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -201,7 +203,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Real mode at `cs`:0, where a start-up message sends a CPU.
+    /// Sets the instruction pointer to `cs`:0 in real mode, where a SIPI starts a CPU.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -217,7 +219,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Mirrors IA32_APIC_BASE into a vCPU in its reset state: see [`Vcpu::set_apic_base`].
+    /// Sets KVM's copy of IA32_APIC_BASE in a vCPU that is in its reset state: see [`Vcpu::set_apic_base`].
     ///
     /// # Errors
     /// If KVM refuses.

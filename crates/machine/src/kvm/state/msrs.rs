@@ -21,8 +21,9 @@ pub struct Msr {
 /// The most that one call takes (`MAX_IO_MSRS` in Linux arch/x86/kvm/x86.c).
 const MOST_AT_ONCE: usize = 256;
 
-/// MSRs that the VMM owns: TSC, kvmclock, LAPIC. KVM must neither be asked for them nor be given them: writing
-/// 0x4b564d0x would make KVM take over our page, and a TSC written is a TSC "synchronised" by KVM's own ideas.
+/// MSRs that the VMM emulates: TSC, kvmclock, LAPIC. They must be neither read from KVM nor written to it. Writing
+/// 0x4b564d0x would make KVM write the guest's kvmclock page, too; and KVM may change a TSC that is written, to
+/// synchronise it with other vCPUs.
 #[must_use]
 pub fn is_ours(index: u32) -> bool {
     matches!(index, 0x10..=0x12 | 0x1b | 0x3b | 0x6e0 | 0x800..=0x8ff | 0x4b56_4d00..=0x4b56_4dff)
@@ -30,7 +31,7 @@ pub fn is_ours(index: u32) -> bool {
         || matches!(index, 0x4000_0000..=0x4000_ffff)
 }
 
-/// MSRs with guest state that KVM does not list: MTRRs and the machine-check banks of most CPUs.
+/// MSRs with guest state that are not in KVM's list: MTRRs and the machine-check banks of most CPUs.
 fn unlisted() -> impl Iterator<Item = u32> {
     // Default type and fixed ranges, variable ranges, the ten banks that there are.
     [0x2ff, 0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f).chain(0x200..=0x20f).chain(0x400..=0x427)
@@ -63,7 +64,7 @@ pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     read_all(fd, &wanted)
 }
 
-/// Those of the MSRs that the vCPU has.
+/// Reads those of the MSRs that the vCPU has.
 fn read_all(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     let mut found = Vec::new();
     let mut rest = indices;
@@ -80,22 +81,23 @@ fn read_all(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
     Ok(found)
 }
 
-/// What is to be written so that a vCPU that has `present` has `saved`: what differs, and what is not there to compare.
-/// Some MSRs are read-only, and of others KVM takes no value and logs the attempt, even if it is the value that they have.
+/// The MSRs of `saved` that must be written to a vCPU that has `present`: those that differ, and those that it does not
+/// have. Equal ones must not be written: some are read-only, and for others KVM refuses and logs every write, even of the
+/// current value.
 fn to_write(saved: &[Msr], present: &[Msr]) -> Vec<Msr> {
     let present: HashMap<u32, u64> = present.iter().map(|msr| (msr.index, msr.value)).collect();
     let differs = |msr: &&Msr| !is_ours(msr.index) && present.get(&msr.index) != Some(&msr.value);
     saved.iter().filter(differs).copied().collect()
 }
 
-/// Gives a fresh vCPU the `saved` MSRs.
+/// Sets the `saved` MSRs of a fresh vCPU.
 pub(super) fn set(fd: &VcpuFd, saved: &[Msr]) -> Result<(), Error> {
     let indices: Vec<u32> = saved.iter().map(|msr| msr.index).filter(|index| !is_ours(*index)).collect();
     let changes = to_write(saved, &read_all(fd, &indices)?);
     for batch in changes.chunks(MOST_AT_ONCE) {
         let entry = |msr: &Msr| kvm_msr_entry { index: msr.index, data: msr.value, reserved: 0 };
         let entries: Vec<_> = batch.iter().map(entry).collect();
-        // KVM takes them in order and stops at the first that it does not take.
+        // KVM writes them in order, and stops at the first that it refuses.
         let written = fd.set_msrs(&list(&entries)?).map_err(Error::call("KVM_SET_MSRS"))?;
         if let Some(Msr { index, value }) = batch.get(written).copied() {
             return Err(Error::Msr { index, value });
@@ -112,7 +114,7 @@ mod tests {
         pairs.iter().map(|(index, value)| Msr { index: *index, value: *value }).collect()
     }
 
-    // KVM logs every write of DEBUGCTL (0x1d9), also of the 0 that it has.
+    // KVM logs every write of DEBUGCTL (0x1d9), also of the 0 that it already has.
     #[test]
     fn a_restore_writes_no_msr_that_has_its_value() {
         let fresh = msrs(&[(0x1d9, 0), (0xc000_0081, 0), (0x277, 0x0007_0406_0007_0406), (0x2ff, 0)]);
@@ -127,7 +129,7 @@ mod tests {
     #[test]
     fn an_msr_that_the_vcpu_lacks_is_written_so_that_kvm_can_refuse_it() {
         assert_eq!(to_write(&msrs(&[(0x1d9, 0)]), &[]), msrs(&[(0x1d9, 0)]));
-        // Those that are not KVM's are never written.
+        // Those that the VMM emulates are never written.
         assert_eq!(to_write(&msrs(&[(0x10, 5), (0x6e0, 1), (0x4b56_4d01, 1), (0x830, 0)]), &[]), []);
     }
 }

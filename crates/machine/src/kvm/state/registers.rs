@@ -77,8 +77,8 @@ mirror! {
     } without {}
 }
 
-/// Flat 4 GiB segments, protected mode, no paging. With a GDT (address, limit) the segments are those at its selectors
-/// 0x10 and 0x18; without, no guest can load a segment before it brings a GDT of its own.
+/// Sets flat 4 GiB segments, protected mode, no paging. With a GDT (address, limit) the segments are those at its
+/// selectors 0x10 and 0x18. Without one, the guest must load its own GDT before it can load a segment.
 pub(super) fn make_flat_32bit(system: &mut kvm_sregs, gdt: Option<(u64, u16)>) {
     let (code_selector, data_selector) = if gdt.is_some() { (0x10, 0x18) } else { (0x8, 0x10) };
     if let Some((base, limit)) = gdt {

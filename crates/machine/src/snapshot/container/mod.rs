@@ -33,7 +33,7 @@ pub const MAGIC: [u8; 8] = *b"VMMSNAP\0";
 pub const FORMAT_VERSION: u32 = 1;
 /// The largest `state` file that is written or read, in bytes. Real ones are some tens of KiB.
 pub const MAX_STATE_BYTES: usize = 64 << 20;
-/// The largest section, except [`LARGE_SECTION`], in bytes. Parsed, JSON can take up to ten times as much memory.
+/// The largest section, except `LARGE_SECTION`, in bytes. Parsed, JSON can take up to ten times as much memory.
 pub const MAX_SECTION_BYTES: usize = 4 << 20;
 /// The section that may be larger, because it lists pages of RAM.
 const LARGE_SECTION: &str = "base";

@@ -45,7 +45,7 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// How much is read at once, in bytes: enough to make system calls rare, small enough to stay in the cache.
 const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
 
-/// The pages of guest RAM that may hold a byte that is not zero, by their index in the file. See [`touched`] for how they
+/// The pages of guest RAM that may hold a byte that is not zero, by their index in the file. See `touched.rs` for how they
 /// are found without reading RAM.
 ///
 /// # Errors
