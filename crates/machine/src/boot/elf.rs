@@ -34,7 +34,7 @@ pub(super) struct Segment {
     pub(super) address: u64,
     /// Size in memory; what the file does not hold is zero.
     pub(super) size: u64,
-    /// Where it is in the file.
+    /// Its offset in the file.
     pub(super) offset: u64,
     /// How much of it is in the file.
     pub(super) file_size: u64,

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::blame::tests::all_blame;
 
-    // Catches: an image that is none, reported as a guest that failed.
+    // Catches: a file that is no image, reported as a failed guest.
     #[test]
     fn an_image_is_the_users() {
         let name = String::new;

@@ -35,7 +35,7 @@ pub enum SiteError {
         /// The kind's number.
         kind: u32,
     },
-    /// Not in RAM.
+    /// A site outside RAM.
     #[error("trap site {0:#x} is not in guest memory")]
     OutsideMemory(u64),
     /// Another instruction is at that address.
@@ -47,7 +47,7 @@ pub enum SiteError {
         kind: Kind,
         /// The instruction of that kind.
         expected: [u8; 2],
-        /// What is there.
+        /// The bytes that are there.
         found: [u8; 2],
     },
     /// Two sites share a byte.

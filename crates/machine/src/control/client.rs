@@ -44,7 +44,7 @@ pub enum ClientError {
         path: PathBuf,
         /// What was tried.
         action: &'static str,
-        /// What the host said.
+        /// The error that the host returned.
         source: io::Error,
     },
     /// The command cannot be sent, such as a snapshot to a directory whose name is not UTF-8.

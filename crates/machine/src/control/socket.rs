@@ -47,7 +47,7 @@ pub enum SocketError {
         path: PathBuf,
         /// What was tried.
         action: &'static str,
-        /// What the host said.
+        /// The error that the host returned.
         source: io::Error,
     },
 }

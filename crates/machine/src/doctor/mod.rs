@@ -77,7 +77,7 @@ pub struct Capability {
     pub name: &'static str,
     /// Whether the host has it.
     pub present: bool,
-    /// What `vmm` needs it for.
+    /// Its purpose in `vmm`.
     pub purpose: &'static str,
 }
 

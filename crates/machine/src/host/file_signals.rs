@@ -15,13 +15,13 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::mem::ram::GuestRam;
 
-/// How the process ends when guest memory is lost: as for any snapshot that cannot be used.
+/// The exit code when guest memory is lost, which is the one for every unusable snapshot.
 const EXIT_CODE: i32 = 2;
 
 /// Ignores SIGXFSZ, which by default ends a process that writes beyond its RLIMIT_FSIZE: write(2) then fails with EFBIG.
 ///
 /// # Errors
-/// What the kernel says.
+/// If the system call fails.
 pub fn ignore_file_size_signal() -> io::Result<()> {
     // SAFETY: ignoring a signal runs no code of ours.
     let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
@@ -67,7 +67,7 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         guarded.filter(|guarded| guarded.ranges.iter().any(|range| range.contains(&address)))
     {
         let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-        // Poll first, because a write to a full pipe without a reader would block for ever. pipe(7), "PIPE_BUF": a pipe that
+        // Poll first, because a write to a full pipe without a reader would block forever. pipe(7), "PIPE_BUF": a pipe that
         // has room takes so many bytes without blocking.
         // SAFETY: one pollfd, which outlives the call.
         if unsafe { libc::poll(&raw mut stderr, 1, 0) } > 0 {

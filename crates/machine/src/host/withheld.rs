@@ -113,8 +113,8 @@ impl Withheld {
     /// Takes the next page fault that waits for withheld memory, as (region, byte in it); none if no thread waits.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub fn wanted(&self) -> io::Result<Option<(usize, usize)>> {
+    /// If the system call fails.
+    pub fn next_fault(&self) -> io::Result<Option<(usize, usize)>> {
         let mut message = [0_u8; MESSAGE_BYTES];
         match nix::unistd::read(&self.fd, &mut message) {
             Ok(MESSAGE_BYTES) => {}

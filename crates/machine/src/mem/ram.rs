@@ -11,7 +11,7 @@ use crate::blame::{Blame, Blamed};
 
 /// Guest RAM.
 pub type GuestRam = GuestMemoryMmap<WriteLog>;
-/// One region of it.
+/// One region of guest RAM.
 pub type RamRegion = GuestRegionMmap<WriteLog>;
 
 /// The MMIO hole, which contains the LAPIC's page: its first address, and the one after its end.

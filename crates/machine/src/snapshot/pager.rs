@@ -274,7 +274,7 @@ impl Blocks {
 
     /// Maps the blocks that accesses wait for.
     fn map_awaited(&mut self) -> Result<(), SnapshotError> {
-        while let Some((region, inside)) = self.shared.withheld.wanted().map_err(SnapshotError::Paging)? {
+        while let Some((region, inside)) = self.shared.withheld.next_fault().map_err(SnapshotError::Paging)? {
             self.map_block_with(region, inside)?;
         }
         Ok(())
@@ -340,7 +340,7 @@ impl Blocks {
 }
 
 impl Drop for Blocks {
-    /// Reports a panic of the thread as damage: without the thread, accesses to withheld blocks wait for ever.
+    /// Reports a panic of the thread as damage: without the thread, accesses to withheld blocks would never return.
     fn drop(&mut self) {
         if thread::panicking() {
             let mut progress = self.shared.lock();

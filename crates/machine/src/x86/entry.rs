@@ -1,6 +1,6 @@
-//! Where a vCPU starts.
+//! The state in which a vCPU starts.
 
-/// Where a loaded image starts: in flat 32-bit protected mode.
+/// The state in which a loaded image is entered, in flat 32-bit protected mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryState {
     /// First instruction.

@@ -32,7 +32,7 @@ pub struct Unlisted {
     pub more: u64,
 }
 
-/// One instruction.
+/// One instruction that reads the TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TscRead {

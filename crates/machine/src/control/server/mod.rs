@@ -209,7 +209,7 @@ impl<H: Handler> MutEventSubscriber for ControlServer<H> {
             ops.add(Events::new(&self.retry, EventSet::IN)),
         ];
         if let Some(error) = watched.into_iter().find_map(Result::err) {
-            log::error!("control socket: cannot be watched, so nobody will be answered: {error}");
+            log::error!("control socket: cannot be watched, so no client will be answered: {error}");
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
 /// Entries before the first reading. During the first ones KVM builds the guest's page tables. One of them took 200 times
 /// as long as a later one, and the guest read its TSC at the end of it.
 const WARM_UP: usize = 16;
-/// Of so many readings the one with the shortest bracket is used.
+/// How many readings are taken, of which the one with the shortest bracket is used.
 const READINGS: usize = 16;
 /// The shortest time between the two that are compared.
 const SHORTEST: Duration = Duration::from_millis(4);
@@ -25,7 +25,7 @@ const LONGEST: Duration = Duration::from_millis(200);
 pub(super) struct Reading {
     /// The host's TSC before the entry.
     pub before: u64,
-    /// What the guest read.
+    /// The value that the guest's RDTSC returned.
     pub guest: u64,
     /// The host's TSC after the exit.
     pub after: u64,

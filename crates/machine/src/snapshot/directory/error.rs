@@ -35,7 +35,7 @@ pub enum DirectoryError {
         action: &'static str,
         /// The path that it was tried on.
         path: PathBuf,
-        /// What the host said.
+        /// The error that the host returned.
         source: io::Error,
     },
     /// A file of the snapshot is a directory, a pipe or a device.

@@ -52,7 +52,7 @@ pub enum MemoryError {
         path: PathBuf,
         /// What was tried.
         action: &'static str,
-        /// What the host said.
+        /// The error that the host returned.
         source: io::Error,
     },
     /// The file was usable at first, and became unreadable while the VM used it.
