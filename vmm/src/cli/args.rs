@@ -1,4 +1,4 @@
-//! The command line's grammar.
+//! The grammar of the command line. Doc comments here are the help texts.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -371,7 +371,7 @@ pub fn khz(text: &str) -> Result<Khz, String> {
     Khz::new(number).map_err(|error| error.to_string())
 }
 
-/// For how long a guest may spin; none = for ever.
+/// For how long a guest may spin; none = without limit.
 #[derive(Clone, Copy, Debug)]
 pub struct SpinLimit(pub Option<Duration>);
 

@@ -1,4 +1,4 @@
-//! The line that a run ends with.
+//! The last line that a run prints.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use machine::{
 };
 use vmtime::Length;
 
-/// What the ticks came to, or without ticks to judge the timer interrupts. None for a guest that failed before there was
-/// anything to tell of.
+/// Sums up the ticks or, for a guest without a tick ring, the timer interrupts. None for a guest that failed before its
+/// first tick.
 pub(super) fn line(report: &Report, verdict: &Verdict) -> Option<String> {
     let Report { finish, summary, no_ring, timer, vm_ns, migrations, .. } = report;
     let something = match summary {
@@ -48,7 +48,7 @@ fn late(late: Option<Lateness>) -> String {
     )
 }
 
-/// A time, to the microsecond.
+/// Formats a time, to the microsecond.
 fn micros(ns: u64) -> String {
     Length(Duration::from_nanos(ns / 1000 * 1000)).to_string()
 }

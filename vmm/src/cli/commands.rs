@@ -1,7 +1,7 @@
-//! The subcommands, and which grammar a command line is read with.
+//! The subcommands, and the grammar that a command line is parsed with.
 //!
-//! Building the grammar of everything takes 0.3 ms, as long as making a VM. So a subcommand's flags are built when it is
-//! the one that is called, and the flags of `vmm` itself are not when one is.
+//! To build the whole grammar takes 0.3 ms, as long as to create a VM. So the flags of a subcommand are built only if
+//! it is called, and the flags of `vmm` itself only if no subcommand is.
 
 use std::ffi::OsStr;
 
@@ -33,7 +33,7 @@ pub enum Command {
     Study(Study),
 }
 
-/// With every subcommand, its flags to be built when they are needed.
+/// Adds every subcommand; its flags are built when they are needed.
 fn with_subcommands(vmm: clap::Command) -> clap::Command {
     let command = |name, about, flags| clap::Command::new(name).about(about).defer(flags);
     vmm.subcommands([
@@ -59,7 +59,7 @@ pub fn whole() -> clap::Command {
     with_subcommands(Cli::command())
 }
 
-/// The grammar for a command line whose first word is `first`: as [`whole`] would read it.
+/// The part of the grammar for a command line whose first word is `first`. It parses that line as [`whole`] does.
 pub fn grammar(first: Option<&OsStr>) -> clap::Command {
     let lean = with_subcommands(clap::Command::new("vmm").max_term_width(HELP_WIDTH));
     match first {
@@ -69,7 +69,7 @@ pub fn grammar(first: Option<&OsStr>) -> clap::Command {
 }
 
 impl Command {
-    /// The one that was called, if one was.
+    /// The subcommand that was called, if any.
     pub fn called(matches: &ArgMatches) -> Option<Result<Self, clap::Error>> {
         let (name, flags) = matches.subcommand()?;
         Some(match name {
@@ -88,7 +88,7 @@ impl Command {
 mod tests {
     use super::*;
 
-    // Catches: a subcommand that reads its words otherwise when it comes first than `vmm help` says.
+    // Catches: a subcommand whose own grammar differs from that in the whole one.
     #[test]
     fn the_lean_grammar_is_the_whole_ones() {
         let mut whole = whole();
@@ -107,9 +107,9 @@ mod tests {
         }
     }
 
-    // Catches: a list of subcommands that says of one what its own help does not.
+    // Catches: a list of subcommands that describes one otherwise than its own help does.
     #[test]
-    fn the_list_says_what_each_help_says() {
+    fn the_list_describes_each_as_its_help_does() {
         let abouts = |grammar: &clap::Command| -> Vec<String> {
             grammar.get_subcommands().take(6).map(|c| c.get_about().unwrap().to_string()).collect()
         };
@@ -119,13 +119,13 @@ mod tests {
         assert_eq!(abouts(&built), listed);
     }
 
-    // Catches: a grammar that contradicts itself, in a part that is built late.
+    // Catches: a grammar with a contradiction, in a part that is built only when it is needed.
     #[test]
     fn every_grammar_is_sound() {
         whole().debug_assert();
     }
 
-    // Catches: a subcommand that is in the grammar and nowhere else.
+    // Catches: a subcommand that is in the grammar but that `Command::called` lacks.
     #[test]
     fn every_subcommand_is_carried_out() {
         for (name, more) in [

@@ -21,7 +21,7 @@ pub fn ctl(args: &Ctl) -> Result<ExitCode> {
             Command::Resume(api::Resume { deadline: deadline.map(Into::into), downtime: downtime.map(Into::into) })
         }
         CtlCommand::Snapshot { dir, base, stay_paused } => {
-            // The VMM may stand elsewhere.
+            // The VMM may have another working directory.
             let absolute =
                 |dir: &PathBuf| path::absolute(dir).or_failed(|| format!("snapshot directory {}", dir.display()));
             Command::Snapshot(api::Snapshot {

@@ -1,4 +1,4 @@
-//! The log: lines on standard error, of which no guest and no client can make more than a few.
+//! The log, on standard error. Its rate is limited, so that no guest and no client can flood it.
 
 use std::{
     collections::HashMap,
@@ -12,14 +12,14 @@ use machine::output::stderr;
 
 use super::text::{LINE_CHARS, printable};
 
-/// So many lines of one place in the code are written within [`WINDOW`]; the rest is counted.
+/// Lines of one place in the code that are written within [`WINDOW`]; the rest is counted.
 const BURST: u64 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Where a line comes from.
+/// The place in the code that logs a line.
 type Place = (Option<String>, Option<u32>);
 
-/// What became of the lines of one place.
+/// The state of the limit of one place.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     since: Instant,
@@ -27,12 +27,12 @@ struct Seen {
     left_out: u64,
 }
 
-/// What is to be done with a line.
+/// Whether a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is written, after a word about so many that were not.
+    /// It is written, after a line with the number of lines left out, if there are any.
     Write { left_out: u64 },
-    /// It is counted.
+    /// It is left out and counted.
     LeaveOut,
 }
 
@@ -54,7 +54,7 @@ impl Seen {
     }
 }
 
-/// The logger.
+/// The logger with the limit.
 struct Limited {
     inner: env_logger::Logger,
     seen: Mutex<HashMap<Place, Seen>>,
@@ -69,7 +69,7 @@ impl Log for Limited {
         if !self.inner.matches(record) {
             return;
         }
-        // As many places as the code has.
+        // The map is bounded: it has at most one entry for each log call in the code.
         let place = (record.module_path().map(str::to_owned), record.line());
         let now = Instant::now();
         let verdict = {
@@ -100,7 +100,7 @@ fn tell(left_out: u64) {
     machine::say!("vmm: {left_out} lines of the log like those above were left out");
 }
 
-/// Begins to log, from `warn` on unless `RUST_LOG` says otherwise.
+/// Starts the log, at level `warn` unless `RUST_LOG` sets another.
 pub fn begin() {
     let inner = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
         .format(|out, record| {
@@ -110,7 +110,7 @@ pub fn begin() {
         .target(env_logger::Target::Pipe(Box::new(stderr().clone())))
         .build();
     log::set_max_level(inner.filter());
-    // It fails if there is a logger already, which then logs.
+    // This fails if there is a logger already, which is then used.
     let _ = log::set_boxed_logger(Box::new(Limited { inner, seen: Mutex::default() }));
 }
 
@@ -118,7 +118,7 @@ pub fn begin() {
 mod tests {
     use super::*;
 
-    // Catches: a guest that fills a disk with one line, and a count that is lost.
+    // Catches: a guest that fills a disk with one repeated line, and a lost count of lines left out.
     #[test]
     fn a_place_gets_a_burst_and_then_a_count() {
         let start = Instant::now();

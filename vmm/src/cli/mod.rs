@@ -1,4 +1,4 @@
-//! What each subcommand does.
+//! Carries out the subcommands.
 
 pub mod args;
 mod closing;
@@ -29,10 +29,10 @@ use args::{Cli, Run};
 use commands::Command;
 use exit::{Error, Result};
 
-/// What the demonstration takes; everything else is for a guest or a snapshot that the user names.
+/// The flags that the demonstration accepts. The others need a guest or a snapshot.
 const DEMONSTRATION: [&str; 6] = ["time", "json", "emulate_host", "report", "junit", "tap"];
 
-/// Carries the command out.
+/// Carries out the command that was called.
 ///
 /// # Errors
 /// One message for the user, and an exit code.

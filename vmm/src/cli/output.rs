@@ -1,5 +1,5 @@
-//! Result files: opened before the work, so that a path that cannot be is told before it; written at its end, under
-//! another name first, so that nobody finds half a file.
+//! Result files. They are opened before the work, so that a bad path is reported before it. They are written at its
+//! end, under another name first, so that a reader never finds half a file.
 
 use std::{
     fs::{self, File, Permissions},
@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 
 use super::exit::{Error, Result};
 
-/// Where results for people go.
+/// Flag for results for people.
 #[derive(Debug, Args)]
 pub struct ReportFile {
     /// Write a report to this file: one HTML page with charts and tables, which needs no network; - is standard output.
@@ -23,7 +23,7 @@ pub struct ReportFile {
     pub report: Option<PathBuf>,
 }
 
-/// Where results for CI go.
+/// Flags for results for CI.
 #[derive(Debug, Args)]
 pub struct CaseFiles {
     /// Write test results to this file as JUnit XML; - is standard output.
@@ -34,7 +34,7 @@ pub struct CaseFiles {
     pub tap: Option<PathBuf>,
 }
 
-/// A result file that is open.
+/// An open result file.
 pub struct OutFile {
     flag: &'static str,
     path: PathBuf,
@@ -43,14 +43,14 @@ pub struct OutFile {
 
 enum To {
     Stdout,
-    /// A pipe or a device: there is nothing to replace.
+    /// A pipe or a device, which is written directly.
     There(File),
-    /// A file under another name in the same directory, and the name that it gets.
+    /// A file with a temporary name in the same directory, and its final name.
     Replacing(NamedTempFile, PathBuf),
 }
 
 impl OutFile {
-    /// Opens the file that `--flag` names, if it names one; `-` is standard output.
+    /// Opens the file at `path`, the value of `--flag`, if there is one; `-` is standard output.
     pub fn open(flag: &'static str, path: Option<&Path>) -> Result<Option<Self>> {
         let Some(path) = path else { return Ok(None) };
         let to = if is_stdout(path) {
@@ -61,12 +61,12 @@ impl OutFile {
         Ok(Some(Self { flag, path: path.to_owned(), to }))
     }
 
-    /// Whether it is standard output, which then takes nothing else.
+    /// Whether it is standard output. Nothing else may be printed there then.
     pub fn is_stdout(&self) -> bool {
         matches!(self.to, To::Stdout)
     }
 
-    /// Writes all of it. Where that fails, the flag named a place that cannot take it.
+    /// Writes `content`. A failure is a usage error: the flag named a file that cannot be written.
     pub fn write(self, content: &[u8]) -> Result<()> {
         let Self { flag, path, to } = self;
         let written = match to {
@@ -82,7 +82,7 @@ impl OutFile {
 
 impl To {
     fn open(path: &Path) -> io::Result<Self> {
-        // Through a symbolic link: it is the file that is replaced.
+        // A symbolic link is followed: the file behind it is replaced, not the link.
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match fs::metadata(&real) {
             Ok(meta) if !meta.is_file() => return File::options().write(true).open(&real).map(Self::There),
@@ -91,9 +91,9 @@ impl To {
             Err(error) => return Err(error),
         }
         let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Its own error says more than the temporary file's.
+        // If the directory is missing, this error is clearer than that of the temporary file.
         fs::metadata(dir)?;
-        // As any new file: what the umask leaves.
+        // The mode of any new file: the umask applies.
         let file = tempfile::Builder::new().prefix(".vmm-").permissions(Permissions::from_mode(0o666)).tempfile_in(dir);
         Ok(Self::Replacing(file.map_err(|error| io::Error::from(error.kind()))?, real))
     }
@@ -104,7 +104,7 @@ pub fn is_stdout(path: &Path) -> bool {
     ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].into_iter().any(|name| path == Path::new(name))
 }
 
-/// The file that is meant, however it is spelled.
+/// The canonical path of a file, for comparison.
 fn target(path: &Path) -> PathBuf {
     if is_stdout(path) {
         return PathBuf::from("/dev/stdout");
@@ -116,14 +116,14 @@ fn target(path: &Path) -> PathBuf {
     fs::canonicalize(path).ok().or_else(in_its_directory).unwrap_or_else(|| path.to_owned())
 }
 
-/// `result` as a line of JSON.
+/// Serializes `result` as a line of JSON.
 pub fn json(result: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec(result).map_err(Error::failed)?;
     text.push(b'\n');
     Ok(text)
 }
 
-/// That no two results go to one file, or to standard output.
+/// Checks that no two results go to the same file, or to standard output.
 pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
     let named = || files.iter().filter_map(|(flag, path)| path.map(|path| (*flag, path)));
     for (index, (flag, path)) in named().enumerate() {
@@ -143,7 +143,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Opens what is asked for.
+    /// Opens the files that the flags name.
     pub fn open(report: &ReportFile, cases: &CaseFiles) -> Result<Self> {
         Ok(Self {
             report: OutFile::open("report", report.report.as_deref())?,
@@ -157,12 +157,12 @@ impl Results {
         [&self.report, &self.junit, &self.tap].into_iter().flatten().any(OutFile::is_stdout)
     }
 
-    /// Whether there is to be a report.
+    /// Whether a report is to be written.
     pub fn has_report(&self) -> bool {
         self.report.is_some()
     }
 
-    /// Makes and writes those that are asked for.
+    /// Makes and writes the results that the flags ask for.
     pub fn write(self, page: impl FnOnce() -> Page, suite: impl FnOnce() -> Suite) -> Result<()> {
         if let Some(file) = self.report {
             file.write(page().render().as_bytes())?;
@@ -181,11 +181,11 @@ impl Results {
     }
 }
 
-/// The command line that this program was started with, as a shell takes it.
+/// The command line that this program was started with, quoted for a shell.
 pub fn command_line() -> String {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let words = ["vmm"].into_iter().chain(arguments.iter().map(String::as_str));
-    // Refused is only a NUL, which no argument has.
+    // Quoting fails only for a NUL, which no argument holds.
     shlex::try_join(words).unwrap_or_else(|_| "vmm".to_owned())
 }
 
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_is_a_usage_error() {
+    fn a_bad_path_is_a_usage_error() {
         let dir = tempfile::tempdir().unwrap();
         for path in [dir.path().join("none/out"), dir.path().to_owned()] {
             let error = open(&path).map(drop).unwrap_err();

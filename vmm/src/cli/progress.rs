@@ -1,4 +1,4 @@
-//! How far a long command is: a bar on a terminal, nothing elsewhere.
+//! Shows the progress of a long command: a bar on a terminal, nothing elsewhere.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -11,7 +11,7 @@ use kdam::{Bar, BarBuilder, BarExt};
 pub struct Progress(Option<Mutex<Bar>>);
 
 impl Progress {
-    /// Nothing done yet; each step is a `unit`. What a bar cannot show is not worth an error.
+    /// A bar at zero; `unit` names a step. Errors of the bar are ignored.
     pub fn new(unit: &str) -> Self {
         let on_terminal = io::stderr().is_terminal();
         let bar = || BarBuilder::default().unit(unit).dynamic_ncols(true).mininterval(0.1).build().ok();
@@ -22,12 +22,12 @@ impl Progress {
         self.0.as_ref().map(|bar| bar.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether anybody sees it.
+    /// Whether there is a terminal to show it on.
     pub fn is_shown(&self) -> bool {
         self.0.is_some()
     }
 
-    /// `done` steps of `total`.
+    /// Sets the bar to `done` steps of `total`.
     pub fn at(&self, done: u64, total: u64) {
         if let Some(mut bar) = self.bar() {
             bar.total = usize::try_from(total).unwrap_or(usize::MAX);
@@ -35,7 +35,7 @@ impl Progress {
         }
     }
 
-    /// What is being done.
+    /// Sets the text beside the bar.
     pub fn say(&self, what: &str) {
         if let Some(mut bar) = self.bar() {
             bar.set_postfix(what);
@@ -43,11 +43,11 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&mut self) {
         if let Some(bar) = self.0.take() {
             let mut bar = bar.into_inner().unwrap_or_else(PoisonError::into_inner);
-            // It leaves the cursor at the end of the blanks.
+            // The bar overwrites itself with blanks and leaves the cursor at their end.
             let _ = bar.clear().and_then(|()| io::stderr().write_all(b"\r"));
         }
     }

@@ -1,4 +1,4 @@
-//! Running a guest: from an image or from a snapshot.
+//! Runs a guest, from an image or from a snapshot.
 
 use std::{io, process::ExitCode, time::Duration};
 
@@ -26,7 +26,7 @@ use super::{
     text::{LINE_CHARS, printable},
 };
 
-/// `vmm --guest`.
+/// Runs `vmm --guest`.
 pub fn guest(args: &Run) -> Result<ExitCode> {
     let path = args.guest.as_deref().ok_or_else(|| Error::failed("no guest"))?;
     let image = Image::open(path).map_err(machine::RunError::from)?;
@@ -63,7 +63,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     session(&env, machine, None, &args.session, None, destinations)
 }
 
-/// `vmm restore`.
+/// Runs `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
     let check = match args.verify {
@@ -81,7 +81,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);
     let choice = match args.session.tsc.into() {
-        // A trapped TSC goes on from its value; the host's would jump.
+        // A trapped TSC must stay trapped: it continues from its saved value, the host's TSC would jump.
         SourceChoice::Auto => state.machine.source.choice_after(),
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
@@ -105,7 +105,7 @@ struct Source {
 }
 
 impl Source {
-    /// What came of a session, unless the snapshot is at fault for it.
+    /// Returns the session's result. If damaged snapshot files are the cause of its failure, they are the error.
     fn check(&self, report: Result<Report, SessionError>) -> Result<Report> {
         if let Err(SessionError::Damaged(error)) = report {
             return Err(Error::from(error).about(&self.name));
@@ -121,7 +121,8 @@ impl Source {
     }
 }
 
-/// For damaged memory that keeps every thread waiting that could end the VM in good order.
+/// Ends the process if the snapshot's memory is damaged. The vCPU threads may then wait for memory that never comes, so
+/// that the VM cannot be shut down.
 fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
         let error = Error::new(error.blame(), error).about(name);
@@ -131,9 +132,9 @@ fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     })
 }
 
-/// Where the console and the results of a session go.
+/// The destinations of a session's console and results.
 struct Destinations {
-    /// What was run, for results.
+    /// The command that was run, for results.
     name: String,
     files: Files,
     console: Outlet,
@@ -180,7 +181,7 @@ fn session(
         ticks: report.summary.as_ref(),
         timer: report.timer.as_ref(),
         no_ring: &report.no_ring,
-        // A guest that crashed made no more ticks: that it crashed is said already.
+        // Ticks that a crashed guest did not make are not lost ones: `failed` reports the crash.
         ended: matches!(report.finish, Finish::Ended(_)) && failed.is_none(),
         failed: failed.as_deref(),
     });
@@ -190,14 +191,14 @@ fn session(
     match &report.finish {
         Finish::Stopped => machine::say!("vmm: stopped"),
         Finish::Saved => machine::say!("vmm: saved"),
-        // How it ended is in `failed`.
+        // `failed` holds how it ended.
         Finish::Ended(_) | Finish::TimedOut { .. } => {}
     }
     files.write(&name, &report, &verdict)?;
-    // The last error of all, so that it takes no other result with it.
+    // A failed trace is reported only now, after the other results are written.
     report.trace?;
     match &report.finish {
-        // The guest's own status says what it says, whatever its ticks came to.
+        // With --debug-exit-status raw the guest's own status is the exit status, whatever the checks found.
         Finish::Ended(end @ End::Guest(GuestExit::Debug(_))) if raw && options.save.is_none() => {
             verdict.reasons.iter().for_each(|reason| machine::say!("vmm: {reason}"));
             Ok(exit::code_of_end(end, raw))
@@ -207,7 +208,7 @@ fn session(
     }
 }
 
-/// Why the run itself did not go as it should, if it did not.
+/// Why the run failed, apart from its ticks; none if it did not.
 fn failed(report: &Report, was_to_save: bool) -> Option<String> {
     match &report.finish {
         Finish::Ended(end) => {
@@ -225,7 +226,7 @@ fn failed(report: &Report, was_to_save: bool) -> Option<String> {
     }
 }
 
-/// What is kept of a console that somebody reads slowly.
+/// Size of the console's buffer, for a slow reader.
 const CONSOLE_BYTES: usize = 1 << 20;
 
 /// The guest's console: standard output, or standard error if a result is there.
@@ -238,7 +239,7 @@ fn console(args: &Session, files: &Files) -> Outlet {
     sink.map_or_else(Outlet::closed, |sink| Outlet::new(sink, CONSOLE_BYTES, when_full))
 }
 
-/// Passes on what is left of the console, and tells what is lost. A reader that went away wants no more.
+/// Writes the rest of the console's output, and reports how much is lost. A reader that closed its end is no error.
 fn finish_console(console: &Outlet, patience: Patience) {
     if let Err(error) = console.finish(patience)
         && error.kind() == io::ErrorKind::TimedOut

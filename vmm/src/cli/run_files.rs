@@ -1,4 +1,4 @@
-//! What a run leaves: trace, summary, report, test results.
+//! The files that a run writes: trace, summary, report, test results.
 
 use std::{
     fs::{self, File},
@@ -27,23 +27,23 @@ use super::{
 /// Version of the summary file's layout.
 const SUMMARY_SCHEMA: &str = "vmm-summary/2";
 
-/// What `--summary` writes.
+/// The content of the `--summary` file.
 #[derive(Debug, Serialize)]
 struct SummaryFile<'a> {
     schema: &'static str,
     /// "ended", "stopped", "saved" or "timed out".
     finish: &'static str,
-    /// Why the guest ended, if not in good order.
+    /// Why the guest ended, if it failed.
     detail: Option<String>,
     verdict: &'a Verdict,
     vm_ns: VmTime,
-    /// Since boot, in whatever process.
+    /// Since boot, in all processes.
     migrations: u64,
     /// Within this process.
     migrations_here: u64,
-    /// How often no vCPU ran for a while, although nobody had asked for that.
+    /// How often no vCPU ran for a while, although no pause was requested.
     host_stops: u64,
-    /// The guest has a tick ring that can be read; else `lost` and all of `ticks` are null.
+    /// Whether the guest has a tick ring that can be read; if not, `lost` and all of `ticks` are null.
     judged: bool,
     lost: Option<u64>,
     ticks: Ticks<'a>,
@@ -58,7 +58,7 @@ pub(super) struct Files {
     results: Results,
     trace: Option<PathBuf>,
     stdout: bool,
-    /// Where the trace is that only the report needs.
+    /// The trace's directory, if only the report needs the trace.
     _temporary: Option<TempDir>,
 }
 
@@ -89,7 +89,7 @@ impl Files {
         Ok(Self { summary, results, trace, stdout, _temporary: temporary })
     }
 
-    /// Where to trace.
+    /// The trace's destination.
     pub(super) fn trace(&self) -> TraceTo {
         match &self.trace {
             None => TraceTo::Nowhere,
@@ -98,12 +98,12 @@ impl Files {
         }
     }
 
-    /// Whether one of them is standard output, which then takes nothing else.
+    /// Whether one of them is standard output. Nothing else may be printed there then.
     pub(super) fn use_stdout(&self) -> bool {
         self.stdout
     }
 
-    /// Writes all but the trace, which is complete. `name`: what was run.
+    /// Writes all files but the trace, which is complete by now. `name` is the command that was run.
     pub(super) fn write(self, name: &str, report: &Report, verdict: &Verdict) -> Result<()> {
         let (finish, detail, ended) = match &report.finish {
             Finish::Ended(end) => ("ended", end.message(), true),
@@ -154,12 +154,12 @@ impl Files {
     }
 }
 
-/// What the ticks came to.
+/// The numbers of the ticks, for the summary.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Ticks<'a> {
     Judged(&'a Summary),
-    /// The same fields, all null: a zero would say that nothing was wrong.
+    /// The same fields, all null: a zero would mean that nothing was wrong.
     Nulls(Value),
 }
 

@@ -1,4 +1,4 @@
-//! A run as a page and as test cases.
+//! The results of a run as a page and as test cases.
 
 use lab::report::{
     Cell, Found as Word, Page, Section, Table, Tone,
@@ -16,7 +16,7 @@ use machine::{
 
 use super::output;
 
-/// The page.
+/// The page of a run.
 pub(super) fn page(report: &Report, finish: &str, lost: Option<u64>, verdict: &Verdict, timeline: &Timeline) -> Page {
     let Report { vm_ns, migrations, migrations_here, host_stops, summary, timer, .. } = report;
     let mut page = Page::new("A guest and its ticks", output::command_line(), found(report, lost, verdict))
@@ -93,7 +93,7 @@ fn checks(verdict: &Verdict) -> Table {
     table
 }
 
-/// How late ticks were, by either account.
+/// How late ticks were, by the guest's clock and by the host's.
 fn lateness(ticks: &Summary) -> Table {
     let mut table = Table::new(["lateness", "p50", "p99", "worst"]).numeric(1..4);
     let accounts = [("by the guest", ticks.late_by_guest), ("by the host", ticks.late_by_host)];
@@ -115,7 +115,7 @@ fn times(late: Lateness) -> [String; 3] {
     [p50_ns, p99_ns, worst_ns].map(units::time)
 }
 
-/// A case for each check; one that had nothing to judge by is skipped. `name`: what was run.
+/// A case for each check; a check without the data that it needs is skipped. `name` is the command that was run.
 pub(super) fn suite(name: &str, verdict: &Verdict) -> Suite {
     let case = |(check, found): &(String, Found)| {
         let (failure, remark, skipped) = match found {

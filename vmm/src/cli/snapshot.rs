@@ -11,7 +11,7 @@ use super::{
     text::{self, Text},
 };
 
-/// How much of an image's name is shown.
+/// Characters of an image's name that are shown at most.
 const IMAGE_CHARS: usize = 200;
 
 pub fn run(args: &Snapshot) -> Result<ExitCode> {

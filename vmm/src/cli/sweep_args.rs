@@ -107,7 +107,7 @@ pub struct Sweep {
     pub cases: CaseFiles,
 }
 
-/// Where results go.
+/// Flag for the result.
 #[derive(Debug, Args)]
 pub struct Output {
     /// Write the result as JSON to this file; - is standard output, instead of the table.
@@ -151,7 +151,7 @@ impl From<Every> for sweep::Every {
     }
 }
 
-/// A fault by its name.
+/// Parses a fault's name.
 #[derive(Clone)]
 struct FaultParser;
 
@@ -162,7 +162,7 @@ impl TypedValueParser for FaultParser {
         if let Some(fault) = value.to_str().and_then(InjectedFault::from_name) {
             return Ok(fault);
         }
-        // It names the argument, what was given and what could be.
+        // This error names the argument, its value and the possible values.
         PossibleValuesParser::new(possible_faults()).parse_ref(command, arg, value)?;
         Err(clap::Error::raw(
             clap::error::ErrorKind::ValueValidation,

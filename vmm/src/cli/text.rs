@@ -1,4 +1,4 @@
-//! What commands print, made whole and then written: a closed pipe is an error, not a panic.
+//! Output of commands. It is built in memory and then written, so that a closed pipe is an error, not a panic.
 
 use std::{fmt::Display, io::Write, ops::Range};
 
@@ -18,13 +18,13 @@ impl From<String> for Text {
 }
 
 impl Text {
-    /// One more line.
+    /// Adds a line.
     pub fn line(&mut self, line: impl Display) {
         self.0.push_str(&line.to_string());
         self.0.push('\n');
     }
 
-    /// One more table; the columns `right` end at the right.
+    /// Adds a table; the columns `right` are aligned at the right.
     pub fn table(&mut self, mut table: Table, right: Range<usize>) {
         for index in right {
             if let Some(column) = table.column_mut(index) {
@@ -50,11 +50,11 @@ impl Text {
 /// The most characters of one line of a message.
 pub const LINE_CHARS: usize = 2000;
 
-/// `text` for a terminal: one line, without characters that do something to it, and of `most` characters at most. In the middle
-/// of a longer one is an ellipsis: messages quote what files and guests say, and end with the reason.
+/// Makes `text` safe for a terminal: one line, without control characters, of at most `most` characters. A longer text
+/// has an ellipsis in its middle, since messages quote files and guests at the beginning and end with the reason.
 pub fn printable(text: &str, most: usize) -> String {
     let plain = |c: char| {
-        // Marks of direction and of no width make a line look like another one.
+        // Bidirectional and zero-width characters can make a line look like another one.
         let invisible =
             matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
         match c {
@@ -73,7 +73,7 @@ pub fn printable(text: &str, most: usize) -> String {
     ends.map(plain).collect()
 }
 
-/// A table without lines but one under its header.
+/// A table with no line but one under its header.
 pub fn plain<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));

@@ -1,3 +1,3 @@
-//! Numbers for people.
+//! Formats numbers for people.
 
 pub use lab::report::units::time;

@@ -1,36 +1,36 @@
-//! What each line of the table should be, and whether it is.
+//! Compares each line of the demonstration's table with what is expected of its clockevent.
 
 use machine::{TimeMode, audit::Summary};
 use serde::Serialize;
 
 use super::{BASE_KHZ, HZ};
 
-/// The judgement of one line.
+/// The verdict on one line.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
-    /// Every tick came, in time.
+    /// Every tick came in time.
     Good,
-    /// Wrong, as this clockevent must be: intervals last so many times what was asked.
+    /// Wrong, as is expected of this clockevent: intervals are too long or too short by this factor.
     WrongAsExpected {
-        /// Lasted ÷ asked.
+        /// Length of an interval ÷ the length that was asked for.
         interval_ratio: f64,
     },
-    /// Not as it should be.
+    /// Not as expected.
     Unexpected {
-        /// What is not.
+        /// What is not as expected.
         reason: String,
     },
 }
 
 impl Verdict {
-    /// Whether the line is as it should be.
+    /// Whether the line is as expected.
     pub fn as_expected(&self) -> bool {
         !matches!(self, Self::Unexpected { .. })
     }
 }
 
-/// The native clockevent computes with the frequency that it saw at boot.
+/// The interval ratio that is expected: the native clockevent computes with the frequency that it saw at boot.
 fn expected_ratio(clockevent: &str, khz: u32) -> f64 {
     if clockevent == "lapic-deadline" { f64::from(BASE_KHZ) / f64::from(khz) } else { 1.0 }
 }
@@ -61,8 +61,8 @@ pub(super) fn judge(clockevent: &str, khz: u32, time: TimeMode, lost: u64, after
     if (ratio - expected).abs() > expected * tolerance(time) {
         return unexpected(format!("intervals last {ratio:.3} of what was asked, not {expected:.3}"));
     }
-    // A deadline that is too early by less than the handler's own latency is not noticed by the guest: it is the host that
-    // sees it. Where intervals are too short that is what must happen, elsewhere it must not.
+    // The guest does not notice a deadline that is too early by less than its handler's latency; the host does. With
+    // intervals that are too short this is expected, otherwise it is wrong.
     if expected >= 1.0 && after.early_by_host != 0 {
         return unexpected(format!("{} ticks fired before their time by the host's clock", after.early_by_host));
     }
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(judge("kvm-ns-deadline", BASE_KHZ / 2, virt, 0, &after(1.0)), Verdict::Good);
         assert!(!judge("kvm-ns-deadline", BASE_KHZ / 2, virt, 0, &after(2.0)).as_expected());
         assert!(matches!(judge("lapic-deadline", BASE_KHZ / 2, virt, 0, &after(2.0)), Verdict::WrongAsExpected { .. }));
-        // A "fixed" native clockevent means that the migration did not happen.
+        // If the native clockevent is right after the migration, the frequency did not change.
         assert!(!judge("lapic-deadline", BASE_KHZ / 2, virt, 0, &after(1.0)).as_expected());
     }
 

@@ -1,8 +1,8 @@
-//! The demonstration: what a migration to another TSC frequency does to every kind of timer.
+//! The demonstration: shows what a migration to another TSC frequency does to every kind of timer.
 //!
 //! For every clockevent the embedded guest runs in one `vmm` process, which saves it in mid-tick; then three other
-//! processes restore that snapshot, at the same, a slower and a faster TSC, and let it run to its end. All of it goes
-//! through the command line that users have, so that what the table says can be done again by hand.
+//! processes restore that snapshot, at the same, a slower and a faster TSC, and let it run to its end. All of it uses
+//! the public command line, so that users can repeat each line of the table by hand.
 
 mod judgement;
 mod report;
@@ -46,7 +46,7 @@ const HZ: u32 = 100;
 const COUNT: u32 = 100;
 const SAVE_AT: &str = "505ms";
 
-/// What the child processes write with `--summary`.
+/// The part of a child process's `--summary` file that is used.
 #[derive(Debug, Deserialize)]
 struct SummaryFile {
     lost: u64,
@@ -63,15 +63,15 @@ pub(super) struct Row {
     /// Ticks before and after the migration.
     ticks: u64,
     lost: u64,
-    /// After the migration; so is all that follows.
+    /// Summary of the ticks after the migration; the fields below are about them, too.
     after: Summary,
     verdict: Verdict,
-    /// What the traces of both processes hold; only for a report.
+    /// The traces of both processes; only for a report.
     #[serde(skip)]
     timeline: Option<Timeline>,
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Debug, Serialize)]
 struct Json<'a> {
     schema: &'static str,
@@ -79,11 +79,11 @@ struct Json<'a> {
     booted_at_khz: u32,
     hz: u32,
     rows: &'a [Row],
-    /// Whether every line is as it should be.
+    /// Whether every line is as expected.
     ok: bool,
 }
 
-/// `vmm` without a guest.
+/// Runs `vmm` without a guest.
 pub fn run(args: &Run) -> Result<ExitCode> {
     let time = args.time.map_or(TimeMode::Virtual, TimeMode::from);
     let named = [
@@ -115,7 +115,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
             machine::say!("vmm: {clockevent}: run, save, restore at the same, a slower and a faster TSC");
         }
         let dir = work.path().join("snapshot");
-        // Only the report wants to know all that happened.
+        // Traces are only written for a report.
         let traces = results.has_report().then(|| ["booted", "restored"].map(|name| work.path().join(name)));
         let [booted, restored] =
             [0, 1].map(|which| traces.as_ref().and_then(|traces| traces.get(which)).map(PathBuf::as_path));
@@ -185,7 +185,7 @@ fn child(mut command: Command, summary: &Path, trace: Option<&Path>, args: &Run)
     if let Some(trace) = trace {
         command.arg("--trace").arg(trace);
     }
-    // What is wrong with the ticks is judged here.
+    // The child checks nothing: its ticks are compared with what is expected, here.
     command.args(["--fail-on", "none", "--summary"]).arg(summary).stdin(Stdio::null());
     let output = command.output().or_failed(|| "cannot start this program again")?;
     if !output.status.success() {

@@ -67,8 +67,8 @@ fn overview(rows: &[Row]) -> Table {
     shown
 }
 
-/// A case for each row; it fails if the row is not as it should be, which the native clockevent's rows are not when they
-/// are good.
+/// A case for each row, which fails if the row is not as expected. A row of the native clockevent that is good after a
+/// migration to another frequency fails, too.
 pub(super) fn suite(rows: &[Row]) -> Suite {
     let case = |row: &Row| {
         let word = table::verdict(&row.verdict);

@@ -1,4 +1,4 @@
-//! The table for people.
+//! The demonstration's table on standard output.
 
 use machine::{TimeMode, audit::Lateness};
 

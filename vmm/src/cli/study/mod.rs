@@ -35,7 +35,7 @@ pub fn run(args: &Study) -> Result<ExitCode> {
     }
     if wanted(StudyPart::Matrix) {
         let rows = study::matrix::sweep(&env, args.workers, &CANCEL, &mut told)?;
-        // Point by point under the policy that a host should have; the others are in the table.
+        // Shown point by point is the policy that a host should have. The others are in the table only.
         let rescaled = rows.iter().filter(|(row, _)| row.deadline == DeadlinePolicy::Rescale && report.is_some());
         sweeps = rescaled.map(|(row, findings)| (format!("{}, rescale", row.clockevent), findings.clone())).collect();
         studied.matrix = Some(rows.into_iter().map(|(row, _)| row).collect());

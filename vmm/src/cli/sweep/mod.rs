@@ -103,7 +103,7 @@ pub fn wait_for_signals() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block().or_failed(|| "cannot block signals")?;
     let wait = move || {
-        // Some programs signal the process and its group: that is one wish.
+        // Some programs signal both the process and its group: two signals in short order count as one.
         const ONE_WISH: Duration = Duration::from_secs(1);
         let mut first = None;
         while signals.wait().is_ok() {
@@ -184,7 +184,7 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A result that is larger is a mistake. Those of a million points have some MiB.
+/// Limit for a result file. That of a sweep with a million points has some MiB.
 const MAX_RESULT_BYTES: u64 = 256 << 20;
 
 fn merge_files(
@@ -211,7 +211,7 @@ fn read(path: &Path) -> Result<(String, Findings)> {
     Ok((name, findings))
 }
 
-/// All results of a sweep that are asked for.
+/// The result files of a sweep.
 struct Files {
     json: Option<OutFile>,
     results: Results,
@@ -224,7 +224,7 @@ impl Files {
         Ok(Self { json: OutFile::open("json", output.json.as_deref())?, results: Results::open(report, cases)? })
     }
 
-    /// Writes them; the table goes to standard output if nothing else does.
+    /// Writes all results; the table goes to standard output unless another result does.
     fn write(self, findings: &Findings) -> Result<()> {
         let quiet = self.results.use_stdout() || self.json.as_ref().is_some_and(OutFile::is_stdout);
         if let Some(file) = self.json {
@@ -232,7 +232,7 @@ impl Files {
         }
         let page = || report::sweep::page(findings, &output::command_line());
         self.results.write(page, || Suite::of_sweep(findings))?;
-        // Last: nobody loses a file because nobody reads the table.
+        // The table is last: a closed pipe at standard output must not keep the files from being written.
         if quiet { Ok(()) } else { table::text(findings).print() }
     }
 }

@@ -1,4 +1,4 @@
-//! A sweep's result for people.
+//! A sweep's result on standard output.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::cli::{
     units::time,
 };
 
-/// Windows that are printed; the rest are in the JSON.
+/// Windows that are printed at most; the rest are in the JSON.
 const WINDOWS_SHOWN: usize = 40;
 
 pub(super) fn text(findings: &Findings) -> Text {
@@ -107,12 +107,12 @@ fn instruction(code: &Code) -> String {
     format!("{place}  {}{source}", code.instruction)
 }
 
-/// The point's number, or the pair's.
+/// The point's number, or both numbers of a pair.
 pub(super) fn numbers(at: &[u64]) -> String {
     at.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// What was wrong, in one line.
+/// The number of bad points and the worst verdict, in one line.
 pub(super) fn in_a_word(findings: &Findings) -> String {
     let bad = |verdict: &&Verdict| verdict.is_bad();
     let outcomes = || findings.points.iter().flat_map(|point| &point.outcomes);
@@ -123,7 +123,7 @@ pub(super) fn in_a_word(findings: &Findings) -> String {
     format!("of {} migrations: {}", outcomes().count(), counts.collect::<Vec<_>>().join(", "))
 }
 
-/// What a replayed point came to.
+/// The outcome of a replayed point.
 pub(super) fn replay(replay: &Replay) -> String {
     let outcome = &replay.outcome;
     format!(
@@ -138,7 +138,7 @@ pub(super) fn replay(replay: &Replay) -> String {
     )
 }
 
-/// The rate, and where host time went.
+/// The rate of migrations, and what host time was spent on.
 #[allow(clippy::cast_precision_loss, reason = "three digits for people")]
 pub(super) fn cost(findings: &Findings, cost: &Cost) -> String {
     let Cost { tries, elapsed, step, save, run, restore } = *cost;
