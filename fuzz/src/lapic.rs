@@ -1,12 +1,18 @@
 //! Two local APICs, and whatever the bytes do to them.
 
-use vlapic::{Config, Deadline, Delivery, DeliveryMode, Effects, LocalApic, LocalSource, Mode, Route, State, lowest_priority};
+use guest_abi::{
+    msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC},
+    ns_deadline,
+};
+use vlapic::{
+    Config, Deadline, Delivery, DeliveryMode, Effects, LocalApic, LocalSource, Mode, Route, State, lowest_priority,
+};
 use vmtime::{GuestTsc, Now, VmTime};
 
 use crate::bytes::Bytes;
 
 /// MSRs that lie apart from the x2APIC's.
-const APART: [u32; 3] = [0x1b, 0x6e0, guest_abi::ns_deadline::MSR];
+const APART: [u32; 3] = [IA32_APIC_BASE, IA32_TSC_DEADLINE, ns_deadline::MSR];
 
 /// Runs the operations that `data` spells. Panics, which is what a fuzzer looks for, when the APIC does or when
 /// something that always holds does not. The answer is the number of operations, for which the bytes sufficed.
@@ -66,7 +72,7 @@ fn operation(bytes: &mut Bytes<'_>, code: u8, apics: &mut [LocalApic; 2], cpu: u
             let (number, value) = (bytes.u8()?, bytes.u64()?);
             // Few values have no reserved bit: half of them shall.
             let value = if number & 0x80 == 0 { value } else { value & 0xffff_ffff_0001_07ff };
-            let effects = write_msr(apic, 0x800 + u32::from(number & 0x3f), value, now);
+            let effects = write_msr(apic, X2APIC.first() + u32::from(number & 0x3f), value, now);
             route(apics, cpu, effects);
         }
         14 => {
@@ -77,7 +83,7 @@ fn operation(bytes: &mut Bytes<'_>, code: u8, apics: &mut [LocalApic; 2], cpu: u
         15 => {
             // The modes, without having to find their bits.
             let base = [0xfee0_0000, 0xfee0_0800, 0xfee0_0c00, 0x400].get(usize::from(bytes.u8()? & 3)).copied()?;
-            let effects = write_msr(apic, 0x1b, base, now);
+            let effects = write_msr(apic, IA32_APIC_BASE, base, now);
             route(apics, cpu, effects);
         }
         16 => {

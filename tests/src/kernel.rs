@@ -3,7 +3,7 @@
 //! They are PVH images at 0x8000, in flat 32-bit mode without paging. They run in virtual time
 //! too, for which an RDTSC and a PAUSE that nobody executes are trap sites.
 
-use guest_abi::sites::Kind;
+use guest_abi::{lapic, sites::Kind};
 
 use crate::raw;
 
@@ -24,22 +24,24 @@ const END: u32 = BASE + 0x4000;
 /// Where the CPUs' stacks end.
 const STACKS: [u32; 2] = [0x7_0000, 0x7_8000];
 
+/// Where the xAPIC is after reset.
+const APIC: u32 = 0xfee0_0000;
 /// Registers of the xAPIC.
-pub const EOI: u32 = 0xfee0_00b0;
+pub const EOI: u32 = APIC + lapic::EOI;
 /// Spurious vector and software enable.
-pub const SVR: u32 = 0xfee0_00f0;
+pub const SVR: u32 = APIC + lapic::SVR;
 /// Lower half of the interrupt command register: a write sends.
-pub const ICR: u32 = 0xfee0_0300;
+pub const ICR: u32 = APIC + lapic::ICR;
 /// Its upper half: the destination in bits 31:24.
-pub const ICR_HIGH: u32 = 0xfee0_0310;
+pub const ICR_HIGH: u32 = APIC + lapic::ICR_HIGH;
 /// Timer entry of the local vector table.
-pub const LVTT: u32 = 0xfee0_0320;
+pub const LVTT: u32 = APIC + lapic::LVTT;
 /// LINT0 entry.
-pub const LINT0: u32 = 0xfee0_0350;
+pub const LINT0: u32 = APIC + lapic::LVT_LINT0;
 /// Initial count.
-pub const TMICT: u32 = 0xfee0_0380;
+pub const TMICT: u32 = APIC + lapic::TMICT;
 /// Divide configuration.
-pub const TDCR: u32 = 0xfee0_03e0;
+pub const TDCR: u32 = APIC + lapic::TDCR;
 
 /// Conditions of a jump.
 #[derive(Clone, Copy, Debug)]

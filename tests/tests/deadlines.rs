@@ -2,6 +2,7 @@
 //!
 //! Each case arms deadline D, saves at TSC T while the guest is halted, and restores in a new process.
 
+use guest_abi::msr::IA32_TSC_DEADLINE;
 use vm_tests::{Lab, Line, Page, Run, Trace, require_kvm};
 
 /// Half and twice, and the ends of what is allowed.
@@ -76,9 +77,9 @@ impl Case {
 
 /// Once a deadline was armed again, interrupts come at its TSC, and the ticks at their expiries.
 fn on_time_afterwards(case: &Case) {
-    const TSC_DEADLINE: u64 = 0x6e0;
     let trace = case.restored.trace();
-    let armed: Vec<_> = trace.all("msr-write").filter(|line| line.field("index") == TSC_DEADLINE).collect();
+    let armed: Vec<_> =
+        trace.all("msr-write").filter(|line| line.field("index") == u64::from(IA32_TSC_DEADLINE)).collect();
     let injected: Vec<_> = trace.all("inject").skip(1).collect();
     assert_eq!(armed.len(), injected.len(), "{:#?}", case.restored);
     for (arm, inject) in armed.iter().zip(injected) {

@@ -7,7 +7,10 @@ use std::{
     process::{Child, ChildStdout, Stdio},
 };
 
-use guest_abi::{ns_deadline, pv_eoi, pvclock};
+use guest_abi::{
+    msr::{IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE},
+    ns_deadline, pv_eoi, pvclock,
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -30,9 +33,6 @@ const MODE_DEADLINE: u32 = 2 << 17;
 /// One nanosecond a tick.
 const BY_1: u32 = 0b1011;
 const BY_128: u32 = 0b1010;
-const IA32_TSC: u32 = 0x10;
-const IA32_TSC_ADJUST: u32 = 0x3b;
-const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
 const REAL: &str = "--tsc trapped --tsc-khz 2600000 --x2apic off --timeout 60s";
 const VIRTUAL: &str = "--time virtual --tsc-khz 2600000 --x2apic off --timeout 60s";

@@ -3,15 +3,17 @@
 use std::{cell::RefCell, hint::black_box};
 
 use criterion::Criterion;
+use guest_abi::{
+    lapic::{self, x2apic_msr},
+    msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE},
+};
 use kvm_pv::{GuestWrite, OutsideRam, Registration};
 use vlapic::{Config, LocalApic};
 use vmtime::{DeadlinePolicy, GuestTsc, Khz, Now, PageClock, Scale, VmTime, adjust};
 
-const APIC_BASE: u32 = 0x1b;
-const TSC_DEADLINE: u32 = 0x6e0;
-const SVR: u32 = 0x80f;
-const EOI: u32 = 0x80b;
-const LVT_TIMER: u32 = 0x832;
+const SVR: u32 = x2apic_msr(lapic::SVR);
+const EOI: u32 = x2apic_msr(lapic::EOI);
+const LVTT: u32 = x2apic_msr(lapic::LVTT);
 const VECTOR: u8 = 32;
 
 /// An x2APIC whose timer is in deadline mode.
@@ -19,7 +21,7 @@ fn apic() -> LocalApic {
     let config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
     let mut apic = LocalApic::new(config);
     let base = 0xfee0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
-    for (msr, value) in [(APIC_BASE, base), (SVR, 0x1ff), (LVT_TIMER, 1 << 18 | u64::from(VECTOR))] {
+    for (msr, value) in [(IA32_APIC_BASE, base), (SVR, 0x1ff), (LVTT, 1 << 18 | u64::from(VECTOR))] {
         assert!(apic.msr_write(msr, value, Now::default()).is_ok(), "MSR {msr:#x}");
     }
     apic
@@ -40,7 +42,7 @@ fn lapic(c: &mut Criterion) {
         b.iter(|| {
             tsc += 1000;
             let at = |tsc| Now::new(GuestTsc(tsc), VmTime(tsc));
-            let armed = apic.msr_write(TSC_DEADLINE, tsc + 500, at(tsc));
+            let armed = apic.msr_write(IA32_TSC_DEADLINE, tsc + 500, at(tsc));
             black_box(apic.next_wake());
             apic.advance(at(tsc + 500));
             assert_eq!(apic.pending(), Some(VECTOR));

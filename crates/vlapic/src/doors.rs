@@ -1,6 +1,10 @@
 //! The three doors: the xAPIC page, the MSRs and CR8.
 
-use guest_abi::ns_deadline;
+use guest_abi::{
+    lapic::REGISTER_STRIDE,
+    msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, MsrRange, X2APIC},
+    ns_deadline,
+};
 use vmtime::Now;
 
 use crate::{
@@ -14,23 +18,23 @@ use crate::{
     vectors::low_byte,
 };
 
-/// IA32_APIC_BASE.
-const MSR_APIC_BASE: u32 = 0x1b;
-/// IA32_TSC_DEADLINE.
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
-/// The x2APIC's MSRs.
-const MSR_X2APIC_FIRST: u32 = 0x800;
-const MSR_X2APIC_LAST: u32 = 0x8ff;
+/// Size of the xAPIC's page.
+const PAGE_BYTES: u32 = 0x1000;
 /// An integrated APIC with LVT entries 0 to 5 and without suppress-EOI-broadcast (SDM vol. 3, "Local APIC Version
 /// Register").
 const VERSION: u32 = 0x0005_0014;
 
-/// The number of the register at an offset in the page, if one can start there: they are 16 bytes apart.
+/// The number of the register at an offset in the page, if one can start there.
 fn page_register(offset: u64) -> Option<u32> {
-    u32::try_from(offset).ok().filter(|offset| offset % 16 == 0 && *offset < 0x1000).map(|offset| offset / 16)
+    let offset = u32::try_from(offset).ok().filter(|offset| *offset < PAGE_BYTES)?;
+    offset.is_multiple_of(REGISTER_STRIDE).then_some(offset / REGISTER_STRIDE)
 }
 
 impl LocalApic {
+    /// The MSRs that [`msr_read`](Self::msr_read) and [`msr_write`](Self::msr_write) are for.
+    pub const MSRS: [MsrRange; 4] =
+        [MsrRange::one(IA32_APIC_BASE), MsrRange::one(IA32_TSC_DEADLINE), X2APIC, MsrRange::one(ns_deadline::MSR)];
+
     /// A guest reads `data.len()` bytes at `offset` in the page.
     ///
     /// Registers answer 4-byte reads at their own offset. SDM vol. 3, "Local APIC Register Address Map", leaves others
@@ -74,10 +78,10 @@ impl LocalApic {
         .unwrap_or_default()
     }
 
-    /// Whether [`msr_read`](Self::msr_read) and [`msr_write`](Self::msr_write) are for this MSR.
+    /// Whether an MSR is one of [`MSRS`](Self::MSRS).
     #[must_use]
-    pub const fn owns_msr(index: u32) -> bool {
-        matches!(index, MSR_APIC_BASE | MSR_TSC_DEADLINE | MSR_X2APIC_FIRST..=MSR_X2APIC_LAST | ns_deadline::MSR)
+    pub fn owns_msr(index: u32) -> bool {
+        Self::MSRS.iter().any(|range| range.contains(index))
     }
 
     /// A guest executes RDMSR.
@@ -87,8 +91,8 @@ impl LocalApic {
     pub fn msr_read(&mut self, index: u32, now: Now) -> Result<u64, MsrFault> {
         self.advance(now);
         match index {
-            MSR_APIC_BASE => Ok(self.base.bits()),
-            MSR_TSC_DEADLINE if self.config.tsc_deadline => Ok(self.timer.tsc_deadline()),
+            IA32_APIC_BASE => Ok(self.base.bits()),
+            IA32_TSC_DEADLINE if self.config.tsc_deadline => Ok(self.timer.tsc_deadline()),
             ns_deadline::MSR if self.config.ns_deadline => Ok(self.timer.ns_deadline()),
             _ => {
                 let (entry, word) = self.x2apic_register(index)?;
@@ -110,8 +114,8 @@ impl LocalApic {
         self.timed(now, |apic| {
             let mode = apic.lvt.timer.timer_mode();
             match index {
-                MSR_APIC_BASE => return apic.write_base(value),
-                MSR_TSC_DEADLINE if apic.config.tsc_deadline => apic.timer.write_tsc_deadline(mode, value, now),
+                IA32_APIC_BASE => return apic.write_base(value),
+                IA32_TSC_DEADLINE if apic.config.tsc_deadline => apic.timer.write_tsc_deadline(mode, value, now),
                 ns_deadline::MSR if apic.config.ns_deadline => apic.timer.write_ns_deadline(mode, value, now),
                 _ => {
                     let (entry, _) = apic.x2apic_register(index)?;
@@ -156,7 +160,7 @@ impl LocalApic {
     }
 
     fn x2apic_register(&self, index: u32) -> Result<(&'static registers::RegisterEntry, usize), MsrFault> {
-        let number = index.checked_sub(MSR_X2APIC_FIRST).filter(|_| self.base.mode() == Mode::X2Apic);
+        let number = index.checked_sub(X2APIC.first()).filter(|_| self.base.mode() == Mode::X2Apic);
         number.and_then(registers::find).ok_or(MsrFault)
     }
 

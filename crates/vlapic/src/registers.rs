@@ -1,8 +1,10 @@
 //! The one table of registers, with the rights that each door has on each.
 //!
-//! A register's number is its xAPIC offset divided by 16, which is also its x2APIC MSR minus 0x800 (SDM vol. 3, "Local
-//! APIC Register Address Map" and "x2APIC Register Address Space"). What the table does not list is reserved through
+//! A register's number is its xAPIC offset divided by 16, which is also its x2APIC MSR minus the first of those (SDM
+//! vol. 3, "Local APIC Register Address Map" and "x2APIC Register Address Space"). What the table does not list is reserved through
 //! both doors: an error in ESR through the xAPIC page, #GP through an x2APIC MSR.
+
+use guest_abi::lapic::{self, REGISTER_STRIDE};
 
 /// Words of IRR, ISR and TMR: 256 vectors in 32-bit registers.
 pub(super) const WORDS: usize = 8;
@@ -12,7 +14,7 @@ pub(super) const WORDS: usize = 8;
 pub(super) enum Door {
     /// The 4 KiB page at IA32_APIC_BASE.
     XApic,
-    /// MSRs from 0x800.
+    /// The MSRs of [`guest_abi::msr::X2APIC`].
     X2Apic,
 }
 
@@ -145,16 +147,17 @@ impl LvtKind {
     }
 }
 
-const fn row(register: Register, first: u32, xapic: Rights, x2apic: Rights, defined: u32) -> RegisterEntry {
+const fn row(register: Register, offset: u32, xapic: Rights, x2apic: Rights, defined: u32) -> RegisterEntry {
+    let first = offset / REGISTER_STRIDE;
     RegisterEntry { register, first, count: 1, xapic, x2apic, defined, wide: matches!(register, Register::Icr) }
 }
 
-const fn read_only(register: Register, first: u32, count: u32) -> RegisterEntry {
-    RegisterEntry { register, first, count, xapic: Rights::ReadOnly, x2apic: Rights::ReadOnly, defined: 0, wide: false }
+const fn read_only(register: Register, offset: u32, count: u32) -> RegisterEntry {
+    RegisterEntry { count, ..row(register, offset, Rights::ReadOnly, Rights::ReadOnly, 0) }
 }
 
-const fn lvt(kind: LvtKind, first: u32) -> RegisterEntry {
-    row(Register::Lvt(kind), first, Rights::ReadWrite, Rights::ReadWrite, kind.defined())
+const fn lvt(kind: LvtKind, offset: u32) -> RegisterEntry {
+    row(Register::Lvt(kind), offset, Rights::ReadWrite, Rights::ReadWrite, kind.defined())
 }
 
 /// Every register. APR and RRD (0x09, 0x0c) and the LVT entry for CMCI (0x2f) are left out: current processors lack
@@ -163,33 +166,33 @@ const TABLE: [RegisterEntry; 24] = {
     use Rights::{Absent, ReadOnly, ReadWrite, WriteOnly};
     [
         // "Local APIC ID": writable on some processors; kvm-unit-tests gives two CPUs one ID to see both get a message.
-        row(Register::Id, 0x02, ReadWrite, ReadOnly, XAPIC_ID),
-        read_only(Register::Version, 0x03, 1),
-        row(Register::Tpr, 0x08, ReadWrite, ReadWrite, TPR),
-        read_only(Register::Ppr, 0x0a, 1),
+        row(Register::Id, lapic::ID, ReadWrite, ReadOnly, XAPIC_ID),
+        read_only(Register::Version, lapic::VERSION, 1),
+        row(Register::Tpr, lapic::TPR, ReadWrite, ReadWrite, TPR),
+        read_only(Register::Ppr, lapic::PPR, 1),
         // No bit is defined, so that the MSR takes only 0; the page takes any value.
-        row(Register::Eoi, 0x0b, WriteOnly, WriteOnly, 0),
-        row(Register::Ldr, 0x0d, ReadWrite, ReadOnly, LDR),
-        row(Register::Dfr, 0x0e, ReadWrite, Absent, DFR),
-        row(Register::Svr, 0x0f, ReadWrite, ReadWrite, SVR),
-        read_only(Register::Isr, 0x10, 8),
-        read_only(Register::Tmr, 0x18, 8),
-        read_only(Register::Irr, 0x20, 8),
+        row(Register::Eoi, lapic::EOI, WriteOnly, WriteOnly, 0),
+        row(Register::Ldr, lapic::LDR, ReadWrite, ReadOnly, LDR),
+        row(Register::Dfr, lapic::DFR, ReadWrite, Absent, DFR),
+        row(Register::Svr, lapic::SVR, ReadWrite, ReadWrite, SVR),
+        read_only(Register::Isr, lapic::ISR, 8),
+        read_only(Register::Tmr, lapic::TMR, 8),
+        read_only(Register::Irr, lapic::IRR, 8),
         // As for EOI.
-        row(Register::Esr, 0x28, ReadWrite, ReadWrite, 0),
+        row(Register::Esr, lapic::ESR, ReadWrite, ReadWrite, 0),
         // One register of 64 bits through the MSR, two of 32 through the page.
-        row(Register::Icr, 0x30, ReadWrite, ReadWrite, ICR),
-        row(Register::IcrHigh, 0x31, ReadWrite, Absent, ICR_HIGH),
-        lvt(LvtKind::Timer, 0x32),
-        lvt(LvtKind::Thermal, 0x33),
-        lvt(LvtKind::Performance, 0x34),
-        lvt(LvtKind::Lint0, 0x35),
-        lvt(LvtKind::Lint1, 0x36),
-        lvt(LvtKind::Error, 0x37),
-        row(Register::Tmict, 0x38, ReadWrite, ReadWrite, 0xffff_ffff),
-        read_only(Register::Tmcct, 0x39, 1),
-        row(Register::Tdcr, 0x3e, ReadWrite, ReadWrite, TDCR),
-        row(Register::SelfIpi, 0x3f, Absent, WriteOnly, 0xff),
+        row(Register::Icr, lapic::ICR, ReadWrite, ReadWrite, ICR),
+        row(Register::IcrHigh, lapic::ICR_HIGH, ReadWrite, Absent, ICR_HIGH),
+        lvt(LvtKind::Timer, lapic::LVTT),
+        lvt(LvtKind::Thermal, lapic::LVT_THERMAL),
+        lvt(LvtKind::Performance, lapic::LVT_PERFORMANCE),
+        lvt(LvtKind::Lint0, lapic::LVT_LINT0),
+        lvt(LvtKind::Lint1, lapic::LVT_LINT1),
+        lvt(LvtKind::Error, lapic::LVT_ERROR),
+        row(Register::Tmict, lapic::TMICT, ReadWrite, ReadWrite, 0xffff_ffff),
+        read_only(Register::Tmcct, lapic::TMCCT, 1),
+        row(Register::Tdcr, lapic::TDCR, ReadWrite, ReadWrite, TDCR),
+        row(Register::SelfIpi, lapic::SELF_IPI, Absent, WriteOnly, 0xff),
     ]
 };
 

@@ -1,33 +1,23 @@
 //! The local APIC, accessed through memory (xAPIC) or MSRs (x2APIC).
 
 use guest::clockevent::{LVT_MASKED, LVT_VECTOR};
-use guest_abi::pv_eoi;
+use guest_abi::{
+    lapic::{
+        EOI, ICR, ICR_HIGH, ID, LVT_CMCI, LVT_ERROR, LVT_LINT0, LVT_LINT1, LVT_PERFORMANCE, LVT_THERMAL, LVTT, SVR,
+        TDCR, TMICT, TPR, VERSION, x2apic_msr,
+    },
+    msr::IA32_APIC_BASE,
+    pv_eoi,
+};
 
 use crate::arch::{cpu, mmio, shared};
 
-const MSR_APIC_BASE: u32 = 0x1b;
 const BASE_ENABLE: u64 = 1 << 11;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// The x2APIC MSR of a register is this plus its xAPIC offset / 16.
-const MSR_X2APIC: u32 = 0x800;
 
-/// Register offsets in xAPIC's page.
-const ID: u32 = 0x20;
-const VERSION: u32 = 0x30;
-const TPR: u32 = 0x80;
-const EOI: u32 = 0xb0;
-const SVR: u32 = 0xf0;
-const LVT_TIMER: u32 = 0x320;
-const LVT_LINT0: u32 = 0x350;
-const LVT_LINT1: u32 = 0x360;
-const LVT_ERROR: u32 = 0x370;
-const ICR_LOW: u32 = 0x300;
-const ICR_HIGH: u32 = 0x310;
-const TMICT: u32 = 0x380;
-const TDCR: u32 = 0x3e0;
 /// Entries that exist if the version register's highest-entry number is at least the first value.
-const OPTIONAL_LVTS: [(u32, u32); 3] = [(4, 0x340), (5, 0x330), (6, 0x2f0)];
+const OPTIONAL_LVTS: [(u32, u32); 3] = [(4, LVT_PERFORMANCE), (5, LVT_THERMAL), (6, LVT_CMCI)];
 
 const SVR_ENABLE: u32 = 1 << 8;
 /// The vector of spurious interrupts; the low four bits are ones on old APICs.
@@ -58,10 +48,10 @@ impl Apic {
     /// Switches the APIC on, through MSRs if CPUID has x2APIC, with every LVT entry masked and TPR 0. `None` if its
     /// registers are not where reset puts them.
     pub fn enable(x2apic: bool) -> Option<Self> {
-        let base = cpu::rdmsr(MSR_APIC_BASE);
+        let base = cpu::rdmsr(IA32_APIC_BASE);
         let want = base | BASE_ENABLE | if x2apic { BASE_X2APIC } else { 0 };
         if want != base {
-            cpu::wrmsr(MSR_APIC_BASE, want);
+            cpu::wrmsr(IA32_APIC_BASE, want);
         }
         // x2APIC mode that is already on stays on: only a reset leads from there to xAPIC.
         let apic = if want & BASE_X2APIC != 0 { Self::X2Apic } else { Self::XApic };
@@ -70,7 +60,7 @@ impl Apic {
         }
         let highest = (apic.read(VERSION) >> 16) & 0xff;
         apic.write(SVR, SVR_ENABLE | SPURIOUS_VECTOR);
-        apic.write(LVT_TIMER, LVT_VECTOR | LVT_MASKED);
+        apic.write(LVTT, LVT_VECTOR | LVT_MASKED);
         for lvt in [LVT_LINT0, LVT_LINT1, LVT_ERROR] {
             apic.write(lvt, LVT_MASKED);
         }
@@ -100,14 +90,14 @@ impl Apic {
         match self {
             Self::XApic => mmio::read(register),
             // The high half of a 32-bit register reads as zero.
-            Self::X2Apic => u32::try_from(cpu::rdmsr(MSR_X2APIC + (register >> 4))).unwrap_or(0),
+            Self::X2Apic => u32::try_from(cpu::rdmsr(x2apic_msr(register))).unwrap_or(0),
         }
     }
 
     fn write(self, register: u32, value: u32) {
         match self {
             Self::XApic => mmio::write(register, value),
-            Self::X2Apic => cpu::wrmsr(MSR_X2APIC + (register >> 4), u64::from(value)),
+            Self::X2Apic => cpu::wrmsr(x2apic_msr(register), u64::from(value)),
         }
     }
 
@@ -125,15 +115,15 @@ impl Apic {
     pub fn send(self, destination: u32, command: u32) {
         match self {
             Self::XApic => {
-                while self.read(ICR_LOW) & ICR_PENDING != 0 {
+                while self.read(ICR) & ICR_PENDING != 0 {
                     cpu::pause();
                 }
                 self.write(ICR_HIGH, destination << 24);
-                self.write(ICR_LOW, command);
+                self.write(ICR, command);
             }
             Self::X2Apic => {
                 cpu::serialize();
-                cpu::wrmsr(MSR_X2APIC + (ICR_LOW >> 4), u64::from(destination) << 32 | u64::from(command));
+                cpu::wrmsr(x2apic_msr(ICR), u64::from(destination) << 32 | u64::from(command));
             }
         }
     }
@@ -149,7 +139,7 @@ impl Apic {
     /// Writes the LVT timer entry. In xAPIC mode a later deadline write may overtake this memory write, so a change of
     /// mode is serialized (Intel SDM vol. 3, "TSC-Deadline Mode", asks for MFENCE there).
     pub fn write_timer_lvt(self, value: u32) {
-        self.write(LVT_TIMER, value);
+        self.write(LVTT, value);
         if self == Self::XApic && value & LVT_MODE != 0 {
             cpu::serialize();
         }

@@ -5,9 +5,11 @@ use core::arch::{asm, x86_64};
 use core::marker::PhantomData;
 
 use guest::platform::Leaf;
-use guest_abi::sites::{self, Kind};
+use guest_abi::{
+    msr::IA32_TSC_DEADLINE,
+    sites::{self, Kind},
+};
 
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const _: () = assert!(sites::SITE_BYTES == 16);
 /// Selector of CPU 0's TSS. The others' follow.
 pub const TSS_SELECTOR: u32 = 0x20;
@@ -79,7 +81,7 @@ pub fn write_tsc_deadline(tsc: u64) {
         site!(
             "wrmsr",
             Kind::DeadlineWrmsr,
-            in("ecx") MSR_TSC_DEADLINE, in("eax") low, in("edx") high, options(nostack, preserves_flags)
+            in("ecx") IA32_TSC_DEADLINE, in("eax") low, in("edx") high, options(nostack, preserves_flags)
         );
     }
 }

@@ -5,6 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
+use guest_abi::{
+    lapic::{self, x2apic_msr},
+    msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE},
+};
 use proptest::prelude::*;
 use vlapic::{Config, Interrupt, LocalApic};
 use vmtime::Now;
@@ -52,12 +56,13 @@ impl GuestWrite for Ram {
 
 const CONFIG: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
 const NOW: Now = Now::new(vmtime::GuestTsc(0), vmtime::VmTime(0));
-const MSR_SVR: u32 = 0x80f;
-const MSR_EOI: u32 = 0x80b;
+const MSR_SVR: u32 = x2apic_msr(lapic::SVR);
+const MSR_EOI: u32 = x2apic_msr(lapic::EOI);
+const MSR_LVTT: u32 = x2apic_msr(lapic::LVTT);
 
 fn apic() -> LocalApic {
     let mut apic = LocalApic::new(CONFIG);
-    apic.msr_write(0x1b, apic.apic_base() | 1 << 10, NOW).unwrap();
+    apic.msr_write(IA32_APIC_BASE, apic.apic_base() | 1 << 10, NOW).unwrap();
     apic.msr_write(MSR_SVR, 0x1ff, NOW).unwrap();
     apic
 }
@@ -273,17 +278,17 @@ fn after_a_reset_the_word_is_not_written() {
 fn a_timer_behind_the_interrupt_in_service_is_waited_for() {
     let mut bench = Bench::new();
     bench.register(WORDS[0] | ENABLE);
-    bench.apic.msr_write(0x832, 0x4_0040, NOW).unwrap();
+    bench.apic.msr_write(MSR_LVTT, 0x4_0040, NOW).unwrap();
     bench.request(0x40, false);
     bench.enter();
-    bench.apic.msr_write(0x6e0, 1_000, NOW).unwrap();
+    bench.apic.msr_write(IA32_TSC_DEADLINE, 1_000, NOW).unwrap();
     assert_eq!(bench.apic.next_wake(), None, "not before the EOI");
     assert!(bench.pv_eoi.is_lent() && bench.apic.next_wake_after_end().is_some(), "the EOI may not exit");
     let mut plain = Bench::new();
-    plain.apic.msr_write(0x832, 0x4_0040, NOW).unwrap();
+    plain.apic.msr_write(MSR_LVTT, 0x4_0040, NOW).unwrap();
     plain.request(0x40, false);
     plain.enter();
-    plain.apic.msr_write(0x6e0, 1_000, NOW).unwrap();
+    plain.apic.msr_write(IA32_TSC_DEADLINE, 1_000, NOW).unwrap();
     assert!(!plain.pv_eoi.is_lent());
 }
 

@@ -1,5 +1,6 @@
 //! A vCPU's time stamp counter.
 
+use guest_abi::msr::IA32_TSC;
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
 use vmm_sys_util::{ioctl::ioctl_with_mut_ref, ioctl_iow_nr};
 use vmtime::{GuestTsc, HostTsc};
@@ -44,7 +45,7 @@ impl Vcpu {
     /// # Errors
     /// If the ioctl fails.
     pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
-        let guest = super::state::read_msr(&self.fd, 0x10)?;
+        let guest = super::state::read_msr(&self.fd, IA32_TSC)?;
         // The host's TSC is read second. The guest's TSC is then computed too low rather than too high, and no deadline is
         // taken to be due before it is.
         Ok((HostTsc(read_tsc()), GuestTsc(guest)))

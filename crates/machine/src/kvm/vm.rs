@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use guest_abi::{
+    msr::{self, MsrRange},
+    pvclock::MSR_SYSTEM_TIME_NEW,
+};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_X86_DISABLE_EXITS_MWAIT,
@@ -11,24 +15,11 @@ use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, Vm
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Error, Host};
-use crate::mem::ram::GuestRam;
+use crate::{mem::ram::GuestRam, x86::emulated_msrs};
 
-/// MSRs that must exit, as (first, count). The x2APIC range cannot be filtered (Linux `api.rst`); without an
-/// in-kernel LAPIC it exits as invalid.
-const OURS: [(u32, u32); 6] = [
-    (0x10, 3),         // IA32_TSC, and kvmclock's old pair 0x11, 0x12
-    (0x1b, 1),         // IA32_APIC_BASE
-    (0x3b, 1),         // IA32_TSC_ADJUST
-    (0x6e0, 1),        // IA32_TSC_DEADLINE
-    (0x4b56_4d00, 16), // KVM's paravirtual MSRs, which the VMM emulates
-    (guest_abi::ns_deadline::MSR, 1),
-];
-
-/// MSRs that exit with KVM's LAPICs: KVM's paravirtual MSRs except those of kvmclock. KVM emulates them even if the
-/// guest's CPUID does not offer them, and they hold state that is not saved here.
-const NOT_OFFERED: (u32, u32) = (0x4b56_4d02, 14);
-/// IA32_TSC and IA32_TSC_ADJUST, each alone.
-const TSC_MSRS: [u32; 2] = [0x10, 0x3b];
+/// MSRs that exit with KVM's LAPICs: KVM's paravirtual MSRs except those of kvmclock, which are the first two. KVM emulates
+/// them even if the guest's CPUID does not offer them, and they hold state that is not saved here.
+const NOT_OFFERED: MsrRange = MsrRange::new(MSR_SYSTEM_TIME_NEW + 1, msr::KVM.last());
 
 /// Who emulates the local APICs, and with them kvmclock and the TSC's MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,14 +69,17 @@ impl Vm {
                 if mwait_in_guest {
                     enable(&fd, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_MWAIT, "KVM_CAP_X86_DISABLE_EXITS")?;
                 }
-                OURS.map(|range| denied(range, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)).to_vec()
+                // The x2APIC's cannot be filtered (Linux `api.rst`); without an in-kernel LAPIC they exit as invalid.
+                let filtered = emulated_msrs().filter(|range| *range != msr::X2APIC);
+                filtered.map(|range| denied(range, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)).collect()
             }
             Lapics::Kvms { tsc_moves } => {
                 // Before the first vCPU, because a vCPU's LAPIC is created with it. No vector is reserved for an I/O APIC.
                 enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0, "KVM_CAP_SPLIT_IRQCHIP")?;
                 let mut ranges = vec![denied(NOT_OFFERED, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)];
                 if !tsc_moves {
-                    ranges.extend(TSC_MSRS.map(|index| denied((index, 1), MsrFilterRangeFlags::WRITE)));
+                    let tsc = [msr::IA32_TSC, msr::IA32_TSC_ADJUST].map(MsrRange::one);
+                    ranges.extend(tsc.map(|range| denied(range, MsrFilterRangeFlags::WRITE)));
                 }
                 ranges
             }
@@ -140,9 +134,9 @@ fn set_slots(fd: &VmFd, memory: &GuestRam, flags: u32) -> Result<(), Error> {
 }
 
 /// A filter range whose accesses exit.
-fn denied((base, msr_count): (u32, u32), flags: MsrFilterRangeFlags) -> MsrFilterRange<'static> {
-    // A zero bit denies.
-    MsrFilterRange { flags, base, msr_count, bitmap: &[0; 2] }
+fn denied(range: MsrRange, flags: MsrFilterRangeFlags) -> MsrFilterRange<'static> {
+    // A zero bit denies. These are enough for the longest range.
+    MsrFilterRange { flags, base: range.first(), msr_count: range.count(), bitmap: &[0; 32] }
 }
 
 fn enable(fd: &VmFd, cap: u32, arg: u32, name: &'static str) -> Result<(), Error> {

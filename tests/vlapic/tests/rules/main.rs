@@ -19,7 +19,7 @@ use vmtime::{GuestTsc, Now, VmTime};
 
 const ALL: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
 
-/// Offsets in the xAPIC page.
+/// Offsets in the xAPIC page, and MSRs below: from the manual once more, so that a wrong number in `guest_abi` is found.
 const ID: u64 = 0x20;
 const VERSION: u64 = 0x30;
 const TPR: u64 = 0x80;

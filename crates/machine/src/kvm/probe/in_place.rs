@@ -1,5 +1,9 @@
 //! A short probe on a vCPU of the guest, before the guest runs. It needs no VM of its own.
 
+use guest_abi::{
+    lapic::{self, x2apic_msr},
+    msr::IA32_TSC_DEADLINE,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{APIC_FEATURES, Exit, HostFacts, Last, Operation, PROBE_OFFSET, TSC_PORT};
@@ -47,7 +51,7 @@ fn run_program(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
     let tsc_offset = hoped && follows_offset(vcpu, PROBE_OFFSET)?;
     let _ = vcpu.set_tsc_offset(0);
     let mut last = Last::default();
-    for msr in [0x6e0, 0x802] {
+    for msr in [IA32_TSC_DEADLINE, x2apic_msr(lapic::ID)] {
         last = Last::default();
         hoped = hoped && vcpu.run(&mut last)? == Exit::Operation(Operation::Msr) && last.msr == Some(msr);
     }

@@ -12,6 +12,10 @@ mod rate;
 
 use std::sync::Arc;
 
+use guest_abi::{
+    lapic::{self, x2apic_msr},
+    msr::IA32_TSC_DEADLINE,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use self::rate::Reading;
@@ -173,14 +177,15 @@ impl HostFacts {
                 if again.unwrap_or(false) { DeadlineWrite::ExitsWithMwait } else { DeadlineWrite::Swallowed }
             }
         };
-        let x2apic_exits = probe.next()? == Exit::Operation(Operation::Msr) && probe.last.msr == Some(0x802);
+        let x2apic_exits =
+            probe.next()? == Exit::Operation(Operation::Msr) && probe.last.msr == Some(x2apic_msr(lapic::ID));
         Ok(Self { tsc_equals_host, tsc_offset, deadline_write, x2apic_exits })
     }
 }
 
 /// Runs from after the first OUT up to the OUT 0x81; true if the WRMSR exited on the way.
 fn deadline_exits(probe: &mut Probe) -> Result<bool, Error> {
-    let exited = probe.next()? == Exit::Operation(Operation::Msr) && probe.last.msr == Some(0x6e0);
+    let exited = probe.next()? == Exit::Operation(Operation::Msr) && probe.last.msr == Some(IA32_TSC_DEADLINE);
     if exited {
         probe.next()?;
     }

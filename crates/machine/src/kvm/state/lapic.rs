@@ -1,6 +1,10 @@
 //! The state of a vCPU with KVM's LAPIC that [`super::VcpuState`] does not contain: the LAPIC's register page, its timer,
 //! the MP state, and kvmclock's MSRs.
 
+use guest_abi::{
+    msr::{IA32_TSC_ADJUST, IA32_TSC_DEADLINE},
+    pvclock::{MSR_SYSTEM_TIME_NEW, MSR_WALL_CLOCK_NEW},
+};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
     kvm_lapic_state, kvm_mp_state,
@@ -10,11 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::msrs;
 use crate::kvm::{Error, Vcpu};
-
-const IA32_TSC_ADJUST: u32 = 0x3b;
-const IA32_TSC_DEADLINE: u32 = 0x6e0;
-const MSR_WALL_CLOCK: u32 = guest_abi::pvclock::MSR_WALL_CLOCK_NEW;
-const MSR_SYSTEM_TIME: u32 = guest_abi::pvclock::MSR_SYSTEM_TIME_NEW;
 
 /// Size of the part of the page that holds registers.
 const BYTES: usize = 1024;
@@ -27,14 +26,16 @@ pub struct LapicPage(#[serde(with = "hex")] [u8; BYTES]);
 impl LapicPage {
     /// The register at byte `offset`; 0 outside the page.
     #[must_use]
-    pub fn register(&self, offset: usize) -> u32 {
-        let bytes = self.0.get(offset..).and_then(<[u8]>::first_chunk::<4>);
+    pub fn register(&self, offset: u32) -> u32 {
+        let bytes =
+            usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..)).and_then(<[u8]>::first_chunk::<4>);
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
     /// Sets the register at byte `offset`; outside the page it does nothing.
-    pub fn set_register(&mut self, offset: usize, value: u32) {
-        if let Some(bytes) = self.0.get_mut(offset..).and_then(<[u8]>::first_chunk_mut::<4>) {
+    pub fn set_register(&mut self, offset: u32, value: u32) {
+        let bytes = usize::try_from(offset).ok().and_then(|offset| self.0.get_mut(offset..));
+        if let Some(bytes) = bytes.and_then(<[u8]>::first_chunk_mut::<4>) {
             *bytes = value.to_le_bytes();
         }
     }
@@ -141,8 +142,8 @@ impl Vcpu {
             page,
             tsc_deadline,
             tsc_adjust: msrs::read(fd, IA32_TSC_ADJUST)?,
-            system_time: msrs::read(fd, MSR_SYSTEM_TIME)?,
-            wall_clock: msrs::read(fd, MSR_WALL_CLOCK)?,
+            system_time: msrs::read(fd, MSR_SYSTEM_TIME_NEW)?,
+            wall_clock: msrs::read(fd, MSR_WALL_CLOCK_NEW)?,
         })
     }
 
@@ -172,24 +173,27 @@ impl Vcpu {
     /// # Errors
     /// If KVM refuses.
     pub fn set_kvmclock(&self, system_time: u64, wall_clock: u64) -> Result<(), Error> {
-        msrs::write(&self.fd, MSR_SYSTEM_TIME, system_time)?;
+        msrs::write(&self.fd, MSR_SYSTEM_TIME_NEW, system_time)?;
         // 0: the guest has not registered a wall clock.
-        if wall_clock == 0 { Ok(()) } else { msrs::write(&self.fd, MSR_WALL_CLOCK, wall_clock) }
+        if wall_clock == 0 { Ok(()) } else { msrs::write(&self.fd, MSR_WALL_CLOCK_NEW, wall_clock) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use guest_abi::lapic;
+
     use super::*;
 
     #[test]
     fn a_page_survives_a_file_and_has_one_size() {
+        let end = u32::try_from(BYTES).unwrap();
         let mut page = LapicPage::default();
-        page.set_register(0x390, 0x0102_0304);
-        page.set_register(BYTES - 2, 7);
+        page.set_register(lapic::TMCCT, 0x0102_0304);
+        page.set_register(end - 2, 7);
         let text = serde_json::to_string(&page).unwrap();
         assert_eq!(serde_json::from_str::<LapicPage>(&text).unwrap(), page);
-        assert_eq!((page.register(0x390), page.register(BYTES), page.register(BYTES - 4)), (0x0102_0304, 0, 0));
+        assert_eq!((page.register(lapic::TMCCT), page.register(end), page.register(end - 4)), (0x0102_0304, 0, 0));
         assert_eq!(LapicPage::from_kvm(&page.to_kvm()), page);
         serde_json::from_str::<LapicPage>(&text.replacen("00", "", 1)).unwrap_err();
     }

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub(super) use fpu::XSTATE_BV;
 pub use fpu::{DebugRegisters, Fpu, Xcr};
 pub use lapic::{KernelLapicState, LapicPage, MpState};
+pub use msrs::Msr;
 pub(super) use msrs::read as read_msr;
-pub use msrs::{Msr, is_ours};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 
 use super::{Error, Vcpu};

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use guest_abi::msr;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::Error;
+use crate::{kvm::Error, x86::emulates_msr};
 
 /// One MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,14 +22,10 @@ pub struct Msr {
 /// The most that one call takes (`MAX_IO_MSRS` in Linux arch/x86/kvm/x86.c).
 const MOST_AT_ONCE: usize = 256;
 
-/// MSRs that the VMM emulates: TSC, kvmclock, LAPIC. They must be neither read from KVM nor written to it. Writing
-/// 0x4b564d0x would make KVM write the guest's kvmclock page, too; and KVM may change a TSC that is written, to
-/// synchronise it with other vCPUs.
-#[must_use]
-pub fn is_ours(index: u32) -> bool {
-    matches!(index, 0x10..=0x12 | 0x1b | 0x3b | 0x6e0 | 0x800..=0x8ff | 0x4b56_4d00..=0x4b56_4dff)
-        // Hyper-V's synthetic MSRs: not offered to any guest.
-        || matches!(index, 0x4000_0000..=0x4000_ffff)
+/// MSRs that must be neither read from KVM nor written to it: the VMM emulates them, or no guest is offered them
+/// (Hyper-V's).
+fn is_not_kvms(index: u32) -> bool {
+    emulates_msr(index) || msr::HYPER_V.contains(index)
 }
 
 /// MSRs with guest state that are not in KVM's list: MTRRs and the machine-check banks of most CPUs.
@@ -60,7 +57,7 @@ pub(super) fn write(fd: &VcpuFd, index: u32, value: u64) -> Result<(), Error> {
 }
 
 pub(super) fn get(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
-    let wanted: Vec<u32> = indices.iter().copied().chain(unlisted()).filter(|index| !is_ours(*index)).collect();
+    let wanted: Vec<u32> = indices.iter().copied().chain(unlisted()).filter(|index| !is_not_kvms(*index)).collect();
     read_all(fd, &wanted)
 }
 
@@ -86,13 +83,13 @@ fn read_all(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
 /// current value.
 fn to_write(saved: &[Msr], present: &[Msr]) -> Vec<Msr> {
     let present: HashMap<u32, u64> = present.iter().map(|msr| (msr.index, msr.value)).collect();
-    let differs = |msr: &&Msr| !is_ours(msr.index) && present.get(&msr.index) != Some(&msr.value);
+    let differs = |msr: &&Msr| !is_not_kvms(msr.index) && present.get(&msr.index) != Some(&msr.value);
     saved.iter().filter(differs).copied().collect()
 }
 
 /// Sets the `saved` MSRs of a fresh vCPU.
 pub(super) fn set(fd: &VcpuFd, saved: &[Msr]) -> Result<(), Error> {
-    let indices: Vec<u32> = saved.iter().map(|msr| msr.index).filter(|index| !is_ours(*index)).collect();
+    let indices: Vec<u32> = saved.iter().map(|msr| msr.index).filter(|index| !is_not_kvms(*index)).collect();
     let changes = to_write(saved, &read_all(fd, &indices)?);
     for batch in changes.chunks(MOST_AT_ONCE) {
         let entry = |msr: &Msr| kvm_msr_entry { index: msr.index, data: msr.value, reserved: 0 };

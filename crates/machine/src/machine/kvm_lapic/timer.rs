@@ -3,16 +3,11 @@
 //! KVM saves what is left of a count (TMCCT), and both of its clocks go on while it is read and while it is set. What is
 //! left is therefore turned into the VM time at which it is over, and that into what is left when it is set.
 
+use guest_abi::lapic::{LVTT, TDCR, TMCCT, TMICT};
 use vlapic::{Armed, tick_ns};
 use vmtime::{GuestTsc, VmTime};
 
 use crate::kvm::state::LapicPage;
-
-/// Byte offsets in the register page (SDM vol. 3, "Local APIC Register Address Map").
-const LVTT: usize = 0x320;
-const TMICT: usize = 0x380;
-const TMCCT: usize = 0x390;
-const TDCR: usize = 0x3e0;
 
 /// What the timer waits for, whose registers were `page` at VM time `now` or a little before.
 ///

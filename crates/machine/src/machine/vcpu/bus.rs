@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use guest_abi::{
+    msr::{IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE},
     pv_eoi,
     pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD},
 };
@@ -17,11 +18,9 @@ use crate::{
         record::trace::Event,
         shared::{Ram, Shared},
     },
+    x86::emulates_msr,
 };
 
-const IA32_TSC: u32 = 0x10;
-const IA32_TSC_ADJUST: u32 = 0x3b;
-const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Size of the xAPIC page.
 const APIC_PAGE: u64 = 0x1000;
 
@@ -150,20 +149,24 @@ impl<'a> VcpuBus<'a> {
         })
     }
 
+    /// The MSR is not offered to this guest, or does not exist.
+    fn unknown_msr(&self, index: u32, access: &str) -> GpFault {
+        self.shared.unknown_msr(index, access);
+        GpFault
+    }
+
     fn read(&mut self, index: u32, now: Now) -> Result<u64, GpFault> {
         if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &self.local.pv_eoi) {
             return Ok(pv_eoi.read_msr());
         }
         match index {
+            _ if !emulates_msr(index) => Err(self.unknown_msr(index, "RDMSR")),
             _ if LocalApic::owns_msr(index) => self.local.apic.msr_read(index, now).map_err(|_| GpFault),
             IA32_TSC => Ok(now.tsc.0),
             IA32_TSC_ADJUST => Ok(self.local.tsc_adjust),
             MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => Ok(self.local.pvclock.read_msr()),
             MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(self.shared.wall.lock().read_msr()),
-            _ => {
-                self.shared.unknown_msr(index, "RDMSR");
-                Err(GpFault)
-            }
+            _ => Err(self.unknown_msr(index, "RDMSR")),
         }
     }
 
@@ -176,6 +179,7 @@ impl<'a> VcpuBus<'a> {
             });
         }
         match index {
+            _ if !emulates_msr(index) => Err(self.unknown_msr(index, "WRMSR")),
             _ if LocalApic::owns_msr(index) => {
                 let effects = self.local.apic.msr_write(index, value, now).map_err(|_| GpFault)?;
                 self.apply(effects);
@@ -198,10 +202,7 @@ impl<'a> VcpuBus<'a> {
                     GpFault
                 })
             }
-            _ => {
-                self.shared.unknown_msr(index, "WRMSR");
-                Err(GpFault)
-            }
+            _ => Err(self.unknown_msr(index, "WRMSR")),
         }
     }
 }
