@@ -20,10 +20,10 @@ use super::{
     paused::{BootTime, Paused},
     record::{counters::Counters, trace::Trace},
     sched::round_robin::RoundRobin,
+    shared::host_stop::HostInstant,
     shared::{Shared, VcpuShared},
     state::{DevicesState, MachineSection, MachineState},
     vcpus::{NewVm, Vcpus, Wanted},
-    wake::host_stop::HostInstant,
 };
 use crate::{
     boot::{self, Image, sites::Sites, unlisted::Unlisted},

@@ -10,8 +10,8 @@ use super::{
     error::RunError,
     paused::{BootTime, Paused},
     record::trace::Event,
+    shared::host_stop::Gap,
     vcpus::InFlight,
-    wake::host_stop::Gap,
 };
 
 impl Machine {

@@ -12,7 +12,7 @@ use crate::{
         error::{End, RunError},
         shared::Shared,
         vcpu::step::{self, Stop},
-        wake::host_stop::Pulse,
+        wake::pulse::Pulse,
     },
 };
 

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
-use crate::machine::{lock::lock, wake::doorbell::Doorbell};
+use crate::machine::{lock::lock, shared::doorbell::Doorbell};
 
 /// Requests of type `T`, in order.
 pub struct Mailbox<T> {

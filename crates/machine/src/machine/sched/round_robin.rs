@@ -7,13 +7,13 @@ use oorandom::Rand32;
 use vmtime::GuestTsc;
 
 use crate::machine::{
-    error::RunError,
+    error::{End, RunError},
     shared::Shared,
     vcpu::{
-        Cpu,
+        Cpu, next_due,
         step::{self, Pace, Stepped, Stop},
     },
-    wake::{next_due, wake_timer::WakeTimer},
+    wake::wake_timer::WakeTimer,
 };
 
 /// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
@@ -101,9 +101,10 @@ impl RoundRobin {
         let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
         let _binding = cpu.vcpu.bind();
         if cpu.vcpu.forget_kicks()
-            && let Some(end) = wake_timer.rang(cpu, shared)
+            && let Some(limit) = wake_timer.rang(shared)
         {
-            return Ok(Given::Stop(Stop::Ended(end)));
+            let at = step::at(cpu.local.index, &mut cpu.vcpu);
+            return Ok(Given::Stop(Stop::Ended(End::Spins { at, limit })));
         }
         self.current = Some((chosen, before));
         match step::step(cpu, shared, wake_timer, until.first(), pace)? {

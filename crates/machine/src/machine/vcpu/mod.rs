@@ -4,6 +4,7 @@ pub mod bus;
 pub mod disassembly;
 pub mod ipi;
 pub mod lint0;
+pub mod next_due;
 pub mod single_step;
 pub mod step;
 pub mod tsc;

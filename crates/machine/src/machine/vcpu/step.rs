@@ -6,7 +6,7 @@ use vmtime::{GuestTsc, Now};
 use super::{
     Cpu, Local, Phase,
     bus::{Changed, VcpuBus},
-    disassembly, ipi, lint0, single_step,
+    disassembly, ipi, lint0, next_due, single_step,
 };
 use crate::{
     kvm::{self, Exit, Vcpu},
@@ -115,12 +115,12 @@ pub(crate) fn step(
                 return Ok(Stepped::Stop(Stop::Ended(end)));
             }
         } else if mode == TimeMode::Real {
-            wake_timer.set(&cpu.local, shared, mode, stop);
+            set_timer(wake_timer, &cpu.local, shared, mode, stop);
         }
         return Ok(Stepped::Idle { unwakeable });
     }
     VcpuBus::new(&mut cpu.local, shared).settle_eoi();
-    wake_timer.set(&cpu.local, shared, mode, stop);
+    set_timer(wake_timer, &cpu.local, shared, mode, stop);
     if mode == TimeMode::Real
         && let Some(vcpu_shared) = shared.vcpu(cpu.local.index)
         && !wake_timer.enter(shared, vcpu_shared, host)
@@ -166,6 +166,10 @@ pub(crate) fn step(
             Ok(Stepped::Stop(Stop::Ended(end)))
         }
     }
+}
+
+fn set_timer(wake_timer: &mut WakeTimer, local: &Local, shared: &Shared, mode: TimeMode, stop: Option<GuestTsc>) {
+    wake_timer.set(shared, mode, stop, local.halted, |clock| next_due::interrupt_due(local, shared, clock));
 }
 
 /// Leaves the vCPU in a state that may be read: no step, no window, nothing incomplete.

@@ -1,10 +1,9 @@
-//! What brings a vCPU's thread back, out of KVM_RUN or out of its sleep.
+//! What brings a vCPU's thread back by itself, out of KVM_RUN or out of its sleep; another thread rings its
+//! [`doorbell`](super::shared::doorbell).
 //!
-//! [`doorbell`]: another thread wants it. [`wake_timer`]: an instant has come, which [`next_due`] chose; how much sooner the
-//! timer expires than that, [`halt_poll`] learns. [`host_stop`]: the host stopped the thread, and it runs again.
+//! [`wake_timer`]: an instant has come; how much sooner the timer expires than that, [`halt_poll`] learns. [`pulse`]: the
+//! vCPU has run for a while, and its thread notes that.
 
-pub mod doorbell;
-pub mod halt_poll;
-pub mod host_stop;
-pub mod next_due;
-pub mod wake_timer;
+pub(crate) mod halt_poll;
+pub(crate) mod pulse;
+pub(crate) mod wake_timer;

@@ -7,7 +7,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use vmtime::{GuestTsc, HostTsc};
 
-use super::{doorbell::Doorbell, halt_poll::HaltPoll, host_stop::Pulse, next_due};
+use super::{halt_poll::HaltPoll, pulse::Pulse};
 use crate::{
     host::{
         clock::HostClock,
@@ -15,10 +15,10 @@ use crate::{
         start_pages::give_back_code,
     },
     machine::{
+        clock::Clock,
         config::TimeMode,
-        error::{End, RunError},
-        shared::{Shared, VcpuShared},
-        vcpu::{Cpu, Local, lint0, step},
+        error::RunError,
+        shared::{Shared, VcpuShared, doorbell::Doorbell},
     },
 };
 
@@ -96,8 +96,16 @@ impl WakeTimer {
         })
     }
 
-    /// Sets it before an entry, or before `local`'s thread sleeps because it is halted.
-    pub(crate) fn set(&mut self, local: &Local, shared: &Shared, mode: TimeMode, stop: Option<GuestTsc>) {
+    /// Sets it before an entry, or before the vCPU's thread sleeps because it is `halted`; `target` gives the base TSC at
+    /// which something is to interrupt the vCPU.
+    pub(crate) fn set(
+        &mut self,
+        shared: &Shared,
+        mode: TimeMode,
+        stop: Option<GuestTsc>,
+        halted: bool,
+        target: impl FnOnce(&Clock) -> Option<GuestTsc>,
+    ) {
         match mode {
             TimeMode::Virtual => {
                 if let Some(limit) = shared.spin_limit.filter(|_| self.armed.is_none()) {
@@ -108,7 +116,7 @@ impl WakeTimer {
             }
             TimeMode::Real => {
                 self.set_for_stop(shared, stop);
-                self.set_for_deadline(local, shared);
+                self.set_for_deadline(shared, halted, target);
             }
         }
     }
@@ -146,13 +154,10 @@ impl WakeTimer {
         }
     }
 
-    fn set_for_deadline(&mut self, local: &Local, shared: &Shared) {
+    fn set_for_deadline(&mut self, shared: &Shared, halted: bool, target: impl FnOnce(&Clock) -> Option<GuestTsc>) {
         let (host, target, due) = {
             let clock = shared.clock.lock();
-            // An expiry whose interrupt waits already changes nothing: a guest with a short period and interrupts off
-            // would be kicked before each instruction.
-            let waits = !local.halted && (local.apic.pending().is_some() || local.apic.blocked_by_priority());
-            let target = if waits { lint0::due(local, shared, &clock) } else { next_due::due(local, shared, &clock) };
+            let target = target(&clock);
             (clock.host(), target, target.and_then(|target| clock.host_at(target)))
         };
         let (Some(target), Some(due)) = (target, due) else {
@@ -163,7 +168,7 @@ impl WakeTimer {
         // A halted guest still waits for what the call came for.
         let same = match self.armed {
             Some(Armed::At(call)) => call.target == target,
-            Some(Armed::Come(_)) => local.halted,
+            Some(Armed::Come(_)) => halted,
             Some(Armed::Budget) | None => false,
         };
         if same {
@@ -176,8 +181,8 @@ impl WakeTimer {
         let window = self.early.window();
         let sooner = match left.checked_sub(Duration::from_nanos(window)) {
             // Sooner than a guest gets to its next instruction would keep it from it.
-            Some(sooner) if !local.halted => sooner.max(SHORTEST_RUN),
-            None if !local.halted => SHORTEST_RUN,
+            Some(sooner) if !halted => sooner.max(SHORTEST_RUN),
+            None if !halted => SHORTEST_RUN,
             Some(sooner) => sooner,
             None => Duration::ZERO,
         };
@@ -277,11 +282,10 @@ impl WakeTimer {
         shared.costs.polled_ns.fetch_add(polled, Ordering::Relaxed);
     }
 
-    /// Virtual time: the thread was kicked, perhaps because the budget is over.
-    pub(crate) fn rang(&mut self, cpu: &mut Cpu, shared: &Shared) -> Option<End> {
+    /// Virtual time: the thread was kicked, perhaps because the budget is over. If it is: what it was.
+    pub(crate) fn rang(&mut self, shared: &Shared) -> Option<Duration> {
         let budget = self.armed.take() == Some(Armed::Budget);
-        let limit = shared.spin_limit.filter(|limit| budget && shared.clock.lock().since_operation() >= *limit)?;
-        Some(End::Spins { at: step::at(cpu.local.index, &mut cpu.vcpu), limit })
+        shared.spin_limit.filter(|limit| budget && shared.clock.lock().since_operation() >= *limit)
     }
 }
 

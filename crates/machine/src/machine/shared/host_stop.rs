@@ -7,7 +7,7 @@
 //! Every vCPU notes until when it may run ([`LastRun`]): an entry is ended after [`PULSE`] by a kick, and a kick that waits
 //! keeps a guest from running even if its thread is continued first. When a clock is read for a vCPU, the notes of all are
 //! compared with the host's TSC. After a gap the clock stops where the gap began, before anything is computed from a later
-//! reading: see [`Shared::clock`](crate::machine::shared::Platform::clock). Then all vCPUs come back, and the machine stands still, as after
+//! reading: see [`Shared::read_clock`](super::Shared::read_clock). Then all vCPUs come back, and the machine stands still, as after
 //! a pause.
 
 use std::{
@@ -17,20 +17,13 @@ use std::{
 
 use vmtime::HostTsc;
 
-use crate::{
-    host::{clock::HostClock, kick::KickTimer},
-    machine::{
-        error::RunError,
-        paused::BootTime,
-        shared::{Shared, VcpuShared},
-    },
-};
+use crate::{host::clock::HostClock, machine::paused::BootTime};
 
 /// How long an entry lasts at most. A stop may be taken to begin so much later than it did.
-const PULSE: Duration = Duration::from_millis(100);
+pub(crate) const PULSE: Duration = Duration::from_millis(100);
 
 /// A gap of this length or less is the scheduler's: on a busy host a thread waits for a CPU, and the guest is late.
-const GAP: Duration = Duration::from_millis(500);
+pub(crate) const GAP: Duration = Duration::from_millis(500);
 
 /// Until when a vCPU may have run, and from when on it should have run again; host TSC.
 #[derive(Debug, Default)]
@@ -51,7 +44,7 @@ impl LastRun {
         self.note(now, due);
     }
 
-    fn note(&self, until: HostTsc, wanted_from: Option<HostTsc>) {
+    pub(crate) fn note(&self, until: HostTsc, wanted_from: Option<HostTsc>) {
         self.until.store(until.0, Ordering::SeqCst);
         self.wanted_from.store(wanted_from.map_or(u64::MAX, |due| due.0), Ordering::SeqCst);
     }
@@ -103,62 +96,9 @@ pub(crate) fn gap<'a>(
 }
 
 /// How long the host slept between two instants, if its TSC did not count then.
-fn slept(host: HostClock, known: HostInstant, now: HostInstant) -> Option<Duration> {
+pub(crate) fn slept(host: HostClock, known: HostInstant, now: HostInstant) -> Option<Duration> {
     let uncounted = now.boot.since(known.boot).saturating_sub(host.duration(known.tsc, now.tsc));
     (uncounted > GAP).then_some(uncounted)
-}
-
-/// Whether the host has slept, without counting, since some vCPU last ran; if not, one runs now.
-fn did_sleep(shared: &Shared, host: HostClock) -> bool {
-    let now = HostInstant::now(host);
-    let known = std::mem::replace(&mut *shared.known_to_run.lock(), now);
-    let Some(slept) = slept(host, known, now) else { return false };
-    let from = HostInstant { tsc: now.tsc, boot: now.boot.before(slept) };
-    shared.found_gap(Gap { from, tsc_restarted: false });
-    true
-}
-
-/// Ends the entries of one vCPU, by a timer of its thread's.
-pub(crate) struct Pulse {
-    timer: KickTimer,
-    /// When the timer kicks or kicked.
-    due: Option<HostTsc>,
-}
-
-impl Pulse {
-    /// For the calling thread.
-    pub(crate) fn new() -> Result<Self, RunError> {
-        Ok(Self { timer: KickTimer::new()?, due: None })
-    }
-
-    /// The thread was kicked, at `now`: whether this timer did it, or did it too.
-    pub(crate) fn came(&mut self, now: HostTsc) -> bool {
-        let came = self.due.is_some_and(|due| due <= now);
-        self.due = self.due.filter(|_| !came);
-        came
-    }
-
-    /// The vCPU of `vcpu_shared` is about to be entered, as the clock was when the host's TSC was `read`. False if it must not be:
-    /// there was a gap in between.
-    pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, host: HostClock, read: HostTsc) -> bool {
-        let now = host.tsc();
-        if host.duration(read, now) > GAP {
-            return false;
-        }
-        let due = match self.due.filter(|due| now < *due) {
-            Some(due) => due,
-            None => {
-                if did_sleep(shared, host) {
-                    return false;
-                }
-                self.timer.arm(PULSE);
-                host.after(now, PULSE)
-            }
-        };
-        self.due = Some(due);
-        vcpu_shared.last_run.note(due, Some(HostTsc(0)));
-        true
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! What the vCPUs of one machine share.
 
+pub(crate) mod doorbell;
+pub(crate) mod host_stop;
+mod ram;
+mod vcpu_shared;
+
 use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -13,11 +18,17 @@ use guest_abi::{
     pvclock::FLAG_TSC_STABLE,
     sites::{Kind, PATCH},
 };
-use kvm_pv::{GuestWrite, OutsideRam, WallRegistration};
-use vlapic::{Inbox, Route};
+use kvm_pv::WallRegistration;
 use vm_memory::{Bytes, GuestAddress};
 use vmtime::{GuestTsc, HostTsc, Now, VmTime};
 
+pub(crate) use ram::Ram;
+pub(crate) use vcpu_shared::{Unwakeable, VcpuShared};
+
+use self::{
+    host_stop::{Gap, HostInstant},
+    vcpu_shared::rank,
+};
 use super::{
     audit::{ClockAccount, Handled, TickAudit},
     clock::Clock,
@@ -28,43 +39,8 @@ use super::{
         counters::Counters,
         trace::{Event, Trace},
     },
-    wake::{
-        doorbell::Doorbell,
-        host_stop::{self, Gap, HostInstant, LastRun},
-    },
 };
 use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Outlet};
-
-/// Where one vCPU is reached.
-#[derive(Default)]
-pub struct VcpuShared {
-    /// Calls it.
-    pub(crate) doorbell: Arc<Doorbell>,
-    /// Messages from other LAPICs.
-    pub(crate) inbox: Ranked<Inbox, 7>,
-    /// What its LAPIC answers to; none before the vCPU is there.
-    pub(crate) route: Ranked<Option<Route>, 8>,
-    /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
-    pub(crate) unwakeable: Ranked<Option<Unwakeable>, 9>,
-    /// Where its kvmclock page is; 0 if it has none.
-    pub(crate) page: AtomicU64,
-    /// What its TSC is ahead of the base, modulo 2^64.
-    pub(crate) tsc_adjust: AtomicU64,
-    /// Until when it may have run.
-    pub(crate) last_run: LastRun,
-}
-
-/// Why a vCPU hears nothing but messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unwakeable {
-    /// It halted with interrupts off.
-    Halted {
-        /// Linear address after the HLT.
-        address: u64,
-    },
-    /// It waits for a start-up message.
-    Parked,
-}
 
 /// Clock, devices, RAM, trap sites, tick audit and trace.
 ///
@@ -272,56 +248,5 @@ impl Shared {
         if warned_msrs.len() < 64 && warned_msrs.insert(index) {
             log::warn!("the guest's {access} of MSR {index:#x}, which is not there, gets a #GP");
         }
-    }
-}
-
-/// Guest RAM as the kvmclock publisher writes it.
-pub struct Ram<'a>(pub &'a GuestRam);
-
-impl GuestWrite for Ram<'_> {
-    fn write(&self, addr: u64, bytes: &[u8]) -> Result<(), OutsideRam> {
-        let outside = |_| OutsideRam { addr, bytes: bytes.len() };
-        let address = GuestAddress(addr);
-        match <[u8; 4]>::try_from(bytes) {
-            // A version: one store that no reader sees half of.
-            Ok(word) if addr.is_multiple_of(4) => {
-                self.0.store(u32::from_le_bytes(word), address, Ordering::Release).map_err(outside)
-            }
-            _ if !vm_memory::GuestMemoryBackend::check_range(self.0, address, bytes.len()) => {
-                Err(OutsideRam { addr, bytes: bytes.len() })
-            }
-            _ => self.0.write_slice(bytes, address).map_err(outside),
-        }
-    }
-
-    fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), OutsideRam> {
-        let length = bytes.len();
-        self.0.read_slice(bytes, GuestAddress(addr)).map_err(|_| OutsideRam { addr, bytes: length })
-    }
-}
-
-/// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
-fn rank(vcpus: &[VcpuShared], index: u32) -> u32 {
-    let page = |vcpu_shared: &VcpuShared| vcpu_shared.page.load(Ordering::Relaxed);
-    let own = usize::try_from(index).ok().and_then(|index| vcpus.get(index)).map_or(0, page);
-    if own == 0 {
-        return index;
-    }
-    let before = vcpus.iter().map(page).filter(|page| (1..own).contains(page)).count();
-    u32::try_from(before).unwrap_or(index)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rings_are_in_the_order_of_the_pages() {
-        let vcpus: Vec<VcpuShared> = (0..4).map(|_| VcpuShared::default()).collect();
-        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 1, 2, 3]);
-        for (vcpu_shared, page) in vcpus.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
-            vcpu_shared.page.store(page, Ordering::Relaxed);
-        }
-        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 2, 1, 3]);
     }
 }

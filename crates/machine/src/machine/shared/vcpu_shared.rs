@@ -1,0 +1,68 @@
+//! What other threads may know of one vCPU, and where they reach it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use vlapic::{Inbox, Route};
+
+use super::{doorbell::Doorbell, host_stop::LastRun};
+use crate::machine::lock::Ranked;
+
+/// Where one vCPU is reached.
+#[derive(Default)]
+pub struct VcpuShared {
+    /// Calls it.
+    pub(crate) doorbell: Arc<Doorbell>,
+    /// Messages from other LAPICs.
+    pub(crate) inbox: Ranked<Inbox, 7>,
+    /// What its LAPIC answers to; none before the vCPU is there.
+    pub(crate) route: Ranked<Option<Route>, 8>,
+    /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
+    pub(crate) unwakeable: Ranked<Option<Unwakeable>, 9>,
+    /// Where its kvmclock page is; 0 if it has none.
+    pub(crate) page: AtomicU64,
+    /// What its TSC is ahead of the base, modulo 2^64.
+    pub(crate) tsc_adjust: AtomicU64,
+    /// Until when it may have run.
+    pub(crate) last_run: LastRun,
+}
+
+/// Why a vCPU hears nothing but messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unwakeable {
+    /// It halted with interrupts off.
+    Halted {
+        /// Linear address after the HLT.
+        address: u64,
+    },
+    /// It waits for a start-up message.
+    Parked,
+}
+
+/// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
+pub(super) fn rank(vcpus: &[VcpuShared], index: u32) -> u32 {
+    let page = |vcpu_shared: &VcpuShared| vcpu_shared.page.load(Ordering::Relaxed);
+    let own = usize::try_from(index).ok().and_then(|index| vcpus.get(index)).map_or(0, page);
+    if own == 0 {
+        return index;
+    }
+    let before = vcpus.iter().map(page).filter(|page| (1..own).contains(page)).count();
+    u32::try_from(before).unwrap_or(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_are_in_the_order_of_the_pages() {
+        let vcpus: Vec<VcpuShared> = (0..4).map(|_| VcpuShared::default()).collect();
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 1, 2, 3]);
+        for (vcpu_shared, page) in vcpus.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
+            vcpu_shared.page.store(page, Ordering::Relaxed);
+        }
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 2, 1, 3]);
+    }
+}
