@@ -1,6 +1,6 @@
 //! Numbers from the fuzzer's bytes, until there are no more.
 
-/// What is left of the input.
+/// The rest of the input.
 pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
 
 impl Bytes<'_> {

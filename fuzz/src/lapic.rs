@@ -1,4 +1,4 @@
-//! Two local APICs, and whatever the bytes do to them.
+//! Two local APICs, and operations on them decoded from the fuzzer's bytes.
 
 use guest_abi::{
     msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC},

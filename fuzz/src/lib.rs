@@ -1,4 +1,4 @@
-//! What the fuzz targets do with their bytes: a library, so that the same code runs as a test, without a fuzzer.
+//! The code of the fuzz targets: a library, so that it also runs as a test, without a fuzzer.
 
 mod bytes;
 mod lapic;

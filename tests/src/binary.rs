@@ -1,4 +1,4 @@
-//! Where the program and the guest are, built from the sources that stand here now.
+//! Paths of the program and the guest, built from the present sources.
 
 use std::{
     env,
@@ -43,7 +43,7 @@ pub fn vmm() -> &'static Path {
     static VMM: OnceLock<PathBuf> = OnceLock::new();
     VMM.get_or_init(|| {
         let place = Place::of_this_test();
-        // Set by `cargo test`. Without it somebody runs a test program by hand, with the `vmm` that is there.
+        // Set by `cargo test`. Without it a test program was started by hand, and uses the `vmm` that is there.
         if let Some(cargo) = env::var_os("CARGO") {
             // The packages are chosen as in `cargo run`, so that nothing is compiled twice with other features.
             let mut build = Command::new(cargo);
@@ -65,7 +65,7 @@ pub(crate) fn target() -> PathBuf {
     Place::of_this_test().target
 }
 
-/// The guest kernel's file, where the build leaves it for people.
+/// The guest kernel's file, where the build leaves it for users.
 pub fn guest() -> &'static Path {
     static GUEST: OnceLock<PathBuf> = OnceLock::new();
     GUEST.get_or_init(|| {

@@ -8,19 +8,19 @@ use std::{
 
 use crate::process;
 
-/// Names that distributions give it.
+/// Chromium's program names in Linux distributions.
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
 /// A Chromium on this machine.
 #[derive(Debug)]
 pub struct Browser(PathBuf);
 
-/// A page as it was when its scripts had run.
+/// A page after its scripts have run.
 #[derive(Debug)]
 pub struct Loaded {
     /// Its elements.
     pub html: String,
-    /// What its scripts and the browser said about it on the console.
+    /// The messages of its scripts and of the browser on the console.
     pub console: Vec<String>,
 }
 
@@ -54,9 +54,9 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            // As on a telephone, they take no room.
+            // Overlay scroll bars take no room, as on a telephone.
             "--hide-scrollbars",
-            // Small /dev/shm in containers.
+            // /dev/shm is small in containers.
             "--disable-dev-shm-usage",
             // A page that looks into a frame; both are files.
             "--allow-file-access-from-files",
@@ -75,7 +75,7 @@ impl Browser {
     /// How wide the page is in a window of `width`: more, if it scrolls sideways.
     ///
     /// # Panics
-    /// As [`Self::load`], or if the page says nothing.
+    /// As [`Self::load`], or if the page reports no width.
     #[track_caller]
     #[must_use]
     pub fn width_in(&self, page: &Path, width: u32) -> u32 {
@@ -103,7 +103,7 @@ impl Loaded {
     }
 }
 
-/// The number that an attribute of an element is.
+/// The number in an attribute of an element.
 ///
 /// # Panics
 /// If it is not there.

@@ -1,7 +1,7 @@
 //! The examples in documents: console blocks, and whether what they show is what was printed.
 //!
-//! A block of a Markdown page is an example if a line of it begins with `$ `. What stands in an HTML comment right before a
-//! block, and is seen by nobody who reads the page, says how it is run:
+//! A block of a Markdown page is an example if a line of it begins with `$ `. An HTML comment right before a block,
+//! which is not shown to readers of the page, says how the block is run:
 //!
 //! | comment | meaning |
 //! |---|---|
@@ -21,19 +21,19 @@ use regex::Regex;
 /// A block that is run, or a file that later ones use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
-    /// The line that it begins in.
+    /// Number of its first line.
     pub line: usize,
     /// Commands, each with the lines that it is shown to print.
     pub commands: Vec<(String, Vec<String>)>,
     /// Why it cannot be run.
     pub not_run: Option<String>,
-    /// What is run first.
+    /// Commands to run first.
     pub before: Vec<String>,
     /// Exit codes that a command may have besides 0.
     pub exit: Vec<i32>,
-    /// The last command is ended from outside.
+    /// The last command does not end by itself: the test ends it.
     pub goes_on: bool,
-    /// It is the file of this name, with this content.
+    /// No example, but a file with this name and the block's content.
     pub file: Option<(String, String)>,
 }
 
@@ -71,7 +71,7 @@ fn read_mark(marks: &mut Block, mark: &str) {
         Some(("exit", code)) => marks.exit.push(code.parse().expect("an exit code")),
         Some(("file", name)) => marks.file = Some((name.to_owned(), String::new())),
         None if mark == "goes on" => marks.goes_on = true,
-        // Somebody else's.
+        // A comment that is not about examples.
         _ => {}
     }
 }

@@ -1,4 +1,4 @@
-//! What a test may need of this host, and why it cannot have it: reasons for [`crate::require!`].
+//! Requirements of tests on this host, with the reason if one is not met, for [`crate::require!`].
 
 use std::{env, fs::File, process::Command};
 
@@ -8,7 +8,7 @@ use std::{env, fs::File, process::Command};
 /// If /dev/kvm cannot be opened.
 ///
 /// # Panics
-/// If it cannot, and CI=true: there, a test that is skipped is one that nobody runs.
+/// If it cannot, and CI=true: a test that CI skips may never run anywhere.
 pub fn kvm() -> Result<(), String> {
     let Err(error) = File::options().read(true).write(true).open("/dev/kvm") else { return Ok(()) };
     let reason = format!("/dev/kvm cannot be opened: {error}");

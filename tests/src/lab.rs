@@ -1,4 +1,4 @@
-//! A place to run VMs in: a directory of its own, flags as people write them, results as they are read.
+//! Runs `vmm` in a temporary directory, with flags as users write them, and reads its results.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{Ended, Trace, binary, process};
 
-/// A temporary directory and the runs that leave files in it.
+/// A temporary directory, in which runs of `vmm` leave their files.
 #[derive(Debug)]
 pub struct Lab {
     dir: TempDir,
@@ -20,9 +20,9 @@ pub struct Lab {
 /// A run that ended.
 #[derive(Debug)]
 pub struct Run {
-    /// How.
+    /// Exit status and output.
     pub ended: Ended,
-    /// What `--summary` wrote.
+    /// The `--summary` file.
     pub summary: Summary,
     /// What `--trace` wrote, if asked for.
     pub trace: Option<Trace>,
@@ -38,7 +38,7 @@ impl Lab {
     /// An empty one.
     ///
     /// # Panics
-    /// If there is no place for temporary files.
+    /// If the directory cannot be created.
     #[must_use]
     pub fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a temporary directory") }
@@ -49,7 +49,7 @@ impl Lab {
         self.dir.path().join(name)
     }
 
-    /// `vmm` with these flags, separated by blanks, standing in this directory: files need no path.
+    /// `vmm` with these flags, separated by blanks, in this working directory: files need no path.
     #[must_use]
     pub fn vmm(&self, flags: &str) -> Command {
         let mut command = Command::new(binary::vmm());
@@ -71,7 +71,7 @@ impl Lab {
         process::finish(&mut self.vmm(flags))
     }
 
-    /// Boots the guest, and reads what it left; the exit code must be 0.
+    /// Boots the guest, and reads its result files; the exit code must be 0.
     #[track_caller]
     pub fn boot(&self, cmdline: &str, flags: &str) -> Run {
         self.results(&mut self.guest(cmdline, flags))
@@ -110,7 +110,8 @@ impl Run {
         self.trace.as_ref().expect("a trace")
     }
 
-    /// That all `count` ticks came, none of them before its time by either account, and that the clock never went back.
+    /// Asserts that all `count` ticks came, none of them early by the guest's or the host's clock, and that the clock
+    /// never went back.
     ///
     /// # Panics
     /// With the summary, if not.

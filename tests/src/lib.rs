@@ -1,7 +1,7 @@
-//! What the tests that boot virtual machines share: the program, its output, its files.
+//! Shared code of the tests that boot virtual machines: runs the program, and reads its output and files.
 //!
-//! The tests use `vmm` as people do, through its command line, and judge it by its exit code, its messages, its trace and
-//! its summary. Arithmetic on these is done here a second time, on purpose: none of `vmm`'s own code is called.
+//! The tests use `vmm` as users do, through its command line, and check its exit code, its messages, its trace and its
+//! summary. Arithmetic on these is written here a second time, on purpose: none of `vmm`'s own code is called.
 
 mod binary;
 mod browser;
@@ -40,5 +40,5 @@ pub const CLOCKEVENTS: [&str; 9] = [
     "clockevent=lapic-oneshot",
 ];
 
-/// Both doors to the LAPIC, as flags of `vmm`.
+/// Both ways to access the LAPIC, as flags of `vmm`.
 pub const DOORS: [&str; 2] = ["--x2apic on", "--x2apic off"];

@@ -1,5 +1,5 @@
-//! kvmclock's arithmetic once more, in 128 bits and from the definition (Linux `Documentation/virt/kvm/x86/msr.rst`,
-//! MSR_KVM_SYSTEM_TIME_NEW), so that an error in the program's own cannot agree with itself.
+//! kvmclock's arithmetic in 128 bits, written from the definition (Linux `Documentation/virt/kvm/x86/msr.rst`,
+//! MSR_KVM_SYSTEM_TIME_NEW) and not shared with `vmm`, so that an error in `vmm`'s arithmetic does not hide itself.
 
 /// The numbers of a published page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// What the guest's kvmclock shows when RDTSC gives `tsc`.
+    /// The guest's kvmclock reading when RDTSC returns `tsc`.
     ///
     /// # Panics
     /// For a `tsc` before the page's base.

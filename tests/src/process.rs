@@ -1,4 +1,4 @@
-//! Child processes that cannot hang a test.
+//! Child processes with a time limit, so that none hangs a test.
 
 use std::{
     io::{self, Read},
@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-/// No child needs a tenth of this, on a busy machine either.
+/// The time limit. No child needs a tenth of it, even on a busy machine.
 const HANG_GUARD: Duration = Duration::from_secs(120);
 
-/// What a process left.
+/// A process's result.
 #[derive(Debug)]
 pub struct Ended {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,
@@ -34,21 +34,20 @@ impl Ended {
         self.status.code().unwrap_or_else(|| panic!("ended by signal {signal:?}: {self:#?}"))
     }
 
-    /// That it ended with this exit code.
+    /// Asserts that it ended with this exit code.
     ///
     /// # Panics
-    /// With all it said, if it did not.
+    /// If it did not; with all its output.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(self.code(), code, "{self:#?}");
         self
     }
 
-    /// That it ended with `code` and one line on standard error that holds each of `parts`; it may tell its TSC source
-    /// before. Clap adds a usage hint of its own.
+    /// Asserts that it ended with `code` and one line on standard error that holds each of `parts`; it may print its
+    /// TSC source before. Clap adds a usage hint of its own.
     ///
-    /// # Panics
-    /// With all it said, if it did not.
+    /// # Panics If it did not; with all its output.
     #[track_caller]
     pub fn refused(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code(), code, "{self:#?}");
@@ -64,7 +63,7 @@ impl Ended {
     }
 }
 
-/// A process that runs; dropped, it is killed.
+/// A running process. Dropping this kills it.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -100,7 +99,7 @@ fn collect(mut from: impl Read + Send + 'static) -> Receiver<io::Result<String>>
     thread::spawn(move || {
         let mut bytes = Vec::new();
         let result = from.read_to_end(&mut bytes).map(|_| String::from_utf8_lossy(&bytes).into_owned());
-        // Nobody listens when the test has failed meanwhile.
+        // The send fails if the test has failed meanwhile.
         let _ = sender.send(result);
     });
     receiver
@@ -116,7 +115,7 @@ impl Running {
     /// Whether it has ended.
     ///
     /// # Panics
-    /// If it cannot be asked.
+    /// If its state cannot be read.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("it can be waited for").is_some()
     }
@@ -128,15 +127,15 @@ impl Running {
     #[track_caller]
     #[must_use]
     pub fn finish(mut self) -> Ended {
-        // Both pipes close at its end.
-        let mut told = [&self.stdout, &self.stderr].map(|pipe| pipe.recv_timeout(HANG_GUARD));
-        if told.iter().any(Result::is_err) {
+        // Both pipes close when it ends.
+        let mut output = [&self.stdout, &self.stderr].map(|pipe| pipe.recv_timeout(HANG_GUARD));
+        if output.iter().any(Result::is_err) {
             let _ = self.child.kill();
-            told = [&self.stdout, &self.stderr].map(|pipe| pipe.recv_timeout(HANG_GUARD));
-            panic!("{} did not end; it said {told:#?}", self.command);
+            output = [&self.stdout, &self.stderr].map(|pipe| pipe.recv_timeout(HANG_GUARD));
+            panic!("{} did not end; its output was {output:#?}", self.command);
         }
         let status = self.child.wait().expect("it can be waited for");
-        let [stdout, stderr] = told.map(|text| text.expect("checked above").expect("a pipe can be read"));
+        let [stdout, stderr] = output.map(|text| text.expect("checked above").expect("a pipe can be read"));
         Ended { status, stdout, stderr }
     }
 }

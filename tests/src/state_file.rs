@@ -1,4 +1,4 @@
-//! A snapshot's `state` file (docs/snapshot-format.md): its versions, and changes by somebody who gets its checksums right.
+//! A snapshot's `state` file (docs/snapshot-format.md): reads its versions, and edits it with valid checksums.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -10,7 +10,7 @@ const PREAMBLE: usize = 16;
 const NAME: usize = 24;
 
 struct Section<'a> {
-    /// As it stands in the file.
+    /// Its bytes in the file.
     name: &'a [u8],
     version: [u8; 4],
     payload: &'a [u8],
@@ -22,7 +22,7 @@ impl Section<'_> {
     }
 }
 
-/// What stands before the sections, and these.
+/// The bytes before the sections, and the sections.
 fn parse(file: &[u8]) -> (&[u8], Vec<Section<'_>>) {
     let (preamble, mut rest) = file.split_at(PREAMBLE);
     let mut sections = Vec::new();
@@ -50,7 +50,7 @@ pub fn versions(path: &Path) -> (u32, BTreeMap<String, u32>) {
     (u32::from_le_bytes(*format), sections.iter().map(version).collect())
 }
 
-/// Puts `change`'s answer in place of the payload of each section, or takes the section away where it gives none.
+/// Replaces the payload of each section with the result of `change`, or removes the section if that is `None`.
 ///
 /// # Panics
 /// If the file is no `state` file.

@@ -14,7 +14,7 @@ pub struct Trace {
 }
 
 impl fmt::Debug for Trace {
-    /// Not all of it: a failed test shows the end.
+    /// Prints the end only, which is enough for a failed test.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tail = self.lines.iter().rev().take(20).rev().map(|line| line.0.to_string());
         f.debug_list().entries(tail).finish()
@@ -98,7 +98,7 @@ impl Line {
         self.number(&format!("/{name}"))
     }
 
-    /// A field that is a word.
+    /// A field that is a string.
     ///
     /// # Panics
     /// If there is none.

@@ -1,4 +1,4 @@
-//! A tick allocates nothing. In a process of its own, because it counts what its process allocates.
+//! A tick allocates nothing. This is a test program of its own, because it counts all allocations of its process.
 
 use std::{alloc::System, io};
 
@@ -14,7 +14,7 @@ use vmtime::VmTime;
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// What `ticks` ticks allocate, after the first 300, in calls.
+/// Number of allocations during `ticks` ticks, after the first 300.
 fn allocations(time: TimeMode, ticks: u64) -> usize {
     let mut env = HostEnvironment::open(None).expect("a host");
     env.poll = POLL;
@@ -38,7 +38,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
         loop {
             match machine.run(&Undisturbed, Some(VmTime(ms * 1_000_000))).expect("a run") {
                 Outcome::Reached => break,
-                // A busy machine may stop anybody for a while.
+                // A busy machine may delay any thread for a while.
                 Outcome::HostStopped { .. } => {}
                 other => panic!("{other:?}"),
             }
@@ -51,13 +51,13 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
     change.allocations + change.reallocations
 }
 
-// Catches: a Vec, a Box or a String made in each turn. A run itself makes some things: hence the difference of two.
+// Catches: a Vec, a Box or a String made in each vCPU step. A run itself allocates, too: hence the difference of two.
 #[test]
 fn a_tick_allocates_nothing() {
     require_kvm!();
     for time in [TimeMode::Real, TimeMode::Virtual] {
-        // What grows by doubling may grow once more. A histogram grows also with the lateness that a busy machine makes: one
-        // try in which it does not is enough, since what each turn allocates shows in every try.
+        // A collection that grows by doubling may grow once more, and on a busy machine a histogram grows with
+        // lateness. One try without these is enough: an allocation in each step shows in every try.
         let tries: Vec<_> = (0..3).map(|_| (allocations(time, 100), allocations(time, 600))).collect();
         let grown = |(few, many): &(usize, usize)| many > &(few + 4);
         assert!(!tries.iter().all(grown), "{time:?}: allocations for 100 and for 600 ticks: {tries:?}");

@@ -30,7 +30,7 @@ fn changed_guest(lab: &Lab, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
     fs::write(lab.path(name), bytes).unwrap();
 }
 
-/// The same guest, with no section that the VMM would know as its trap sites.
+/// The same guest, with its section of trap sites under a name that the VMM does not look for.
 fn without_trap_sites(lab: &Lab, image: &str) {
     changed_guest(lab, image, |bytes| {
         let elf = ElfFile64::<LittleEndian>::parse(bytes.as_slice()).unwrap();
@@ -121,7 +121,7 @@ fn frequencies_too_far_from_the_saved_one() {
     }
 }
 
-// Catches: half a snapshot left where none can be made, or somebody's files overwritten.
+// Catches: half a snapshot left where none can be made, or a user's files overwritten.
 #[test]
 fn directories_that_cannot_take_a_snapshot() {
     require_kvm!();
@@ -223,7 +223,7 @@ fn flags_that_do_not_go_together() {
     }
 }
 
-// Catches: a host without KVM told anything but so.
+// Catches: a host without KVM that gets another message than that.
 #[test]
 fn no_dev_kvm() {
     let _ = vmm();
@@ -252,7 +252,7 @@ fn forbidden_dev_kvm() {
     if !root || others.map_or(true, |mode| mode != 0) {
         skip!("needs root and a /dev/kvm that others may not open");
     }
-    // Where anybody may enter and read, unlike perhaps the build's directory.
+    // In a directory that every user may enter and read, which the build's directory may not be.
     let [program, image] = [("vmm", vmm()), ("guest", guest())].map(|(name, from)| {
         fs::copy(from, lab.path(name)).unwrap();
         fs::set_permissions(lab.path(name), fs::Permissions::from_mode(0o755)).unwrap();
@@ -264,9 +264,9 @@ fn forbidden_dev_kvm() {
     finish(&mut command).refused(3, &["/dev/kvm", "Permission denied"]);
 }
 
-// Catches: a panic of a command whose output nobody wants any more (`vmm snapshot show … | head -1`).
+// Catches: a panic of a command whose reader has gone (`vmm snapshot show … | head -1`).
 #[test]
-fn output_that_nobody_reads() {
+fn output_into_a_closed_pipe() {
     require_kvm!();
     let lab = Lab::new();
     saved(&lab);

@@ -1,4 +1,4 @@
-//! What the guest is told about time when it stood still: the wall clock, stops that nobody asked for, its TSC.
+//! Time that the guest did not run: the wall clock, stops by the host without a request, the guest's TSC.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use nix::{
 use serde_json::{Value, json};
 use vm_tests::{Lab, Running, Trace, raw, require_kvm, start, state_file::change_sections};
 
-/// Far more looks than any start needs, and what is between two of them.
+/// Number of polls, far more than any start needs, and the time between two of them.
 const LOOKS: u32 = 30_000;
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -27,8 +27,8 @@ fn unix_ns() -> u64 {
 const PAGE: u32 = 0x10_1000;
 const WALL: u32 = PAGE + 0x40;
 
-/// A guest that asks for the wall clock and writes what it got to port 0xe9, first at once, and again each time that it
-/// finds PVCLOCK_GUEST_STOPPED, which it clears; it ends after the second.
+/// A guest that requests the wall clock and writes it to COM1, first at once, and again when it finds
+/// PVCLOCK_GUEST_STOPPED, which it clears. It ends after the second.
 fn asks_again() -> Vec<u8> {
     let word = |value: u32| value.to_le_bytes();
     let wrmsr = |index: u32, value: u32| {
@@ -66,8 +66,8 @@ fn the_wall_clock_is_right_each_time_that_a_guest_asks() {
     let lab = Lab::new();
     fs::write(lab.path("asks"), asks_again()).unwrap();
     const PAUSE: Duration = Duration::from_millis(1200);
-    // Half of it tells a clock that stood from one that did not. The slack is for VMM_TEST_HOST_KHZ, with which VM time may
-    // run several times as fast as the wall clock until the VM is saved.
+    // Half of it distinguishes a clock that stood from one that did not. The slack is for VMM_TEST_HOST_KHZ, with which
+    // VM time may run several times as fast as the wall clock until the VM is saved.
     const SLACK: i128 = 600_000_000;
     for lapic in ["user", "kvm"] {
         let saved = format!("{lapic}-saved");
@@ -127,7 +127,7 @@ impl Ticking {
         kill(process, Signal::SIGCONT).expect("it is there");
     }
 
-    /// Its summary, its trace, and what it said.
+    /// Its summary, its trace, and its messages.
     fn end(self) -> (Value, Trace, String) {
         let ended = self.process.finish().expect(0);
         let summary = serde_json::from_slice(&fs::read(self.lab.path("summary")).unwrap()).unwrap();
@@ -135,7 +135,7 @@ impl Ticking {
     }
 }
 
-// Catches: a stop that ends with somebody asking for something, before any vCPU looks at the clock.
+// Catches: a stop that is missed because a request ends it, before any vCPU reads the clock.
 #[test]
 fn a_stop_that_ends_with_a_request_is_a_pause() {
     require_kvm!();
@@ -164,7 +164,7 @@ fn a_stop_that_ends_with_a_request_is_a_pause() {
     }
 }
 
-// Catches: VM time that leaps over a gap that nobody asked for, and a guest that is not told of it.
+// Catches: VM time that leaps over a stop that was not requested, and a guest without GUEST_STOPPED after it.
 #[test]
 fn a_stopped_process_is_a_pause() {
     require_kvm!();
@@ -189,7 +189,8 @@ fn a_stopped_process_is_a_pause() {
         assert!(summary["ticks"]["guest_stopped_seen"].as_u64().unwrap() >= 1, "{what}: {summary}");
         assert_eq!(summary["ticks"]["clock_steps_back"], 0, "{what}: {summary}");
         assert!(stderr.contains("no vCPU ran for"), "{what}: {stderr}");
-        // The stop itself was longer than asked for, and the VMM takes it to begin a tenth of a second later at most.
+        // The stop itself may be longer than requested, and the VMM takes it to begin a tenth of a second later at
+        // most.
         let gap = trace.all("host-stop").max_by_key(|line| line.field("gap_ns")).expect("a stop in the trace");
         assert!(gap.field("gap_ns") >= stop_ns - 110_000_000, "{what}: {gap:?}");
         let counted = trace.all("restore").map(|line| line.field("downtime_ns")).max().expect("a restore");
@@ -205,7 +206,7 @@ fn a_stopped_process_is_a_pause() {
     }
 }
 
-// Catches: the end of a pause that somebody did ask for, taken for a stop by the host.
+// Catches: the end of a requested pause, taken for a stop by the host.
 #[test]
 fn a_paused_vm_cannot_be_stopped_by_its_host() {
     require_kvm!();
@@ -220,7 +221,7 @@ fn a_paused_vm_cannot_be_stopped_by_its_host() {
     }
 }
 
-// Catches: a planted stop that is told to the guest, or that does not make its timers late.
+// Catches: an injected stop after which GUEST_STOPPED is set, or that does not make the guest's timers late.
 #[test]
 fn a_sweep_shows_what_an_unnoticed_stop_does() {
     require_kvm!();
@@ -233,7 +234,7 @@ fn a_sweep_shows_what_an_unnoticed_stop_does() {
     assert_eq!(totals["ratio"], "1");
     let points = found["points"].as_array().unwrap().len();
     assert_eq!(totals["verdicts"], json!([["late", points]]), "{totals}");
-    // One that is shorter than what is left of the tick is only not told.
+    // A stop that is shorter than the rest of the tick has one effect: GUEST_STOPPED is not set.
     sweep("--inject host-stop=1us --tolerance 100us").expect(1);
     let found: Value = serde_json::from_slice(&fs::read(lab.path("sweep.json")).unwrap()).unwrap();
     assert_eq!(found["totals"][0]["verdicts"], json!([["untold", points]]), "{found:#}");
@@ -241,7 +242,7 @@ fn a_sweep_shows_what_an_unnoticed_stop_does() {
     sweep("--inject host-stop=").refused(2, &["host-stop=", "--inject"]);
 }
 
-/// Moves a saved machine's TSC, and all that is told in its units, by `by`.
+/// Moves a saved machine's TSC, and all values in its units, by `by`.
 fn move_tsc(state: &Path, by: i64) {
     let moved =
         |value: &mut Value| *value = json!(value.as_u64().expect("a TSC").checked_add_signed(by).expect("in range"));
@@ -343,7 +344,7 @@ fn a_restored_tsc_goes_on_from_its_value() {
     assert_eq!(restored.trace().only("restore").tsc(), saved.trace().only("save").tsc());
 }
 
-// Catches: a guest without trap sites that is given another counter without a word.
+// Catches: a guest without trap sites that gets another counter without a message.
 #[test]
 fn a_guest_whose_tsc_cannot_go_on_is_refused() {
     require_kvm!();

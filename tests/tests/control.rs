@@ -16,9 +16,9 @@ use nix::{
 use serde_json::Value;
 use vm_tests::{Ended, Lab, Running, Trace, require_kvm, start};
 
-/// Between two looks at something that another process is about to do.
+/// Time between two polls for something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// Far more looks than any start needs.
+/// Number of polls, far more than any start needs.
 const LOOKS: u32 = 30_000;
 
 /// A VM with a control socket `s` in its lab.
@@ -32,7 +32,7 @@ impl Idle {
         let lab = Lab::new();
         let process = start(&mut lab.guest(&format!("scenario=idle {cmdline}"), &format!("--api-sock s {flags}")));
         let mut idle = Self { lab, process };
-        // The file is there a moment before anybody listens.
+        // The file exists a moment before the VMM listens.
         idle.until(|idle| UnixStream::connect(idle.lab.path("s")).is_ok());
         idle
     }
@@ -60,13 +60,13 @@ impl Idle {
         self.status()[name].as_u64().unwrap_or_else(|| panic!("no number {name}"))
     }
 
-    /// The guest goes on: it makes ticks that it had not made.
+    /// Asserts that the guest runs: that it makes new ticks.
     fn ticks_on(&mut self) {
         let before = self.number("ticks");
         self.until(|idle| idle.number("ticks") > before + 3);
     }
 
-    /// Ends by itself, in good order.
+    /// Asserts that it ends by itself, with success.
     fn ends(self) -> Ended {
         let ended = self.process.finish().expect(0);
         assert!(!self.lab.path("s").exists(), "the socket is left behind: {ended:#?}");
@@ -91,7 +91,7 @@ fn http(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
     (code, body.to_owned())
 }
 
-// Catches: a socket that others may use, and commands that do not do what they say.
+// Catches: a socket that other users may connect to, and commands without their effect.
 #[test]
 fn every_command() {
     require_kvm!();
@@ -241,7 +241,7 @@ fn a_refused_command_changes_nothing() {
     lab.run("ctl --api-sock nobody status").refused(2, &["nobody"]);
 }
 
-// Catches: a signal that kills the process, leaving the socket, or that nobody hears while the VM is paused.
+// Catches: a signal that kills the process, leaving the socket, or that is ignored while the VM is paused.
 #[test]
 fn signals_end_it_in_good_order() {
     require_kvm!();
@@ -272,7 +272,7 @@ fn until_it_blocks_signals(pid: i32) {
     panic!("it does not block signals");
 }
 
-// Catches: a signal that is lost because the thread that hears signals starts after the guest.
+// Catches: a signal that is lost because the thread that waits for signals starts after the guest.
 #[test]
 fn a_signal_that_comes_at_once_is_heard() {
     require_kvm!();
@@ -286,7 +286,7 @@ fn a_signal_that_comes_at_once_is_heard() {
     }
 }
 
-// Catches: a VM that runs before it was told to.
+// Catches: a VM with --paused that runs before it is resumed.
 #[test]
 fn it_can_start_paused() {
     require_kvm!();
@@ -300,7 +300,7 @@ fn it_can_start_paused() {
 }
 
 // Catches: a resume that has no policies of its own, one that forgets those of the command line after a migration, and a
-// migration that must be told the frequency that the guest has.
+// migration that needs the guest's present frequency as a parameter.
 #[test]
 fn a_resume_and_a_migration_may_leave_out_what_stays() {
     require_kvm!();

@@ -102,9 +102,9 @@ fn migrations_within_a_long_sleep() {
     assert!(late.abs_diff(armed) < 20_000, "{run:#?}");
 }
 
-// Catches: a limit in host time that nobody can change, for a host on which even a guest that does not spin is slow.
+// Catches: a limit in host time that cannot be changed, for a host on which even a guest that does not spin is slow.
 #[test]
-fn a_guest_may_spin_for_as_long_as_it_is_told() {
+fn a_guest_may_spin_up_to_the_spin_limit() {
     require_kvm!();
     let lab = Lab::new();
     let spins = |flags: &str| finish(&mut lab.guest("load=kernel count=5", &format!("--time virtual {flags}")));

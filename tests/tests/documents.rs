@@ -21,14 +21,14 @@ use vm_tests::{
     guest, require_kvm, vmm,
 };
 
-/// No command needs a tenth of this, on a busy machine either.
+/// The time limit for a command. None needs a tenth of it, even on a busy machine.
 const HANG_GUARD: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What commands use that a host may not have.
 const TOOLS: [&str; 8] = ["curl", "jq", "xxd", "objcopy", "as", "ld", "du", "dd"];
 
-/// A page on its way: the directory that its commands stand in, and what runs beside them.
+/// A page under test: the working directory of its commands, and the commands that run in the background.
 struct Page {
     name: &'static str,
     dir: tempfile::TempDir,
@@ -37,7 +37,7 @@ struct Page {
     not_run: Vec<String>,
 }
 
-/// A command that runs, with its output going to files.
+/// A running command whose output goes to files.
 struct Started {
     child: Child,
     streams: [PathBuf; 2],
@@ -84,7 +84,7 @@ impl Page {
         Started { child, streams }
     }
 
-    /// What a command has printed so far, as if it stood where the documents say.
+    /// The output of a command so far, with the temporary directory's path replaced by that in the documents.
     fn printed(&self, started: &Started) -> [String; 2] {
         let here = format!("{}/", self.dir.path().display());
         started.streams.each_ref().map(|path| {
@@ -138,13 +138,13 @@ impl Page {
         self.run += 1;
     }
 
-    /// Waits until somebody listens at the control socket that `command` names, if it names one.
+    /// Waits until a VMM listens at the control socket that `command` names, if it names one.
     fn hears(&self, command: &str) {
         let mut words = command.split_whitespace().skip_while(|word| *word != "--api-sock").skip(1);
         let Some(path) = words.next().and_then(|path| path.strip_prefix("/tmp/")) else { return };
         let begun = Instant::now();
         while UnixStream::connect(self.dir.path().join("tmp").join(path)).is_err() {
-            assert!(begun.elapsed() < HANG_GUARD, "{command}: nobody listens");
+            assert!(begun.elapsed() < HANG_GUARD, "{command}: no VMM listens");
             thread::sleep(LOOK_AGAIN);
         }
     }
@@ -170,7 +170,7 @@ impl Page {
         let begun = Instant::now();
         loop {
             let printed = self.printed(&started);
-            // Something, if nothing is shown: then it runs.
+            // If nothing is shown, any output will do: it means that the command runs.
             let said = printed.iter().any(|text| !text.is_empty());
             if said && not_printed(shown, [&printed[0], &printed[1]], repeats(command)).is_none() {
                 break;
@@ -180,7 +180,7 @@ impl Page {
             thread::sleep(LOOK_AGAIN);
         }
         if command.contains("--api-sock") {
-            // Later blocks talk to it.
+            // It runs on: later blocks use it.
             self.beside.push(started.child);
             return;
         }
@@ -219,7 +219,7 @@ fn try_page(name: &'static str) {
 macro_rules! pages {
     ($($test:ident: $page:literal,)*) => {
         $(
-            // Catches: an example that was true once.
+            // Catches: an example that is out of date.
             #[test]
             fn $test() {
                 require_kvm!();
@@ -249,7 +249,7 @@ pages! {
     virtual_time: "docs/virtual-time.md",
 }
 
-// Catches: a page whose examples nobody runs.
+// Catches: a page whose examples are not run.
 #[test]
 fn every_page_with_examples_is_tried() {
     let mut pages = vec!["README.md".to_owned()];

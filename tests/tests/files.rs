@@ -1,4 +1,4 @@
-//! Files that do something to a VM: one that may not grow, one that becomes shorter, one that a killed VMM left.
+//! Files that can break a VM: one that may not grow, one that is truncated, one that a killed VMM left.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use std::{
 
 use vm_tests::{Lab, finish, require_kvm, start};
 
-/// Between two looks at something that another process is about to do.
+/// Time between two polls for something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Saves a guest that writes more pages, after every tick, than a restore checks before it runs.
@@ -25,7 +25,7 @@ fn truncate(lab: &Lab, bytes: u64) {
 // Catches: a VM that ends by SIGBUS, with nothing said, when its memory file becomes shorter; one that goes on with what KVM
 // makes of memory that it cannot read; and one that ends well.
 #[test]
-fn a_memory_file_that_becomes_shorter_under_the_vm_is_told() {
+fn a_memory_file_that_is_truncated_under_the_vm_is_reported() {
     require_kvm!();
     for (flags, bytes) in [("", 0), ("--verify now", 0), ("", 3 << 20), ("--time virtual", 1 << 20), ("--paused", 0)] {
         let lab = Lab::new();
@@ -36,7 +36,7 @@ fn a_memory_file_that_becomes_shorter_under_the_vm_is_told() {
             thread::sleep(LOOK_AGAIN);
         }
         truncate(&lab, bytes);
-        // Until it needs a page, it does not know. A snapshot needs all of them.
+        // The VMM notices when it reads a lost page. A snapshot reads all pages.
         let _ = lab.run("ctl --api-sock s snapshot second");
         let _ = lab.run("ctl --api-sock s quit");
         process.finish().refused(2, &["vmm: snapshot snapshot: memory file snapshot/memory ", "truncated"]);

@@ -160,7 +160,7 @@ fn the_bios_data_area_says_where_the_first_megabytes_ram_ends() {
     boot(&lab, &raw::bzimage(&compare(&[&area[..], &parameters].concat())), "").expect(0);
 }
 
-// Catches: an instruction that is shown in part, of which nobody can tell what it is. FINIT is WAIT and FNINIT; a host that
+// Catches: an instruction that is shown only in part, and cannot be recognised. FINIT is WAIT and FNINIT; a host that
 // emulates supervisor code stops at the first.
 #[test]
 fn an_instruction_that_cannot_be_executed_is_named() {
@@ -267,7 +267,7 @@ fn guests_that_do_not_end() {
     boot(&lab, &spins, "--timeout 200ms").refused(1, &["has not ended after 200ms", "cpu 0 at 0x100020"]);
     let waits = "cpu 1 waits for a start-up message";
     boot(&lab, &spins, "--timeout 200ms --cpus 2").refused(1, &["cpu 0 at 0x100020", waits]);
-    // Who notes it last tells it: the one that halted, or one that waits to be started.
+    // The message is from the vCPU that notices it last: the one that halted, or one that waits to be started.
     for cpus in [1, 2, 2, 2, 3, 3] {
         let halts = raw::multiboot(&[0xfa, 0xf4]);
         boot(&lab, &halts, &format!("--cpus {cpus}"))

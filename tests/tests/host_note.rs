@@ -1,4 +1,4 @@
-//! What a snapshot remembers of its host: believed on the same boot, and only there.
+//! A snapshot's host fingerprint: it is used on the same boot of the same host, and only there.
 
 use std::{fs, path::Path};
 
@@ -15,17 +15,17 @@ fn saved(lab: &Lab) {
 }
 
 /// Adds that bit to leaf 1 of `leaves`.
-fn add_nobodys(leaves: &mut Value) {
+fn add_reserved_feature(leaves: &mut Value) {
     let leaves = leaves.as_array_mut().expect("leaves");
     let leaf = leaves.iter_mut().find(|leaf| leaf["function"] == 1).expect("leaf 1");
     leaf["ecx"] = json!(leaf["ecx"].as_u64().unwrap() | NOBODYS);
 }
 
 /// The guest in `state` saw that bit.
-fn guest_saw_nobodys(state: &Path) {
+fn guest_saw_reserved_feature(state: &Path) {
     change_sections(state, |name, mut payload| {
         if name == "cpus" {
-            add_nobodys(&mut payload["user"][0]["cpuid"]);
+            add_reserved_feature(&mut payload["user"][0]["cpuid"]);
         }
         Some(payload)
     });
@@ -40,7 +40,7 @@ fn features_are_compared_on_every_host() {
     let lab = Lab::new();
     saved(&lab);
     let state = lab.path("snapshot/state");
-    guest_saw_nobodys(&state);
+    guest_saw_reserved_feature(&state);
     // On the boot that it was saved on.
     lab.run("restore snapshot").refused(3, &REASON);
     // A snapshot without a note, as it comes from a host that does not tell who it is.
@@ -48,24 +48,24 @@ fn features_are_compared_on_every_host() {
     lab.run("restore snapshot").refused(3, &REASON);
 }
 
-// Catches: a note that is never believed.
+// Catches: a fingerprint that is never used.
 #[test]
 fn on_the_same_boot_the_note_counts() {
     require_kvm!();
     let lab = Lab::new();
     saved(&lab);
     let state = lab.path("snapshot/state");
-    guest_saw_nobodys(&state);
+    guest_saw_reserved_feature(&state);
     change_sections(&state, |name, mut payload| {
         if name == "host" {
-            add_nobodys(&mut payload["features"]);
+            add_reserved_feature(&mut payload["features"]);
         }
         Some(payload)
     });
     lab.restore("snapshot", "").in_order(16);
 }
 
-// Catches: what was only pretended, noted as what the host does.
+// Catches: an emulated peculiarity that is saved as one of the host.
 #[test]
 fn a_pretended_host_is_not_noted() {
     require_kvm!();
@@ -99,10 +99,10 @@ fn a_note_of_another_host_is_not_believed() {
     ];
     for other in others {
         fs::write(&state, &original).unwrap();
-        guest_saw_nobodys(&state);
+        guest_saw_reserved_feature(&state);
         change_sections(&state, |name, mut payload| {
             if name == "host" {
-                add_nobodys(&mut payload["features"]);
+                add_reserved_feature(&mut payload["features"]);
                 other(&mut payload["host"]);
             }
             Some(payload)
@@ -111,7 +111,7 @@ fn a_note_of_another_host_is_not_believed() {
     }
 }
 
-// Catches: what is remembered changing what a guest does; a note that is lost when the VM is saved again, or a merged one.
+// Catches: a fingerprint that changes a guest's behaviour, or that is lost when the VM is saved again or merged.
 #[test]
 fn the_note_changes_nothing_but_the_way_there() {
     require_kvm!();

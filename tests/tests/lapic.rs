@@ -54,7 +54,7 @@ fn arm_before_the_wrap() -> Vec<u8> {
 }
 
 // Catches: a deadline that is compared with a TSC that has wrapped since. An operation of the guest takes 2,600 ticks in
-// virtual time and more in real time, so that nobody sees a TSC between the deadline and the wrap.
+// virtual time and more in real time, so that no reading of the TSC is between the deadline and the wrap.
 #[test]
 fn a_deadline_just_before_the_tsc_wraps_comes() {
     require_kvm!();
@@ -244,7 +244,7 @@ fn after_init_nothing_is_written_where_a_cpu_had_registered_it() {
         kernel::start_second(),
         until(word(STARTED), 1),
         kernel::init_second(),
-        // It takes INIT in at its next turn.
+        // It takes INIT at its next vCPU step.
         times(100, &kernel::PASS),
         pattern(store),
         wrmsr(IA32_TSC_ADJUST, 1000),

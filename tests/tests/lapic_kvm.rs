@@ -32,7 +32,7 @@ fn every_clockevent_ticks() {
             run.in_order(20);
             assert_eq!(run.summary.count("ticks/early_wakes"), 0, "{run:#?}");
             assert!(run.ended.stdout.contains(&format!("guest: {name}, ")), "{door} did not decide the door: {run:#?}");
-            assert!(run.ended.stderr.contains("p99 - worst - by the host"), "a judgement of nobody's: {run:#?}");
+            assert!(run.ended.stderr.contains("p99 - worst - by the host"), "lateness without a measurement: {run:#?}");
         }
     }
     let refused = finish(&mut lab.guest("clockevent=kvm-ns-deadline", "--lapic kvm"));
@@ -145,8 +145,8 @@ fn many_migrations_in_process() {
         let versions: Vec<_> = of_cpu_0("save").map(|save| save.field("page_version")).collect();
         assert!(versions.iter().all(|v| v % 2 == 0) && versions.is_sorted(), "{versions:?}");
         assert!(run.summary.count("ticks/guest_stopped_seen") > 0, "{run:#?}");
-        // A one-shot count that was over when the VM was saved is counted down once more: KVM does not tell whether it has
-        // delivered the interrupt.
+        // A one-shot count that was over when the VM was saved is counted down once more: KVM has no way to ask whether
+        // it has delivered the interrupt.
         if cmdline != "clockevent=lapic-oneshot" {
             assert_eq!(run.summary.count("ticks/early_wakes"), 0, "{run:#?}");
         }
@@ -216,9 +216,9 @@ fn what_cannot_be_done_is_refused() {
     lab.run("restore s --lapic user").refused(2, &["--lapic"]);
 }
 
-// Catches: a VM that hangs, because KVM does not tell of a halt that nothing can end.
+// Catches: a VM that hangs, because KVM does not report a halt that no interrupt can end.
 #[test]
-fn a_halt_for_ever_is_told() {
+fn a_halt_without_end_is_reported() {
     require_kvm!();
     let lab = Lab::new();
     let mut bytes = fs::read(guest()).unwrap();

@@ -1,5 +1,5 @@
-//! What the manual says of corners of the local APIC: asserted for ours, and told of KVM's, which differ from kernel to
-//! kernel (`cargo test --test lapic_rules -- --nocapture`; docs/lapic-kvm.md has what was measured).
+//! Rules of the manual for rare cases of the local APIC: asserted for ours, and only printed for KVM's, which differs
+//! from kernel to kernel (`cargo test --test lapic_rules -- --nocapture`; docs/lapic-kvm.md has what was measured).
 
 use std::fs;
 
@@ -177,9 +177,9 @@ fn reserved_x2apic_accesses_fault() {
         code.extend([&access.code()[..], &COM1, &TELL].concat());
     }
     let (ours, kvms) = both(&guest(&code, 13, &SKIP));
-    let passed = |told: &str| -> Vec<String> {
-        let zipped = accesses.iter().zip(told.bytes());
-        zipped.filter(|(_, told)| *told == b'0').map(|(access, _)| access.name()).collect()
+    let passed = |printed: &str| -> Vec<String> {
+        let zipped = accesses.iter().zip(printed.bytes());
+        zipped.filter(|(_, faults)| *faults == b'0').map(|(access, _)| access.name()).collect()
     };
     if let Some(kvms) = kvms {
         eprintln!("of {} accesses that fault KVM's LAPIC lets pass: {:#?}", accesses.len(), passed(&kvms));

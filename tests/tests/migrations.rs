@@ -94,7 +94,7 @@ fn catch_up_advances_by_the_downtime_measured() {
     assert!(downtimes.len() >= 5 && downtimes.iter().all(|downtime| *downtime > 0), "{downtimes:?}");
 }
 
-// Catches: what a fresh process does not get back from disk: judge, page version, serial, timer.
+// Catches: state that a new process does not restore from disk: tick audit, page version, serial, timer.
 #[test]
 fn a_chain_of_snapshots() {
     require_kvm!();

@@ -1,5 +1,5 @@
-//! Every output flag in every mode: it leaves its file, or is refused before the work with exit code 2 and a message that
-//! names it. A test of a CI job that is green because nobody wrote its results has tested nothing.
+//! Every output flag in every mode: it writes its file, or is refused before the work with exit code 2 and a message
+//! that names it. A CI job whose result file is silently not written would pass without a test.
 
 use std::{fs, os::unix::net::UnixStream, thread, time::Duration};
 
@@ -9,7 +9,7 @@ use vm_tests::{Ended, Lab, finish, guest, require_kvm, start};
 /// A flag that names a file for results.
 const FLAGS: [&str; 6] = ["trace", "summary", "report", "junit", "tap", "json"];
 
-/// What becomes of a flag.
+/// The effect of a flag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Leaves {
     /// A file, or with `-` all that is on standard output.
@@ -49,7 +49,7 @@ fn modes() -> Vec<Mode> {
     ]
 }
 
-/// What the modes work on.
+/// The input files of the modes.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.boot("count=20", "--time virtual --tsc-khz 2600000 --save-at 105ms --save-to snapshot");
@@ -58,21 +58,23 @@ fn lab() -> Lab {
     lab
 }
 
-/// That `text` is what `flag` writes.
+/// Asserts that `text` is in the format that `flag` writes.
 #[track_caller]
-fn is_result(flag: &str, text: &str, told: &str) {
-    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|error| panic!("{error}: {told}"));
+fn is_result(flag: &str, text: &str, context: &str) {
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|error| panic!("{error}: {context}"));
     match flag {
-        "trace" => assert!(text.lines().map(json).filter(|line| line["event"].is_string()).count() > 3, "{told}"),
-        "summary" | "json" => assert!(json(text)["schema"].is_string() || json(text)["sections"].is_array(), "{told}"),
-        "report" => assert!(text.starts_with("<!DOCTYPE html>") && text.ends_with("</html>"), "{told}"),
-        "junit" => assert!(text.starts_with("<?xml") && text.trim_end().ends_with("</testsuites>"), "{told}"),
+        "trace" => assert!(text.lines().map(json).filter(|line| line["event"].is_string()).count() > 3, "{context}"),
+        "summary" | "json" => {
+            assert!(json(text)["schema"].is_string() || json(text)["sections"].is_array(), "{context}")
+        }
+        "report" => assert!(text.starts_with("<!DOCTYPE html>") && text.ends_with("</html>"), "{context}"),
+        "junit" => assert!(text.starts_with("<?xml") && text.trim_end().ends_with("</testsuites>"), "{context}"),
         "tap" => {
-            let plan = text.lines().find_map(|line| line.strip_prefix("1..")).expect(told);
+            let plan = text.lines().find_map(|line| line.strip_prefix("1..")).expect(context);
             let points = text.lines().filter(|line| line.starts_with("ok ") || line.starts_with("not ok "));
             assert!(
                 text.starts_with("TAP version 14\n") && plan.parse() == Ok(points.count()) && plan != "0",
-                "{told}"
+                "{context}"
             );
         }
         _ => panic!("{flag}"),
@@ -130,7 +132,7 @@ fn every_output_in_every_mode_is_there_or_refused() {
     }
 }
 
-// Catches: two results in one stream, which nobody can take apart.
+// Catches: two results in one stream, which a reader cannot separate.
 #[test]
 fn standard_output_takes_one_result() {
     require_kvm!();
@@ -175,7 +177,7 @@ fn a_point_is_tried_at_one_ratio() {
     lab.run("sweep --depth 2 --point 3,1 --ratio 0.5,1,2").refused(2, &["--point", "--ratio", "3"]);
 }
 
-// Catches: results of a run that somebody ends from outside, which nobody wrote.
+// Catches: results that are not written when a signal or `quit` ends the run.
 #[test]
 fn a_run_that_is_ended_from_outside_leaves_its_results() {
     require_kvm!();

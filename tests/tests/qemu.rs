@@ -1,8 +1,8 @@
-//! The same guest.bin, unpatched, on somebody else's VMM.
+//! The same guest.bin, unpatched, on QEMU.
 
 use vm_tests::{finish, guest, qemu, require, require_kvm};
 
-// Catches: a guest that runs on our VMM only: a device, MSR or CPUID leaf that nobody else has.
+// Catches: a guest that runs on our VMM only: that needs a device, MSR or CPUID leaf that other VMMs lack.
 #[test]
 fn the_guest_ticks_under_qemu() {
     require_kvm!();

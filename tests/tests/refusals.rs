@@ -1,4 +1,4 @@
-//! What is refused costs little: no file is waited for, read for nothing, or repeated whole in a message.
+//! A refusal costs little: no waiting for a file, no reading in vain, no message that quotes a whole file.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,7 @@ use vm_tests::{Ended, Lab, finish, kvm, raw, require_kvm, skip_part, state_file:
 /// The most that a message may say, in bytes: some lines of a screen.
 const MESSAGE_BYTES: usize = 8000;
 
-/// As [`Lab::run`], with so much address space: whoever reads or makes more than that cannot.
+/// As [`Lab::run`], with a limit for the address space: to read or allocate more than that fails.
 fn within(lab: &Lab, mib: u32, flags: &str) -> Ended {
     let vmm = lab.vmm(flags);
     let mut shell = Command::new("sh");
@@ -231,7 +231,7 @@ fn a_file_that_cannot_be_written_has_one_exit_code() {
     }
 }
 
-// Catches: an offset into a code segment that is told as an address, and of several CPUs, which one it was.
+// Catches: an offset into a code segment that is printed as an address, and a message that does not name the vCPU.
 #[test]
 fn a_vcpus_place_is_its_number_and_a_linear_address() {
     require_kvm!();

@@ -1,4 +1,4 @@
-//! Results for people and for CI: pages load and draw what they hold, JUnit and TAP say what the sweep said.
+//! Results for people and for CI: pages load and draw their data, JUnit and TAP agree with the sweep.
 
 use std::{fs, path::Path};
 
@@ -14,8 +14,8 @@ fn sweep(lab: &Lab, cmdline: &str, flags: &str) -> Ended {
     finish(lab.vmm(SWEEP).args(["--cmdline", cmdline]).args(flags.split_whitespace()))
 }
 
-/// That the page's scripts ran to their end without a word, and that every chart and map drew all its points, each series
-/// in its colour. Gives the number of charts.
+/// Asserts that the page's scripts ran to their end without a message, and that every chart and map drew all its
+/// points, each series in its colour. Returns the number of charts.
 #[track_caller]
 fn drawn(loaded: &Loaded) -> usize {
     assert!(loaded.console.is_empty(), "{:#?}", loaded.console);
@@ -33,7 +33,7 @@ fn drawn(loaded: &Loaded) -> usize {
     charts.len()
 }
 
-/// That the page does not scroll sideways on a telephone.
+/// Asserts that the page does not scroll sideways on a telephone.
 #[track_caller]
 fn fits(browser: &Browser, page: &Path) {
     assert_eq!(browser.width_in(page, 390), 390, "{}", page.display());
@@ -139,7 +139,7 @@ fn junit_and_tap_count_what_the_sweep_found() {
     assert!(read("merged.html").contains("sweep merge shard1.json"));
 }
 
-// Catches: a wrong path that is told after the work, a file that is left half-written or replaced by nothing.
+// Catches: a wrong path that is reported only after the work, a file that is left half-written or empty.
 #[test]
 fn result_files_that_cannot_be_are_refused_before_the_work() {
     require_kvm!();

@@ -1,4 +1,4 @@
-//! Several vCPUs, and hosts that are not this one.
+//! Several vCPUs, and emulated peculiarities of other hosts.
 
 use vm_tests::{Lab, finish, require_kvm};
 
@@ -19,7 +19,7 @@ fn a_hundred_migrations_of_four_cpus() {
     }
 }
 
-// Catches: an order of turns that depends on anything but the seed.
+// Catches: an order of vCPUs in the round robin that depends on anything but the seed.
 #[test]
 fn four_cpus_in_virtual_time_repeat() {
     require_kvm!();

@@ -1,4 +1,4 @@
-//! What docs/snapshot-format.md says is what snapshots hold.
+//! docs/snapshot-format.md lists all fields that snapshots hold.
 
 use std::{collections::BTreeSet, fs, thread, time::Duration};
 

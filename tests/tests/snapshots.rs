@@ -1,4 +1,4 @@
-//! Snapshots' memory: checked before it is used, and saved as changes to what was saved before.
+//! Snapshots' memory: it is verified before it is used, and saved as the changes since an earlier snapshot.
 
 use std::{
     fs::{self, File},
@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use vm_tests::{Ended, Lab, require_kvm, skip, start};
 
-/// Between two looks at something that another process is about to do.
+/// Time between two polls for something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A snapshot of a guest with half of its ticks to come, whose RAM has a byte that was not saved, where no guest looks.
@@ -28,7 +28,7 @@ const REASON: [&str; 2] =
 
 // Catches: a guest that ran on memory that is not what was saved.
 #[test]
-fn damage_is_told_before_the_guest_runs() {
+fn damage_is_reported_before_the_guest_runs() {
     require_kvm!();
     let lab = Lab::new();
     damaged(&lab);
@@ -80,7 +80,7 @@ fn a_damaged_page_that_the_guest_uses_ends_the_vm() {
     }
 }
 
-// Catches: damage that nobody uses and that is not found, or that is found and then saved.
+// Catches: damage in an unused page that is not found, or that is found and then saved.
 #[test]
 fn damage_that_the_guest_does_not_use_is_found_and_not_saved() {
     require_kvm!();
@@ -93,7 +93,7 @@ fn damage_that_the_guest_does_not_use_is_found_and_not_saved() {
     assert!(!lab.path("second").exists());
 }
 
-// Catches: damage that is saved again, with a checksum that says it is well.
+// Catches: damage that is saved again, with a checksum that matches it.
 #[test]
 fn damage_is_not_saved_again() {
     require_kvm!();
@@ -103,9 +103,9 @@ fn damage_is_not_saved_again() {
     assert!(!lab.path("second").exists());
 }
 
-// Catches: a way to end the VM that does not wait for the proof.
+// Catches: a way to end the VM that does not wait for the memory verification.
 #[test]
-fn damage_is_told_to_whoever_quits() {
+fn damage_is_reported_at_the_end_of_the_vm() {
     require_kvm!();
     let lab = Lab::new();
     damaged(&lab);
@@ -136,7 +136,7 @@ fn undamaged_memory_is_the_same_either_way() {
     assert_eq!(fs::read(lab.path("now/memory")).unwrap(), fs::read(lab.path("background/memory")).unwrap());
 }
 
-/// A VM with a control socket whose guest ticks without end, and everything that it is asked.
+/// A VM with a control socket whose guest ticks without end, and the requests that tests send to it.
 struct Ticking<'a> {
     lab: &'a Lab,
     process: vm_tests::Running,
@@ -145,7 +145,7 @@ struct Ticking<'a> {
 impl<'a> Ticking<'a> {
     fn start(lab: &'a Lab, command: &mut Command) -> Self {
         let mut vm = Self { lab, process: start(command) };
-        // The file is there a moment before anybody listens.
+        // The file exists a moment before the VMM listens.
         while UnixStream::connect(lab.path("s")).is_err() {
             assert!(!vm.process.has_ended(), "the VM ended: {:#?}", vm.process.finish());
             thread::sleep(LOOK_AGAIN);
@@ -162,7 +162,7 @@ impl<'a> Ticking<'a> {
         status["ticks"].as_u64().expect("a number")
     }
 
-    /// Waits until the guest has made ticks that it had not made, and pages have changed.
+    /// Waits until the guest has made new ticks, and pages have changed.
     fn ticks_on(&mut self) {
         let before = self.ticks();
         while self.ticks() < before + 3 {
@@ -178,7 +178,7 @@ impl<'a> Ticking<'a> {
     }
 }
 
-/// That the chain `last` is, merged, the whole snapshot `whole`, byte for byte.
+/// Asserts that the chain that ends with `last`, merged, equals the snapshot `whole`, byte for byte.
 fn same(lab: &Lab, last: &str, whole: &str) {
     let merged = format!("{last}-merged");
     let _ = lab.run(&format!("snapshot merge {last} {merged}")).expect(0);
@@ -215,7 +215,7 @@ fn chains_hold(flags: &str) {
     vm.ctl("snapshot next --base 5").refused(1, &["5 is not the latest snapshot of this VM"]);
     let mut latest = "whole";
     if !flags.contains("--lapic kvm") {
-        // A paused VM that migrates has a new kvmclock page, which nobody but the VMM has written.
+        // A paused VM that migrates has a new kvmclock page, which only the VMM has written.
         let _ = vm.ctl("migrate --tsc-khz 2100000").expect(0);
         let _ = vm.ctl("snapshot moved --base whole").expect(0);
         let _ = vm.ctl("snapshot moved-whole").expect(0);
@@ -271,9 +271,9 @@ fn chains_of_changes_with_kvms_lapic() {
     chains_hold("--lapic kvm");
 }
 
-// Catches: a base that is taken although nobody knows what changed since.
+// Catches: a base that is accepted although the pages changed since were not tracked.
 #[test]
-fn changes_that_nobody_kept_account_of() {
+fn changes_that_were_not_tracked() {
     require_kvm!();
     let lab = Lab::new();
     let mut vm = Ticking::start(&lab, &mut lab.guest("scenario=idle hz=250", "--api-sock s"));

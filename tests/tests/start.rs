@@ -1,4 +1,4 @@
-//! What a start costs, counted in system calls: time is too noisy to assert.
+//! The cost of a start, counted in system calls: time is too noisy to assert.
 
 use std::{fs, process::Command};
 
@@ -22,8 +22,8 @@ fn count(calls: &[String], name: &str) -> usize {
     calls.iter().filter(|call| call.contains(name)).count()
 }
 
-// Catches: a probe in a VM of its own, the guest waiting for more threads than the one that hears signals, set-up that asks
-// KVM twice, the MSR filter after the memory slots (which made a start ten times as long).
+// Catches: a probe in a VM of its own, a guest that waits for other threads than the one for signals, repeated ioctls
+// in the set-up, the MSR filter after the memory slots (which made a start ten times as long).
 #[test]
 fn one_vm_and_few_calls_until_the_guest_runs() {
     require_kvm!();
@@ -47,7 +47,7 @@ fn one_vm_and_few_calls_until_the_guest_runs() {
     assert!(at("KVM_X86_SET_MSR_FILTER").unwrap() < at("KVM_SET_USER_MEMORY_REGION").unwrap(), "{calls:#?}");
 }
 
-// Catches: facts that were only hoped for. A vCPU without x2APIC cannot tell whether its MSRs exit.
+// Catches: facts that were assumed, not probed. A vCPU without x2APIC cannot show whether its MSRs exit.
 #[test]
 fn a_vcpu_that_cannot_tell_is_not_asked() {
     require_kvm!();

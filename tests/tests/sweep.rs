@@ -78,7 +78,7 @@ fn the_native_clockevent_is_late_from_every_point_of_the_second_tick() {
     assert!(verdicts.len() > 100 && verdicts.iter().all(|(_, verdict)| verdict == "late"), "{verdicts:?}");
 }
 
-// Catches: anything of the host in a result; points that depend on who tries them; a merge that loses or doubles some.
+// Catches: host time or state in a result; points that depend on the worker; a merge that loses or doubles some.
 #[test]
 fn runs_workers_and_shards_find_the_same_bytes() {
     require_kvm!();
@@ -122,7 +122,7 @@ fn planted_bugs_are_found() {
     sweep(&lab, CLOSED, "--ratio 1", 0);
 }
 
-// Catches: a fault that bends nothing.
+// Catches: a fault without an effect.
 #[test]
 fn every_fault_shows() {
     require_kvm!();
@@ -140,7 +140,7 @@ fn every_fault_shows() {
     }
 }
 
-// Catches: a point that cannot be looked at again, or that is another one then.
+// Catches: a point that cannot be replayed, or whose replay has another outcome.
 #[test]
 fn a_found_point_is_replayed_with_a_trace() {
     require_kvm!();
@@ -160,7 +160,7 @@ fn a_found_point_is_replayed_with_a_trace() {
     vm_tests::finish(lab.vmm("sweep --point 100000").args(["--cmdline", OPEN])).refused(2, &["--point 100000", "0 to"]);
 }
 
-// Catches: pairs that depend on who tries them; a second migration that goes elsewhere.
+// Catches: pairs that depend on the worker; a second migration to a wrong frequency.
 #[test]
 fn pairs_of_migrations_and_several_cpus_are_swept_the_same_twice() {
     require_kvm!();
@@ -177,8 +177,8 @@ fn pairs_of_migrations_and_several_cpus_are_swept_the_same_twice() {
     }
 }
 
-// Catches: a kick (the alarm's, say) between the injection of an interrupt and its entry, after which the handler's first
-// boundary was not seen and all later ones had other numbers.
+// Catches: a kick (of the wake timer, for example) between the injection of an interrupt and its entry. After one, the
+// handler's first boundary was missed, and all later ones had other numbers.
 #[test]
 fn kicks_do_not_change_the_numbers_of_boundaries() {
     require_kvm!();
@@ -205,7 +205,7 @@ fn kicks_do_not_change_the_numbers_of_boundaries() {
     assert_eq!(calm, read(&lab.path("kicked.json")));
 }
 
-// Catches: a stretch before whose beginning no tick was handled, judged by no CPU at all: all lost, or all on time.
+// Catches: a stretch that begins before the first tick, where no CPU counts as ticking: all lost, or all on time.
 #[test]
 fn the_first_tick_is_judged_too() {
     require_kvm!();
@@ -233,7 +233,7 @@ fn a_guest_that_the_first_migration_kills_counts_in_pairs() {
     assert!(lost > 0, "{:#?}", found["totals"]);
 }
 
-// Catches: results that are lost because two go to one file, or a panic when nobody reads the table.
+// Catches: results that are lost because two go to one file, or a panic when the table's reader has gone.
 #[test]
 fn results_are_not_lost() {
     require_kvm!();
@@ -310,9 +310,9 @@ fn a_host_that_does_not_step_exactly_cannot_sweep() {
     let _ = lab.boot("count=3", "--time virtual --emulate-host coarse-step");
 }
 
-// Catches: bad input that is found out late, or not at all.
+// Catches: bad input that is reported late, or not at all.
 #[test]
-fn bad_input_is_told() {
+fn bad_input_is_reported() {
     let lab = Lab::new();
     for (flags, parts) in [
         ("sweep --ratio 0.01", ["--ratio", "0.1 to 10"]),

@@ -1,8 +1,8 @@
-//! A guest that only ticks: every clockevent, both doors to the LAPIC, both kinds of time.
+//! A guest that only ticks: every clockevent, xAPIC and x2APIC, real and virtual time.
 
 use vm_tests::{CLOCKEVENTS, DOORS, Lab, finish, require_kvm};
 
-// Catches: the issue's own command losing or misplacing a tick.
+// Catches: a tick that is lost or misplaced in the simplest run.
 #[test]
 fn a_thousand_ticks_in_real_time() {
     require_kvm!();

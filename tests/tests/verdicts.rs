@@ -1,4 +1,4 @@
-//! A run can fail on its ticks, and says of what it could not judge that it was not judged.
+//! A run fails if its ticks are wrong, and reports checks that it could not make.
 
 use std::{fs, path::Path};
 
@@ -185,7 +185,7 @@ fn ring(magic: u64, layout: u32, stride: usize, ticks: &[(u64, u64)]) -> Vec<u8>
     for (at, (seq, expires_ns)) in ticks.iter().enumerate() {
         bytes.resize(HEADER_BYTES + at * stride, 0);
         bytes.truncate(HEADER_BYTES + at * stride);
-        // Armed at 0, fired at once when it expired; the TSC of another boot, of which the host knows nothing.
+        // Armed at 0, fired at its expiry; with the TSC of another boot, which the host cannot convert.
         bytes.extend([*seq, *expires_ns, 0, *expires_ns, *expires_ns, 0, 0, 2, 0].map(u64::to_le_bytes).concat());
     }
     bytes
@@ -216,16 +216,17 @@ fn a_ring_of_another_layout_or_magic_is_named_and_judges_nothing() {
         (ring(MAGIC, 1, RECORD_BYTES, &ticks(50)), "it has layout 1"),
         (ring(MAGIC.swap_bytes(), LAYOUT, RECORD_BYTES, &ticks(50)), "\"TICKRING\""),
     ];
-    for (other, told) in others {
+    for (other, warning) in others {
         let (ended, summary) = run_with_ring(&lab, &other, "");
-        let told = ended.stderr.lines().filter(|line| line.starts_with("vmm: warn: ") && line.contains(told)).count();
-        assert_eq!((ended.code(), told), (0, 1), "{ended:#?}");
+        let count =
+            ended.stderr.lines().filter(|line| line.starts_with("vmm: warn: ") && line.contains(warning)).count();
+        assert_eq!((ended.code(), count), (0, 1), "{ended:#?}");
         assert!(last_lines(&ended).0.starts_with("vmm: ticks not judged: "), "{ended:#?}");
         assert_eq!((&summary["judged"], &summary["lost"]), (&false.into(), &Value::Null));
         let ticks = summary["ticks"].as_object().unwrap();
         assert!(ticks.len() > 10 && ticks.values().all(Value::is_null), "{summary:#}");
         assert_eq!(summary["verdict"]["checks"]["lost"], "not-judged");
-        // Whoever asks for a check is told that it was not made.
+        // A check that was requested and cannot be made is a message.
         let (ended, _) = run_with_ring(&lab, &other, "--fail-on lost");
         assert_eq!(ended.code(), 1, "{ended:#?}");
     }
@@ -233,15 +234,15 @@ fn a_ring_of_another_layout_or_magic_is_named_and_judges_nothing() {
 
 // Records at another distance had "314134022 lost" and exit code 0.
 #[test]
-fn records_at_another_distance_are_told_as_such() {
+fn records_at_another_distance_are_reported() {
     require_kvm!();
     let lab = Lab::new();
     for stride in [64, 76, 80, 128] {
         let (ended, summary) = run_with_ring(&lab, &ring(MAGIC, LAYOUT, stride, &ticks(50)), "");
         assert_eq!((ended.code(), &summary["lost"]), (1, &0.into()), "{stride}: {ended:#?}");
-        let told =
+        let count =
             ended.stderr.lines().filter(|line| line.contains("records are 72 bytes from one to the next")).count();
-        assert_eq!(told, 1, "{stride}: {ended:#?}");
+        assert_eq!(count, 1, "{stride}: {ended:#?}");
         assert!(summary["ticks"]["malformed"].as_u64().unwrap() >= 48, "{stride}: {summary:#}");
         assert_eq!(summary["verdict"]["checks"]["accounts"], "fail");
     }
@@ -263,7 +264,7 @@ fn a_tick_that_has_not_come_yet_fails_the_run() {
     assert!(summary["ticks"]["worst_clock_error_ns"].as_i64().unwrap() > 6_000_000_000_000, "{summary:#}");
 }
 
-/// The guest with no section that the VMM would know as its tick ring.
+/// The guest with its tick ring's section under a name that the VMM does not look for.
 fn guest_without_ring(lab: &Lab) {
     let mut bytes = fs::read(guest()).unwrap();
     let names = bytes.windows(11).position(|name| name == b".tick_ring\0").unwrap();

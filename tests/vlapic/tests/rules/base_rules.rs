@@ -4,7 +4,7 @@ use vlapic::{LocalSource, Mode, MsrFault, Route};
 
 use super::*;
 
-/// What the CPU is addressed by; its priority is no part of that.
+/// The destinations that the CPU accepts; its priority is no part of that.
 fn address(apic: &LocalApic) -> Route {
     Route { priority: 0, ..apic.route() }
 }

@@ -1,4 +1,4 @@
-//! What each door lets through.
+//! Accesses that each interface (page, MSRs, CR8) allows.
 
 use vlapic::MsrFault;
 

@@ -1,4 +1,4 @@
-//! The inbox against a queue without end, emptied in order.
+//! The inbox compared with an unbounded queue that is emptied in order.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ fn message(mode: DeliveryMode, vector: u8) -> Ipi {
     Ipi { vector, mode, destination: Destination::Others, assert: true, trigger: Trigger::Edge }
 }
 
-/// A CPU that takes messages, as far as they can change it.
+/// The part of a CPU's state that messages can change.
 #[derive(Clone, Debug, PartialEq)]
 struct Receiver {
     apic: LocalApic,

@@ -12,7 +12,7 @@ const NMI: u32 = 0x400;
 const INIT: u32 = 0x500;
 const EXT_INT: u32 = 0x700;
 
-/// A pin goes high and low again; what each change delivers.
+/// Drives a pin high and low again; returns what each change delivers.
 fn pulse(bench: &mut Bench, source: LocalSource) -> [Delivery; 2] {
     [true, false].map(|high| bench.apic.local(source, high))
 }
@@ -123,7 +123,7 @@ fn a_level_interrupts_until_it_ends() {
     }
 }
 
-/// A level is there to be seen whenever the entry starts to look.
+/// A level that is active already interrupts when the entry is unmasked.
 #[test]
 fn unmasking_finds_an_active_level() {
     let mut bench = Bench::xapic();

@@ -1,4 +1,4 @@
-//! Messages between CPUs: who they are for, and what they do there.
+//! Messages between CPUs: their destinations, and their effect there.
 
 use vlapic::{Delivery, DeliveryMode, Destination, Ipi, Mode, Route, Trigger, lowest_priority};
 

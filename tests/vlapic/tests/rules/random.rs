@@ -1,4 +1,4 @@
-//! Anything a guest can do, in any order, at any time.
+//! Random operations of a guest, in any order, at any time.
 
 use proptest::prelude::*;
 

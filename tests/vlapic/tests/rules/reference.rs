@@ -140,7 +140,7 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
 
-    /// Told the time only now and then, the timer shows at each of those instants what clocked hardware shows.
+    /// A timer that is evaluated only now and then shows at each of those instants what clocked hardware shows.
     #[test]
     fn as_clocked_hardware(
         start in prop_oneof![Just(0u64), any::<u32>().prop_map(u64::from)],

@@ -22,7 +22,7 @@ impl Model {
         }
     }
 
-    /// What RDTSC gives.
+    /// The value that RDTSC returns.
     fn low(&self) -> u64 {
         u64::try_from(self.tsc % (1 << 64)).unwrap()
     }
@@ -70,7 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
-    /// However late the APIC is told the time, on whatever side of the wrap: every deadline interrupts once, none early.
+    /// However late the APIC is evaluated, before or after the wrap: every deadline interrupts once, none early.
     #[test]
     fn no_deadline_is_lost_over_the_wrap(
         start in 0..1u64 << 40,
@@ -125,7 +125,7 @@ proptest! {
     }
 }
 
-/// Whoever looks a little late sees a TSC that has wrapped and is small.
+/// A late evaluation reads a TSC that has wrapped and is small.
 #[test]
 fn a_deadline_just_before_the_wrap_comes() {
     let ahead = 1000u64.wrapping_neg();

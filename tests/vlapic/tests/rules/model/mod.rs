@@ -2,8 +2,8 @@
 //!
 //! The naive model is written from the manual again, slowly and plainly: registers are numbers in a page, sets are
 //! lists of booleans, times are 128-bit integers, and nothing is kept that can be recomputed. It shares no code with
-//! ours but the types in which both answer. After every operation everything that a guest, or whoever runs the CPU, can
-//! see of the CPUs concerned is compared; of all CPUs now and then.
+//! ours but the types of results. After every operation everything that a guest or the run loop can see of the CPUs
+//! concerned is compared; of all CPUs now and then.
 
 mod clockwork;
 mod naive;

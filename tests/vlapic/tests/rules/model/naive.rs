@@ -9,7 +9,7 @@ use vlapic::{Config, Deadline, Delivery, LocalSource, Mode, Route};
 pub(super) struct Naive {
     pub(super) config: Config,
     pub(super) base: u64,
-    /// Registers by number: those that keep what is written.
+    /// Registers by number: those that hold the value written.
     pub(super) page: [u32; 0x40],
     pub(super) irr: Vec<bool>,
     pub(super) isr: Vec<bool>,

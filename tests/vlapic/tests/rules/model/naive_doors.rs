@@ -1,11 +1,11 @@
-//! The naive APIC's doors: one list of numbers for each thing that one can do.
+//! The naive APIC's interfaces: for each kind of access, a list of the registers that allow it.
 
 use vmtime::Now;
 
 use super::{naive::Naive, router::Message};
 use vlapic::Mode;
 
-/// What a write did outside.
+/// The effect of a write outside the APIC.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) eoi: Option<u8>,

@@ -1,4 +1,4 @@
-//! Random operations: anything a guest, a device or another CPU can do, what makes sense more often than chance has it.
+//! Random operations of a guest, a device or another CPU. Meaningful ones are more frequent than others.
 
 use vlapic::{Config, LocalSource};
 use vmtime::{GuestTsc, Now, VmTime};
@@ -127,7 +127,7 @@ fn register(random: &mut Random, ids: &[u32]) -> (u32, u64) {
     (number, value)
 }
 
-/// Short counts mostly, so that they end while somebody looks.
+/// Mostly short counts, so that they end within the test.
 fn random_reach(salt: u64) -> u64 {
     [50, 500, 5000, 1 << 32][usize::try_from(salt % 4).unwrap()]
 }

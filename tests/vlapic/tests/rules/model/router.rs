@@ -1,4 +1,4 @@
-//! The naive bus: asks every CPU for every message.
+//! The naive bus: offers every message to every CPU.
 
 use super::naive::Naive;
 use vlapic::{Delivery, Mode};
