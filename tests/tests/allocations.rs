@@ -4,7 +4,7 @@ use std::{alloc::System, io};
 
 use guest_image::GUEST_ELF;
 use machine::{
-    BootOptions, HostEnvironment, LapicKind, Machine, Outcome, Outputs, TimeMode, boot::Image, config::POLL,
+    BootOptions, HostEnvironment, LapicKind, Machine, Outputs, StopReason, TimeMode, boot::Image, config::POLL,
     sched::mailbox::Undisturbed,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -37,9 +37,9 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
     let mut run = |ms: u64| {
         loop {
             match machine.run(&Undisturbed, Some(VmTime(ms * 1_000_000))).expect("a run") {
-                Outcome::Reached => break,
+                StopReason::Reached => break,
                 // A busy machine may delay any thread for a while.
-                Outcome::HostStopped { .. } => {}
+                StopReason::HostStopped { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -4,7 +4,8 @@ use std::{sync::atomic::AtomicBool, time::Duration};
 
 use guest_abi::report::Header;
 use machine::{
-    Came, End, HostEnvironment, Machine, Outputs, Pace, Policies, TraceTo, audit::Handled, boot::Image, output::AT_END,
+    End, HostEnvironment, Machine, Outputs, Pace, Policies, StopReason, TraceTo, audit::Handled, boot::Image,
+    output::AT_END,
 };
 use vmtime::{Khz, VmTime};
 
@@ -152,10 +153,11 @@ impl Experiment {
             })
         };
         let finish = match walk.stepper.run(Pace::Free, Some(limit), done)? {
-            Came::Here if storm => Finish::Storm,
-            Came::Here => Finish::Handled,
-            Came::ToLimit => Finish::Missing,
-            Came::ToEnd(end) => finish_of(&end),
+            StopReason::Requested if storm => Finish::Storm,
+            StopReason::Requested => Finish::Handled,
+            // In virtual time, the host never stops a machine.
+            StopReason::Reached | StopReason::HostStopped { .. } => Finish::Missing,
+            StopReason::Ended(end) => finish_of(&end),
         };
         Ok(Run { finish, ticks: walk.take_handled(), headers: headers(walk) })
     }

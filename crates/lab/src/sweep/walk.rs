@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use guest_abi::sites::Kind;
 use machine::{
-    BootOptions, Came, HostEnvironment, Machine, Outputs, Pace, Place, RunError, Stepper, TimeMode, audit::Handled,
-    boot::Image, config::source::SourceChoice,
+    BootOptions, HostEnvironment, Machine, Outputs, Pace, Place, RunError, Stepper, StopReason, TimeMode,
+    audit::Handled, boot::Image, config::source::SourceChoice,
 };
 use vmtime::VmTime;
 
@@ -166,19 +166,20 @@ impl Walk {
     /// Runs freely to shortly before CPU 0's timer interrupt number `number`.
     fn approach(&mut self, number: u64, cancel: &AtomicBool) -> Result<(), SweepError> {
         let before = number.saturating_sub(1);
-        let came = self.stepper.run(Pace::Free, Some(BEGINS_WITHIN), |machine, cpu| {
+        let stopped = self.stepper.run(Pace::Free, Some(BEGINS_WITHIN), |machine, cpu| {
             cancel.load(Ordering::Relaxed)
                 || (cpu == 0 && machine.timer_interrupts(0) >= before && (before != 0 || machine.has_timer_armed(0)))
         })?;
         let what = format!("timer interrupt {number} of CPU 0");
-        match came {
-            Came::Here if cancel.load(Ordering::Relaxed) => Err(SweepError::Interrupted),
-            Came::Here => Ok(()),
-            Came::ToLimit => Err(SweepError::Usage(format!(
+        match stopped {
+            StopReason::Requested if cancel.load(Ordering::Relaxed) => Err(SweepError::Interrupted),
+            StopReason::Requested => Ok(()),
+            // In virtual time, the host never stops a machine.
+            StopReason::Reached | StopReason::HostStopped { .. } => Err(SweepError::Usage(format!(
                 "the guest did not get to {what} within {} s of VM time",
                 BEGINS_WITHIN.0 / 1_000_000_000
             ))),
-            Came::ToEnd(end) => Err(SweepError::GuestEnded { before: what, end }),
+            StopReason::Ended(end) => Err(SweepError::GuestEnded { before: what, end }),
         }
     }
 

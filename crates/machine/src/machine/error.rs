@@ -1,108 +1,14 @@
-//! How a run ends, and what can go wrong.
+//! What can go wrong while a machine is made, runs, or is saved.
 
-use std::time::Duration;
-
-use vmtime::{AdjustError, Khz, Length};
+use vmtime::{AdjustError, Khz};
 
 use crate::{
     blame::{Blame, Blamed},
     boot::{ImageError, sites::SiteError},
-    devices::GuestExit,
     host::kick::TimerError,
     kvm::{self, HostError},
     mem::ram::RamError,
 };
-
-/// Where a vCPU was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct At {
-    /// Its number.
-    pub cpu: u32,
-    /// The linear address of its next instruction.
-    pub address: u64,
-}
-
-/// Why the guest does not go on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The guest asked for it.
-    Guest(GuestExit),
-    /// Triple fault of this vCPU.
-    TripleFault {
-        /// Its number.
-        cpu: u32,
-    },
-    /// HLT with interrupts off: nothing can wake it. The address is that after the HLT.
-    HaltedForever(At),
-    /// Every CPU waits for a start-up message: none is left to send it.
-    AllParked,
-    /// HLT in virtual time with no timer armed: nothing will wake it. The address is that after the HLT.
-    NothingWillWake(At),
-    /// Virtual time: the guest ran for this long without an operation, so that time stands still.
-    Spins {
-        /// Where it was.
-        at: At,
-        /// The limit, in host time.
-        limit: Duration,
-    },
-    /// The guest went where there is no RAM.
-    NoMemory(At),
-    /// KVM cannot execute what the guest executes.
-    CannotExecute {
-        /// Where.
-        at: At,
-        /// The instruction: its bytes and its text.
-        instruction: String,
-        /// KVM's reason.
-        reason: String,
-    },
-}
-
-impl End {
-    /// One line for people; `None` for an orderly end.
-    #[must_use]
-    pub fn message(&self) -> Option<String> {
-        match self {
-            Self::Guest(GuestExit::Debug(0) | GuestExit::Reset) => None,
-            Self::Guest(GuestExit::Debug(code)) => Some(format!("the guest failed with code {code}")),
-            Self::TripleFault { cpu } => Some(format!("cpu {cpu}: the guest's CPU shut down (triple fault)")),
-            Self::HaltedForever(At { cpu, address }) => {
-                Some(format!("cpu {cpu}: the guest halted at {address:#x} with interrupts off: nothing can wake it"))
-            }
-            Self::AllParked => Some("every CPU waits for a start-up message: none is left to send it".to_owned()),
-            Self::NothingWillWake(At { cpu, address }) => Some(format!(
-                "cpu {cpu}: the guest halted at {address:#x} with no timer armed: nothing will wake it in virtual time"
-            )),
-            Self::Spins { at: At { cpu, address }, limit } => Some(format!(
-                "cpu {cpu}: the guest ran {} near {address:#x} without any operation that moves virtual time; use --time real for guests \
-                 that spin, or a longer --spin-limit for one that is only slow on this host",
-                Length(*limit)
-            )),
-            Self::NoMemory(At { cpu, address }) => {
-                Some(format!("cpu {cpu}: the guest went on at {address:#x}, where there is no memory"))
-            }
-            Self::CannotExecute { at: At { cpu, address }, instruction, reason } => Some(format!(
-                "cpu {cpu}: this host cannot execute the guest's code at {address:#x} ({instruction}): {reason}"
-            )),
-        }
-    }
-}
-
-/// Why [`super::Machine::run`] came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest does not go on.
-    Ended(End),
-    /// The VM time that the caller named is reached.
-    Reached,
-    /// Somebody wants something: look into the mailbox.
-    Requested,
-    /// No vCPU ran for a while, although nobody asked for that. The machine is paused, as of the beginning of that gap.
-    HostStopped {
-        /// The gap's length.
-        length: Duration,
-    },
-}
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]

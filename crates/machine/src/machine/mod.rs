@@ -32,6 +32,7 @@ pub mod sched;
 mod shared;
 pub mod state;
 pub mod stepper;
+pub mod stop;
 mod track;
 mod user_lapic;
 pub mod vcpu;

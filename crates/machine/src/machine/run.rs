@@ -7,12 +7,13 @@ use vmtime::{Now, VmTime};
 use super::{
     Machine,
     config::LapicKind,
-    error::{Outcome, RunError},
+    error::RunError,
     policy::Policies,
     record::trace::Event,
     sched::{mailbox::Interruptions, round_robin::Until},
     shared::Ram,
-    vcpu::{Cpu, step::Stop},
+    stop::StopReason,
+    vcpu::Cpu,
 };
 
 impl Machine {
@@ -21,7 +22,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn run(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Outcome, RunError> {
+    pub fn run(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<StopReason, RunError> {
         if self.paused.is_some() {
             self.resume(&Policies::default())?;
         }
@@ -34,24 +35,20 @@ impl Machine {
             self.shared.read_rings();
         }
         let gap = self.shared.gap.lock().take();
-        match stopped {
-            Stop::Reached | Stop::Asked if let Some(gap) = gap => {
-                let length = self.stopped_by_host(gap)?;
-                Ok(Outcome::HostStopped { length })
-            }
-            Stop::Reached => Ok(Outcome::Reached),
-            Stop::Asked => Ok(Outcome::Requested),
-            Stop::Ended(end) => {
+        match (stopped, gap) {
+            (StopReason::Ended(end), _) => {
                 let now = self.shared.clock.lock().now(0);
                 let reason = end.message().unwrap_or_else(|| "done".to_owned());
                 self.shared.event(0, now, &Event::End { reason: &reason });
-                Ok(Outcome::Ended(end))
+                Ok(StopReason::Ended(end))
             }
+            (_, Some(gap)) => Ok(StopReason::HostStopped { length: self.stopped_by_host(gap)? }),
+            (stopped, None) => Ok(stopped),
         }
     }
 
     /// Runs, and renews the page in between, while all vCPUs stand still.
-    fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<Stop, RunError> {
+    fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<StopReason, RunError> {
         loop {
             let (mode, renewal, until) = {
                 let clock = self.shared.clock.lock();
@@ -66,10 +63,10 @@ impl Machine {
                 return Ok(stopped);
             }
             let now = self.shared.clock.lock().now(0);
-            if stopped == Stop::Reached && self.vcpus.lapic() == LapicKind::User && now.vm >= renewal {
+            if stopped == StopReason::Reached && self.vcpus.lapic() == LapicKind::User && now.vm >= renewal {
                 self.renew_page(now)?;
             }
-            if stopped != Stop::Reached || stop.is_some_and(|stop| now.vm >= stop) {
+            if stopped != StopReason::Reached || stop.is_some_and(|stop| now.vm >= stop) {
                 return Ok(stopped);
             }
         }

@@ -12,12 +12,13 @@ use super::{
     audit::Handled,
     checkpoint::{Checkpoint, ram::RamCheckpoint},
     config::{HostEnvironment, TimeMode},
-    error::{At, End, RunError},
+    error::RunError,
     policy::Policies,
-    sched::round_robin::{Given, Until},
+    sched::round_robin::{Until, nothing_will_wake},
+    stop::{End, StopReason},
     vcpu::{
         Cpu,
-        step::{self, Pace, Stop},
+        step::{self, Pace, Stepped},
     },
     wake::wake_timer::WakeTimer,
 };
@@ -29,17 +30,6 @@ pub struct Stepper {
     wake_timer: WakeTimer,
     copies: RamCheckpoint,
     checkpoints: Vec<Checkpoint>,
-}
-
-/// Why [`Stepper::run`] came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Came {
-    /// The caller's condition holds.
-    Here,
-    /// VM time reached the caller's limit.
-    ToLimit,
-    /// The guest does not go on.
-    ToEnd(End),
 }
 
 /// Where a vCPU is, between two instructions.
@@ -91,7 +81,9 @@ impl Stepper {
         &self.machine
     }
 
-    /// Runs at `pace` until `here` says so, looked at after each turn; or until VM time `limit`.
+    /// Runs at `pace` until the guest ends, VM time reaches `limit`, or `here` returns true ([`StopReason::Requested`]). `here`
+    /// is called after each step in which the guest ran, with the number of its vCPU. [`StopReason::HostStopped`] is never
+    /// returned: a host that stops does not move virtual time.
     ///
     /// # Errors
     /// [`RunError`].
@@ -99,8 +91,8 @@ impl Stepper {
         &mut self,
         pace: Pace,
         limit: Option<VmTime>,
-        mut here: impl FnMut(&mut Machine, usize) -> bool,
-    ) -> Result<Came, RunError> {
+        mut here: impl FnMut(&mut Machine, u32) -> bool,
+    ) -> Result<StopReason, RunError> {
         self.machine.shared.clock.lock().slept();
         loop {
             let (until, renewal) = {
@@ -110,27 +102,26 @@ impl Stepper {
                 (Until { stop, renewal: clock.least_tsc(renewal) }, renewal)
             };
             let Machine { vcpus, round_robin, shared, .. } = &mut self.machine;
-            match round_robin.give(vcpus.user_mut(), shared, until, &mut self.wake_timer, pace)? {
-                Given::Stepped { cpu } => {
+            match round_robin.step(vcpus.user_mut(), shared, until, &mut self.wake_timer, pace)? {
+                Stepped::Ran { cpu } => {
                     if here(&mut self.machine, cpu) {
-                        return Ok(Came::Here);
+                        return Ok(StopReason::Requested);
                     }
                 }
-                // Nobody reads a machine that is stepped.
-                Given::Nothing | Given::Waited | Given::Unread => {}
-                Given::NobodyWakes | Given::EndOfTime => {
-                    let address =
-                        self.machine.vcpus.user_mut().first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
-                    return Ok(Came::ToEnd(End::NothingWillWake(At { cpu: 0, address })));
+                // A machine that is stepped does not wait for a reader of its outputs.
+                Stepped::Again | Stepped::OutputFull => {}
+                Stepped::Idle { .. } => {
+                    return Ok(StopReason::Ended(nothing_will_wake(self.machine.vcpus.user_mut())));
                 }
-                Given::Stop(Stop::Ended(end)) => return Ok(Came::ToEnd(end)),
-                Given::Stop(Stop::Reached | Stop::Asked) => {
+                Stepped::Stop(ended @ StopReason::Ended(_)) => return Ok(ended),
+                // Either the limit is reached or the page is to be renewed: VM time says which.
+                Stepped::Stop(StopReason::Reached | StopReason::Requested | StopReason::HostStopped { .. }) => {
                     let now = self.machine.shared.clock.lock().now(0);
                     if now.vm >= renewal {
                         self.machine.renew_page(now)?;
                     }
                     if limit.is_some_and(|limit| now.vm >= limit) {
-                        return Ok(Came::ToLimit);
+                        return Ok(StopReason::Reached);
                     }
                 }
             }
@@ -143,27 +134,25 @@ impl Stepper {
     /// [`RunError`].
     pub fn step(&mut self) -> Result<Result<Place, End>, RunError> {
         let mut stepped = 0;
-        let came = self.run(Pace::Step, None, |_, cpu| {
+        let stopped = self.run(Pace::Step, None, |_, cpu| {
             stepped = cpu;
             true
         })?;
-        match came {
-            Came::Here | Came::ToLimit => {
-                self.drain()?;
-                Ok(Ok(self.place(stepped)))
-            }
-            Came::ToEnd(end) => Ok(Err(end)),
+        if let StopReason::Ended(end) = stopped {
+            return Ok(Err(end));
         }
+        self.drain()?;
+        Ok(Ok(self.place(stepped)))
     }
 
     /// Where vCPU number `cpu` is. Call after [`Self::step`].
-    fn place(&mut self, cpu: usize) -> Place {
+    fn place(&mut self, cpu: u32) -> Place {
         let clock = self.machine.shared.clock.lock();
         let (operations, vm) = (clock.operations(), clock.now(0).vm);
         drop(clock);
-        let index = u32::try_from(cpu).unwrap_or(u32::MAX);
-        let nowhere = Place { cpu: index, rip: 0, halted: false, operations, timer_interrupts: 0, vm };
-        self.machine.vcpus.user_mut().get_mut(cpu).map_or(nowhere, |Cpu { vcpu, local }| Place {
+        let index = usize::try_from(cpu).unwrap_or(usize::MAX);
+        let nowhere = Place { cpu, rip: 0, halted: false, operations, timer_interrupts: 0, vm };
+        self.machine.vcpus.user_mut().get_mut(index).map_or(nowhere, |Cpu { vcpu, local }| Place {
             rip: vcpu.registers().rip,
             halted: local.halted,
             timer_interrupts: local.timer_interrupts,

@@ -22,8 +22,9 @@ use super::{
     },
     shared::Shared,
     state::{CpuStates, KvmCpuState},
+    stop::StopReason,
     user_lapic,
-    vcpu::{Cpu, ipi, step::Stop, tsc},
+    vcpu::{Cpu, ipi, tsc},
 };
 use crate::{
     boot::{Image, sites::Sites},
@@ -195,7 +196,7 @@ impl Vcpus {
         mailbox: &impl Interruptions,
         (mode, until): (TimeMode, Until),
         round_robin: &mut RoundRobin,
-    ) -> Result<Stop, RunError> {
+    ) -> Result<StopReason, RunError> {
         match (self, mode) {
             (Self::Kvm(cpus), _) => {
                 // Renewing its page is KVM's business.

@@ -31,10 +31,11 @@ use crate::{
         Machine,
         audit::{Summary, TimerSummary},
         config::HostEnvironment,
-        error::{End, RunError},
+        error::RunError,
         policy::Policies,
         record::counters::Costs,
         sched::mailbox::Mailbox,
+        stop::End,
     },
     output::{AT_END, AT_REQUESTED_END, Patience},
     snapshot::Pager,
@@ -72,7 +73,7 @@ pub struct Cycle {
     pub khz: Vec<Khz>,
 }
 
-/// How a session ended.
+/// How a session ended: as its machine did, or for a reason that only the session knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// The guest ended.

@@ -20,9 +20,10 @@ use crate::{
         Machine,
         audit::Summary,
         config::{HostEnvironment, TimeMode},
-        error::{Outcome, RunError},
+        error::RunError,
         policy::{Policies, check_ratio},
         sched::mailbox::Mailbox,
+        stop::StopReason,
     },
 };
 
@@ -189,19 +190,19 @@ impl<'env> Worker<'_, '_, 'env> {
             let save_at = self.options.save.as_ref().filter(|_| self.save.is_none()).map(|(at, _)| *at);
             let stop = [save_at, self.next_migration, head_start].into_iter().flatten().min();
             match self.machine()?.run(inbox, stop)? {
-                Outcome::Ended(end) => return Ok(Finish::Ended(end)),
-                Outcome::Requested => {}
-                Outcome::HostStopped { length } => self.resume_after_host_stop(length)?,
-                Outcome::Reached if stop == head_start => {
+                StopReason::Ended(end) => return Ok(Finish::Ended(end)),
+                StopReason::Requested => {}
+                StopReason::HostStopped { length } => self.resume_after_host_stop(length)?,
+                StopReason::Reached if stop == head_start => {
                     head_start = None;
                     self.helper_threads.start()?;
                 }
-                Outcome::Reached if stop == save_at => {
+                StopReason::Reached if stop == save_at => {
                     if let Some((_, dir)) = &self.options.save {
                         self.save_and_end(dir)?;
                     }
                 }
-                Outcome::Reached => self.next_in_cycle()?,
+                StopReason::Reached => self.next_in_cycle()?,
             }
         }
     }

@@ -9,9 +9,10 @@ use crate::{
     host::kick::KickTimer,
     kvm::{Vcpu, state::MpState},
     machine::{
-        error::{End, RunError},
+        error::RunError,
         shared::Shared,
-        vcpu::step::{self, Stop},
+        stop::{End, StopReason},
+        vcpu::step,
         wake::pulse::Pulse,
     },
 };
@@ -26,7 +27,7 @@ pub fn run(
     shared: &Shared,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
-) -> Result<Stop, RunError> {
+) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
     // A vCPU whose state was just set has nothing in the shared page yet.
     cpu.drain(shared)?;
@@ -39,14 +40,14 @@ pub fn run(
         let kicked = cpu.vcpu.forget_kicks();
         vcpu_shared.doorbell.clear();
         if wanted() || shared.stopping.load(Ordering::SeqCst) {
-            break Ok(Stop::Asked);
+            break Ok(StopReason::Requested);
         }
         let (host, read, reached) = {
             let (clock, read) = shared.read_clock();
             (clock.host(), read, stop.is_some_and(|stop| clock.tsc_at(read) >= stop))
         };
         if shared.has_gap() {
-            break Ok(Stop::Asked);
+            break Ok(StopReason::Requested);
         }
         if !reached && shared.waits_for_reader() {
             timer.arm(LOOK_AFTER);
@@ -80,24 +81,24 @@ fn step(
     shared: &Shared,
     stop: Option<GuestTsc>,
     timer: Option<&KickTimer>,
-) -> Result<Option<Stop>, RunError> {
+) -> Result<Option<StopReason>, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
     if let Some(exit) = shared.devices.lock().take_exit() {
-        return Ok(Some(Stop::Ended(End::Guest(exit))));
+        return Ok(Some(StopReason::Ended(End::Guest(exit))));
     }
     if let Some(timer) = timer {
         if cpu.index == 0 {
             shared.read_rings();
         }
         if shared.vcpus.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {
-            return Ok(Some(Stop::Ended(End::HaltedForever(step::at(cpu.index, &mut cpu.vcpu)))));
+            return Ok(Some(StopReason::Ended(End::HaltedForever(step::at(cpu.index, &mut cpu.vcpu)))));
         }
         let left = match stop {
             None => LOOK_AFTER,
             Some(stop) => {
                 let left = shared.clock.lock().until(stop).unwrap_or(LOOK_AFTER);
                 if left.is_zero() {
-                    return Ok(Some(Stop::Reached));
+                    return Ok(Some(StopReason::Reached));
                 }
                 left.min(LOOK_AFTER)
             }
@@ -109,7 +110,7 @@ fn step(
         Some(exit) => Some(End::Guest(exit)),
         None => step::cannot_go_on(cpu.index, &mut cpu.vcpu, shared, exit)?,
     };
-    Ok(end.map(Stop::Ended))
+    Ok(end.map(StopReason::Ended))
 }
 
 /// Whether the only vCPU halts with interrupts off. An NMI could wake it, and nobody is there to send one.

@@ -1,7 +1,7 @@
 //! How other threads reach a running machine.
 //!
-//! A request is posted, CPU 0's bell rings, [`crate::machine::Machine::run`] comes back with [`crate::machine::error::Outcome::Requested`], and
-//! whoever runs the machine takes the request out.
+//! A request is posted and CPU 0's doorbell rings. Then [`Machine::run`](crate::machine::Machine::run) returns
+//! [`StopReason::Requested`](crate::machine::stop::StopReason::Requested), and its caller takes the request out.
 
 use std::{
     collections::VecDeque,

@@ -9,14 +9,15 @@ use vmtime::GuestTsc;
 
 use self::{
     mailbox::Interruptions,
-    round_robin::{Given, RoundRobin, Until},
+    round_robin::{RoundRobin, Until},
 };
 use super::{
-    error::{At, End, RunError},
+    error::RunError,
     shared::Shared,
+    stop::StopReason,
     vcpu::{
         Cpu,
-        step::{self, Pace, Stepped, Stop},
+        step::{self, Pace, Stepped},
     },
     wake::wake_timer::WakeTimer,
 };
@@ -24,7 +25,7 @@ use crate::host::kick;
 
 /// The loop of one vCPU: runs it on the calling thread until it stops, `stop` is reached, or it is wanted back, by the
 /// third argument's word or [`Shared::stop_all`].
-pub(crate) type Loop<C> = fn(&mut C, &Shared, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<Stop, RunError>;
+pub(crate) type Loop<C> = fn(&mut C, &Shared, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<StopReason, RunError>;
 
 /// Runs all vCPUs, each on its thread, until one of them stops or somebody waits in the mailbox.
 pub(crate) fn real<C: Send>(
@@ -33,10 +34,10 @@ pub(crate) fn real<C: Send>(
     mailbox: &impl Interruptions,
     stop: Option<GuestTsc>,
     run: Loop<C>,
-) -> Result<Stop, RunError> {
+) -> Result<StopReason, RunError> {
     let Some((first, others)) = cpus.split_first_mut() else { return Err(RunError::Cpus(0)) };
     shared.stopping.store(false, Ordering::SeqCst);
-    let results: Vec<Result<Stop, RunError>> = thread::scope(|scope| {
+    let results: Vec<Result<StopReason, RunError>> = thread::scope(|scope| {
         let threads: Vec<_> = others
             .iter_mut()
             .enumerate()
@@ -63,21 +64,7 @@ pub(crate) fn real<C: Send>(
     });
     // One that is asked to come back looks at no clock before it does: a gap that ends with that is found here.
     drop(shared.read_clock());
-    summed_up(results)
-}
-
-/// What the machine's stop is, given every vCPU's: the end of the guest before the time reached before being asked.
-fn summed_up(results: Vec<Result<Stop, RunError>>) -> Result<Stop, RunError> {
-    let mut stop = Stop::Asked;
-    for result in results {
-        stop = match (result?, stop) {
-            (ended @ Stop::Ended(_), Stop::Reached | Stop::Asked) => ended,
-            (_, ended @ Stop::Ended(_)) => ended,
-            (Stop::Reached, _) | (_, Stop::Reached) => Stop::Reached,
-            (Stop::Asked, Stop::Asked) => Stop::Asked,
-        };
-    }
-    Ok(stop)
+    results.into_iter().try_fold(StopReason::Requested, |so_far, result| Ok(so_far.or(result?)))
 }
 
 /// One vCPU on the calling thread. Whatever stops it stops the others.
@@ -87,7 +74,7 @@ fn one<C>(
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
     run: Loop<C>,
-) -> Result<Stop, RunError> {
+) -> Result<StopReason, RunError> {
     let result = run(cpu, shared, wanted, stop);
     shared.stop_all();
     result
@@ -99,7 +86,7 @@ pub(crate) fn run(
     shared: &Shared,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
-) -> Result<Stop, RunError> {
+) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index)) };
     let doorbell = &vcpu_shared.doorbell;
     // A vCPU whose state was just set has nothing in the shared page yet.
@@ -111,15 +98,15 @@ pub(crate) fn run(
         wake_timer.look(cpu.vcpu.forget_kicks(), shared);
         doorbell.clear();
         if wanted() || shared.stopping.load(Ordering::SeqCst) {
-            break Ok(Stop::Asked);
+            break Ok(StopReason::Requested);
         }
         match step::step(cpu, shared, &mut wake_timer, stop, Pace::Free) {
-            Ok(Stepped::Ran | Stepped::Kicked) => {}
+            Ok(Stepped::Ran { .. } | Stepped::Again) => {}
             Ok(Stepped::Idle { unwakeable }) => {
                 wake_timer.idle(shared, vcpu_shared, unwakeable);
                 wake_timer.sleep(doorbell, shared, unwakeable);
             }
-            Ok(Stepped::Unread) => {
+            Ok(Stepped::OutputFull) => {
                 wake_timer.set_for_stop(shared, stop);
                 doorbell.sleep();
             }
@@ -139,7 +126,7 @@ pub(crate) fn virtually(
     mailbox: &impl Interruptions,
     until: Until,
     round_robin: &mut RoundRobin,
-) -> Result<Stop, RunError> {
+) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpus.first() else { return Err(RunError::Cpus(0)) };
     let mut wake_timer = WakeTimer::new(shared)?;
     for cpu in cpus.iter_mut() {
@@ -150,25 +137,19 @@ pub(crate) fn virtually(
     let result = loop {
         vcpu_shared.doorbell.clear();
         if mailbox.waiting() {
-            break Ok(Stop::Asked);
+            break Ok(StopReason::Requested);
         }
-        match round_robin.give(cpus, shared, until, &mut wake_timer, Pace::Free) {
-            Ok(Given::Stepped { .. } | Given::Nothing | Given::Waited) => {}
-            Ok(Given::Unread) => {
+        match round_robin.step(cpus, shared, until, &mut wake_timer, Pace::Free) {
+            Ok(Stepped::Ran { .. } | Stepped::Again) => {}
+            Ok(Stepped::Idle { .. }) if !mailbox.can_come() => {
+                break Ok(StopReason::Ended(round_robin::nothing_will_wake(cpus)));
+            }
+            Ok(Stepped::OutputFull | Stepped::Idle { .. }) => {
                 vcpu_shared.doorbell.sleep();
                 kick::clear();
                 shared.clock.lock().slept();
             }
-            Ok(Given::NobodyWakes) if mailbox.can_come() => {
-                vcpu_shared.doorbell.sleep();
-                kick::clear();
-                shared.clock.lock().slept();
-            }
-            Ok(Given::NobodyWakes | Given::EndOfTime) => {
-                let address = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
-                break Ok(Stop::Ended(End::NothingWillWake(At { cpu: 0, address })));
-            }
-            Ok(Given::Stop(stop)) => break Ok(stop),
+            Ok(Stepped::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
         }
     };

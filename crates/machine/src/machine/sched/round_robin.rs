@@ -7,11 +7,12 @@ use oorandom::Rand32;
 use vmtime::GuestTsc;
 
 use crate::machine::{
-    error::{End, RunError},
+    error::RunError,
     shared::Shared,
+    stop::{At, End, StopReason},
     vcpu::{
         Cpu, next_due,
-        step::{self, Pace, Stepped, Stop},
+        step::{self, Pace, Stepped},
     },
     wake::wake_timer::WakeTimer,
 };
@@ -38,25 +39,6 @@ pub(crate) struct RoundRobin {
     idle: Vec<Option<bool>>,
     /// Whose turn is not over, and the operations before it.
     current: Option<(usize, u64)>,
-}
-
-/// What came of giving a turn.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Given {
-    /// This vCPU was entered.
-    Stepped { cpu: usize },
-    /// A vCPU was found to be idle, or was entered in vain.
-    Nothing,
-    /// Somebody is to read first what the machine produced.
-    Unread,
-    /// All were idle: time has moved on to what somebody waits for.
-    Waited,
-    /// All are idle, and no timer is armed.
-    NobodyWakes,
-    /// All are idle, and what is armed lies beyond the clock's end.
-    EndOfTime,
-    /// See [`Stop`].
-    Stop(Stop),
 }
 
 impl RoundRobin {
@@ -86,15 +68,16 @@ impl RoundRobin {
         self.current = None;
     }
 
-    /// Goes on with the turn that is not over, or gives the next; one entry at most.
-    pub(crate) fn give(
+    /// Steps the vCPU whose turn is not over, or the next one; one entry at most. Where all are idle, advances VM time
+    /// instead.
+    pub(crate) fn step(
         &mut self,
         cpus: &mut [Cpu],
         shared: &Shared,
         until: Until,
         wake_timer: &mut WakeTimer,
         pace: Pace,
-    ) -> Result<Given, RunError> {
+    ) -> Result<Stepped, RunError> {
         let Some((chosen, before)) = self.current.or_else(|| self.choose(cpus, shared)) else {
             return Ok(self.wait(cpus, shared, until));
         };
@@ -104,25 +87,25 @@ impl RoundRobin {
             && let Some(limit) = wake_timer.rang(shared)
         {
             let at = step::at(cpu.local.index, &mut cpu.vcpu);
-            return Ok(Given::Stop(Stop::Ended(End::Spins { at, limit })));
+            return Ok(Stepped::Stop(StopReason::Ended(End::Spins { at, limit })));
         }
         self.current = Some((chosen, before));
-        match step::step(cpu, shared, wake_timer, until.first(), pace)? {
-            Stepped::Ran => {
+        let stepped = step::step(cpu, shared, wake_timer, until.first(), pace)?;
+        match stepped {
+            Stepped::Ran { .. } => {
                 self.current = self.current.filter(|_| shared.clock.lock().operations() == before);
-                Ok(Given::Stepped { cpu: chosen })
             }
-            Stepped::Kicked => Ok(Given::Nothing),
-            Stepped::Unread => Ok(Given::Unread),
             Stepped::Idle { unwakeable } => {
                 if let Some(slot) = self.idle.get_mut(chosen) {
                     *slot = Some(unwakeable);
                 }
                 self.current = None;
-                Ok(Given::Nothing)
+                // Others may have something to do.
+                return Ok(Stepped::Again);
             }
-            Stepped::Stop(stop) => Ok(Given::Stop(stop)),
+            Stepped::Again | Stepped::OutputFull | Stepped::Stop(_) => {}
         }
+        Ok(stepped)
     }
 
     /// Who is next, and the operations so far; nobody if all are idle.
@@ -133,22 +116,32 @@ impl RoundRobin {
     }
 
     /// All are idle: lets time pass up to what comes next.
-    fn wait(&mut self, cpus: &[Cpu], shared: &Shared, until: Until) -> Given {
+    fn wait(&mut self, cpus: &mut [Cpu], shared: &Shared, until: Until) -> Stepped {
         let mut clock = shared.clock.lock();
         let dues = cpus
             .iter()
             .zip(&self.idle)
             .filter(|(_, unwakeable)| **unwakeable != Some(true))
             .filter_map(|(cpu, _)| next_due::due(&cpu.local, shared, &clock));
-        let Some(target) = dues.chain(until.stop).min() else { return Given::NobodyWakes };
+        let Some(target) = dues.chain(until.stop).min() else {
+            return Stepped::Idle { unwakeable: true };
+        };
         if target.0 == u64::MAX && clock.tsc() == target {
-            return Given::EndOfTime;
+            // What is armed lies beyond the clock's end.
+            drop(clock);
+            return Stepped::Stop(StopReason::Ended(nothing_will_wake(cpus)));
         }
         clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal)));
         // Whoever is due, or the stop, shows in the next round; all look again.
         self.idle.fill(None);
-        Given::Waited
+        Stepped::Again
     }
+}
+
+/// The end of a guest whose vCPUs are all idle, where no timer is armed and no request can come.
+pub(crate) fn nothing_will_wake(cpus: &mut [Cpu]) -> End {
+    let address = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
+    End::NothingWillWake(At { cpu: 0, address })
 }
 
 /// One of those that are not idle. One CPU draws nothing, so that its runs do not depend on the seed.

@@ -33,12 +33,12 @@ use super::{
     audit::{ClockAccount, Handled, TickAudit},
     clock::Clock,
     config::LapicKind,
-    error::{At, End},
     lock::{Guard, Ranked},
     record::{
         counters::Counters,
         trace::{Event, Trace},
     },
+    stop::{At, End},
 };
 use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Outlet};
 

@@ -12,9 +12,10 @@ use crate::{
     kvm::{self, Exit, Vcpu},
     machine::{
         config::TimeMode,
-        error::{At, End, RunError},
+        error::RunError,
         record::trace::Event,
         shared::{Shared, Unwakeable},
+        stop::{At, End, StopReason},
         wake::wake_timer::WakeTimer,
     },
 };
@@ -22,30 +23,31 @@ use crate::{
 /// The vector of an NMI.
 const NMI_VECTOR: u8 = 2;
 
-/// Why a vCPU does not go on for now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// The guest does not go on at all.
-    Ended(End),
-    /// The VM time that the caller named is reached.
-    Reached,
-    /// Somebody asked for it.
-    Asked,
-}
-
-/// What came of one turn.
+/// What a step came to: that of one vCPU ([`step`]), or in virtual time that of the round robin, which steps one of all vCPUs
+/// ([`RoundRobin::step`]). The loops in [`crate::machine::sched`] and the [`Stepper`](crate::machine::stepper::Stepper) act on
+/// it.
+///
+/// [`RoundRobin::step`]: crate::machine::sched::round_robin::RoundRobin::step
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stepped {
-    /// The vCPU was entered.
-    Ran,
-    /// It was entered in vain: a kick or an open window brought it back.
-    Kicked,
-    /// It waits for somebody to read what the machine produced.
-    Unread,
-    /// It waits: nothing is there for it to do. `unwakeable`: no interrupt could wake it, only a message from another CPU.
-    Idle { unwakeable: bool },
-    /// See [`Stop`].
-    Stop(Stop),
+    /// The guest ran on this vCPU up to an exit of its own: an operation, HLT or a debug exit.
+    Ran {
+        /// The vCPU's number.
+        cpu: u32,
+    },
+    /// Nothing to act on: a kick or an open interrupt window ended KVM_RUN, or kept it from being called. In the round robin
+    /// also: the vCPU is idle, or VM time advanced to the next deadline. Step again.
+    Again,
+    /// The buffer of an output is full: wait until its reader has taken some of it.
+    OutputFull,
+    /// The vCPU waits in HLT or for a start-up message, and no interrupt can be delivered. In the round robin: all of them do,
+    /// and no timer is armed.
+    Idle {
+        /// No timer will end that: only a message from another vCPU can, or a request.
+        unwakeable: bool,
+    },
+    /// There is no next step.
+    Stop(StopReason),
 }
 
 /// How far one entry goes.
@@ -68,7 +70,7 @@ pub(crate) fn step(
 ) -> Result<Stepped, RunError> {
     // An instruction that was completed after its exit may have ended the machine.
     if let Some(exit) = shared.devices.lock().take_exit() {
-        return Ok(Stepped::Stop(Stop::Ended(End::Guest(exit))));
+        return Ok(Stepped::Stop(StopReason::Ended(End::Guest(exit))));
     }
     shared.hears(cpu.local.index);
     ipi::receive(cpu, shared)?;
@@ -81,7 +83,7 @@ pub(crate) fn step(
     let (now, base, mode, host) = {
         let (clock, host) = shared.read_clock();
         if clock.is_stopped() {
-            return Ok(Stepped::Stop(Stop::Asked));
+            return Ok(Stepped::Stop(StopReason::Requested));
         }
         let now = cpu.local.now(&clock, host);
         cpu.local.advance(&clock, now);
@@ -89,18 +91,18 @@ pub(crate) fn step(
     };
     lint0::sample(cpu, shared, now)?;
     if stop.is_some_and(|stop| base >= stop) {
-        return Ok(Stepped::Stop(Stop::Reached));
+        return Ok(Stepped::Stop(StopReason::Reached));
     }
     if shared.waits_for_reader() {
         // It is not the host that keeps it from running.
         if let Some(vcpu_shared) = shared.vcpu(cpu.local.index) {
             vcpu_shared.last_run.idle(host, None);
         }
-        return Ok(Stepped::Unread);
+        return Ok(Stepped::OutputFull);
     }
     if cpu.local.phase == Phase::WaitForSipi {
         return Ok(match shared.deafened(cpu.local.index, Unwakeable::Parked) {
-            Some(end) => Stepped::Stop(Stop::Ended(end)),
+            Some(end) => Stepped::Stop(StopReason::Ended(end)),
             None => Stepped::Idle { unwakeable: true },
         });
     }
@@ -112,7 +114,7 @@ pub(crate) fn step(
         if unwakeable {
             let address = cpu.vcpu.registers().linear_rip;
             if let Some(end) = shared.deafened(cpu.local.index, Unwakeable::Halted { address }) {
-                return Ok(Stepped::Stop(Stop::Ended(end)));
+                return Ok(Stepped::Stop(StopReason::Ended(end)));
             }
         } else if mode == TimeMode::Real {
             set_timer(wake_timer, &cpu.local, shared, mode, stop);
@@ -125,7 +127,7 @@ pub(crate) fn step(
         && let Some(vcpu_shared) = shared.vcpu(cpu.local.index)
         && !wake_timer.enter(shared, vcpu_shared, host)
     {
-        return Ok(Stepped::Kicked);
+        return Ok(Stepped::Again);
     }
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
     let (exit, changed) = match entry {
@@ -159,11 +161,11 @@ pub(crate) fn step(
         cpu.tell_kvm(changed, shared)?;
     }
     match handle(cpu, shared, exit)? {
-        None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Stepped::Kicked),
-        None => Ok(Stepped::Ran),
+        None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Stepped::Again),
+        None => Ok(Stepped::Ran { cpu: cpu.local.index }),
         Some(end) => {
             shared.read_rings();
-            Ok(Stepped::Stop(Stop::Ended(end)))
+            Ok(Stepped::Stop(StopReason::Ended(end)))
         }
     }
 }
