@@ -16,10 +16,11 @@ pub mod snapshot;
 pub mod x86;
 
 pub use machine::{
-    MAX_CPUS, Machine, audit, clock, config,
+    Machine, audit, clock, config,
     config::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, host_fingerprint::HostFingerprint},
     dirty::SnapshotId,
     error::RunError,
+    limits::MAX_CPUS,
     outputs::{Outputs, TraceTo},
     policy::{self, Policies, check_ratio},
     record,

@@ -7,7 +7,7 @@ use kvm_pv::WallRegistration;
 use vmtime::Khz;
 
 use super::{
-    MAX_CPUS, Machine,
+    Machine,
     audit::TickAudit,
     clock::Clock,
     config::{
@@ -15,6 +15,7 @@ use super::{
         source::{Chosen, SourceChoice, TscSource},
     },
     error::RunError,
+    limits::MAX_CPUS,
     lock::Ranked,
     outputs::{self, Outputs},
     paused::{BootTime, Paused},

@@ -52,7 +52,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// A number of vCPUs that cannot be.
-    #[error("{0} vCPUs are not possible: use 1 to {max}", max = super::MAX_CPUS)]
+    #[error("{0} vCPUs are not possible: use 1 to {max}", max = super::limits::MAX_CPUS)]
     Cpus(u32),
     /// A vCPU's thread.
     #[error("a vCPU's thread failed: {0}")]

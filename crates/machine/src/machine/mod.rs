@@ -18,6 +18,7 @@ pub mod dirty;
 pub mod error;
 mod inspect;
 mod kvm_lapic;
+pub mod limits;
 mod lock;
 mod migrate;
 pub mod outputs;
@@ -60,9 +61,6 @@ use crate::{
     output::Patience,
     x86::Leaf,
 };
-
-/// The most vCPUs a machine can have: what the guest's tick rings and 8-bit APIC IDs leave room for, and then some.
-pub const MAX_CPUS: u32 = 16;
 
 /// A machine.
 pub struct Machine {

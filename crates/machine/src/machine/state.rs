@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use vlapic;
 
 use super::{
-    MAX_CPUS,
     audit::TickAuditState,
     clock::ClockState,
     config::{LapicKind, TimeMode, source::TscSource},
     error::RunError,
+    limits::MAX_CPUS,
     vcpu::Phase,
 };
 use crate::{
