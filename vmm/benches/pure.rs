@@ -18,7 +18,7 @@ const VECTOR: u8 = 32;
 
 /// An x2APIC whose timer is in deadline mode.
 fn apic() -> LocalApic {
-    let config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
+    let config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true, physical_bits: 52 };
     let mut apic = LocalApic::new(config);
     let base = 0xfee0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
     for (msr, value) in [(IA32_APIC_BASE, base), (SVR, 0x1ff), (LVTT, 1 << 18 | u64::from(VECTOR))] {

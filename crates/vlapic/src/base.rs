@@ -1,6 +1,6 @@
 //! IA32_APIC_BASE: where the page is, and which door is open.
 
-use crate::MsrFault;
+use crate::{Config, MsrFault};
 
 /// Bit 8: this is the bootstrap processor.
 const BSP: u64 = 1 << 8;
@@ -11,7 +11,7 @@ const EN: u64 = 1 << 11;
 /// Bits 51:12, the page's address, as far as any x86-64 processor has physical address bits.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// As many physical address bits as the architecture allows.
-pub(super) const MOST_PHYSICAL_BITS: u8 = 52;
+pub const MOST_PHYSICAL_BITS: u8 = 52;
 /// Where the page is after reset.
 const RESET_ADDRESS: u64 = 0xfee0_0000;
 
@@ -36,11 +36,13 @@ impl Base {
         Self(RESET_ADDRESS | EN | if bsp { BSP } else { 0 })
     }
 
-    /// A value that the MSR can hold, or nothing: no reserved bit, not EXTD without EN, EXTD only with `x2apic`.
-    pub(super) const fn new(value: u64, x2apic: bool) -> Option<Self> {
-        let reserved = value & !(BSP | EXTD | EN | ADDRESS) != 0;
+    /// A value that the MSR can hold, or nothing: no reserved bit, not EXTD without EN, EXTD only with x2APIC.
+    pub(super) fn new(value: u64, config: &Config) -> Option<Self> {
+        // "Relocating the Local APIC Registers": bits from the physical address width up are reserved.
+        let beyond = value.checked_shr(u32::from(config.physical_bits)).is_some_and(|above| above != 0);
+        let reserved = beyond || value & !(BSP | EXTD | EN | ADDRESS) != 0;
         let extended = value & EXTD != 0;
-        if reserved || (extended && (value & EN == 0 || !x2apic)) { None } else { Some(Self(value)) }
+        if reserved || (extended && (value & EN == 0 || !config.x2apic)) { None } else { Some(Self(value)) }
     }
 
     pub(super) const fn bits(self) -> u64 {
@@ -60,18 +62,13 @@ impl Base {
         self.0 & ADDRESS
     }
 
-    /// The value after a WRMSR of `value` on a CPU with `physical_bits` address bits (SDM vol. 3, "x2APIC State
-    /// Transitions").
+    /// The value after a WRMSR of `value` (SDM vol. 3, "x2APIC State Transitions").
     ///
     /// # Errors
     /// [`MsrFault`] for a value that the MSR cannot hold, and for the two transitions that must go through another state:
     /// x2APIC to xAPIC, and disabled to x2APIC.
-    pub(super) fn write(self, value: u64, x2apic: bool, physical_bits: u8) -> Result<Self, MsrFault> {
-        // "Relocating the Local APIC Registers": bits from the physical address width up are reserved.
-        if value.checked_shr(u32::from(physical_bits)).is_some_and(|above| above != 0) {
-            return Err(MsrFault);
-        }
-        let new = Self::new(value, x2apic).ok_or(MsrFault)?;
+    pub(super) fn write(self, value: u64, config: &Config) -> Result<Self, MsrFault> {
+        let new = Self::new(value, config).ok_or(MsrFault)?;
         match (self.mode(), new.mode()) {
             (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => Err(MsrFault),
             _ => Ok(new),
@@ -82,6 +79,15 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CONFIG: Config = Config {
+        id: 0,
+        bsp: true,
+        x2apic: true,
+        tsc_deadline: true,
+        ns_deadline: true,
+        physical_bits: MOST_PHYSICAL_BITS,
+    };
 
     /// SDM vol. 3, "x2APIC State Transitions": from xAPIC to x2APIC or disabled; from x2APIC to disabled only; from
     /// disabled to xAPIC only; EXTD without EN is invalid.
@@ -95,10 +101,10 @@ mod tests {
                     EN => [disabled, xapic, x2apic].contains(&to),
                     _ => [disabled, x2apic].contains(&to),
                 };
-                assert_eq!(Base(from).write(to, true, MOST_PHYSICAL_BITS).is_ok(), legal, "{from:#x} -> {to:#x}");
+                assert_eq!(Base(from).write(to, &CONFIG).is_ok(), legal, "{from:#x} -> {to:#x}");
             }
         }
-        assert_eq!(Base(xapic).write(x2apic, false, MOST_PHYSICAL_BITS), Err(MsrFault));
+        assert_eq!(Base(xapic).write(x2apic, &Config { x2apic: false, ..CONFIG }), Err(MsrFault));
     }
 
     #[test]
@@ -106,12 +112,13 @@ mod tests {
         let base = Base::reset(true);
         assert_eq!(base.bits(), 0xfee0_0900);
         for bit in [0, 7, 9, 52, 63] {
-            assert_eq!(base.write(base.bits() | 1 << bit, true, MOST_PHYSICAL_BITS), Err(MsrFault), "bit {bit}");
+            assert_eq!(base.write(base.bits() | 1 << bit, &CONFIG), Err(MsrFault), "bit {bit}");
         }
-        for bits in [36, 40, 46, MOST_PHYSICAL_BITS] {
-            let highest = EN | 1 << (bits - 1);
-            assert_eq!(base.write(highest, true, bits).map(Base::address), Ok(highest & ADDRESS));
-            assert_eq!(base.write(EN | 1 << bits, true, bits), Err(MsrFault), "{bits}");
+        for physical_bits in [36, 40, 46, MOST_PHYSICAL_BITS] {
+            let config = Config { physical_bits, ..CONFIG };
+            let highest = EN | 1 << (physical_bits - 1);
+            assert_eq!(base.write(highest, &config).map(Base::address), Ok(highest & ADDRESS));
+            assert_eq!(base.write(EN | 1 << physical_bits, &config), Err(MsrFault), "{physical_bits}");
         }
     }
 }

@@ -77,7 +77,7 @@ impl State {
             ref timer,
             lint_high,
         } = self;
-        let checked = Base::new(base, config.x2apic).ok_or(StateError::Base(base))?;
+        let checked = Base::new(base, config).ok_or(StateError::Base(base))?;
         // Disabling resets, and then only CR8 and the pins change anything. What else there is would come alive on
         // enabling.
         if checked.mode() == BaseMode::Disabled && *self != (Self { saved_at, base, tpr, lint_high, ..Self::default() })

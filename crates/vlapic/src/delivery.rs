@@ -234,6 +234,6 @@ impl LocalApic {
     pub(super) fn restart(&mut self, base: Base, xapic_id: Option<u8>) {
         let Pins { lint0, lint1 } = self.pins;
         let state = State { xapic_id, lint_high: [lint0, lint1], ..State::default() };
-        *self = Self { physical_bits: self.physical_bits, ..Self::from_checked(&state, base, self.config) };
+        *self = Self::from_checked(&state, base, self.config);
     }
 }

@@ -147,16 +147,11 @@ impl LocalApic {
         now: Now,
         write: impl FnOnce(&mut Self) -> Result<Effects, MsrFault>,
     ) -> Result<Effects, MsrFault> {
-        let before = (self.next_deadline(), self.next_wake());
         let address = self.address();
         self.advance(now);
         let effects = write(self)?;
         self.advance(now);
-        Ok(Effects {
-            timer_changed: before != (self.next_deadline(), self.next_wake()),
-            route_changed: address != self.address(),
-            ..effects
-        })
+        Ok(Effects { route_changed: address != self.address(), ..effects })
     }
 
     fn x2apic_register(&self, index: u32) -> Result<(&'static registers::RegisterEntry, usize), MsrFault> {
@@ -168,7 +163,7 @@ impl LocalApic {
     /// modes do, so that enabling finds the state after reset.
     fn write_base(&mut self, value: u64) -> Result<Effects, MsrFault> {
         let old = self.base;
-        let new = old.write(value, self.config.x2apic, self.physical_bits)?;
+        let new = old.write(value, &self.config)?;
         match (old.mode(), new.mode()) {
             (Mode::XApic | Mode::X2Apic, Mode::Disabled) => self.restart(new, None),
             // "State Changes From xAPIC Mode to x2APIC Mode": neither the xAPIC ID that software wrote nor the upper

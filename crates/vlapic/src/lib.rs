@@ -32,13 +32,13 @@ mod state;
 mod timer;
 mod vectors;
 
-pub use self::base::Mode;
+pub use self::base::{MOST_PHYSICAL_BITS, Mode};
 pub use self::check::StateError;
 pub use self::delivery::{Delivery, LocalSource};
 pub use self::inbox::Inbox;
 pub use self::ipi::{DeliveryMode, Destination, Ipi, Trigger};
 pub use self::route::{Route, lowest_priority};
-pub use self::state::{LvtState, SavedAt, State, TimerState};
+pub use self::state::{ConfigState, LvtState, SavedAt, State, TimerState};
 pub use self::timer::{Armed, Deadline, LEAST_PERIOD_NS, tick_ns};
 use vmtime::Now;
 
@@ -49,8 +49,6 @@ const SOFTWARE_ENABLE: u32 = 1 << 8;
 
 /// What CPUID tells the guest about its APIC, and what reset needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Config {
     /// The (x2)APIC ID. The xAPIC shows its low 8 bits.
     pub id: u32,
@@ -62,6 +60,9 @@ pub struct Config {
     pub tsc_deadline: bool,
     /// [`guest_abi::ns_deadline::FEATURE_NS_DEADLINE`]: the nanosecond deadline MSR exists.
     pub ns_deadline: bool,
+    /// CPUID.80000008H:EAX bits 7:0, the physical address width. IA32_APIC_BASE takes no address with more bits, and never
+    /// one with more than [`MOST_PHYSICAL_BITS`].
+    pub physical_bits: u8,
 }
 
 impl Config {
@@ -90,10 +91,6 @@ pub struct Effects {
     /// [`LocalApic::route`] gives another answer than before the access, its priority aside. [`LocalApic::init`] and
     /// [`LocalApic::reset`] can change it too.
     pub route_changed: bool,
-    /// [`LocalApic::next_deadline`] or [`LocalApic::next_wake`] gives another answer than before the access. Reads,
-    /// accesses that fault, [`LocalApic::advance`], [`LocalApic::set_cr8`], [`LocalApic::acknowledge`],
-    /// [`LocalApic::init`] and [`LocalApic::reset`] can change the answers too.
-    pub timer_changed: bool,
 }
 
 /// A fixed interrupt.
@@ -109,7 +106,6 @@ pub struct Interrupt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalApic {
     config: Config,
-    physical_bits: u8,
     base: base::Base,
     /// What the guest wrote there, if it is not the configured one; always nothing in x2APIC mode.
     xapic_id: Option<u8>,
@@ -137,13 +133,6 @@ impl LocalApic {
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self::from_checked(&State::reset(&config), base::Base::reset(config.bsp), config)
-    }
-
-    /// The same on a CPU with so many physical address bits, as CPUID leaf 80000008H says in EAX bits 7:0. It has 52
-    /// unless told. IA32_APIC_BASE takes no address with more. It is not saved: whoever restores says it again.
-    #[must_use]
-    pub fn with_physical_bits(self, bits: u8) -> Self {
-        Self { physical_bits: bits.min(base::MOST_PHYSICAL_BITS), ..self }
     }
 
     /// As PC firmware leaves the first CPU's APIC, in virtual wire mode (Intel, "MultiProcessor Specification", section 3.6.2.2):

@@ -8,7 +8,7 @@ use vmtime::{GuestTsc, Now, VmTime};
 
 use crate::{
     Config, LocalApic, StateError,
-    base::{Base, MOST_PHYSICAL_BITS},
+    base::Base,
     delivery::Pins,
     lvt::{Lvt, MASKED},
     registers::{LvtKind, WORDS},
@@ -109,6 +109,39 @@ pub struct TimerState {
     pub divide: u32,
 }
 
+/// A saved [`Config`]. The physical address width is not in it: CPUID is saved too, and says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+pub struct ConfigState {
+    /// See [`Config::id`].
+    pub id: u32,
+    /// See [`Config::bsp`].
+    pub bsp: bool,
+    /// See [`Config::x2apic`].
+    pub x2apic: bool,
+    /// See [`Config::tsc_deadline`].
+    pub tsc_deadline: bool,
+    /// See [`Config::ns_deadline`].
+    pub ns_deadline: bool,
+}
+
+impl Config {
+    /// The configuration to save.
+    #[must_use]
+    pub const fn state(&self) -> ConfigState {
+        let Self { id, bsp, x2apic, tsc_deadline, ns_deadline, physical_bits: _ } = *self;
+        ConfigState { id, bsp, x2apic, tsc_deadline, ns_deadline }
+    }
+
+    /// A saved configuration, on a CPU with this physical address width.
+    #[must_use]
+    pub const fn from_state(state: ConfigState, physical_bits: u8) -> Self {
+        let ConfigState { id, bsp, x2apic, tsc_deadline, ns_deadline } = state;
+        Self { id, bsp, x2apic, tsc_deadline, ns_deadline, physical_bits }
+    }
+}
+
 impl Default for LvtState {
     fn default() -> Self {
         Self { timer: MASKED, thermal: MASKED, performance: MASKED, lint0: MASKED, lint1: MASKED, error: MASKED }
@@ -168,10 +201,9 @@ impl LocalApic {
     /// armed: [`advance`](Self::advance) to `now` first where that can be.
     #[must_use]
     pub fn state(&self, now: Now) -> State {
-        // The configuration and the address width are the machine's, and there again before the restore.
+        // The configuration is saved with the machine.
         let Self {
             config: _,
-            physical_bits: _,
             base,
             xapic_id,
             tpr,
@@ -268,7 +300,6 @@ impl LocalApic {
         let TimerState { armed: _, initial_count, divide } = timer;
         Self {
             config,
-            physical_bits: MOST_PHYSICAL_BITS,
             base,
             xapic_id,
             tpr,

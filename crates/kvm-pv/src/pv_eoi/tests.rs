@@ -54,7 +54,8 @@ impl GuestWrite for Ram {
     }
 }
 
-const CONFIG: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
+const CONFIG: Config =
+    Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true, physical_bits: 52 };
 const NOW: Now = Now::new(vmtime::GuestTsc(0), vmtime::VmTime(0));
 const MSR_SVR: u32 = x2apic_msr(lapic::SVR);
 const MSR_EOI: u32 = x2apic_msr(lapic::EOI);

@@ -141,7 +141,7 @@ pub struct CpuState {
     /// The CPUID it sees.
     pub cpuid: Vec<Leaf>,
     /// What that says of its LAPIC.
-    pub apic_config: vlapic::Config,
+    pub apic_config: vlapic::ConfigState,
     /// What KVM holds.
     pub kvm: VcpuState,
     /// Its LAPIC.

@@ -57,7 +57,7 @@ fn an_address_beyond_the_physical_width_faults() {
     assert!(bench.apic.msr_write(APIC_BASE, XAPIC | 1 << 52, at(0)).is_err());
     for bits in [36, 40, 46, 52, 60, 255] {
         let width = bits.min(52);
-        bench.apic = LocalApic::new(ALL).with_physical_bits(bits);
+        bench.apic = LocalApic::new(Config { physical_bits: bits, ..ALL });
         bench.wrmsr(APIC_BASE, 0, at(0));
         bench.wrmsr(APIC_BASE, XAPIC, at(0));
         bench.apic.init();

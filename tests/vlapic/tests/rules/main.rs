@@ -17,7 +17,7 @@ mod wrap;
 use vlapic::{Config, Effects, Interrupt, LocalApic};
 use vmtime::{GuestTsc, Now, VmTime};
 
-const ALL: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true };
+const ALL: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true, physical_bits: 52 };
 
 /// Offsets in the xAPIC page, and MSRs below: from the manual once more, so that a wrong number in `guest_abi` is found.
 const ID: u64 = 0x20;

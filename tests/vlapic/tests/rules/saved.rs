@@ -8,10 +8,12 @@ use super::*;
 fn a_fresh_apic_is_made_from_the_reset_state() {
     for bits in 0..16u32 {
         let [bsp, x2apic, tsc_deadline, ns_deadline] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
-        let config = Config { id: bits, bsp, x2apic, tsc_deadline, ns_deadline };
+        let config = Config { id: bits, bsp, x2apic, tsc_deadline, ns_deadline, physical_bits: 46 };
         let fresh = LocalApic::new(config);
         assert_eq!(fresh.state(at(0)), State::reset(&config));
         assert_eq!(LocalApic::from_state(&State::reset(&config), config, at(0)), Ok(fresh));
+        let text = serde_json::to_string(&config.state()).unwrap();
+        assert_eq!(Config::from_state(serde_json::from_str(&text).unwrap(), 46), config);
     }
     assert_eq!(State::reset(&Config { bsp: false, ..ALL }), State::default());
 }
@@ -72,6 +74,8 @@ fn impossible_states_are_refused() {
 
     assert_eq!(refused(ALL, &|s| s.base = 0x400), StateError::Base(0x400));
     assert_eq!(refused(none, &|s| s.base = 0xfee0_0c00), StateError::Base(0xfee0_0c00));
+    let narrow = Config { physical_bits: 36, ..ALL };
+    assert_eq!(refused(narrow, &|s| s.base = 0x10_fee0_0800), StateError::Base(0x10_fee0_0800));
     type Change<'a> = (&'a str, &'a dyn Fn(&mut State));
     assert_eq!(
         refused(ALL, &|s| s.base = 0),
@@ -150,4 +154,33 @@ fn an_older_state_is_read() {
         assert!(json.as_object_mut().unwrap().remove(field).is_some());
     }
     assert_eq!(serde_json::from_value::<State>(json).unwrap(), State::default());
+}
+
+/// What a resume does in place is what a save, a change of the file and a restore would do.
+#[test]
+fn rearming_is_a_restore_of_another_armed_timer() {
+    let armed = [
+        Armed::Disarmed,
+        Armed::Tsc(GuestTsc(5)),
+        Armed::Tsc(GuestTsc(5000)),
+        Armed::Ns(VmTime(5000)),
+        Armed::Count { expires: VmTime(5000) },
+    ];
+    for mode in [ONE_SHOT, PERIODIC, DEADLINE] {
+        for mut bench in Bench::timers(mode) {
+            bench.write(TMICT, 9, at(0));
+            bench.wrmsr(TSC_DEADLINE, 3000, at(0));
+            // The CPU's TSC and the base need not be equal.
+            let now = Now { base: GuestTsc(70), ..at(100) };
+            for armed in armed {
+                let mut state = bench.apic.state(now);
+                state.timer.armed = armed;
+                let mut apic = bench.apic.clone();
+                let rearmed = apic.rearm(armed, now);
+                let restored = LocalApic::from_state(&state, ALL, now);
+                assert_eq!(rearmed.map(|()| apic.clone()), restored, "{armed:?}");
+                assert!(restored.is_ok() || apic == bench.apic, "a refused timer stays as it was");
+            }
+        }
+    }
 }

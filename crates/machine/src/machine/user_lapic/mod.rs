@@ -54,16 +54,17 @@ pub(crate) fn boot(
     let mut cpus = Vec::new();
     let mut leaves = Vec::new();
     for index in 0..options.cpus {
+        let seen = cpuid::leaves(probe.env.supported()?, &offer, index);
         let config = vlapic::Config {
             id: index,
             bsp: index == 0,
             x2apic: offer.x2apic,
             tsc_deadline: offer.tsc_deadline,
             ns_deadline: offer.ns_deadline,
+            physical_bits: cpuid::physical_bits(&seen),
         };
-        let seen = cpuid::leaves(probe.env.supported()?, &offer, index);
         let mut vcpu = probe.vcpu(vm, index, &seen, entry.rip)?;
-        let mut apic = LocalApic::new(config).with_physical_bits(cpuid::physical_bits(&seen));
+        let mut apic = LocalApic::new(config);
         if entry.pc && index == 0 {
             apic = apic.in_virtual_wire_mode();
         }
@@ -122,7 +123,7 @@ pub(crate) fn states(
         kvm.system.cr8 = u64::from(apic.cr8());
         states.push(CpuState {
             cpuid: cpuid.clone(),
-            apic_config: *apic.config(),
+            apic_config: apic.config().state(),
             kvm,
             apic: apic.state(clock.now(*tsc_adjust)),
             pvclock: pvclock.state(),
@@ -153,11 +154,11 @@ pub(crate) fn restore(
         // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
         let mut vcpu = probe.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
         vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
+        let config = vlapic::Config::from_state(*apic_config, cpuid::physical_bits(seen));
         let local = Local {
             index,
-            apic: LocalApic::from_state(saved_apic, *apic_config, saved_apic.saved_at.now(*tsc_adjust))
-                .map_err(|e| bad(e.to_string()))?
-                .with_physical_bits(cpuid::physical_bits(seen)),
+            apic: LocalApic::from_state(saved_apic, config, saved_apic.saved_at.now(*tsc_adjust))
+                .map_err(|e| bad(e.to_string()))?,
             pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
             pv_eoi: pv_eoi
                 .map(|state| PvEoi::from_state(state, &Ram(memory)))

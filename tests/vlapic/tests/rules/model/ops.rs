@@ -49,7 +49,7 @@ impl Random {
     pub(super) fn configs(&mut self) -> [Config; 3] {
         let ids = self.pick(&[[0, 1, 2], [0, 1, 0x12], [0x105, 5, 0x20], [0xff, 0xfe, 0x1_0000], [3, 3, 4]]);
         let [x2apic, tsc_deadline, ns_deadline] = [(); 3].map(|()| !self.one_in(5));
-        ids.map(|id| Config { id, bsp: id == 0, x2apic, tsc_deadline, ns_deadline })
+        ids.map(|id| Config { id, bsp: id == 0, x2apic, tsc_deadline, ns_deadline, physical_bits: 52 })
     }
 }
 
