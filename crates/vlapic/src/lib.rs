@@ -1,20 +1,4 @@
-//! The local APIC of one CPU, timer included, after the Intel SDM vol. 3, chapter "Advanced Programmable Interrupt
-//! Controller (APIC)".
-//!
-//! **What it is.** Registers, and the rules by which they change. One table of registers (`registers`) behind three
-//! doors: the xAPIC page, the x2APIC MSRs and CR8.
-//!
-//! **What it is not.** It knows no KVM, no clock, no thread and no other CPU. Time is an argument. What a write does
-//! outside this APIC comes back as [`Effects`], what other CPUs and pins ask of the CPU as [`Delivery`]. What must
-//! happen at a later time is asked for with [`LocalApic::next_deadline`] and [`LocalApic::next_wake`].
-//!
-//! **Why.** The same inputs then give the same results: in a unit test, under virtual time and after a restore at any
-//! instruction. And nothing that a guest can write makes it panic.
-//!
-//! Every access first takes the timer to `now`, then reads or changes a register, so that an expiry that lies in the
-//! past is judged by the registers of the past. Writes then take it to `now` once more, because what they armed may be
-//! due already.
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,5 @@
-//! Every notion of time, and nothing else.
-//!
-//! Pure: no KVM, no threads, no host clock. All
-//! arithmetic between guest TSC, host TSC and VM time happens here, in 128 bits where 64 could overflow, so that there
-//! is one place to prove right.
+#![doc = include_str!("../README.md")]
+//! ## Modules
 //!
 //! - [`scale`]: ticks to nanoseconds by multiplier and shift, and the exact way back.
 //! - [`page`]: what VM time *is*: the numbers of the published page, used in both directions.
@@ -10,7 +7,6 @@
 //! - [`reference_clock`]: a second opinion on VM time that knows nothing of pages.
 //! - [`adjust`]: what a restore does to TSC, VM time and the deadline in flight.
 //! - [`length`]: lengths of time for people.
-
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
