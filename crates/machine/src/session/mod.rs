@@ -1,6 +1,6 @@
 //! A machine that people and programs can reach while it runs: console, control socket, signals.
 //!
-//! This thread owns the machine and runs it ([`worker`]); another ([`helper_threads`]) waits for events and posts requests into the
+//! This thread owns the machine and runs it (`worker`); another (`helper_threads`) waits for events and posts requests into the
 //! machine's mailbox. Nothing holds the event loop: answers come back to it as events, and commands are carried out in order,
 //! one at a time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
 

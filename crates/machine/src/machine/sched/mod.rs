@@ -1,4 +1,4 @@
-//! Whose turn it is: in real time every vCPU has a thread, in virtual time one thread gives [`RoundRobin`].
+//! Whose turn it is: in real time every vCPU has a thread, in virtual time one thread gives `round_robin`.
 
 pub mod mailbox;
 pub mod round_robin;
