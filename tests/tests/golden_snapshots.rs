@@ -122,9 +122,11 @@ fn make_portable(state: &Path) {
             "cpus" => {
                 for cpu in payload["user"].as_array_mut().unwrap() {
                     let leaves = &mut cpu["cpuid"];
-                    // SSE3, CMPXCHG16B, TSC-deadline, hypervisor; the features of x86-64 itself, up to SSE2.
+                    // SSE3, CMPXCHG16B, TSC-deadline, hypervisor.
                     mask(leaves, 1, "ecx", 1 | 1 << 13 | 1 << 24 | 1 << 31);
-                    mask(leaves, 1, "edx", 0x078b_fbff);
+                    // What 64-bit mode needs: FPU, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, MMX, FXSR, SSE, SSE2.
+                    // Emulated hosts lack some of the others.
+                    mask(leaves, 1, "edx", 0x0781_ab79);
                     for function in [7, 0xd] {
                         ["eax", "ebx", "ecx", "edx"].iter().for_each(|register| mask(leaves, function, register, 0));
                     }
