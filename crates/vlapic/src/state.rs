@@ -4,7 +4,7 @@
 //! restored guest shall see of it. PPR, TMCCT, the version and the IDs follow from other fields or from the
 //! configuration and are not here.
 
-use vmtime::{GuestTsc, Now, VmTime};
+use vmtime::{GuestTsc, Now, TscAdjust, VmTime};
 
 use crate::{
     Config, LocalApic, StateError,
@@ -27,11 +27,11 @@ pub struct SavedAt {
 }
 
 impl SavedAt {
-    /// The same instant for a CPU whose TSC is `adjust` ahead of the base, modulo 2^64.
+    /// The same instant for a CPU with this `adjust`.
     #[must_use]
-    pub const fn now(self, adjust: u64) -> Now {
+    pub const fn now(self, adjust: TscAdjust) -> Now {
         let Self { tsc, vm } = self;
-        Now { tsc, base: GuestTsc(tsc.0.wrapping_sub(adjust)), vm }
+        Now { tsc, base: adjust.to_base(tsc), vm }
     }
 }
 

@@ -24,7 +24,7 @@ pub use page::PageClock;
 pub use reference_clock::ReferenceClock;
 pub use scale::{BadScale, Scale};
 pub use timeline::Timeline;
-pub use units::{GuestTsc, HostTsc, Khz, Now, VmTime};
+pub use units::{GuestTsc, HostTsc, Khz, Now, TscAdjust, VmTime};
 
 /// Nanoseconds × kHz ÷ this = ticks: 10⁹ ns/s ÷ 10³ Hz/kHz.
 pub const NS_KHZ_PER_TICK: u128 = 1_000_000;

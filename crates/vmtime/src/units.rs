@@ -75,6 +75,36 @@ impl fmt::Display for Khz {
     }
 }
 
+/// How far a vCPU's TSC is ahead of the base TSC, in guest TSC ticks modulo 2^64: its IA32_TSC_ADJUST.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
+pub struct TscAdjust(pub u64);
+
+impl TscAdjust {
+    /// Of a vCPU whose TSC is the base.
+    pub const ZERO: Self = Self(0);
+
+    /// What the vCPU's TSC reads when the base TSC is `base`.
+    #[must_use]
+    pub const fn from_base(self, base: GuestTsc) -> GuestTsc {
+        GuestTsc(base.0.wrapping_add(self.0))
+    }
+
+    /// The base TSC, modulo 2^64, when the vCPU's reads `tsc`.
+    #[must_use]
+    pub const fn to_base(self, tsc: GuestTsc) -> GuestTsc {
+        GuestTsc(tsc.0.wrapping_sub(self.0))
+    }
+
+    /// After a write that makes the vCPU's TSC read `to` instead of `from` (SDM vol. 3, "IA32_TSC_ADJUST Register": both
+    /// move by the same amount).
+    #[must_use]
+    pub const fn moved(self, from: GuestTsc, to: GuestTsc) -> Self {
+        Self(self.0.wrapping_add(to.0.wrapping_sub(from.0)))
+    }
+}
+
 /// One instant on a vCPU's clocks, taken from one reading of the host's clock.
 ///
 /// The LAPIC timer counts TSC ticks in TSC-deadline mode and VM time in the others, so it is told both. RDTSC wraps at
@@ -98,9 +128,28 @@ impl Now {
         Self { tsc, base: tsc, vm }
     }
 
-    /// The same instant for a vCPU whose TSC is `adjust` ahead of the base, modulo 2^64.
+    /// The same instant for a vCPU with this `adjust`.
     #[must_use]
-    pub const fn ahead(self, adjust: u64) -> Self {
-        Self { tsc: GuestTsc(self.base.0.wrapping_add(adjust)), ..self }
+    pub const fn ahead(self, adjust: TscAdjust) -> Self {
+        Self { tsc: adjust.from_base(self.base), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// A write of IA32_TSC, wherever base and value lie.
+        #[test]
+        fn a_tsc_that_was_written_reads_what_was_written(base in any::<u64>(), adjust in any::<u64>(), to in any::<u64>()) {
+            let (base, adjust) = (GuestTsc(base), TscAdjust(adjust));
+            let now = Now::new(base, VmTime(7)).ahead(adjust);
+            prop_assert_eq!(adjust.to_base(now.tsc), base);
+            let after = now.ahead(adjust.moved(now.tsc, GuestTsc(to)));
+            prop_assert_eq!(after, Now { tsc: GuestTsc(to), base, vm: VmTime(7) });
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What a machine can be asked: its clock, its ticks, its vCPUs, what it cost. Nothing outside locks its insides.
 
 use guest_abi::{report::Header, sites::Kind};
-use vmtime::{Khz, Now, ReferenceClock, VmTime};
+use vmtime::{Khz, Now, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
     Machine,
@@ -16,7 +16,7 @@ impl Machine {
     /// Now, by the clocks of a vCPU that has not moved its TSC.
     #[must_use]
     pub fn now(&self) -> Now {
-        self.shared.clock.lock().now(0)
+        self.shared.clock.lock().now(TscAdjust::ZERO)
     }
 
     /// VM time, now.

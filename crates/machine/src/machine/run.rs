@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vmtime::{Now, VmTime};
+use vmtime::{Now, TscAdjust, VmTime};
 
 use super::{
     Machine,
@@ -37,7 +37,7 @@ impl Machine {
         let gap = self.shared.gap.lock().take();
         match (stopped, gap) {
             (StopReason::Ended(end), _) => {
-                let now = self.shared.clock.lock().now(0);
+                let now = self.shared.clock.lock().now(TscAdjust::ZERO);
                 let reason = end.message().unwrap_or_else(|| "done".to_owned());
                 self.shared.event(0, now, &Event::End { reason: &reason });
                 Ok(StopReason::Ended(end))
@@ -62,7 +62,7 @@ impl Machine {
             if self.shared.has_gap() {
                 return Ok(stopped);
             }
-            let now = self.shared.clock.lock().now(0);
+            let now = self.shared.clock.lock().now(TscAdjust::ZERO);
             if stopped == StopReason::Reached && self.vcpus.lapic() == LapicKind::User && now.vm >= renewal {
                 self.renew_page(now)?;
             }
@@ -83,7 +83,7 @@ impl Machine {
                 .publish(&Ram(&self.shared.memory), &page, flags, false)
                 .map_err(|fault| RunError::BadState(fault.to_string()))?;
         }
-        let page = clock.page(0);
+        let page = clock.page(TscAdjust::ZERO);
         drop(clock);
         self.shared.event(0, now, &Event::Renew { page });
         Ok(())

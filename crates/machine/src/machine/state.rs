@@ -5,6 +5,7 @@
 use kvm_pv::{RegistrationState, WallState, pv_eoi::PvEoiState};
 use serde::{Deserialize, Serialize};
 use vlapic;
+use vmtime::TscAdjust;
 
 use super::{
     audit::TickAuditState,
@@ -151,7 +152,7 @@ pub struct CpuState {
     /// Its PV EOI word, if it was offered one.
     pub pv_eoi: Option<PvEoiState>,
     /// IA32_TSC_ADJUST.
-    pub tsc_adjust: u64,
+    pub tsc_adjust: TscAdjust,
     /// Whether it executes instructions at all.
     pub phase: Phase,
     /// It executed HLT and waits.
@@ -181,7 +182,7 @@ pub struct KvmLapicState {
     /// Whether it executes instructions.
     pub mp_state: MpState,
     /// IA32_TSC_ADJUST.
-    pub tsc_adjust: u64,
+    pub tsc_adjust: TscAdjust,
     /// MSR_KVM_SYSTEM_TIME_NEW.
     pub system_time: u64,
     /// MSR_KVM_WALL_CLOCK_NEW.

@@ -5,7 +5,7 @@
 //! keeps the thread's alarm and the copies of RAM, and leaves the order of turns alone, so that stepping changes nothing
 //! of what the guest will do.
 
-use vmtime::{GuestTsc, ReferenceClock, VmTime};
+use vmtime::{GuestTsc, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
     Machine,
@@ -116,7 +116,7 @@ impl Stepper {
                 Stepped::Stop(ended @ StopReason::Ended(_)) => return Ok(ended),
                 // Either the limit is reached or the page is to be renewed: VM time says which.
                 Stepped::Stop(StopReason::Reached | StopReason::Requested | StopReason::HostStopped { .. }) => {
-                    let now = self.machine.shared.clock.lock().now(0);
+                    let now = self.machine.shared.clock.lock().now(TscAdjust::ZERO);
                     if now.vm >= renewal {
                         self.machine.renew_page(now)?;
                     }
@@ -148,7 +148,7 @@ impl Stepper {
     /// Where vCPU number `cpu` is. Call after [`Self::step`].
     fn place(&mut self, cpu: u32) -> Place {
         let clock = self.machine.shared.clock.lock();
-        let (operations, vm) = (clock.operations(), clock.now(0).vm);
+        let (operations, vm) = (clock.operations(), clock.now(TscAdjust::ZERO).vm);
         drop(clock);
         let index = usize::try_from(cpu).unwrap_or(usize::MAX);
         let nowhere = Place { cpu, rip: 0, halted: false, operations, timer_interrupts: 0, vm };

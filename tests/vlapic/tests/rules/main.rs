@@ -15,7 +15,7 @@ mod saved;
 mod wrap;
 
 use vlapic::{Config, Effects, Interrupt, LocalApic};
-use vmtime::{GuestTsc, Now, VmTime};
+use vmtime::{GuestTsc, Now, TscAdjust, VmTime};
 
 const ALL: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true, physical_bits: 52 };
 

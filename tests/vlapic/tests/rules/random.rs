@@ -217,7 +217,7 @@ proptest! {
         state.timer = vlapic::TimerState { armed, initial_count, divide: mask(divide, 0xb) };
         let now = Now::new(GuestTsc(now.0), VmTime(now.1));
         if let Ok(mut apic) = LocalApic::from_state(&state, config, now) {
-            prop_assert_eq!(apic.state(state.saved_at.now(0)), state);
+            prop_assert_eq!(apic.state(state.saved_at.now(TscAdjust::ZERO)), state);
             check(&mut apic, now)?;
             round_trip(&apic, now)?;
         }

@@ -82,7 +82,7 @@ proptest! {
         for (ticks, op) in steps {
             base += ticks;
             model.tsc += u128::from(ticks);
-            let now = Now::new(GuestTsc(base), VmTime(0)).ahead(ahead);
+            let now = Now::new(GuestTsc(base), VmTime(0)).ahead(TscAdjust(ahead));
             prop_assert_eq!(model.low(), now.tsc.0);
             model.look();
             match op {
@@ -94,7 +94,7 @@ proptest! {
                     };
                     model.tsc = u128::from(base.wrapping_add(ahead));
                     model.compare();
-                    bench.apic.move_tsc(now, now.ahead(ahead));
+                    bench.apic.move_tsc(now, now.ahead(TscAdjust(ahead)));
                 }
                 Op::Deadline(_) | Op::From(_) => {
                     model.deadline = match op {
@@ -108,14 +108,14 @@ proptest! {
                 Op::Restore => {
                     bench.apic.advance(now);
                     let state = bench.apic.state(now);
-                    let restored = LocalApic::from_state(&state, ALL, state.saved_at.now(ahead)).unwrap();
+                    let restored = LocalApic::from_state(&state, ALL, state.saved_at.now(TscAdjust(ahead))).unwrap();
                     prop_assert_eq!(&restored, &bench.apic);
                     bench.apic = restored;
                 }
                 Op::Look => {}
             }
             model.look();
-            let now = now.ahead(ahead);
+            let now = now.ahead(TscAdjust(ahead));
             prop_assert_eq!(bench.interrupts(now), std::mem::take(&mut model.interrupts).min(1));
             prop_assert_eq!(bench.rdmsr(TSC_DEADLINE, now), model.deadline);
             let left = u64::try_from(model.due.saturating_sub(model.tsc)).unwrap();
@@ -129,7 +129,7 @@ proptest! {
 #[test]
 fn a_deadline_just_before_the_wrap_comes() {
     let ahead = 1000u64.wrapping_neg();
-    let now = |base| Now::new(GuestTsc(base), VmTime(0)).ahead(ahead);
+    let now = |base| Now::new(GuestTsc(base), VmTime(0)).ahead(TscAdjust(ahead));
     for mut bench in Bench::timers(DEADLINE) {
         bench.wrmsr(TSC_DEADLINE, 10u64.wrapping_neg(), now(0));
         assert_eq!(bench.apic.next_deadline(), Some(Deadline::Tsc(GuestTsc(990))));
@@ -144,28 +144,28 @@ fn a_write_of_the_tsc_moves_what_is_armed() {
     for mut bench in Bench::timers(DEADLINE) {
         let now = Now::new(GuestTsc(1000), VmTime(0));
         bench.wrmsr(TSC_DEADLINE, 3000, now);
-        bench.apic.move_tsc(now, now.ahead(500));
+        bench.apic.move_tsc(now, now.ahead(TscAdjust(500)));
         assert_eq!(bench.apic.next_deadline(), Some(Deadline::Tsc(GuestTsc(2500))));
-        bench.apic.move_tsc(now, now.ahead(700u64.wrapping_neg()));
+        bench.apic.move_tsc(now, now.ahead(TscAdjust(700u64.wrapping_neg())));
         assert_eq!(bench.apic.next_deadline(), Some(Deadline::Tsc(GuestTsc(3700))));
-        bench.apic.move_tsc(now, now.ahead(2000));
+        bench.apic.move_tsc(now, now.ahead(TscAdjust(2000)));
         assert_eq!((bench.apic.pending(), bench.apic.next_deadline()), (Some(0xec), None), "at once");
-        assert_eq!(bench.interrupts(now.ahead(2000)), 1);
+        assert_eq!(bench.interrupts(now.ahead(TscAdjust(2000))), 1);
         // What was due before the move interrupts, although the TSC is then less.
         bench.wrmsr(TSC_DEADLINE, 900, Now::new(GuestTsc(800), VmTime(0)));
-        bench.apic.move_tsc(now, now.ahead(1000u64.wrapping_neg()));
-        assert_eq!(bench.interrupts(now.ahead(1000u64.wrapping_neg())), 1);
+        bench.apic.move_tsc(now, now.ahead(TscAdjust(1000u64.wrapping_neg())));
+        assert_eq!(bench.interrupts(now.ahead(TscAdjust(1000u64.wrapping_neg()))), 1);
     }
 }
 
 /// What lies behind the end of the base TSC never comes; it does not come at once either.
 #[test]
 fn a_deadline_behind_the_end_of_the_base_never_comes() {
-    let now = Now::new(GuestTsc(u64::MAX - 100), VmTime(0)).ahead(200);
+    let now = Now::new(GuestTsc(u64::MAX - 100), VmTime(0)).ahead(TscAdjust(200));
     for mut bench in Bench::timers(DEADLINE) {
         assert_eq!(now.tsc, GuestTsc(99));
         bench.wrmsr(TSC_DEADLINE, 500, now);
         assert_eq!((bench.apic.next_deadline(), bench.rdmsr(TSC_DEADLINE, now)), (None, 500));
-        assert_eq!(bench.interrupts(Now::new(GuestTsc(u64::MAX), VmTime(0)).ahead(200)), 0);
+        assert_eq!(bench.interrupts(Now::new(GuestTsc(u64::MAX), VmTime(0)).ahead(TscAdjust(200))), 0);
     }
 }

@@ -11,6 +11,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
+use vmtime::TscAdjust;
 
 use super::msrs;
 use crate::kvm::{Error, Vcpu};
@@ -102,7 +103,7 @@ pub struct KernelLapicState {
     /// IA32_TSC_DEADLINE; 0 if none is armed.
     pub tsc_deadline: u64,
     /// IA32_TSC_ADJUST.
-    pub tsc_adjust: u64,
+    pub tsc_adjust: TscAdjust,
     /// MSR_KVM_SYSTEM_TIME_NEW: the address of the guest's kvmclock page, and whether it is enabled.
     pub system_time: u64,
     /// MSR_KVM_WALL_CLOCK_NEW.
@@ -141,7 +142,7 @@ impl Vcpu {
         Ok(KernelLapicState {
             page,
             tsc_deadline,
-            tsc_adjust: msrs::read(fd, IA32_TSC_ADJUST)?,
+            tsc_adjust: TscAdjust(msrs::read(fd, IA32_TSC_ADJUST)?),
             system_time: msrs::read(fd, MSR_SYSTEM_TIME_NEW)?,
             wall_clock: msrs::read(fd, MSR_WALL_CLOCK_NEW)?,
         })
@@ -163,8 +164,8 @@ impl Vcpu {
     ///
     /// # Errors
     /// If KVM refuses.
-    pub fn set_tsc_adjust(&self, adjust: u64) -> Result<(), Error> {
-        msrs::write(&self.fd, IA32_TSC_ADJUST, adjust)
+    pub fn set_tsc_adjust(&self, adjust: TscAdjust) -> Result<(), Error> {
+        msrs::write(&self.fd, IA32_TSC_ADJUST, adjust.0)
     }
 
     /// Registers the guest's kvmclock page and wall clock with KVM. KVM writes the wall clock at once, computed from VM

@@ -6,7 +6,7 @@
 //! computes a perfect VM time of another machine.
 
 use guest_abi::report::Record;
-use vmtime::{GuestTsc, VmTime};
+use vmtime::{GuestTsc, TscAdjust, VmTime};
 
 use crate::machine::{clock::Clock, config::LapicKind};
 
@@ -27,7 +27,7 @@ pub(crate) struct ClockAccount {
     /// Who has kvmclock.
     pub lapic: LapicKind,
     /// What the CPU's TSC is ahead of the base, modulo 2^64.
-    pub tsc_adjust: u64,
+    pub tsc_adjust: TscAdjust,
 }
 
 /// The host's account at one instant.
@@ -35,7 +35,7 @@ pub(crate) struct Account {
     /// VM time, by the later of page and account.
     now: VmTime,
     /// None where the guest's TSC tells the host nothing: KVM's clock is not computed here.
-    clock: Option<(Clock, u64)>,
+    clock: Option<(Clock, TscAdjust)>,
     tolerance_ns: u64,
 }
 
@@ -55,7 +55,7 @@ impl Account {
         let Record { armed_ns, first_wake_ns, fired_ns, fired_tsc, .. } = *record;
         let account = self.clock.as_ref().and_then(|(clock, adjust)| {
             // This CPU's TSC is so far ahead of the base.
-            clock.account(GuestTsc(fired_tsc.wrapping_sub(*adjust)))
+            clock.account(adjust.to_base(GuestTsc(fired_tsc)))
         });
         let errors = [
             account.map(|account| difference(fired_ns, account.0)),
@@ -92,7 +92,7 @@ impl Account {
     }
 
     /// That of a clock that shows `now`.
-    pub(crate) fn of(clock: Clock, now: VmTime, adjust: u64) -> Self {
+    pub(crate) fn of(clock: Clock, now: VmTime, adjust: TscAdjust) -> Self {
         Self { now, clock: Some((clock, adjust)), tolerance_ns: tolerance_ns(now, 0) }
     }
 }

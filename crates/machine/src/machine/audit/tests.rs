@@ -1,4 +1,4 @@
-use vmtime::{DowntimePolicy, GuestTsc, Khz, Stood};
+use vmtime::{DowntimePolicy, GuestTsc, Khz, Stood, TscAdjust};
 
 use super::*;
 use crate::{
@@ -85,7 +85,7 @@ fn an_instant_that_has_not_come_is_a_clock_error() {
     let mut clock = clock();
     let moment = clock.moment();
     clock.start(&moment, khz(1_000_000), DowntimePolicy::Freeze, Stood::For(std::time::Duration::ZERO), false).unwrap();
-    let account = Account::of(clock, VmTime(50_000_000), 0);
+    let account = Account::of(clock, VmTime(50_000_000), TscAdjust::ZERO);
     let far = 6_496_000_000_000;
     let ahead = |of: u64| Some(i64::try_from(far - of).unwrap());
     assert_eq!(account.error(&tick(10_000_000, 20_000_000, 20_003_000)), None);
@@ -112,7 +112,7 @@ fn records_from_before_a_restore_are_held_against_the_clock_of_then() {
     clock.stop();
     start(&mut clock, 2_000_000);
     clock.jump_to(GuestTsc(90_000_000));
-    let account = Account::of(clock, VmTime(60_000_000), 0);
+    let account = Account::of(clock, VmTime(60_000_000), TscAdjust::ZERO);
     assert_eq!(account.error(&tick(1, 20_000_000, 20_000_000)), None);
     // 30 ms, and 40 million ticks of half a nanosecond.
     assert_eq!(account.error(&Record { fired_tsc: 70_000_000, ..tick(1, 50_000_000, 50_000_000) }), None);
@@ -125,9 +125,9 @@ fn a_cpu_that_wrote_its_tsc_is_held_against_its_own() {
     let moment = clock.moment();
     clock.start(&moment, khz(1_000_000), DowntimePolicy::Freeze, Stood::For(std::time::Duration::ZERO), false).unwrap();
     let record = Record { fired_tsc: 20_003_000u64.wrapping_sub(5_000_000), ..tick(1, 20_000_000, 20_003_000) };
-    let adjust = 0u64.wrapping_sub(5_000_000);
+    let adjust = TscAdjust(5_000_000u64.wrapping_neg());
     assert_eq!(Account::of(clock.clone(), VmTime(50_000_000), adjust).error(&record), None);
-    assert_eq!(Account::of(clock, VmTime(50_000_000), 0).error(&record), Some(5_000_000));
+    assert_eq!(Account::of(clock, VmTime(50_000_000), TscAdjust::ZERO).error(&record), Some(5_000_000));
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod state;
 use std::time::Duration;
 
 use vlapic::Deadline;
-use vmtime::{GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Scale, Timeline, VmTime};
+use vmtime::{GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Scale, Timeline, TscAdjust, VmTime};
 
 use super::config::{TimeMode, source::TscSource};
 use crate::host::clock::{HostClock, wall_ns};
@@ -111,8 +111,8 @@ impl Clock {
 
     /// The page's numbers for a vCPU with this `adjust`.
     #[must_use]
-    pub fn page(&self, adjust: u64) -> PageClock {
-        PageClock { tsc_timestamp: GuestTsc(self.page.tsc_timestamp.0.wrapping_add(adjust)), ..self.page }
+    pub fn page(&self, adjust: TscAdjust) -> PageClock {
+        PageClock { tsc_timestamp: adjust.from_base(self.page.tsc_timestamp), ..self.page }
     }
 
     /// The Unix time of VM time 0, in nanoseconds: real time now minus VM time now (Linux `msr.rst`,
@@ -147,13 +147,13 @@ impl Clock {
 
     /// Now, for a vCPU with this `adjust`.
     #[must_use]
-    pub fn now(&self, adjust: u64) -> Now {
+    pub fn now(&self, adjust: TscAdjust) -> Now {
         self.now_at(self.host.tsc(), adjust)
     }
 
     /// As [`Self::now`], when the host's TSC was `host`.
     #[must_use]
-    pub fn now_at(&self, host: HostTsc, adjust: u64) -> Now {
+    pub fn now_at(&self, host: HostTsc, adjust: TscAdjust) -> Now {
         let tsc = self.tsc_at(host);
         Now::new(tsc, self.page.vm_time(tsc)).ahead(adjust)
     }
@@ -307,7 +307,7 @@ impl Clock {
 
     /// What KVM is to add to the TSC of a vCPU with this `adjust`; none if the VMM answers, or KVM adds nothing.
     #[must_use]
-    pub fn vcpu_offset(&self, adjust: u64) -> Option<u64> {
-        (self.source != TscSource::Trapped && self.tsc_moves).then(|| self.vcpu_offset.wrapping_add(adjust))
+    pub fn vcpu_offset(&self, adjust: TscAdjust) -> Option<u64> {
+        (self.source != TscSource::Trapped && self.tsc_moves).then(|| self.vcpu_offset.wrapping_add(adjust.0))
     }
 }

@@ -4,7 +4,7 @@
 //! whether the VM is the same or another: a timer that fires in between is forgotten with the rest.
 
 use vlapic::Armed;
-use vmtime::{Adjusted, HostTsc, PageClock, VmTime};
+use vmtime::{Adjusted, HostTsc, PageClock, TscAdjust, VmTime};
 
 use super::{KvmCpu, timer};
 use crate::{
@@ -58,7 +58,7 @@ pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Ad
     vm.set_clock(adjusted.vm)?;
     let now = vm.clock()?;
     clock.follow(now);
-    let page = clock.page(0);
+    let page = clock.page(TscAdjust::ZERO);
     Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, ..*adjusted })
 }
 

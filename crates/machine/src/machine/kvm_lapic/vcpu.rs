@@ -2,6 +2,7 @@
 
 use vlapic::Armed;
 use vm_memory::{Bytes, GuestAddress};
+use vmtime::TscAdjust;
 
 use super::choose;
 use crate::{
@@ -80,8 +81,8 @@ impl KvmCpu {
     }
 
     /// What this CPU's TSC is to be ahead of the base, modulo 2^64.
-    pub(crate) fn tsc_adjust(&self) -> u64 {
-        self.frozen.as_ref().map_or(0, |frozen| frozen.tsc_adjust)
+    pub(crate) fn tsc_adjust(&self) -> TscAdjust {
+        self.frozen.as_ref().map_or(TscAdjust::ZERO, |frozen| frozen.tsc_adjust)
     }
 
     /// The version of the guest's kvmclock page; 0 if it has registered none.
@@ -105,7 +106,7 @@ pub(crate) struct KvmLapicBus<'a> {
 impl KvmLapicBus<'_> {
     fn trace(&self, event: &Event<'_>) {
         if self.shared.trace.is_on() {
-            let now = self.shared.clock.lock().now(0);
+            let now = self.shared.clock.lock().now(TscAdjust::ZERO);
             self.shared.event(self.index, now, event);
         }
     }
@@ -115,13 +116,13 @@ impl Bus for KvmLapicBus<'_> {
     fn cr8(&mut self, _: u8) {}
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
-        let now = self.shared.clock.lock().now(0);
+        let now = self.shared.clock.lock().now(TscAdjust::ZERO);
         self.shared.devices.lock().port_in(port, data, now.vm);
         self.trace(&Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
-        let now = self.shared.clock.lock().now(0);
+        let now = self.shared.clock.lock().now(TscAdjust::ZERO);
         self.shared.devices.lock().port_out(port, data, now.vm);
         self.trace(&Event::PortOut { port, data });
     }

@@ -1,7 +1,7 @@
 //! What becomes of a deadline in flight.
 
 use vlapic::Armed;
-use vmtime::{Adjusted, DeadlinePolicy, GuestTsc, Moment, adjust};
+use vmtime::{Adjusted, DeadlinePolicy, GuestTsc, Moment, TscAdjust, adjust};
 
 /// What the LAPIC timer waits for, after the policies.
 ///
@@ -11,7 +11,7 @@ use vmtime::{Adjusted, DeadlinePolicy, GuestTsc, Moment, adjust};
 /// less than the deadline.
 pub(crate) fn rearm(
     armed: Armed,
-    tsc_adjust: u64,
+    tsc_adjust: TscAdjust,
     policy: DeadlinePolicy,
     moment: &Moment,
     adjusted: &Adjusted,
@@ -20,17 +20,17 @@ pub(crate) fn rearm(
         Armed::Disarmed | Armed::Count { .. } => armed,
         Armed::Ns(at) => Armed::Ns(adjust::ns_deadline(policy, at, adjusted.vm)),
         Armed::Tsc(deadline) => {
-            let here = moment.tsc.0.wrapping_add(tsc_adjust);
-            let there = adjusted.tsc.0.wrapping_add(tsc_adjust);
-            let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here)));
+            let here = tsc_adjust.from_base(moment.tsc);
+            let there = tsc_adjust.from_base(adjusted.tsc);
+            let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here.0)));
             // Never 0: that would disarm.
             Armed::Tsc(GuestTsc(match policy {
-                DeadlinePolicy::Keep if base <= adjusted.tsc => deadline.0.min(there).max(1),
+                DeadlinePolicy::Keep if base <= adjusted.tsc => deadline.0.min(there.0).max(1),
                 DeadlinePolicy::Keep => deadline.0,
                 DeadlinePolicy::Rescale | DeadlinePolicy::Fire => {
                     let moved = adjust::deadline(policy, base, &moment.page, &adjusted.page, adjusted.tsc);
                     let left = moved.0.saturating_sub(adjusted.tsc.0);
-                    there.saturating_add(left).max(1)
+                    there.0.saturating_add(left).max(1)
                 }
             }))
         }

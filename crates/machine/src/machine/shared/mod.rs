@@ -20,7 +20,7 @@ use guest_abi::{
 };
 use kvm_pv::WallRegistration;
 use vm_memory::{Bytes, GuestAddress};
-use vmtime::{GuestTsc, HostTsc, Now, VmTime};
+use vmtime::{GuestTsc, HostTsc, Now, TscAdjust, VmTime};
 
 pub(crate) use ram::Ram;
 pub(crate) use vcpu_shared::{Unwakeable, VcpuShared};
@@ -219,13 +219,13 @@ impl Shared {
         rank(&self.vcpus, index)
     }
 
-    /// What the TSC of the vCPU with tick ring number `ring` is ahead of the base, modulo 2^64.
-    pub(crate) fn tsc_adjust_of(&self, ring: usize) -> u64 {
+    /// Of the vCPU with tick ring number `ring`.
+    pub(crate) fn tsc_adjust_of(&self, ring: usize) -> TscAdjust {
         let of = |(index, vcpu_shared): (u32, &VcpuShared)| {
             (usize::try_from(self.ring_of(index)).is_ok_and(|of| of == ring))
-                .then(|| vcpu_shared.tsc_adjust.load(Ordering::Relaxed))
+                .then(|| TscAdjust(vcpu_shared.tsc_adjust.load(Ordering::Relaxed)))
         };
-        (0..).zip(&self.vcpus).find_map(of).unwrap_or(0)
+        (0..).zip(&self.vcpus).find_map(of).unwrap_or_default()
     }
 
     /// Makes every vCPU come back at its next boundary.

@@ -7,7 +7,7 @@ pub(crate) use thaw::thaw;
 
 use kvm_pv::{Registration, pv_eoi::PvEoi};
 use vlapic::{self, LocalApic};
-use vmtime::Khz;
+use vmtime::{Khz, TscAdjust};
 
 use super::{
     clock::Clock,
@@ -78,7 +78,7 @@ pub(crate) fn boot(
             apic,
             pvclock: Registration::default(),
             pv_eoi: offer.pv_eoi.then(PvEoi::default),
-            tsc_adjust: 0,
+            tsc_adjust: TscAdjust::ZERO,
             phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
             halted: false,
             nmi: false,

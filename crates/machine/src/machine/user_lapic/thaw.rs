@@ -24,7 +24,7 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     ipi::publish_route(shared, local);
     if let Some(vcpu_shared) = shared.vcpu(local.index) {
         vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
-        vcpu_shared.tsc_adjust.store(local.tsc_adjust, Ordering::Relaxed);
+        vcpu_shared.tsc_adjust.store(local.tsc_adjust.0, Ordering::Relaxed);
     }
     // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
     // not at save, so that a snapshot taken twice is the same snapshot.

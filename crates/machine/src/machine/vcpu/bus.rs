@@ -8,7 +8,7 @@ use guest_abi::{
     pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD},
 };
 use vlapic::{Effects, LocalApic};
-use vmtime::Now;
+use vmtime::{GuestTsc, Now, TscAdjust};
 
 use super::{Local, ipi};
 use crate::{
@@ -86,8 +86,8 @@ impl<'a> VcpuBus<'a> {
         }
     }
 
-    /// The guest writes, at `now`, that its TSC is to be `adjust` ahead of the base, modulo 2^64.
-    fn move_tsc(&mut self, adjust: u64, now: Now) -> Result<(), GpFault> {
+    /// The guest moves its TSC, at `now`.
+    fn move_tsc(&mut self, adjust: TscAdjust, now: Now) -> Result<(), GpFault> {
         if !self.shared.clock.lock().tsc_moves() {
             log::warn!(
                 "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
@@ -99,7 +99,7 @@ impl<'a> VcpuBus<'a> {
         self.local.tsc_adjust = adjust;
         self.local.apic.move_tsc(now, now.ahead(adjust));
         if let Some(vcpu_shared) = self.shared.vcpu(self.local.index) {
-            vcpu_shared.tsc_adjust.store(adjust, Ordering::Relaxed);
+            vcpu_shared.tsc_adjust.store(adjust.0, Ordering::Relaxed);
         }
         self.changed.tsc = true;
         if self.shared.vcpus.len() > 1 {
@@ -163,7 +163,7 @@ impl<'a> VcpuBus<'a> {
             _ if !emulates_msr(index) => Err(self.unknown_msr(index, "RDMSR")),
             _ if LocalApic::owns_msr(index) => self.local.apic.msr_read(index, now).map_err(|_| GpFault),
             IA32_TSC => Ok(now.tsc.0),
-            IA32_TSC_ADJUST => Ok(self.local.tsc_adjust),
+            IA32_TSC_ADJUST => Ok(self.local.tsc_adjust.0),
             MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => Ok(self.local.pvclock.read_msr()),
             MSR_WALL_CLOCK_OLD | MSR_WALL_CLOCK_NEW => Ok(self.shared.wall.lock().read_msr()),
             _ => Err(self.unknown_msr(index, "RDMSR")),
@@ -186,8 +186,8 @@ impl<'a> VcpuBus<'a> {
                 Ok(())
             }
             // TSC and TSC_ADJUST move together (SDM vol. 3, "IA32_TSC_ADJUST Register").
-            IA32_TSC => self.move_tsc(self.local.tsc_adjust.wrapping_add(value.wrapping_sub(now.tsc.0)), now),
-            IA32_TSC_ADJUST => self.move_tsc(value, now),
+            IA32_TSC => self.move_tsc(self.local.tsc_adjust.moved(now.tsc, GuestTsc(value)), now),
+            IA32_TSC_ADJUST => self.move_tsc(TscAdjust(value), now),
             MSR_SYSTEM_TIME_OLD | MSR_SYSTEM_TIME_NEW => {
                 self.local.pvclock.write_msr(value, &ram).map_err(|fault| {
                     log::warn!("the guest's kvmclock page {value:#x} gets a #GP: {fault}");

@@ -12,7 +12,7 @@ pub mod tsc;
 use kvm_pv::{Registration, pv_eoi::PvEoi};
 use serde::{Deserialize, Serialize};
 use vlapic::{Deadline, LocalApic};
-use vmtime::{GuestTsc, HostTsc, Now, VmTime};
+use vmtime::{HostTsc, Now, TscAdjust, VmTime};
 
 use self::bus::{Changed, VcpuBus};
 use super::{clock::Clock, error::RunError, shared::Shared};
@@ -49,7 +49,7 @@ pub struct Local {
     /// Its PV EOI word, if it was offered one.
     pub pv_eoi: Option<PvEoi>,
     /// IA32_TSC_ADJUST: what this CPU's TSC is ahead of the base, modulo 2^64.
-    pub tsc_adjust: u64,
+    pub tsc_adjust: TscAdjust,
     /// Whether it executes instructions at all.
     pub phase: Phase,
     /// It executed HLT and waits.
@@ -78,7 +78,7 @@ impl Local {
         let armed = self.apic.next_deadline();
         if self.apic.advance(now) && self.expired.is_none() {
             self.expired = armed.map(|armed| match armed {
-                Deadline::Tsc(tsc) => clock.judged(GuestTsc(tsc.0.wrapping_sub(self.tsc_adjust))),
+                Deadline::Tsc(tsc) => clock.judged(self.tsc_adjust.to_base(tsc)),
                 Deadline::Vm(at) => at,
             });
         }

@@ -1,6 +1,6 @@
 //! Gives vCPUs the TSC that the machine's clock says they have, where KVM provides it.
 
-use vmtime::{Adjusted, Khz};
+use vmtime::{Adjusted, Khz, TscAdjust};
 
 use crate::{
     kvm::Vcpu,
@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A vCPU, and how far its TSC is ahead of the machine's.
-pub(crate) type Of<'a> = (&'a Vcpu, u64);
+pub(crate) type Of<'a> = (&'a Vcpu, TscAdjust);
 
 /// Before the clock is started: where the TSC cannot be moved, the clock has to be told what it is.
 pub(crate) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
@@ -17,7 +17,7 @@ pub(crate) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(
         TscSource::Host => {
             for (vcpu, adjust) in vcpus {
                 // A probe saw that the TSC then is the host's.
-                drop(vcpu.set_tsc_offset(*adjust));
+                drop(vcpu.set_tsc_offset(adjust.0));
             }
         }
         TscSource::Scaled => {
@@ -49,5 +49,5 @@ pub(crate) fn set(vcpus: &[Of<'_>], clock: &mut Clock, adjusted: &Adjusted, khz:
         }
     };
     clock.set_vcpu_offset(offset);
-    vcpus.iter().try_for_each(|(vcpu, adjust)| Ok(vcpu.set_tsc_offset(offset.wrapping_add(*adjust))?))
+    vcpus.iter().try_for_each(|(vcpu, adjust)| Ok(vcpu.set_tsc_offset(offset.wrapping_add(adjust.0))?))
 }

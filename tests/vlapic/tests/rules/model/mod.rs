@@ -18,7 +18,7 @@ use self::{
     naive_doors::{Outcome, readable},
     ops::{Op, Random},
 };
-use super::{APIC_BASE, NS_DEADLINE, Now, TSC_DEADLINE};
+use super::{APIC_BASE, NS_DEADLINE, Now, TSC_DEADLINE, TscAdjust};
 use vlapic::{
     Config, Delivery, DeliveryMode, Destination, Effects, Ipi, LocalApic, Mode, State, Trigger, lowest_priority,
 };
@@ -40,7 +40,7 @@ impl Machine {
 
     /// The instant `base` for a CPU.
     fn now(&self, cpu: usize, base: Now) -> Now {
-        base.ahead(self.ahead[cpu])
+        base.ahead(TscAdjust(self.ahead[cpu]))
     }
 
     /// Does it to both; says which CPUs it can have changed.
@@ -94,7 +94,7 @@ impl Machine {
                 naive.reset();
             }
             Op::MoveTsc(ahead) => {
-                let after = now.ahead(*ahead);
+                let after = now.ahead(TscAdjust(*ahead));
                 ours.move_tsc(now, after);
                 naive.advance(now);
                 naive.timer.tsc_moved(after);
