@@ -9,7 +9,7 @@ use machine::{
     boot::{self, Image},
     config::source::SourceChoice,
     devices::GuestExit,
-    output::{AT_END, Outlet, Patience, Sink, WhenFull},
+    output::{AT_END, FinishLimit, Outlet, Sink, WhenFull},
     session::{self, Cycle, Finish, Report, SessionError},
     snapshot::{
         self, Pager, SnapshotError,
@@ -68,7 +68,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
     let check = match args.verify {
         Verify::Now => Check::First,
-        Verify::Background => Check::BeforeUse(last_word(name())),
+        Verify::Background => Check::BeforeUse(exit_on_damage(name())),
     };
     let Loaded { state, host, id, memory, files: memory_files, pager } =
         snapshot::machine::load(&args.dir, check).about(name)?;
@@ -123,7 +123,7 @@ impl Source {
 
 /// Ends the process if the snapshot's memory is damaged. The vCPU threads may then wait for memory that never comes, so
 /// that the VM cannot be shut down.
-fn last_word(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
+fn exit_on_damage(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
     Box::new(move |error| {
         let error = Error::new(error.blame(), error).about(name);
         machine::say!("vmm: {}", error.one_line());
@@ -169,7 +169,7 @@ fn session(
     };
     session::block_signals().or_failed(|| "cannot block signals")?;
     let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
-    finish_console(&console, report.as_ref().map_or(AT_END, |report| report.finish.patience()));
+    finish_console(&console, report.as_ref().map_or(AT_END, |report| report.finish.finish_limit()));
     let report = match restored {
         Some(source) => source.check(report)?,
         None => report?,
@@ -240,8 +240,8 @@ fn console(args: &Session, files: &Files) -> Outlet {
 }
 
 /// Writes the rest of the console's output, and reports how much is lost. A reader that closed its end is no error.
-fn finish_console(console: &Outlet, patience: Patience) {
-    if let Err(error) = console.finish(patience)
+fn finish_console(console: &Outlet, limit: FinishLimit) {
+    if let Err(error) = console.finish(limit)
         && error.kind() == io::ErrorKind::TimedOut
     {
         machine::say!("vmm: the end of the console's output is lost: {error}");

@@ -32,7 +32,7 @@ impl<T> Answers<T> {
     /// If there is no descriptor left.
     pub fn expect(&self, question: u64) -> io::Result<Answer<T>> {
         let event = self.event.try_clone()?;
-        Ok(Answer { sender: self.sender.clone(), event, question, given: false })
+        Ok(Answer { sender: self.sender.clone(), event, question, sent: false })
     }
 
     /// The next answer that has arrived, with the number of its question. The answer is None if its [`Answer`] was dropped
@@ -56,17 +56,17 @@ pub struct Answer<T> {
     sender: Sender<(u64, Option<T>)>,
     event: EventFd,
     question: u64,
-    given: bool,
+    sent: bool,
 }
 
 impl<T> Answer<T> {
     /// Sends the answer.
-    pub fn give(mut self, answer: T) {
-        self.send(Some(answer));
+    pub fn send(mut self, answer: T) {
+        self.deliver(Some(answer));
     }
 
-    fn send(&mut self, answer: Option<T>) {
-        self.given = true;
+    fn deliver(&mut self, answer: Option<T>) {
+        self.sent = true;
         // Sending fails only if the event loop has ended. Then no client waits any more.
         let _ = self.sender.send((self.question, answer));
         let _ = self.event.write(1);
@@ -75,8 +75,8 @@ impl<T> Answer<T> {
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        if !self.given {
-            self.send(None);
+        if !self.sent {
+            self.deliver(None);
         }
     }
 }

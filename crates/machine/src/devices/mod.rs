@@ -47,7 +47,7 @@ impl Devices {
     /// IN: fills `data`.
     pub fn port_in(&mut self, port: u16, data: &mut [u8], now: VmTime) {
         data.fill(0xff);
-        if Self::interrupts_by(port) {
+        if Self::may_change_interrupts(port) {
             self.advance(now);
             // The registers are one byte wide: a wider access is one to several ports.
             for (port, byte) in (port..).zip(data) {
@@ -67,7 +67,7 @@ impl Devices {
     /// OUT.
     pub fn port_out(&mut self, port: u16, data: &[u8], now: VmTime) {
         match (port, data) {
-            (port, data) if Self::interrupts_by(port) => {
+            (port, data) if Self::may_change_interrupts(port) => {
                 self.advance(now);
                 for (port, byte) in (port..).zip(data) {
                     if Pit::owns(port) {
@@ -90,7 +90,7 @@ impl Devices {
 
     /// Whether an access to `port` can change the results of [`Self::interrupts`] and [`Self::next_interrupt`].
     #[must_use]
-    pub fn interrupts_by(port: u16) -> bool {
+    pub fn may_change_interrupts(port: u16) -> bool {
         Pic::owns(port) || Pit::owns(port)
     }
 

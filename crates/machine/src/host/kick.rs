@@ -65,7 +65,7 @@ impl Drop for Binding {
 
 /// Clears kicks so far, and returns whether there were any. To be called before the caller checks what a kick may announce:
 /// a kick after the check then still ends the next wait.
-pub(crate) fn forget(immediate_exit: &mut u8) -> bool {
+pub(crate) fn clear_bound(immediate_exit: &mut u8) -> bool {
     *immediate_exit = 0;
     // In this order a kick between the two stores leaves `immediate_exit` set: one needless exit. In the other order it
     // would leave only the word set, and KVM_RUN would not return.

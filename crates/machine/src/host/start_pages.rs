@@ -1,4 +1,4 @@
-//! Giving back the program's pages that only its start needed.
+//! Releasing the program's pages that only its start needed.
 //!
 //! Parsing a command line and building a VM touch most of the program and of the C library; running a guest touches little
 //! of either. The pages stay resident all the same, in every VMM process. A clean page of a file can be dropped without
@@ -7,7 +7,7 @@
 use std::fs;
 
 /// Drops the clean pages of mapped files. A failure is ignored: it costs memory and nothing else.
-pub fn give_back_code() {
+pub fn release_start_pages() {
     let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
     for (start, length) in clean_code(&smaps) {
         let Some(address) = std::ptr::NonNull::new(std::ptr::without_provenance_mut::<libc::c_void>(start)) else {
@@ -69,14 +69,14 @@ Anonymous:             0 kB
 ";
 
     #[test]
-    fn only_clean_pages_of_files_are_given_back() {
+    fn only_clean_pages_of_files_are_released() {
         assert_eq!(clean_code(SMAPS), [(0x1000, 0x2000), (0x8000, 0x2000)]);
         assert_eq!(clean_code("0-1 r-xp\nffff-0 r-xp 0 0 1\nAnonymous: 0 kB\nzz"), []);
     }
 
     #[test]
     fn the_program_goes_on_without_them() {
-        give_back_code();
+        release_start_pages();
         assert_eq!(clean_code(SMAPS).len(), 2);
     }
 }

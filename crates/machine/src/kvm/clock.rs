@@ -45,7 +45,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// If KVM refuses, as it does for a guest that has registered no page.
-    pub fn tell_stopped(&self) -> Result<(), Error> {
+    pub fn mark_kvmclock_stopped(&self) -> Result<(), Error> {
         self.fd.kvmclock_ctrl().map_err(Error::call("KVM_KVMCLOCK_CTRL"))
     }
 }

@@ -118,8 +118,8 @@ impl Vcpu {
 
     /// Clears kicks so far, and returns whether there were any. To be called before the caller checks what a kick may
     /// announce.
-    pub fn forget_kicks(&mut self) -> bool {
-        kick::forget(&mut self.fd.get_kvm_run().immediate_exit)
+    pub fn clear_kicks(&mut self) -> bool {
+        kick::clear_bound(&mut self.fd.get_kvm_run().immediate_exit)
     }
 
     /// Enters the guest until it exits, and emulates an access with `bus`.

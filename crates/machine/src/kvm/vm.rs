@@ -25,12 +25,12 @@ const NOT_OFFERED: MsrRange = MsrRange::new(MSR_SYSTEM_TIME_NEW + 1, msr::KVM.la
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lapics {
     /// The VMM: KVM has no interrupt chip, and every MSR of LAPIC, kvmclock and TSC exits.
-    Ours {
+    UserSpace {
         /// MWAIT exits are off, which on some Intel hosts makes the deadline WRMSR exit (see [`super::probe`]).
         mwait_in_guest: bool,
     },
     /// KVM, with its "split" interrupt chip: no I/O APIC, no 8259.
-    Kvms {
+    InKernel {
         /// The guest may write its TSC. False makes the write exit: on some hosts such a write changes the value that KVM
         /// computes for the guest's TSC, but not the TSC itself.
         tsc_moves: bool,
@@ -65,7 +65,7 @@ impl Vm {
             "KVM_CAP_X86_USER_SPACE_MSR",
         )?;
         let ranges = match lapics {
-            Lapics::Ours { mwait_in_guest } => {
+            Lapics::UserSpace { mwait_in_guest } => {
                 if mwait_in_guest {
                     enable(&fd, KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_MWAIT, "KVM_CAP_X86_DISABLE_EXITS")?;
                 }
@@ -73,7 +73,7 @@ impl Vm {
                 let filtered = emulated_msrs().filter(|range| *range != msr::X2APIC);
                 filtered.map(|range| denied(range, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)).collect()
             }
-            Lapics::Kvms { tsc_moves } => {
+            Lapics::InKernel { tsc_moves } => {
                 // Before the first vCPU, because a vCPU's LAPIC is created with it. No vector is reserved for an I/O APIC.
                 enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0, "KVM_CAP_SPLIT_IRQCHIP")?;
                 let mut ranges = vec![denied(NOT_OFFERED, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)];

@@ -58,7 +58,7 @@ use crate::{
     boot::{sites::Sites, unlisted::Unlisted},
     kvm::Vm,
     mem::ram::GuestRam,
-    output::Patience,
+    output::FinishLimit,
     x86::Leaf,
 };
 
@@ -102,8 +102,8 @@ impl Machine {
     ///
     /// # Errors
     /// The first write that failed.
-    pub fn finish_trace(&self, patience: Patience) -> Result<(), RunError> {
-        self.shared.trace.finish(patience)
+    pub fn finish_trace(&self, limit: FinishLimit) -> Result<(), RunError> {
+        self.shared.trace.finish(limit)
     }
 
     /// The guest's RAM.

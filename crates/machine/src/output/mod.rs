@@ -12,7 +12,7 @@ mod outlet;
 mod sink;
 mod stderr;
 
-pub use outlet::{Outlet, Patience, WhenFull};
+pub use outlet::{FinishLimit, Outlet, WhenFull};
 pub use sink::Sink;
 pub use stderr::{AT_END, AT_REQUESTED_END, stderr};
 

@@ -24,7 +24,7 @@ pub enum WhenFull {
 
 /// How long [`Outlet::finish`] waits for a reader.
 #[derive(Clone, Copy, Debug)]
-pub enum Patience {
+pub enum FinishLimit {
     /// While bytes are being written, and at most this long without progress.
     WithoutProgress(Duration),
     /// At most this long in all.
@@ -149,20 +149,20 @@ impl Outlet {
         self.state().dropped
     }
 
-    /// Waits until all bytes are written, at most as long as `patience` allows.
+    /// Waits until all bytes are written, at most as long as `limit` allows.
     ///
     /// # Errors
     /// The first write that failed, or [`io::ErrorKind::TimedOut`] if bytes are left.
-    pub fn finish(&self, patience: Patience) -> io::Result<()> {
+    pub fn finish(&self, limit: FinishLimit) -> io::Result<()> {
         let done = &self.shared.done;
         let mut state = self.state();
         let is_unfinished = |state: &mut State| state.failed.is_none() && !state.buffer.is_empty();
-        match patience {
-            Patience::InAll(limit) => {
+        match limit {
+            FinishLimit::InAll(limit) => {
                 let waited = done.wait_timeout_while(state, limit, is_unfinished);
                 (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             }
-            Patience::WithoutProgress(limit) => {
+            FinishLimit::WithoutProgress(limit) => {
                 let mut timed_out = false;
                 // The thread that writes the buffer out notifies after each piece.
                 while !timed_out && is_unfinished(&mut state) {
@@ -260,7 +260,7 @@ mod tests {
 
     /// Longer than any of these tests takes.
     const LONG_TIME: Duration = Duration::from_secs(60);
-    const LONG: Patience = Patience::WithoutProgress(LONG_TIME);
+    const LONG: FinishLimit = FinishLimit::WithoutProgress(LONG_TIME);
 
     fn pipe(limit: usize, when_full: WhenFull) -> (OwnedFd, Outlet) {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
@@ -313,7 +313,7 @@ mod tests {
         assert!(!outlet.is_full());
         // Longer than the thread waits between two checks.
         let left =
-            outlet.finish(Patience::WithoutProgress(Duration::from_millis(3 * u64::from(CHECK_MS)))).unwrap_err();
+            outlet.finish(FinishLimit::WithoutProgress(Duration::from_millis(3 * u64::from(CHECK_MS)))).unwrap_err();
         assert_eq!(left.kind(), io::ErrorKind::TimedOut);
         assert!(take(&reader, all.len() - dropped) == all[..all.len() - dropped]);
         outlet.finish(LONG).unwrap();

@@ -2,16 +2,16 @@
 
 use std::{io, sync::OnceLock, time::Duration};
 
-use super::{Outlet, Patience, Sink, WhenFull};
+use super::{FinishLimit, Outlet, Sink, WhenFull};
 
 /// How much is buffered for a slow reader, in bytes.
 const LIMIT: usize = 256 << 10;
 
 /// How long the process, when it ends, waits for each output's reader to take what is left.
-pub const AT_END: Patience = Patience::WithoutProgress(Duration::from_millis(500));
+pub const AT_END: FinishLimit = FinishLimit::WithoutProgress(Duration::from_millis(500));
 
 /// The same when the end was requested: the user then does not want to wait for a slow reader.
-pub const AT_REQUESTED_END: Patience = Patience::InAll(Duration::from_millis(500));
+pub const AT_REQUESTED_END: FinishLimit = FinishLimit::InAll(Duration::from_millis(500));
 
 /// Standard error, for messages and the log. Bytes beyond the buffer are dropped.
 pub fn stderr() -> &'static Outlet {

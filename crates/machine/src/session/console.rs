@@ -13,29 +13,29 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::{Inbox, Request};
 use crate::control::Answers;
 
-/// How long to wait for a guest that does not read before it is asked again.
-const FULL: Duration = Duration::from_millis(10);
+/// How long the event loop waits, after the UART took only a part of the input, before it offers the rest again.
+const RETRY: Duration = Duration::from_millis(10);
 
 pub(super) struct Input {
     stdin: File,
     inbox: Inbox,
-    /// Read and not yet taken. Nothing more is read meanwhile, so that input cannot outrun the guest.
+    /// Bytes read and not yet taken by the UART. While there are any, standard input is not read.
     waiting: Vec<u8>,
-    /// How many bytes the guest took.
+    /// The answers: how many bytes the UART took.
     taken: Answers<usize>,
-    /// Runs while a guest that does not read is let alone.
-    full: TimerFd,
+    /// Expires when the rest is to be offered again.
+    retry: TimerFd,
 }
 
 impl Input {
     /// None if there is no standard input, or no descriptor left.
     pub(super) fn new(inbox: Inbox) -> Option<Self> {
         let stdin = File::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
-        Some(Self { stdin, inbox, waiting: Vec::new(), taken: Answers::new().ok()?, full: TimerFd::new().ok()? })
+        Some(Self { stdin, inbox, waiting: Vec::new(), taken: Answers::new().ok()?, retry: TimerFd::new().ok()? })
     }
 
     fn read(&mut self, ops: &mut EventOps) {
-        // One read an event: level-triggered, so that the rest comes again.
+        // One read per event is enough: the event is level-triggered, so what is left causes another.
         let mut buffer = [0; 64];
         match self.stdin.read(&mut buffer) {
             Ok(count) if count > 0 => {
@@ -48,28 +48,28 @@ impl Input {
         }
     }
 
-    /// Offers what waits; one request at a time.
+    /// Offers the waiting bytes to the machine. There is at most one such request at a time.
     fn offer(&mut self) {
         if let Ok(answer) = self.taken.expect(0) {
-            // Refused only when the machine has ended: then nobody types.
+            // An error means that the machine has ended. The input is then not needed.
             let _ = self.inbox.post(Request::Type(self.waiting.clone(), answer));
         }
     }
 
-    fn took(&mut self, ops: &mut EventOps) {
+    fn remove_taken(&mut self, ops: &mut EventOps) {
         while let Some((_, taken)) = self.taken.take() {
             let taken = taken.unwrap_or(0).min(self.waiting.len());
             self.waiting.drain(..taken);
             if self.waiting.is_empty() {
                 self.watch(ops);
-            } else if self.full.reset(FULL, None).is_err() {
+            } else if self.retry.reset(RETRY, None).is_err() {
                 self.offer();
             }
         }
     }
 
     fn watch(&self, ops: &mut EventOps) {
-        // Files and /dev/null cannot be waited for: then there is no console input.
+        // epoll refuses files and /dev/null. Then there is no console input.
         if let Err(error) = ops.add(Events::new(&self.stdin, EventSet::IN)) {
             log::debug!("standard input is not used: {error}");
         }
@@ -80,17 +80,17 @@ impl MutEventSubscriber for Input {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.fd() {
             fd if fd == self.stdin.as_raw_fd() => self.read(ops),
-            fd if fd == self.taken.as_raw_fd() => self.took(ops),
+            fd if fd == self.taken.as_raw_fd() => self.remove_taken(ops),
             _ => {
-                let _ = self.full.wait();
+                let _ = self.retry.wait();
                 self.offer();
             }
         }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        let answers = [ops.add(Events::new(&self.taken, EventSet::IN)), ops.add(Events::new(&self.full, EventSet::IN))];
-        match answers.into_iter().find_map(Result::err) {
+        let added = [ops.add(Events::new(&self.taken, EventSet::IN)), ops.add(Events::new(&self.retry, EventSet::IN))];
+        match added.into_iter().find_map(Result::err) {
             None => self.watch(ops),
             Some(error) => log::error!("cannot wait for the console's input: {error}"),
         }

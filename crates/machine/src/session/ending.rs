@@ -1,8 +1,8 @@
-//! An end that somebody asked for comes, whatever the machine's thread is held by.
+//! A requested end ends the process, even if the machine's thread is blocked.
 //!
-//! Asked to end, that thread comes back from the guest, gives up a snapshot that it is writing, and leaves. All of that takes
-//! milliseconds. If it takes longer, something holds the thread that should not (a disk that does not answer, a file system
-//! that hangs), and nobody who waits for the process is served by waiting.
+//! After a signal, `quit` or the timeout, that thread leaves the guest, cancels a snapshot that is being written, and
+//! returns. All of that takes milliseconds. If it takes longer, the thread is blocked by something else (a disk that does
+//! not answer, a file system that hangs). Then waiting longer would not help, and the process is ended without results.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -12,20 +12,18 @@ use std::{
 
 use crate::{blame::Blame, host::exit::exit_at_once, say};
 
-/// How long an end may take.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a requested end may take.
+const LIMIT: Duration = Duration::from_millis(1500);
 
-/// The session is over: what follows is no more than a few writes.
+/// The session is over: only a few writes are left to do.
 static OVER: AtomicBool = AtomicBool::new(false);
 
-/// Ends the process if the session is not over soon.
+/// Starts a thread that ends the process if the session is not over within [`LIMIT`].
 pub(super) fn soon() {
     let watch = || {
-        thread::sleep(PATIENCE);
+        thread::sleep(LIMIT);
         if !OVER.load(Ordering::SeqCst) {
-            say!(
-                "vmm: the machine's thread did not stop within {PATIENCE:?}: the process ends at once, without results"
-            );
+            say!("vmm: the machine's thread did not stop within {LIMIT:?}: the process ends at once, without results");
             at_once();
         }
     };
@@ -39,7 +37,7 @@ pub(super) fn at_once() -> ! {
     exit_at_once(Blame::Run.exit_code())
 }
 
-/// The session is over.
+/// Notes that the session is over.
 pub(super) fn over() {
     OVER.store(true, Ordering::SeqCst);
 }

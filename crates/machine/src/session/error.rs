@@ -25,7 +25,7 @@ pub enum SessionError {
     /// The event loop.
     #[error("the event loop failed: {0}")]
     Events(String),
-    /// A thread is gone without a word, or the machine is.
+    /// A thread panicked, or the machine was lost in a migration that failed.
     #[error("a thread ended unexpectedly")]
     Lost,
 }

@@ -1,7 +1,7 @@
 //! The threads beside the machine's own, and when they start.
 //!
-//! A thread takes a tenth of the time that a restored guest needs to its first exit: to be made, and by what it does to the
-//! address space that two CPUs then share. So the machine has the process to itself for [`HEAD_START`].
+//! Starting a thread costs a tenth of the time that a restored guest needs to its first exit: for its creation, and because
+//! two CPUs then share an address space. So the machine's thread is the only one for [`HEAD_START`].
 
 use std::{
     thread::{self, Scope, ScopedJoinHandle},
@@ -14,12 +14,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Request, SessionError, Subscriber, events};
 use crate::machine::sched::mailbox::Mailbox;
 
-/// VM time that the guest may run before anybody hears a signal or reads its console's input.
+/// VM time that the guest may run before signals are handled and its console's input is read.
 pub(super) const HEAD_START: Duration = Duration::from_millis(2);
 
-/// What the threads are to do.
+/// What the event loop's thread needs.
 pub(super) struct Duties<'env> {
-    /// Whom the event loop tells of events.
+    /// The handlers of events.
     pub subscribers: Vec<Subscriber>,
     /// Readable when the machine is done.
     pub done: &'env EventFd,
@@ -48,14 +48,14 @@ impl<'scope, 'env> HelperThreads<'scope, 'env> {
     /// Starts the threads if they do not run yet.
     ///
     /// # Errors
-    /// If they cannot be started: now, and whenever it is asked for again.
+    /// If they cannot be started. Every later call then fails too.
     pub(super) fn start(&mut self) -> Result<(), SessionError> {
         let unknown = Threads::None("it was interrupted".to_owned());
         self.threads = match std::mem::replace(&mut self.threads, unknown) {
             Threads::NotYet(duties) => {
                 let scope = self.scope;
                 let thread = thread::Builder::new().name("events".to_owned());
-                match thread.spawn_scoped(scope, move || attend(duties)) {
+                match thread.spawn_scoped(scope, move || run_event_loop(duties)) {
                     Ok(thread) => Threads::Running(thread),
                     Err(error) => Threads::None(error.to_string()),
                 }
@@ -80,11 +80,11 @@ impl<'scope, 'env> HelperThreads<'scope, 'env> {
         thread::Builder::new().name(name.to_owned()).spawn_scoped(self.scope, work)
     }
 
-    /// Waits for the event loop, which the machine has told that it is done.
+    /// Waits for the event loop's thread to end. The caller has signalled [`Duties::done`].
     ///
     /// # Errors
     /// Those of the event loop.
-    pub(super) fn part(self) -> Result<(), SessionError> {
+    pub(super) fn join(self) -> Result<(), SessionError> {
         match self.threads {
             Threads::Running(thread) => thread.join().map_err(|_| SessionError::Lost)?,
             Threads::NotYet(_) | Threads::None(_) => Ok(()),
@@ -92,26 +92,27 @@ impl<'scope, 'env> HelperThreads<'scope, 'env> {
     }
 }
 
-fn attend(duties: Duties<'_>) -> Result<(), SessionError> {
+fn run_event_loop(duties: Duties<'_>) -> Result<(), SessionError> {
     let Duties { subscribers, done, inbox } = duties;
-    let waited = wait(subscribers, done);
-    if waited.is_err() {
-        // Nobody would hear a signal any more. Refused only when the machine has ended anyway.
+    let result = wait(subscribers, done);
+    if result.is_err() {
+        // Without the event loop signals are no longer handled, so the session ends. Posting fails only if the machine has
+        // ended already.
         let _ = inbox.post(Request::Stop);
     }
-    waited
+    result
 }
 
-/// The event loop, until the machine is done.
+/// Runs the event loop until the machine is done.
 fn wait(subscribers: Vec<Subscriber>, done: &EventFd) -> Result<(), SessionError> {
     let mut manager = EventManager::<Subscriber>::new().map_err(events)?;
     for subscriber in subscribers {
         manager.add_subscriber(subscriber);
     }
-    // Reading resets the counter: it says done exactly once.
+    // Reading resets the counter, so only one read succeeds.
     while done.read().is_err() {
         manager.run().map_err(events)?;
     }
-    // What was answered last is still to be sent.
+    // The last answers may not have been sent yet.
     manager.run_with_timeout(0).map(drop).map_err(events)
 }

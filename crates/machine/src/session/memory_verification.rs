@@ -1,14 +1,14 @@
-//! That a restored guest runs on the memory that was saved.
+//! Verifies that a restored guest runs on the memory that was saved.
 //!
-//! A block of it that is damaged is given to nobody ([`Pager`]). So what the machine comes to counts, whatever is left to be
-//! checked; but a snapshot needs all of RAM, and a guest that waits for a damaged block must end.
+//! The [`Pager`] maps no damaged block into the guest. So the machine's results are valid even if some blocks have not been
+//! checked when it ends. But a snapshot needs all of RAM, and a session whose guest waits for a damaged block must end.
 
 use std::sync::Arc;
 
 use super::{Inbox, Request, SessionError};
 use crate::snapshot::Pager;
 
-/// What the machine's thread has of it.
+/// The machine thread's handle to the pager; none if all of RAM is present.
 #[derive(Clone, Copy)]
 pub(super) struct MemoryVerification<'a>(Option<&'a Pager>);
 
@@ -17,13 +17,13 @@ impl<'a> MemoryVerification<'a> {
     pub(super) fn new(pager: Option<&'a Pager>, inbox: &Inbox) -> Self {
         if let Some(pager) = pager {
             let inbox = Arc::clone(inbox);
-            // Refused only when the machine has ended anyway.
+            // Posting fails only if the machine has ended already.
             pager.on_damage(move || drop(inbox.post(Request::Damaged)));
         }
         Self(pager)
     }
 
-    /// Whether the guest could do nothing for damage.
+    /// Checks whether the pager has found damage.
     ///
     /// # Errors
     /// [`SessionError::Damaged`], once; the session must end with it.
@@ -31,11 +31,11 @@ impl<'a> MemoryVerification<'a> {
         self.0.map_or(Ok(()), Pager::check).map_err(SessionError::Damaged)
     }
 
-    /// Waits until all of RAM is there.
+    /// Waits until all of RAM is verified and mapped.
     ///
     /// # Errors
     /// As [`Self::check`].
-    pub(super) fn settle(&self) -> Result<(), SessionError> {
+    pub(super) fn finish(&self) -> Result<(), SessionError> {
         self.0.map_or(Ok(()), Pager::finish).map_err(SessionError::Damaged)
     }
 }

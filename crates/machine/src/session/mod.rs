@@ -1,8 +1,9 @@
-//! A machine that people and programs can reach while it runs: console, control socket, signals.
+//! Runs a machine with its console, its control socket and signal handling.
 //!
-//! This thread owns the machine and runs it (`worker`); another (`helper_threads`) waits for events and posts requests into the
-//! machine's mailbox. Nothing holds the event loop: answers come back to it as events, and commands are carried out in order,
-//! one at a time. The machine stays on the thread that made it: a thread of its own would have to start before the guest does.
+//! The calling thread owns the machine and runs it (`worker`). Another (`helper_threads`) waits for events and posts
+//! requests into the machine's mailbox. The event loop never blocks on a request: answers come back to it as events.
+//! Commands are carried out in order, one at a time. The machine stays on the thread that made it, because a thread of its
+//! own would have to start before the guest does.
 
 mod console;
 mod ending;
@@ -37,14 +38,14 @@ use crate::{
         sched::mailbox::Mailbox,
         stop::End,
     },
-    output::{AT_END, AT_REQUESTED_END, Patience},
+    output::{AT_END, AT_REQUESTED_END, FinishLimit},
     snapshot::Pager,
 };
 pub use error::SessionError;
 pub use signals::block as block_signals;
 pub use worker::Request;
 
-/// What is to happen while the machine runs.
+/// How a session is to run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The control socket.
@@ -78,23 +79,23 @@ pub struct Cycle {
 pub enum Finish {
     /// The guest ended.
     Ended(End),
-    /// Somebody stopped it: a signal or `quit`.
+    /// A signal or `quit` stopped it.
     Stopped,
-    /// It was saved, as asked for.
+    /// It was saved, as [`Options::save`] says.
     Saved,
     /// It had not ended after [`Options::timeout`].
     TimedOut {
         /// That time.
         after: Duration,
-        /// Where each vCPU was, for people.
+        /// Where each vCPU was, as text.
         cpus: Vec<String>,
     },
 }
 
 impl Finish {
-    /// How long readers of its output are waited for.
+    /// How long the process waits for slow readers of its outputs.
     #[must_use]
-    pub fn patience(&self) -> Patience {
+    pub fn finish_limit(&self) -> FinishLimit {
         match self {
             Self::Ended(_) | Self::Saved => AT_END,
             Self::Stopped | Self::TimedOut { .. } => AT_REQUESTED_END,
@@ -102,18 +103,18 @@ impl Finish {
     }
 }
 
-/// What a session leaves.
+/// The results of a session.
 #[derive(Debug)]
 pub struct Report {
     /// How it ended.
     pub finish: Finish,
-    /// What the ticks came to; none if there is no tick ring that can be read.
+    /// The tick audit's counts; none if there is no tick ring that can be read.
     pub summary: Option<Summary>,
-    /// Why there is none, for people.
+    /// Why there is none, as text.
     pub no_ring: String,
     /// What the timers of the LAPICs did; none where they are KVM's.
     pub timer: Option<TimerSummary>,
-    /// What running cost.
+    /// Counters of what the run cost.
     pub costs: Costs,
     /// VM time at the end.
     pub vm_ns: VmTime,
@@ -121,23 +122,23 @@ pub struct Report {
     pub migrations: u64,
     /// Those within this process.
     pub migrations_here: u64,
-    /// How often no vCPU ran for a while, although nobody had asked for that.
+    /// How often the host ran no vCPU for a while, without a pause having been requested.
     pub host_stops: u64,
-    /// Whether the trace is whole.
+    /// Whether the trace is complete.
     pub trace: Result<(), RunError>,
 }
 
 type Inbox = Arc<Mailbox<Request>>;
 
 /// Posts commands from the control socket.
-struct VcpuShared(Inbox);
+struct CommandSender(Inbox);
 
-impl Handler for VcpuShared {
+impl Handler for CommandSender {
     fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>) {
         if command == Command::Quit {
             ending::soon();
         }
-        // Refused if the machine has ended: the answer that comes back with the request says so when it is dropped.
+        // Posting fails if the machine has ended. The request is then dropped, and with it the answer, which reports that.
         let _ = self.0.post(Request::Command(command, answer));
     }
 }
@@ -155,7 +156,8 @@ impl MutEventSubscriber for Done {
     }
 }
 
-/// Says that the machine is done when dropped: also when the machine's thread panics, which waits for the event loop.
+/// Ends the event loop when dropped. This must happen even if the machine's thread panics: the thread scope then waits for
+/// the event loop's thread.
 struct Finished<'a> {
     inbox: &'a Mailbox<Request>,
     done: &'a EventFd,
@@ -171,8 +173,8 @@ impl Drop for Finished<'_> {
 
 type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
-/// Runs `machine` to its end; `pager` gives its RAM, if not all of it is there yet. Call [`block_signals`] before any thread is
-/// started.
+/// Runs `machine` to its end. `pager` maps its RAM, if not all of it is present yet. Call [`block_signals`] before any
+/// thread is started.
 ///
 /// # Errors
 /// [`SessionError`]; [`SessionError::Damaged`] whatever else happened.
@@ -186,7 +188,7 @@ pub fn run(
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
     let mut subscribers: Vec<Subscriber> = Vec::new();
     if let Some(path) = &options.api_sock {
-        subscribers.push(Box::new(ControlServer::bind(path, VcpuShared(Arc::clone(&inbox)))?));
+        subscribers.push(Box::new(ControlServer::bind(path, CommandSender(Arc::clone(&inbox)))?));
     }
     subscribers.push(Box::new(signals::Stop::new(Arc::clone(&inbox)).map_err(events)?));
     if options.console
@@ -206,12 +208,12 @@ pub fn run(
         let finished = Finished { inbox, done };
         let report = worker::work(env, machine, verification, &mut helper_threads, options, inbox);
         drop(finished);
-        let parted = helper_threads.part();
+        let joined = helper_threads.join();
         ending::over();
-        match (report, parted) {
-            // What the other threads died of is why the machine lost them.
+        match (report, joined) {
+            // The other thread's own error says more.
             (Err(SessionError::Lost), Err(reason)) => Err(reason),
-            (report, parted) => report.and_then(|report| parted.map(|()| report)),
+            (report, joined) => report.and_then(|report| joined.map(|()| report)),
         }
     })
 }

@@ -1,8 +1,8 @@
 //! Saving a machine while its session goes on.
 //!
-//! A thread writes; the machine's own thread is told twice: when all of RAM is written, so that the guest may run on, and when
-//! the snapshot is whole or cannot be. Meanwhile it answers, and an end that is asked for comes at once: then the save is
-//! given up, and nothing of it is left.
+//! A thread writes the snapshot and posts two requests to the machine's own thread: [`Request::MemorySaved`] when all of RAM
+//! is written, so that the guest may run again, and [`Request::Saved`] when the snapshot is complete or has failed.
+//! Meanwhile the machine's thread handles other requests. A requested end cancels the save, and nothing of it is left.
 
 use std::{path::Path, sync::Arc, thread::ScopedJoinHandle};
 
@@ -30,7 +30,7 @@ pub(super) struct Save<'scope> {
 
 /// What comes after a save.
 enum Then {
-    /// A client gets its answer.
+    /// A client is answered.
     Answer {
         to: Answer<Result<Reply, ApiError>>,
         /// The VM ran before.
@@ -48,12 +48,12 @@ impl Save<'_> {
         self.has_memory
     }
 
-    /// Whether the session ends with it.
+    /// Whether the session ends after it.
     pub(super) fn ends_the_session(&self) -> bool {
         matches!(self.then, Then::End)
     }
 
-    /// How far it is.
+    /// How much is written.
     pub(super) fn status(&self) -> Saving {
         let (done_bytes, total_bytes) = self.progress.bytes();
         Saving { done_bytes, total_bytes }
@@ -61,7 +61,7 @@ impl Save<'_> {
 }
 
 impl<'env> Worker<'_, '_, 'env> {
-    /// A client wants a snapshot.
+    /// Starts a snapshot that a client requested.
     pub(super) fn save(
         &mut self,
         snapshot: api::Snapshot,
@@ -76,20 +76,20 @@ impl<'env> Worker<'_, '_, 'env> {
         Ok(())
     }
 
-    /// The session is to end with a snapshot.
+    /// Starts the snapshot with which the session ends.
     pub(super) fn save_and_end(&mut self, dir: &Path) -> Result<(), SessionError> {
         self.machine()?.pause()?;
         self.begin(dir, None, Then::End)?.map_err(|(error, _)| error.into())
     }
 
-    /// Begins to save the paused machine; or why not, and what was to come after it.
+    /// Starts to save the paused machine. If that fails for a reason that a client can be told, returns the reason and `then`.
     fn begin(
         &mut self,
         dir: &Path,
         base: Option<&Path>,
         then: Then,
     ) -> Result<Result<(), (SnapshotError, Then)>, SessionError> {
-        // A session that saves has others who may want it to end.
+        // A signal during the save must be handled, so the event loop is needed now.
         self.helper_threads.start()?;
         let env = self.env;
         let job = match prepare(self.machine()?, env, dir, base) {
@@ -99,11 +99,11 @@ impl<'env> Worker<'_, '_, 'env> {
         let (verification, inbox, progress) = (self.verification, self.inbox, job.progress());
         self.machine()?.show_original_code();
         let write = move || {
-            // Refused only when the machine's thread is gone.
-            let tell = |request| drop(inbox.post(request));
-            // A snapshot has all of RAM, also what the guest has not asked for yet.
-            let result = verification.settle().and_then(|()| Ok(job.write(|| tell(Request::MemorySaved))?));
-            tell(Request::Saved);
+            // Posting fails only if the machine's thread has ended.
+            let post = |request| drop(inbox.post(request));
+            // A snapshot needs all of RAM, also the blocks that the guest has not accessed yet.
+            let result = verification.finish().and_then(|()| Ok(job.write(|| post(Request::MemorySaved))?));
+            post(Request::Saved);
             result
         };
         match self.helper_threads.spawn("save", write) {
@@ -118,19 +118,19 @@ impl<'env> Worker<'_, '_, 'env> {
         Ok(Ok(()))
     }
 
-    /// All of RAM is written.
+    /// Lets the guest run again, if it is to: all of RAM is written.
     pub(super) fn memory_saved(&mut self) -> Result<(), SessionError> {
         let Some(save) = self.save.as_mut().filter(|save| !save.has_memory) else { return Ok(()) };
         save.has_memory = true;
-        let runs_on = matches!(save.then, Then::Answer { ran: true, stay_paused: false, .. });
+        let resumes = matches!(save.then, Then::Answer { ran: true, stay_paused: false, .. });
         self.machine()?.memory_is_saved();
-        if runs_on {
-            self.go_on()?;
+        if resumes {
+            self.resume()?;
         }
         Ok(())
     }
 
-    /// The snapshot is whole, or cannot be.
+    /// Ends the save, which is complete or has failed: answers the client, or returns how the session ends.
     pub(super) fn saved(&mut self) -> Result<Option<Finish>, SessionError> {
         let Some(save) = self.save.take() else { return Ok(None) };
         let Save { thread, progress: _, has_memory, then } = save;
@@ -146,34 +146,34 @@ impl<'env> Worker<'_, '_, 'env> {
         }
     }
 
-    /// The session ends: waits for the save, if there is one, or gives it up.
-    pub(super) fn end_save(&mut self, give_up: bool) -> Result<(), SessionError> {
-        if let Some(save) = self.save.as_ref().filter(|_| give_up) {
+    /// Ends the save when the session ends: cancels it if `cancel` is set, and waits for its thread.
+    pub(super) fn end_save(&mut self, cancel: bool) -> Result<(), SessionError> {
+        if let Some(save) = self.save.as_ref().filter(|_| cancel) {
             save.progress.cancel();
         }
         self.saved().map(drop)
     }
 
-    /// Tells a client what came of its snapshot, and lets a VM run that ran before, unless it was let before: when it had all
-    /// of RAM. Then somebody else may have paused it.
+    /// Sends a client the result of its snapshot, and resumes a VM that ran before. A VM that was resumed when all of RAM was
+    /// written is left alone: another client may have paused it since.
     fn answer(&mut self, then: Then, result: Result<(), SessionError>, had_memory: bool) -> Result<(), SessionError> {
         let Then::Answer { to, ran, stay_paused } = then else { return Ok(()) };
         if ran && if stay_paused { result.is_err() } else { !had_memory } {
-            self.go_on()?;
+            self.resume()?;
         }
-        to.give(result.map(|()| Reply::Done).map_err(|error| refusal(&error)));
+        to.send(result.map(|()| Reply::Done).map_err(|error| refusal(&error)));
         Ok(())
     }
 
-    /// Lets a paused machine run.
-    fn go_on(&mut self) -> Result<(), SessionError> {
+    /// Resumes the machine.
+    fn resume(&mut self) -> Result<(), SessionError> {
         let policies = self.resume_policies();
         self.machine()?.resume(&policies)?;
         Ok(())
     }
 }
 
-/// Why there is no snapshot, to a client.
+/// The error that a client gets for a snapshot that failed.
 fn refusal(error: &SessionError) -> ApiError {
     let message = error.to_string();
     match error {

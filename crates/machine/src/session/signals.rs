@@ -21,7 +21,7 @@ fn set() -> SigSet {
 /// Blocks the signals in this thread and in those that it starts, so that only the event loop sees them.
 ///
 /// # Errors
-/// What the kernel says.
+/// If the kernel refuses.
 pub fn block() -> io::Result<()> {
     Ok(set().thread_block()?)
 }
@@ -29,25 +29,25 @@ pub fn block() -> io::Result<()> {
 pub(super) struct Stop {
     signals: SignalFd,
     inbox: Inbox,
-    asked: bool,
+    stopping: bool,
 }
 
 impl Stop {
     pub(super) fn new(inbox: Inbox) -> io::Result<Self> {
         let signals = SignalFd::with_flags(&set(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { signals, inbox, asked: false })
+        Ok(Self { signals, inbox, stopping: false })
     }
 }
 
 impl MutEventSubscriber for Stop {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         while let Ok(Some(_)) = self.signals.read_signal() {
-            if std::mem::replace(&mut self.asked, true) {
+            if std::mem::replace(&mut self.stopping, true) {
                 say!("vmm: stopped at once, on a second signal");
                 ending::at_once();
             }
             ending::soon();
-            // Refused only when the machine has ended anyway.
+            // Posting fails only if the machine has ended already.
             let _ = self.inbox.post(Request::Stop);
         }
     }

@@ -7,7 +7,7 @@ use vmm_sys_util::{errno, timerfd::TimerFd};
 
 use super::{Inbox, Request, ending};
 
-/// Asks the machine's thread to end when the time is over.
+/// Ends the session when the time is over.
 pub(super) struct Timeout {
     timer: TimerFd,
     after: Duration,
@@ -15,7 +15,7 @@ pub(super) struct Timeout {
 }
 
 impl Timeout {
-    /// The time begins now.
+    /// Starts the timer.
     pub(super) fn new(after: Duration, inbox: Inbox) -> errno::Result<Self> {
         let mut timer = TimerFd::new()?;
         timer.reset(after, None)?;
@@ -27,7 +27,7 @@ impl MutEventSubscriber for Timeout {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         if self.timer.wait().is_ok() {
             ending::soon();
-            // Refused only when the machine has ended anyway.
+            // Posting fails only if the machine has ended already.
             let _ = self.inbox.post(Request::TimedOut(self.after));
         }
     }

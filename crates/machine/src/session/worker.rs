@@ -1,4 +1,4 @@
-//! The machine's own thread: runs it, and between runs does what was asked for.
+//! The machine's own thread: runs it, and handles requests between runs.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -27,27 +27,27 @@ use crate::{
     },
 };
 
-/// What other threads can ask for.
+/// A request from another thread.
 pub enum Request {
     /// A command from the control socket; the answer goes to the sender.
     Command(Command, Answer<Result<Reply, ApiError>>),
-    /// Bytes typed at the console; how many were taken goes to the sender.
+    /// Bytes typed at the console; the number of those that the UART took goes to the sender.
     Type(Vec<u8>, Answer<usize>),
-    /// A signal to end.
+    /// A signal, or the event loop's failure, ends the session.
     Stop,
-    /// So much wall time is over.
+    /// This much wall time is over ([`Options::timeout`]).
     TimedOut(Duration),
     /// The restored memory is not what was saved.
     Damaged,
     /// The snapshot that is being made has all of RAM.
     MemorySaved,
-    /// The snapshot is made, or could not be.
+    /// The snapshot is complete, or has failed.
     Saved,
 }
 
 pub(super) struct Worker<'a, 'scope, 'env> {
     pub(super) env: &'a HostEnvironment,
-    /// None only after a migration failed half-way.
+    /// None only after a migration that failed half-way.
     machine: Option<Machine>,
     pub(super) verification: MemoryVerification<'env>,
     pub(super) helper_threads: &'a mut HelperThreads<'scope, 'env>,
@@ -55,7 +55,7 @@ pub(super) struct Worker<'a, 'scope, 'env> {
     pub(super) inbox: &'env Mailbox<Request>,
     /// The snapshot that is being made.
     pub(super) save: Option<Save<'scope>>,
-    /// What has to wait for that.
+    /// Requests that have to wait for that snapshot.
     deferred: VecDeque<Request>,
     next_migration: Option<VmTime>,
     migrations: usize,
@@ -84,9 +84,9 @@ pub(super) fn work<'env>(
         host_stops: 0,
     };
     let finish = worker.start().and_then(|()| worker.run());
-    // One that is asked for waits for nobody; a guest that has ended lets its snapshot become whole.
+    // A requested end cancels a snapshot that is being made. If the guest ended by itself, the snapshot is completed first.
     let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
-    // Before anything else is said: where memory is damaged, an error may come from that.
+    // Before any other error is reported: damaged memory may have caused that error.
     worker.verification.check()?;
     let finish = finish?;
     saved?;
@@ -94,20 +94,20 @@ pub(super) fn work<'env>(
     let machine = worker.machine()?;
     let summary = machine.tick_summary();
     let (no_ring, timer, promised) = (machine.why_no_ring(), machine.timer_summary(), machine.promises_ring());
-    // A guest that was saved or stopped before it made its ring may make it yet: it has made no tick so far.
-    let too_soon = promised && !matches!(finish, Finish::Ended(_));
-    let summary = summary.or_else(|| too_soon.then(Summary::default));
-    let trace = machine.finish_trace(finish.patience());
+    // The guest's image announces a tick ring, but the guest was saved or stopped before it created one: no ticks so far.
+    let not_created_yet = promised && !matches!(finish, Finish::Ended(_));
+    let summary = summary.or_else(|| not_created_yet.then(Summary::default));
+    let trace = machine.finish_trace(finish.finish_limit());
     let vm_ns = machine.vm_time();
     let costs = machine.costs();
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
     Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops, trace })
 }
 
-/// Real time: the shortest period of migrations, below which a guest gets nowhere between two of them.
+/// The shortest migration period in real time. With a shorter one the guest makes no progress between two migrations.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
-/// A frequency that cannot be is better told before the guest has run than at its turn.
+/// Checks the period and all frequencies of `cycle`, so that an impossible one is reported before the guest runs.
 fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
     if cycle.every < SHORTEST_PERIOD && machine.time_mode() == TimeMode::Real {
         return Err(RunError::Usage(format!(
@@ -117,6 +117,7 @@ fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cy
         .into());
     }
     let mut present = options.policies.khz.unwrap_or(machine.tsc_khz());
+    // The first frequency follows the last one again.
     for khz in cycle.khz.iter().chain(cycle.khz.first()) {
         check_ratio(present, *khz)?;
         machine.check_source(env, *khz)?;
@@ -143,22 +144,22 @@ impl<'env> Worker<'_, '_, 'env> {
         self.machine.as_mut().ok_or(SessionError::Lost)
     }
 
-    /// VM time one period from now.
+    /// The VM time one period from now.
     fn after(&mut self, cycle: &Cycle) -> Result<VmTime, SessionError> {
         let now = self.machine()?.vm_time();
         Ok(after(now, cycle.every))
     }
 
-    /// Until when the guest runs without company; none if it needs it from the first.
+    /// The VM time until which the helper threads are not started; none if they are needed at once.
     fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
         let Options { api_sock, paused, .. } = self.options;
-        let expects_nobody = api_sock.is_none() && !paused;
+        let no_client = api_sock.is_none() && !paused;
         let machine = self.machine()?;
         let alone = machine.cpu_count() == 1 && machine.time_mode() == TimeMode::Real;
         let end = after(machine.vm_time(), helper_threads::HEAD_START);
-        // A TSC about to overflow never comes to it: nothing would end the head start.
-        let comes = machine.reaches(end);
-        Ok((expects_nobody && alone && comes).then_some(end))
+        // A TSC about to overflow never reaches that time, and the head start would not end.
+        let reaches_end = machine.reaches(end);
+        Ok((no_client && alone && reaches_end).then_some(end))
     }
 
     fn run(&mut self) -> Result<Finish, SessionError> {
@@ -168,6 +169,8 @@ impl<'env> Worker<'_, '_, 'env> {
             self.helper_threads.start()?;
         }
         loop {
+            // Requests before the guest: it enters KVM_RUN again only when none is left that can be carried out. Deferred
+            // ones come first, because they are older than those in the mailbox.
             loop {
                 let finish = match self.ready() {
                     Some(request) => self.carry_out(request)?,
@@ -186,7 +189,7 @@ impl<'env> Worker<'_, '_, 'env> {
                 }
                 continue;
             }
-            // A snapshot that a client wants is made whole first.
+            // A client's snapshot is completed before the one of `--save-at` starts.
             let save_at = self.options.save.as_ref().filter(|_| self.save.is_none()).map(|(at, _)| *at);
             let stop = [save_at, self.next_migration, head_start].into_iter().flatten().min();
             match self.machine()?.run(inbox, stop)? {
@@ -209,10 +212,10 @@ impl<'env> Worker<'_, '_, 'env> {
 
     fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
         self.host_stops = self.host_stops.saturating_add(1);
-        // Its length is measured, whatever that of a restore was given as.
+        // The length of this stop was measured. A length given for a restore's downtime does not apply.
         let policies = Policies { khz: None, downtime_length: None, ..self.options.policies };
         let resumed = self.machine()?.resume(&policies)?;
-        // The first of a thousand says what there is to say.
+        // There can be thousands. The message is logged for the first only.
         if self.host_stops == 1 {
             log::warn!(
                 "no vCPU ran for {length:.1?}, although nobody paused the VM (a stopped process, a frozen cgroup, a host that \
@@ -248,7 +251,7 @@ impl<'env> Worker<'_, '_, 'env> {
         Ok(())
     }
 
-    /// The oldest request that waited for the snapshot, if it can be carried out now.
+    /// Takes the oldest deferred request, if it can be carried out now.
     fn ready(&mut self) -> Option<Request> {
         if self.deferred.front().is_some_and(|request| self.has_to_wait(request)) {
             return None;
@@ -256,8 +259,8 @@ impl<'env> Worker<'_, '_, 'env> {
         self.deferred.pop_front()
     }
 
-    /// Whether a request has to wait for the snapshot that is being made: what would move the machine, until its RAM is
-    /// written; another snapshot, until this one is whole.
+    /// Whether a request has to wait for the snapshot that is being made. A request that changes the machine's state waits
+    /// until RAM is written, another snapshot until this one is complete.
     fn has_to_wait(&self, request: &Request) -> bool {
         let Some(save) = &self.save else { return false };
         match request {
@@ -270,7 +273,8 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// Carries a request out, now or when it is [ready](Self::ready).
     fn receive(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
-        // Commands are carried out in order: what comes after one that waits does so too, unless it needs no machine.
+        // Commands are carried out in order: one that comes after a deferred one is deferred too. Except those that do not
+        // change the machine.
         let urgent = matches!(request, Request::Command(Command::Status | Command::Quit, _));
         let behind = !self.deferred.is_empty() && matches!(request, Request::Command(..)) && !urgent;
         if self.has_to_wait(&request) || behind {
@@ -291,16 +295,16 @@ impl<'env> Worker<'_, '_, 'env> {
                 Ok(Some(Finish::TimedOut { after, cpus }))
             }
             Request::Type(bytes, answer) => {
-                answer.give(self.machine()?.type_in(&bytes));
+                answer.send(self.machine()?.type_in(&bytes));
                 Ok(None)
             }
             Request::Command(Command::Snapshot(snapshot), answer) => self.save(snapshot, answer).map(|()| None),
             Request::Command(command, answer) => {
                 let quit = command == Command::Quit;
                 match self.command(command) {
-                    Ok(result) => answer.give(result),
+                    Ok(result) => answer.send(result),
                     Err(error) => {
-                        answer.give(Err(ApiError::Internal(error.to_string())));
+                        answer.send(Err(ApiError::Internal(error.to_string())));
                         return Err(error);
                     }
                 }
@@ -309,7 +313,8 @@ impl<'env> Worker<'_, '_, 'env> {
         }
     }
 
-    /// How a pause ends. The frequency is for the first resume: a machine restored with --paused takes it then.
+    /// The policies of a resume. The frequency applies to the first resume only, which a machine restored with --paused has
+    /// yet to make.
     pub(super) fn resume_policies(&self) -> Policies {
         let first = self.options.policies;
         let migrated =
@@ -317,7 +322,7 @@ impl<'env> Worker<'_, '_, 'env> {
         Policies { khz: first.khz.filter(|_| !migrated), ..first }
     }
 
-    /// Refusals are the client's; only a lost machine is an error here.
+    /// Carries a command out. The inner error is one that the client gets; the outer one ends the session.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
         let (env, policies) = (self.env, self.resume_policies());
         let saving = self.save.as_ref().map(Save::status);
@@ -385,7 +390,7 @@ fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
         guest_tsc: now.tsc,
         vm_time_ns: now.vm,
         judged: summary.is_some(),
-        // A ring that the guest has yet to make holds none.
+        // A ring that the guest has not created yet has no ticks.
         ticks: summary.map(|summary| summary.next_seq).or_else(|| promised.then_some(0)),
         migrations: machine.migrations(),
         migrations_here: machine.migrations_here(),

@@ -158,7 +158,7 @@ impl<H: Handler> ControlServer<H> {
                                 client.quits = matches!(command, Command::Quit);
                                 self.handler.handle(command, answer);
                             }
-                            Err(error) => answer.give(Err(error)),
+                            Err(error) => answer.send(Err(error)),
                         },
                         Err(error) => {
                             client.connection.respond(http::render(&Err(ApiError::Internal(error.to_string()))))

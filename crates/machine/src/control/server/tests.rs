@@ -37,7 +37,7 @@ impl Handler for Toy {
     fn handle(&mut self, command: Command, answer: Answer<Result<Reply, ApiError>>) {
         let mut seen = self.seen.lock().unwrap();
         if command == Command::Pause && seen.contains(&command) {
-            return answer.give(Err(ApiError::WrongState("the guest \"has\" ended".to_owned())));
+            return answer.send(Err(ApiError::WrongState("the guest \"has\" ended".to_owned())));
         }
         seen.push(command.clone());
         if matches!(&command, Command::Snapshot(snapshot) if snapshot.dir == Path::new("/slow")) {
@@ -45,7 +45,7 @@ impl Handler for Toy {
             self.saving.lock().unwrap().push(answer);
             return;
         }
-        answer.give(Ok(if command == Command::Status { Reply::Status(Box::new(status())) } else { Reply::Done }));
+        answer.send(Ok(if command == Command::Status { Reply::Status(Box::new(status())) } else { Reply::Done }));
     }
 }
 
@@ -156,7 +156,7 @@ fn a_slow_command_does_not_delay_other_clients() {
     served.assert_alive();
     drop(idle);
     assert!(!waiting.is_finished());
-    served.saving.lock().unwrap().pop().unwrap().give(Ok(Reply::Done));
+    served.saving.lock().unwrap().pop().unwrap().send(Ok(Reply::Done));
     assert_eq!(waiting.join().unwrap().unwrap(), Value::Null);
     // A client whose answer is dropped gets a refusal.
     let path = served.path();
@@ -180,7 +180,7 @@ fn a_client_that_does_not_wait_for_its_answer_is_forgotten() {
     }
     drop(stream);
     served.assert_alive();
-    served.saving.lock().unwrap().pop().unwrap().give(Ok(Reply::Done));
+    served.saving.lock().unwrap().pop().unwrap().send(Ok(Reply::Done));
     served.assert_alive();
 }
 

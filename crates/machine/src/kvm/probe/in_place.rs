@@ -23,19 +23,19 @@ const PROGRAM: [u8; 30] = [
 
 /// Whether a vCPU with these `leaves` can be probed: it must have the MSRs that the probe accesses.
 #[must_use]
-pub fn can_tell(leaves: &[Leaf]) -> bool {
+pub fn can_probe(leaves: &[Leaf]) -> bool {
     leaves.iter().any(|leaf| leaf.function == 1 && leaf.ecx & APIC_FEATURES == APIC_FEATURES)
 }
 
-/// Probes the host with a `vcpu` that has not run yet and for which [`can_tell`] is true. Returns the facts if they are
-/// those of [`HOPED`](HostFacts::HOPED), with the TSC offset as measured; otherwise none, and all probes are needed.
+/// Probes the host with a `vcpu` that has not run yet and for which [`can_probe`] is true. Returns the facts if they are
+/// those of [`HostFacts::WITHOUT_WORKAROUNDS`], with the TSC offset as measured; otherwise none, and all probes are needed.
 ///
 /// The probe's code is in RAM at `at` while it runs; the content of that RAM is restored. The vCPU's registers are not: the
 /// caller must set its state afterwards, as it would without a probe.
 ///
 /// # Errors
 /// If KVM fails in a way that says nothing about the facts, or `at` is not RAM.
-pub fn if_as_hoped(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<Option<HostFacts>, Error> {
+pub fn probe_in_place(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<Option<HostFacts>, Error> {
     let no_memory = |_| Error::last("mmap");
     let mut saved = [0; PROGRAM.len()];
     memory.read_slice(&mut saved, GuestAddress(at)).map_err(no_memory)?;
@@ -47,16 +47,16 @@ pub fn if_as_hoped(vcpu: &mut Vcpu, memory: &GuestRam, at: u64) -> Result<Option
 
 fn run_program(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
     vcpu.set_flat_32bit_entry(&EntryState { rip: at, ..EntryState::default() })?;
-    let mut hoped = follows_offset(vcpu, 0)?;
-    let tsc_offset = hoped && follows_offset(vcpu, PROBE_OFFSET)?;
+    let mut as_assumed = follows_offset(vcpu, 0)?;
+    let tsc_offset = as_assumed && follows_offset(vcpu, PROBE_OFFSET)?;
     let _ = vcpu.set_tsc_offset(0);
     let mut last = Last::default();
     for msr in [IA32_TSC_DEADLINE, x2apic_msr(lapic::ID)] {
         last = Last::default();
-        hoped = hoped && vcpu.run(&mut last)? == Exit::Operation(Operation::Msr) && last.msr == Some(msr);
+        as_assumed = as_assumed && vcpu.run(&mut last)? == Exit::Operation(Operation::Msr) && last.msr == Some(msr);
     }
     vcpu.drain(&mut last)?;
-    Ok(hoped.then_some(HostFacts { tsc_offset, ..HostFacts::HOPED }))
+    Ok(as_assumed.then_some(HostFacts { tsc_offset, ..HostFacts::WITHOUT_WORKAROUNDS }))
 }
 
 /// Sets a TSC offset, and returns whether the next RDTSC then returns the host's TSC plus `offset`.

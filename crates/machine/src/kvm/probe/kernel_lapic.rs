@@ -42,8 +42,8 @@ pub fn kernel_lapic(host: &Host, supported: &[Leaf]) -> Result<KernelLapic, Erro
     if !host.has_kernel_lapic() {
         return Ok(none);
     }
-    let kvms = Lapics::Kvms { tsc_moves: false };
-    let Ok(mut probe) = Probe::new(host, &with_apic_features(supported), &PROGRAM, kvms) else { return Ok(none) };
+    let in_kernel = Lapics::InKernel { tsc_moves: false };
+    let Ok(mut probe) = Probe::new(host, &with_apic_features(supported), &PROGRAM, in_kernel) else { return Ok(none) };
     let exit = probe.next()?;
     let fired = exit == Exit::Operation(Operation::Port) && probe.last.port == Some(TSC_PORT);
     let [now, deadline]: [u64; 2] = probe.memory.read_obj(GuestAddress(RESULT)).map_err(|_| Error::last("mmap"))?;

@@ -1,6 +1,6 @@
 //! Measurements: offsets and costs, for `vmm doctor` and for choosing a TSC source.
 
-use super::{CODE, Exit, OURS, Operation, Probe, Reading, TSC_LOOP, with_apic_features};
+use super::{CODE, Exit, Operation, Probe, Reading, TSC_LOOP, USER_SPACE, with_apic_features};
 use crate::{
     host::tsc::read_tsc,
     kvm::{Error, Host},
@@ -51,7 +51,7 @@ fn to_ns(ticks: u64, host_khz: u32) -> u64 {
 /// # Errors
 /// If KVM fails in a way that says nothing about offsets.
 pub fn tsc_offset(host: &Host, supported: &[Leaf], offset: u64) -> Result<Measured, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, USER_SPACE)?;
     let accepted = probe.vcpu.set_tsc_offset(offset).is_ok();
     let took_effect = probe
         .read_guest_tsc()?
@@ -64,7 +64,7 @@ pub fn tsc_offset(host: &Host, supported: &[Leaf], offset: u64) -> Result<Measur
 /// # Errors
 /// If KVM fails.
 pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, USER_SPACE)?;
     let mut costs = Vec::new();
     for _ in 0..200 {
         let before = read_tsc();
@@ -80,7 +80,7 @@ pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Er
 /// # Errors
 /// If KVM fails.
 pub fn instruction_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<f64, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &COUNT_LOOP, OURS)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &COUNT_LOOP, USER_SPACE)?;
     probe.next()?;
     let mut least = u64::MAX;
     for _ in 0..COUNT_SAMPLES {
@@ -97,7 +97,7 @@ pub fn instruction_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<
 /// # Errors
 /// If KVM fails.
 pub fn single_step(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<Step, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &STEPS, OURS)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &STEPS, USER_SPACE)?;
     let mut exact = true;
     let mut costs = Vec::new();
     for step in 1..=8 {

@@ -2,7 +2,7 @@
 //!
 //! Return codes are not evidence: some hosts accept a TSC frequency or offset and ignore it. So a few instructions run in
 //! a VM that is then thrown away, and the results are compared with the host's own counter. Creating that VM takes as
-//! long as creating the guest's. So [`if_as_hoped`] first runs a shorter probe on a vCPU of the guest, before the guest
+//! long as creating the guest's. So [`probe_in_place`] first runs a shorter probe on a vCPU of the guest, before the guest
 //! runs.
 
 mod in_place;
@@ -19,7 +19,7 @@ use guest_abi::{
 use vm_memory::{Bytes, GuestAddress};
 
 use self::rate::Reading;
-pub use in_place::{can_tell, if_as_hoped};
+pub use in_place::{can_probe, probe_in_place};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, exit_ns, instruction_ns, single_step, tsc_offset};
 pub use rate::{TscRate, Verdict, tsc_rate, tsc_scales};
@@ -55,7 +55,7 @@ pub struct HostFacts {
     pub x2apic_exits: bool,
 }
 
-const OURS: Lapics = Lapics::Ours { mwait_in_guest: false };
+const USER_SPACE: Lapics = Lapics::UserSpace { mwait_in_guest: false };
 
 /// An offset that no host's TSC reaches within a probe: more than an hour at 4 GHz.
 pub const PROBE_OFFSET: u64 = 1 << 44;
@@ -150,7 +150,7 @@ impl Probe {
 
 impl HostFacts {
     /// The facts of a host that needs no workaround. The TSC offset is not among them, because only a restore needs it.
-    pub const HOPED: Self =
+    pub const WITHOUT_WORKAROUNDS: Self =
         Self { tsc_equals_host: true, tsc_offset: false, deadline_write: DeadlineWrite::Exits, x2apic_exits: true };
 
     /// Runs all probes, which takes a few milliseconds.
@@ -160,7 +160,7 @@ impl HostFacts {
     pub fn probe(host: &Host, supported: &[Leaf]) -> Result<Self, Error> {
         let tsc_offset = tsc_offset(host, supported, PROBE_OFFSET)?.took_effect;
         let leaves = with_apic_features(supported);
-        let mut probe = Probe::new(host, &leaves, &PROGRAM, OURS)?;
+        let mut probe = Probe::new(host, &leaves, &PROGRAM, USER_SPACE)?;
         // An error is ignored: only the value that RDTSC returns counts.
         let _ = probe.vcpu.set_tsc_offset(0);
         let tsc_equals_host =
@@ -168,11 +168,12 @@ impl HostFacts {
         let deadline_write = match deadline_exits(&mut probe)? {
             true => DeadlineWrite::Exits,
             false => {
-                let again =
-                    Probe::new(host, &leaves, &PROGRAM, Lapics::Ours { mwait_in_guest: true }).and_then(|mut probe| {
+                let again = Probe::new(host, &leaves, &PROGRAM, Lapics::UserSpace { mwait_in_guest: true }).and_then(
+                    |mut probe| {
                         probe.read_guest_tsc()?;
                         deadline_exits(&mut probe)
-                    });
+                    },
+                );
                 // On a host that cannot disable MWAIT exits this is an error, which counts as no exit.
                 if again.unwrap_or(false) { DeadlineWrite::ExitsWithMwait } else { DeadlineWrite::Swallowed }
             }

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use super::{OURS, Probe, TSC_LOOP, with_apic_features};
+use super::{Probe, TSC_LOOP, USER_SPACE, with_apic_features};
 use crate::{
     kvm::{Error, Host},
     x86::Leaf,
@@ -106,7 +106,7 @@ fn read(probe: &mut Probe) -> Result<Option<Reading>, Error> {
 /// # Errors
 /// If KVM fails in a way that says nothing about the frequency.
 pub fn tsc_rate(host: &Host, supported: &[Leaf], host_khz: u32, khz: u32) -> Result<TscRate, Error> {
-    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, OURS)?;
+    let mut probe = Probe::new(host, &with_apic_features(supported), &TSC_LOOP, USER_SPACE)?;
     let accepted = probe.vcpu.set_tsc_khz(khz).is_ok();
     for _ in 0..WARM_UP {
         probe.next()?;

@@ -43,8 +43,8 @@ impl<'a> FirstVmProbe<'a> {
     /// yet certain, number 0 tells; the code for that is lent the RAM at `at`.
     pub(crate) fn vcpu(&mut self, vm: &Vm, index: u32, leaves: &[Leaf], at: u64) -> Result<Vcpu, Error> {
         let mut vcpu = Vcpu::new(vm, index, leaves)?;
-        if !self.certain && index == 0 && probe::can_tell(leaves) {
-            let seen = probe::if_as_hoped(&mut vcpu, vm.memory(), at)?;
+        if !self.certain && index == 0 && probe::can_probe(leaves) {
+            let seen = probe::probe_in_place(&mut vcpu, vm.memory(), at)?;
             self.certain = seen.is_some();
             self.facts = seen.map_or(self.facts, |facts| self.env.as_emulated(facts));
         }
@@ -61,7 +61,7 @@ pub(crate) fn settle<'a, T>(
     make: impl Fn(&mut FirstVmProbe<'a>) -> Result<T, RunError>,
 ) -> Result<T, RunError> {
     if env.hopes() {
-        let mut probe = FirstVmProbe { env, facts: env.as_emulated(HostFacts::HOPED), certain: false };
+        let mut probe = FirstVmProbe { env, facts: env.as_emulated(HostFacts::WITHOUT_WORKAROUNDS), certain: false };
         let made = make(&mut probe);
         if probe.certain {
             env.learn(probe.facts);

@@ -104,7 +104,7 @@ mod tests {
     // Catches: the answers to other questions, believed.
     #[test]
     fn the_answers_of_other_probes_do_not_count() {
-        let facts = FactsState::from(HostFacts::HOPED);
+        let facts = FactsState::from(HostFacts::WITHOUT_WORKAROUNDS);
         assert_eq!(FactsState { probes: PROBES + 1, ..facts }.facts(), None);
     }
 }

@@ -209,7 +209,7 @@ pub(crate) fn choose(
         source,
         why: format!("{why} (host {host_khz}, guest {khz}){deadline}"),
         tsc_deadline,
-        lapics: Lapics::Ours { mwait_in_guest: probe.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
+        lapics: Lapics::UserSpace { mwait_in_guest: probe.facts.deadline_write == DeadlineWrite::ExitsWithMwait },
         patched,
     })
 }

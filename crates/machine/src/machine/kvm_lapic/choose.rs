@@ -90,7 +90,7 @@ pub fn choose(
         source,
         why: format!("{why} (host {host_khz}, guest {khz}); LAPIC and kvmclock are KVM's"),
         tsc_deadline: true,
-        lapics: Lapics::Kvms { tsc_moves: facts.tsc_offset },
+        lapics: Lapics::InKernel { tsc_moves: facts.tsc_offset },
         patched: Sites::default(),
     })
 }
@@ -108,7 +108,7 @@ pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: 
         ns_deadline: false,
         // Nothing of KVM's says whether an EOI is outstanding, so that a snapshot could hold it.
         pv_eoi: false,
-        tsc_adjust: chosen.lapics == Lapics::Kvms { tsc_moves: true } && cpuid::has_tsc_adjust(supported),
+        tsc_adjust: chosen.lapics == Lapics::InKernel { tsc_moves: true } && cpuid::has_tsc_adjust(supported),
         tsc_khz: khz,
         cpus,
     }
@@ -126,7 +126,7 @@ pub(crate) fn leaves(supported: &[Leaf], offer: &Offer, apic_id: u32) -> Vec<Lea
 /// Every feature that the guest saw must be here.
 pub fn check_features(env: &HostEnvironment, cpu: &KvmCpuState, chosen: &Chosen) -> Result<(), RunError> {
     let mut missing = cpuid::missing(&cpu.cpuid, env.supported()?);
-    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.lapics != (Lapics::Kvms { tsc_moves: true }) {
+    if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.lapics != (Lapics::InKernel { tsc_moves: true }) {
         missing.push("tsc_adjust (this host does not move a guest's TSC)".to_owned());
     }
     if features(&cpu.cpuid) & !features(env.supported()?) != 0 {

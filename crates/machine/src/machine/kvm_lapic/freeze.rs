@@ -95,6 +95,6 @@ pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Ar
         cpu.vcpu.set_mp_state(mp_state).map_err(bad)?;
     }
     // It fails where the guest has registered no page, or one outside RAM, which KVM ignores: nobody to tell.
-    let _ = cpu.vcpu.tell_stopped();
+    let _ = cpu.vcpu.mark_kvmclock_stopped();
     Ok(armed)
 }

@@ -37,7 +37,7 @@ pub fn run(
     let mut first = true;
     vcpu_shared.doorbell.attach();
     let result = loop {
-        let kicked = cpu.vcpu.forget_kicks();
+        let kicked = cpu.vcpu.clear_kicks();
         vcpu_shared.doorbell.clear();
         if wanted() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(StopReason::Requested);

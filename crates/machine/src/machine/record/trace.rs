@@ -12,7 +12,7 @@ use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageCl
 
 use crate::{
     machine::{error::RunError, lock::Ranked},
-    output::{Outlet, Patience, Sink, WhenFull},
+    output::{FinishLimit, Outlet, Sink, WhenFull},
 };
 
 /// One thing that happened.
@@ -243,11 +243,11 @@ impl Trace {
     ///
     /// # Errors
     /// The first write that failed.
-    pub fn finish(&self, patience: Patience) -> Result<(), RunError> {
+    pub fn finish(&self, limit: FinishLimit) -> Result<(), RunError> {
         let Some((path, output)) = &self.file else { return Ok(()) };
         let result = match &mut *output.lock() {
             Output::File(writer, failed) => failed.take().map_or_else(|| writer.flush(), Err),
-            Output::Outlet(outlet) => outlet.finish(patience),
+            Output::Outlet(outlet) => outlet.finish(limit),
         };
         result.map_err(|source| RunError::Trace { path: path.display().to_string(), source })
     }

@@ -95,7 +95,7 @@ pub(crate) fn run(
     let mut wake_timer = WakeTimer::new(shared)?;
     doorbell.attach();
     let result = loop {
-        wake_timer.look(cpu.vcpu.forget_kicks(), shared);
+        wake_timer.look(cpu.vcpu.clear_kicks(), shared);
         doorbell.clear();
         if wanted() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(StopReason::Requested);

@@ -83,7 +83,7 @@ impl RoundRobin {
         };
         let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
         let _binding = cpu.vcpu.bind();
-        if cpu.vcpu.forget_kicks()
+        if cpu.vcpu.clear_kicks()
             && let Some(limit) = wake_timer.rang(shared)
         {
             let at = step::at(cpu.local.index, &mut cpu.vcpu);

@@ -79,7 +79,7 @@ impl<'a> VcpuBus<'a> {
     /// After an access of `port` the first CPU, whose LINT0 the 8259 pair drives, looks again.
     fn tell_first_cpu(&self, port: u16) {
         if self.local.index != 0
-            && Devices::interrupts_by(port)
+            && Devices::may_change_interrupts(port)
             && let Some(vcpu_shared) = self.shared.vcpus.first()
         {
             vcpu_shared.doorbell.ring();

@@ -12,7 +12,7 @@ use crate::{
     host::{
         clock::HostClock,
         kick::{self, KickTimer},
-        start_pages::give_back_code,
+        start_pages::release_start_pages,
     },
     machine::{
         clock::Clock,
@@ -215,7 +215,7 @@ impl WakeTimer {
             Some(Armed::Budget) | None => true,
         };
         if long && !shared.settled_down.swap(true, Ordering::Relaxed) {
-            give_back_code();
+            release_start_pages();
         }
     }
 
