@@ -41,23 +41,32 @@ impl Place {
 /// process has it built; when it is up to date, that takes a moment.
 pub fn vmm() -> &'static Path {
     static VMM: OnceLock<PathBuf> = OnceLock::new();
-    VMM.get_or_init(|| {
-        let place = Place::of_this_test();
-        // Set by `cargo test`. Without it a test program was started by hand, and uses the `vmm` that is there.
-        if let Some(cargo) = env::var_os("CARGO") {
-            // The packages are chosen as in `cargo run`, so that nothing is compiled twice with other features.
-            let mut build = Command::new(cargo);
-            build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-            build.args(["build", "--quiet", "--bin", "vmm", "--profile", &place.profile, "--target-dir"]);
-            build.arg(&place.target);
-            if let Some(triple) = &place.triple {
-                build.args(["--target", triple]);
-            }
-            let status = build.status().expect("cargo runs");
-            assert!(status.success(), "building vmm failed: {status}");
+    VMM.get_or_init(|| built("--bin", "vmm", "vmm"))
+}
+
+/// A program of `examples/`.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    built("--example", name, &format!("examples/{name}"))
+}
+
+/// The program `name`, built; `kind` is cargo's option for it, `place` where it is in the profile's directory.
+fn built(kind: &str, name: &str, place_in_profile: &str) -> PathBuf {
+    let place = Place::of_this_test();
+    // Set by `cargo test`. Without it a test program was started by hand, and uses what is there.
+    if let Some(cargo) = env::var_os("CARGO") {
+        // The packages are chosen as in `cargo run`, so that nothing is compiled twice with other features.
+        let mut build = Command::new(cargo);
+        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        build.args(["build", "--quiet", kind, name, "--profile", &place.profile, "--target-dir"]);
+        build.arg(&place.target);
+        if let Some(triple) = &place.triple {
+            build.args(["--target", triple]);
         }
-        place.programs.join("vmm")
-    })
+        let status = build.status().expect("cargo runs");
+        assert!(status.success(), "building {name} failed: {status}");
+    }
+    place.programs.join(place_in_profile)
 }
 
 /// Cargo's target directory.

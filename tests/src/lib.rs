@@ -16,7 +16,7 @@ mod skips;
 pub mod state_file;
 mod trace;
 
-pub use binary::{guest, vmm};
+pub use binary::{example, guest, vmm};
 pub use browser::{Browser, Loaded, number};
 pub use host::{kvm, qemu, strace};
 pub use lab::{Lab, Run, Summary};

@@ -1,5 +1,60 @@
 //! A KVM virtual machine whose local APIC, timer and kvmclock page are in user space: it boots, runs, saves, and goes on
 //! with another TSC frequency.
+//!
+//! # Example
+//!
+//! A guest in virtual time, which goes on with a TSC of half the frequency after 505 ms:
+//!
+//! ```no_run
+//! use machine::{BootOptions, HostEnvironment, LapicKind, Machine, Outputs, Policies, TimeMode};
+//! use machine::{boot::Image, config::source::SourceChoice, sched::mailbox::Undisturbed};
+//! use vmtime::{DeadlinePolicy, Khz, VmTime};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let env = HostEnvironment::open(None)?;
+//! let image = Image::open("target/guest.bin".as_ref())?;
+//! let (lapic, time, source) = (LapicKind::User, TimeMode::Virtual, SourceChoice::Auto);
+//! let (cmdline, khz) = ("count=100".to_owned(), Some(Khz::new(2_600_000)?));
+//! let (memory, initrd, cpus, seed, x2apic, pv_eoi) = (128 << 20, None, 1, 0, true, true);
+//! let options = BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi };
+//! let outputs = Outputs::new(Box::new(std::io::stdout()), None);
+//! let mut machine = Machine::boot(&env, &image, &options, outputs)?;
+//! machine.run(&Undisturbed, Some(VmTime(505_000_000)))?;
+//! machine.pause()?;
+//! let policies = Policies { khz: Some(Khz::new(1_300_000)?), deadline: DeadlinePolicy::Rescale, ..Policies::default() };
+//! machine.resume(&policies)?;
+//! println!("{:?}: {:?}", machine.run(&Undisturbed, None)?, machine.tick_summary());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which door
+//!
+//! | to | use |
+//! |---|---|
+//! | boot, run, pause, resume and migrate from one thread | [`Machine`] |
+//! | do the same while a socket, signals and the console are served | [`session::run`] |
+//! | look at every instruction of a stretch, go back, migrate there | [`Stepper`] |
+//! | stop a machine that another thread runs | [`sched::mailbox::Mailbox`] |
+//! | save a machine to a directory, restore it, merge snapshots | [`snapshot`] |
+//! | command a machine in another process | [`control`] |
+//! | know what this host can do | [`HostEnvironment::facts`], for people [`doctor`] |
+//! | know how late ticks were, and whether two accounts agree | [`Machine::tick_summary`], [`audit`] |
+//! | give the exit code of an error | [`blame::Blamed`] |
+//!
+//! # The floors
+//!
+//! From the bottom; each needs only those above it in this list. A test in `tests/layers` checks that.
+//!
+//! - [`blame`]: whose fault an error is.
+//! - [`x86`], [`mem`]: plain data of the CPU; guest RAM.
+//! - [`host`]: the operating system. Unsafe code is here and in [`kvm`] only.
+//! - [`kvm`]: `/dev/kvm`, probes of what it really does, a vCPU's state.
+//! - [`output`]: the console and the trace, buffered, so that a slow reader does not hold a vCPU.
+//! - [`boot`]: images, their load and entry, CPUID, trap sites. [`devices`]: serial port, 8259, 8254.
+//! - [`machine`]: vCPUs, their LAPICs and the clock; scheduling, tick audit, trace, migration.
+//! - [`snapshot`]: a machine on disk. [`doctor`]: what this host does. [`control`]: HTTP over a Unix socket.
+//! - [`session`]: a machine with console, control socket and signals.
 
 pub mod blame;
 pub mod boot;
