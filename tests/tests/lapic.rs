@@ -19,6 +19,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use serde_json::{Value, json};
 use vm_tests::{
     Ended, Lab,
     kernel::{self, If, Kernel, again, compare, count, expect, out, store, times, times_or_until, until, word, wrmsr},
@@ -100,6 +101,30 @@ fn a_write_of_the_tsc_moves_the_deadline_that_is_armed() {
         ]);
         boot(&lab, &kernel.counting_apic(VECTOR), VIRTUAL).expect(0);
     }
+}
+
+// Catches: a timer interrupt whose lateness the host counts from another instant than its deadline's, because the guest has
+// moved its TSC.
+#[test]
+fn the_lateness_of_a_deadline_is_that_of_a_tsc_that_was_moved() {
+    require_kvm!();
+    let lab = Lab::new();
+    // A second ahead, and a deadline 10 ms after.
+    let (ahead, wait) = (2_600_000_000, 26_000_000);
+    let kernel = Kernel::new(&[
+        store(kernel::LVTT, MODE_DEADLINE | u32::from(VECTOR)),
+        wrmsr(IA32_TSC_ADJUST, ahead),
+        wrmsr(IA32_TSC_DEADLINE, ahead + wait),
+        kernel::STI.to_vec(),
+        times_or_until(200_000, &kernel::PASS, count(VECTOR), 1),
+        expect(count(VECTOR), 1),
+    ]);
+    boot(&lab, &kernel.counting_apic(VECTOR), &format!("{VIRTUAL} --summary summary")).expect(0);
+    let summary: Value = serde_json::from_slice(&fs::read(lab.path("summary")).unwrap()).unwrap();
+    let timer = &summary["timer"];
+    assert_eq!((&timer["interrupts"], &timer["early"]), (&json!(1), &json!(0)));
+    // Virtual time: some operations.
+    assert!(timer["late"]["worst_ns"].as_u64().is_some_and(|late_ns| late_ns < 20_000), "{timer}");
 }
 
 // Catches: a deadline that passes while the VM is saved, kept as a number that the TSC has wrapped past.

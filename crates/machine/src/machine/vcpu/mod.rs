@@ -78,7 +78,7 @@ impl Local {
         let armed = self.apic.next_deadline();
         if self.apic.advance(now) && self.expired.is_none() {
             self.expired = armed.map(|armed| match armed {
-                Deadline::Tsc(tsc) => clock.judged(self.tsc_adjust.to_base(tsc)),
+                Deadline::Tsc(due) => clock.judged(due),
                 Deadline::Vm(at) => at,
             });
         }
