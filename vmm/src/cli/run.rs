@@ -76,7 +76,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     env.poll = Duration::from_nanos(args.session.poll_ns);
     env.spin_limit = args.session.spin_limit.0;
     if let Some(note) = host {
-        env.recall(note);
+        env.use_fingerprint(note);
     }
     let time = args.time.map_or(state.machine.time, TimeMode::from);
     let khz = args.tsc_khz.unwrap_or(state.clock.moment.khz);

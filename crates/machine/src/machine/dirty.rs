@@ -1,8 +1,8 @@
-//! Which pages of RAM have changed since a machine was last saved.
+//! The pages of RAM that have changed since a machine was last saved.
 //!
-//! Two keep account: KVM of what the guest writes, RAM itself ([`WriteLog`](crate::mem::ram::WriteLog)) of what the VMM
-//! writes: kvmclock pages, patched instructions, whatever a device or a later part of the VMM writes by way of vm-memory.
-//! Both forget what they told. It is kept here until a snapshot is whole, so that one that fails loses nothing.
+//! There are two logs. KVM logs the guest's writes. RAM itself ([`WriteLog`](crate::mem::ram::WriteLog)) logs the VMM's:
+//! kvmclock pages, patched instructions, and all other writes through vm-memory. Reading a log clears it. The pages are
+//! therefore kept here until a snapshot is complete, so that a snapshot that fails loses none.
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -15,21 +15,21 @@ use crate::{
     },
 };
 
-/// Which snapshot, by its content: the SHA-256 of its `state` file.
+/// Identifies a snapshot by its content: the SHA-256 of its `state` file.
 pub type SnapshotId = [u8; 32];
 
-/// What is known of the pages.
+/// The changed pages, and the snapshot that they are relative to.
 pub(crate) struct Changes {
-    /// They differ from the latest snapshot, or may.
+    /// Pages that may differ from the latest snapshot.
     pub(crate) pages: PageSet,
-    /// So did these, which a snapshot has that is not whole yet.
+    /// Pages that did too, and are in a snapshot that is not complete yet.
     pub(crate) in_save: Option<PageSet>,
-    /// Of which every other page is the same; none before the first.
+    /// The latest snapshot: all other pages are equal to its pages. None before the first.
     pub(crate) latest: Option<SnapshotId>,
 }
 
 impl Changes {
-    /// Keeps account from now on.
+    /// Starts both logs.
     pub(crate) fn begin(vm: &Vm, memory: &GuestRam, latest: Option<SnapshotId>) -> Result<Self, RunError> {
         vm.log_dirty_pages()?;
         memory.iter().for_each(|region| write_log(region).begin());
@@ -37,7 +37,7 @@ impl Changes {
         Ok(Self { pages: PageSet::none(page(bytes)), in_save: None, latest })
     }
 
-    /// Adds what was written since the last time.
+    /// Adds the pages that were written since the last call.
     pub(crate) fn collect(&mut self, vm: &Vm, memory: &GuestRam) -> Result<(), RunError> {
         let mut first = 0;
         for (number, region) in (0u32..).zip(memory.iter()) {

@@ -1,11 +1,10 @@
 //! Locks that are taken in one order.
 //!
-//! Two threads that take two locks in different orders can each wait for ever for what the other holds. So each lock that
-//! is taken while another may be held has a rank, and a thread that holds one takes only locks of higher ranks. A debug
-//! build panics at the first lock that breaks this, whether or not another thread is there to wait for. A release build
-//! keeps no account.
+//! Two threads that take two locks in different orders can deadlock. So each lock that is taken while another may be held
+//! has a rank, and a thread that holds one takes only locks of higher ranks. A debug build panics at the first lock that
+//! breaks this rule, even if no other thread holds a lock. A release build does not check.
 //!
-//! The ranks, and so the order, stand on the fields of [`super::shared::Shared`].
+//! The ranks, and so the order, are in the types of [`super::shared::Shared`]'s fields.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -36,7 +35,7 @@ impl<T, const RANK: u32> Ranked<T, RANK> {
     /// Locks it; see [`lock`].
     #[cfg_attr(debug_assertions, track_caller)]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        // Before the lock is waited for: that wait could be for ever.
+        // Checked before waiting for the lock, because a deadlocked wait would never end.
         #[cfg(debug_assertions)]
         let held = held::Held::new(RANK);
         Guard {
@@ -75,7 +74,7 @@ mod held {
         static RANKS: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// One of them, until it is dropped.
+    /// One held rank, until it is dropped.
     pub(super) struct Held(u32);
 
     impl Held {

@@ -54,7 +54,7 @@ impl Machine {
             Vcpus::User(cpus) => {
                 let cpus = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
                 let guest = Guest { name: &self.image, sites: &self.all_sites, cpus, stopped };
-                source::choose(&FirstVmProbe::certain(env)?, guest, choice, time, khz)
+                source::choose(&FirstVmProbe::measured(env)?, guest, choice, time, khz)
             }
         }
         .map(drop)

@@ -87,7 +87,7 @@ impl Vcpus {
     ) -> Result<NewVm, RunError> {
         let BootOptions { source, time, cpus, x2apic, .. } = *options;
         match options.lapic {
-            LapicKind::User => first_vm_probe::settle(env, |probe| {
+            LapicKind::User => first_vm_probe::build(env, |probe| {
                 let guest = Guest { name: image.name(), sites: image.sites(), cpus, stopped: None };
                 let chosen = source::choose(probe, guest, source, time, wanted)?;
                 let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
@@ -118,7 +118,7 @@ impl Vcpus {
         let Wanted { image, time, khz, choice, stopped, .. } = wanted;
         let cpuids = saved.cpuids();
         match saved {
-            CpuStates::User(saved) => first_vm_probe::settle(env, |probe| {
+            CpuStates::User(saved) => first_vm_probe::build(env, |probe| {
                 let chosen = source::choose(probe, wanted.guest(saved.len()), choice, time, khz)?;
                 saved.iter().try_for_each(|cpu| user_lapic::check_features(probe, cpu, &chosen))?;
                 let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;

@@ -98,7 +98,7 @@ pub fn prepare(
     let mut base = base.transpose()?;
     directory::refuse_occupied(dir)?;
     let state = machine.state(env)?;
-    let note = env.note().map_err(crate::machine::error::RunError::from)?;
+    let note = env.fingerprint().map_err(crate::machine::error::RunError::from)?;
     // The pages after the state: reading the state makes KVM complete a pending access, which can still write to RAM.
     let changed = machine.changed_pages()?;
     if let (Some(base), Some(pages)) = (&mut base, &changed) {

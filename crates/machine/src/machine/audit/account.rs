@@ -1,30 +1,30 @@
-//! The host's account of VM time, against which each record is held.
+//! The host's account of VM time, with which each record is compared.
 //!
-//! Two things that a guest says of a tick can be known to be wrong. The TSC that it read and the VM time that it made of it
-//! must be one instant, by the host's arithmetic, which uses no page. And no instant in a record can lie after the one at
-//! which the record is read: a guest that reads another TSC than the VMM's, at an RDTSC that is not in its trap-site table,
-//! computes a perfect VM time of another machine.
+//! A record can be wrong in two ways. The TSC that the guest read and the VM time that it computed from it must be the same
+//! instant by the host's arithmetic, which does not use the kvmclock page. And no instant in a record can be later than the
+//! one at which the record is read. The second check finds an RDTSC that is not in the guest's trap-site table: it returns
+//! the host's TSC, and VM time is then computed correctly from a wrong TSC.
 
 use guest_abi::report::Record;
 use vmtime::{GuestTsc, TscAdjust, VmTime};
 
 use crate::machine::{clock::Clock, config::LapicKind};
 
-/// How far two accounts of one instant may be apart: the page rounds each reading down by up to 2 ns, and a restore rounds
+/// How far the guest's and the host's VM time of one instant may differ: the page rounds each reading down by up to 2 ns, and a restore rounds
 /// its base.
 pub(crate) const ACCOUNTS_AGREE_NS: u64 = 1000;
 /// VM time in which the page may drift by a nanosecond: KVM's arithmetic is good to 1 ppb.
 const DRIFT_NS: u64 = 1_000_000_000;
-/// Where KVM has the clock, the VMM knows it only from when the guest last stopped. A guest that reads another machine's TSC
-/// is hours off.
+/// The tolerance where KVM has the clock: the VMM then last read it when the guest last stopped. A guest that reads another
+/// machine's TSC is hours off.
 const KVMS_CLOCK_NS: u64 = 1_000_000_000;
 
-/// What a machine knows of its clocks at one instant.
+/// A machine's clocks at one instant.
 pub(crate) struct ClockAccount {
     pub clock: Clock,
-    /// The VM stands still after a gap that nobody asked for: records may be from within it.
+    /// The VM is paused because the host had stopped it. Records may be from within that gap.
     pub has_gap: bool,
-    /// Who has kvmclock.
+    /// Who emulates kvmclock.
     pub lapic: LapicKind,
     /// What the CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: TscAdjust,
@@ -34,33 +34,33 @@ pub(crate) struct ClockAccount {
 pub(crate) struct Account {
     /// VM time, by the later of page and account.
     now: VmTime,
-    /// None where the guest's TSC tells the host nothing: KVM's clock is not computed here.
+    /// None with KVM's kvmclock: the VMM does not compute VM time from the guest's TSC then.
     clock: Option<(Clock, TscAdjust)>,
     tolerance_ns: u64,
 }
 
 impl Account {
-    /// As things stood then; `restores` is how often the page was given a new base.
+    /// The account at the instant of `known`; `restores` is how often the page got a new base.
     pub(crate) fn new(known: ClockAccount, restores: u64) -> Self {
         let ClockAccount { clock, has_gap, lapic, tsc_adjust } = known;
         let tsc = clock.tsc();
         let ours = lapic == LapicKind::User;
         let tolerance_ns = if ours { tolerance_ns(clock.vm_time(tsc), restores) } else { KVMS_CLOCK_NS };
-        let now = if has_gap { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.judged(tsc)) };
+        let now = if has_gap { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.reference_time(tsc)) };
         Self { now, clock: ours.then_some((clock, tsc_adjust)), tolerance_ns }
     }
 
-    /// How far the guest's clock was ahead when it made `record`, if that is not as it must be.
+    /// How far the guest's clock was ahead when it wrote `record`, if that is more than the tolerance.
     pub(crate) fn error(&self, record: &Record) -> Option<i64> {
         let Record { armed_ns, first_wake_ns, fired_ns, fired_tsc, .. } = *record;
         let account = self.clock.as_ref().and_then(|(clock, adjust)| {
             // This CPU's TSC is so far ahead of the base.
-            clock.account(adjust.to_base(GuestTsc(fired_tsc)))
+            clock.past_reference_time(adjust.to_base(GuestTsc(fired_tsc)))
         });
         let errors = [
             account.map(|account| difference(fired_ns, account.0)),
             later(fired_ns.max(armed_ns).max(first_wake_ns), self.now.0),
-            // It was armed before it came.
+            // A tick is armed before it fires.
             later(armed_ns.max(first_wake_ns), fired_ns),
         ];
         let wrong = errors.into_iter().flatten().filter(|error| error.unsigned_abs() > self.tolerance_ns);
@@ -68,7 +68,7 @@ impl Account {
     }
 }
 
-/// A restore makes a page that rounds anew.
+/// The tolerance at VM time `vm`. Each restore adds to it, because its page rounds anew.
 fn tolerance_ns(vm: VmTime, restores: u64) -> u64 {
     ACCOUNTS_AGREE_NS.saturating_add(vm.0 / DRIFT_NS).saturating_add(restores.saturating_mul(2))
 }
@@ -86,7 +86,7 @@ fn difference(a: u64, b: u64) -> i64 {
 
 #[cfg(test)]
 impl Account {
-    /// One that knows nothing and contradicts nothing.
+    /// One that contradicts no record.
     pub(crate) fn none() -> Self {
         Self { now: VmTime(u64::MAX), clock: None, tolerance_ns: u64::MAX }
     }

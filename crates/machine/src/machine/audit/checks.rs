@@ -1,7 +1,7 @@
-//! What a run is judged by: the checks that can fail it, and what they found.
+//! The checks that can fail a run, and their results.
 //!
-//! A check says pass, fail, or that there was nothing to judge by. The last fails a run only if somebody asked for that very
-//! check: a guest without a tick ring is no failure, but a test of its ticks that tested nothing is one.
+//! A check passes, fails, or has nothing to check. The last fails a run only if the user named that check: a guest without
+//! a tick ring is no failure, but a test of its ticks that tested nothing is one.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -17,11 +17,11 @@ pub enum Check {
     Late(Duration),
     /// No interrupt came before its tick's expiry.
     Early,
-    /// Every tick came.
+    /// No tick is missing.
     Lost,
     /// The guest's clock never went back.
     Clock,
-    /// What the guest says of its ticks can be, by the host's account.
+    /// The guest's records of its ticks agree with the host's account.
     Accounts,
 }
 
@@ -29,11 +29,11 @@ pub enum Check {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checks {
     checks: Vec<Check>,
-    /// Somebody named them.
-    asked: bool,
+    /// The user named them.
+    requested: bool,
 }
 
-/// A list of checks that is none.
+/// A list of checks that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCheck {
     /// No such check.
@@ -45,9 +45,9 @@ pub enum BadCheck {
     /// Not a time.
     #[error("late={text}: {reason}")]
     Time {
-        /// What was written.
+        /// The text.
         text: String,
-        /// Why it is none.
+        /// Why it is no time.
         reason: String,
     },
     /// `none`, and others.
@@ -58,46 +58,46 @@ pub enum BadCheck {
     Twice(&'static str),
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// All is well: what was looked at.
+    /// It passed; what was checked.
     Pass(String),
-    /// It is not, for this reason.
+    /// It failed, for this reason.
     Fail(String),
-    /// There was nothing to judge by, for this reason.
+    /// There was nothing to check, for this reason.
     NotJudged(String),
 }
 
-/// What a run came to, for its checks.
+/// What the checks look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// What the guest's ticks came to; none if it has no ring that can be read.
+    /// The tick audit's counts; none if the guest has no ring that can be read.
     pub ticks: Option<&'a Summary>,
-    /// What the LAPICs' timers did; none where they are KVM's.
+    /// Counts of the LAPICs' timer interrupts; none where the LAPICs are KVM's.
     pub timer: Option<&'a TimerSummary>,
-    /// Why there is no ring to read, for people.
+    /// Why there is no ring to read, as text.
     pub no_ring: &'a str,
     /// The guest ended by itself, so that no more ticks will come.
     pub ended: bool,
-    /// The run itself did not go as it should.
+    /// Why the run itself failed, if it did.
     pub failed: Option<&'a str>,
 }
 
-/// What all checks found.
+/// The results of all checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// None of them failed.
     pub pass: bool,
     /// Why the run failed.
     pub reasons: Vec<String>,
-    /// What each check found, by its name; the run itself is the first.
+    /// Each check's name and result; the run itself is the first.
     #[serde(serialize_with = "by_name")]
     pub checks: Vec<(String, Found)>,
 }
 
 impl Check {
-    /// Its name: that on the command line, without a time.
+    /// Its name on the command line, without a time.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -162,7 +162,7 @@ impl Check {
         }
     }
 
-    /// Without ticks the interrupts alone can be late or early.
+    /// Checks timer interrupts, where there are no ticks: they can be late or early, and nothing else.
     fn look_at_timer(self, timer: &TimerSummary, no_ring: &str) -> Found {
         match (self, timer.late) {
             (Self::Late(limit), Some(Lateness { worst_ns, .. })) => {
@@ -202,10 +202,10 @@ impl FromStr for Check {
     }
 }
 
-/// What fails a run if nobody says otherwise: what no guest does on a machine that is only slow.
+/// The checks of a run for which none are named: those that fail on no machine that is only slow.
 impl Default for Checks {
     fn default() -> Self {
-        Self { checks: vec![Check::Lost, Check::Clock, Check::Accounts], asked: false }
+        Self { checks: vec![Check::Lost, Check::Clock, Check::Accounts], requested: false }
     }
 }
 
@@ -217,7 +217,7 @@ impl FromStr for Checks {
         let words: Vec<&str> = text.split(',').collect();
         if words.contains(&"none") {
             return if words.len() == 1 {
-                Ok(Self { checks: Vec::new(), asked: true })
+                Ok(Self { checks: Vec::new(), requested: true })
             } else {
                 Err(BadCheck::NoneAndOthers)
             };
@@ -230,19 +230,19 @@ impl FromStr for Checks {
             }
             checks.push(check);
         }
-        Ok(Self { checks, asked: true })
+        Ok(Self { checks, requested: true })
     }
 }
 
 impl Checks {
-    /// What they find.
+    /// Runs the checks.
     #[must_use]
     pub fn judge(&self, evidence: &Evidence<'_>) -> Verdict {
         let run =
             evidence.failed.map_or_else(|| Found::Pass("in good order".to_owned()), |why| Found::Fail(why.to_owned()));
         let found = self.checks.iter().map(|check| {
             let found = match check.look(evidence) {
-                Found::NotJudged(why) if self.asked => Found::Fail(format!("{check} cannot be judged: {why}")),
+                Found::NotJudged(why) if self.requested => Found::Fail(format!("{check} cannot be judged: {why}")),
                 found => found,
             };
             (check.to_string(), found)
@@ -270,7 +270,7 @@ fn by_name<S: Serializer>(checks: &[(String, Found)], serializer: S) -> Result<S
 }
 
 impl Found {
-    /// With more about a failure.
+    /// Adds `why` to the reason of a failure.
     fn because(self, why: impl FnOnce() -> String) -> Self {
         match self {
             Self::Fail(reason) => Self::Fail(format!("{reason}, {}", why())),
@@ -280,18 +280,18 @@ impl Found {
 }
 
 fn none_of(counts: &[(u64, &str)]) -> Found {
-    let tell = |(count, what): &(u64, &str)| format!("{what}: {count}");
-    let some: Vec<String> = counts.iter().filter(|(count, _)| *count != 0).map(tell).collect();
+    let text = |(count, what): &(u64, &str)| format!("{what}: {count}");
+    let some: Vec<String> = counts.iter().filter(|(count, _)| *count != 0).map(text).collect();
     if some.is_empty() {
-        Found::Pass(counts.iter().map(tell).collect::<Vec<_>>().join(", "))
+        Found::Pass(counts.iter().map(text).collect::<Vec<_>>().join(", "))
     } else {
         Found::Fail(some.join(", "))
     }
 }
 
 fn within(limit: Duration, worst_ns: u64, what: &str) -> Found {
-    let warned_msrs = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
-    if Duration::from_nanos(worst_ns) > limit { Found::Fail(warned_msrs) } else { Found::Pass(warned_msrs) }
+    let text = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
+    if Duration::from_nanos(worst_ns) > limit { Found::Fail(text) } else { Found::Pass(text) }
 }
 
 fn time(ns: u64) -> String {

@@ -1,8 +1,9 @@
-//! Every tick, judged twice.
+//! Measures the lateness of every tick twice: by the guest's clock and by the host's.
 //!
-//! The guest says in its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock. The
-//! host knows when it injected the interrupt, by its own exact account of VM time, which uses neither the page nor its
-//! rounding. An error in one of them shows against the other. The ring is in guest RAM: not a byte of it is trusted.
+//! The guest writes into its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock. The
+//! host records when it injected the interrupt, by its own exact account of VM time, which uses neither the kvmclock page
+//! nor its rounding. So an error in one clock shows as a difference from the other. The ring is in guest RAM: no byte of it
+//! is trusted.
 
 pub mod checks;
 
@@ -29,10 +30,10 @@ pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};
 pub use summary::{Lateness, Summary, TimerSummary};
 
-/// Injections remembered that no record has claimed yet; a guest that writes no records makes us remember no more.
+/// The most injections per CPU that are kept for a record to come. It bounds memory for a guest that writes no records.
 const MAX_UNCLAIMED: usize = 4096;
 
-/// What a guest's ticks came to.
+/// Reads the tick rings, and counts what the ticks show.
 #[derive(Debug)]
 pub struct TickAudit {
     /// Guest physical address of CPU 0's ring; the others follow.
@@ -49,7 +50,7 @@ pub struct TickAudit {
     restores: u64,
     /// A ring that cannot be read, and which CPU's.
     other: Option<(usize, OtherRing)>,
-    /// Each tick as it was read, for who wants them one by one.
+    /// The ticks since [`Self::take_log`], if they are kept.
     log: Option<Vec<Handled>>,
 }
 
@@ -58,7 +59,7 @@ pub struct TickAudit {
 pub struct Handled {
     /// The CPU whose ring it was in.
     pub cpu: usize,
-    /// What the guest says.
+    /// The guest's record of it.
     pub record: Record,
     /// When the host injected its last interrupt.
     pub host: Option<VmTime>,
@@ -75,7 +76,7 @@ struct Ring {
     injections: VecDeque<VmTime>,
     /// As last read; none before the guest has made it.
     header: Option<Header>,
-    /// What stands in the place of a record is none: nothing more is read.
+    /// The bytes in the place of a record were not a record: nothing more is read.
     broken: bool,
 }
 
@@ -113,14 +114,14 @@ struct Intervals {
 }
 
 impl TickAudit {
-    /// A judge of the rings at `ring`, one for each of `cpus`.
+    /// An audit of the rings at `ring`, one for each of `cpus`.
     #[must_use]
     pub fn new(ring: Option<u64>, cpus: usize) -> Self {
         Self::from_state(&TickAuditState { ring, rings: Vec::new() }, cpus, VmTime(0), 0)
     }
 
-    /// A judge that goes on reading where a saved one stopped; `since` is VM time at the restore, before which there were so
-    /// many others.
+    /// An audit that continues where a saved one stopped. `since` is VM time at this restore, `restores` the number of those
+    /// before it.
     #[must_use]
     pub fn from_state(state: &TickAuditState, cpus: usize, since: VmTime, restores: u64) -> Self {
         let TickAuditState { ring, rings } = state;
@@ -148,7 +149,7 @@ impl TickAudit {
         self.log.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Goes on reading where `state` stopped. What was counted since stays counted.
+    /// Continues where `state` stopped. The counts stay.
     pub fn go_back(&mut self, state: &TickAuditState) {
         self.rings = state::rings(&state.rings, self.rings.len());
         drop(self.take_log());
@@ -210,17 +211,17 @@ impl TickAudit {
         ring.injections.push_back(at);
     }
 
-    /// Reads what the guest wrote into `memory` since the last call, and tells each tick. `now`: what is known at this
-    /// moment, to hold the records of a ring against; asked for after the ring's header was read, so that no record that it
-    /// counts is from later.
+    /// Reads the records that the guest wrote into `memory` since the last call, and calls `on_tick` for each. `now` returns
+    /// a CPU's clocks, with which the records of its ring are compared. It is called after the ring's header was read, so
+    /// that no record that the header counts is from later.
     pub(crate) fn read_rings(
         &mut self,
         memory: &GuestRam,
         now: impl Fn(usize) -> ClockAccount,
-        mut tell: impl FnMut(&Handled),
+        mut on_tick: impl FnMut(&Handled),
     ) {
         for cpu in 0..self.rings.len() {
-            self.read_ring(memory, cpu, &now, &mut tell);
+            self.read_ring(memory, cpu, &now, &mut on_tick);
         }
     }
 
@@ -229,7 +230,7 @@ impl TickAudit {
         memory: &GuestRam,
         cpu: usize,
         now: &impl Fn(usize) -> ClockAccount,
-        tell: &mut impl FnMut(&Handled),
+        on_tick: &mut impl FnMut(&Handled),
     ) {
         let Some(address) = self.ring.and_then(|first| ring::address(first, cpu)) else { return };
         let header = match ring::look(memory, address, cpu) {
@@ -239,7 +240,7 @@ impl TickAudit {
         };
         let Some(ring) = self.rings.get_mut(cpu) else { return };
         ring.header = Some(header);
-        // A count that went back is not a ring's; reading goes on when it has caught up.
+        // The guest never lowers the count. If it did, reading continues when the count has passed the old one.
         let Some(new) = header.written.checked_sub(ring.read).filter(|new| *new != 0 && !ring.broken) else { return };
         let unread = new.saturating_sub(u64::from(CAPACITY));
         self.tally.overrun = self.tally.overrun.saturating_add(unread);
@@ -255,11 +256,11 @@ impl TickAudit {
             if let Some(log) = &mut self.log {
                 log.push(handled);
             }
-            tell(&handled);
+            on_tick(&handled);
         }
     }
 
-    /// A ring of another layout is told of once, and stands in the summary.
+    /// Notes a ring of another layout for the summary, and logs the first one.
     fn cannot_read(&mut self, cpu: usize, address: u64, other: OtherRing) {
         if self.other.is_none() {
             log::warn!("the tick ring of CPU {cpu} at {address:#x} is not read, so no tick is judged: {other}");
@@ -278,12 +279,12 @@ impl TickAudit {
         account: &Account,
     ) -> bool {
         let Some(Ring { header: Some(header), next_seq, broken, .. }) = self.rings.get_mut(cpu) else { return true };
-        // Ticks may be missing, and an instant may be impossible. Both at once are other fields' bytes.
+        // A record may follow missing ticks, or have an impossible instant. If both are so, these are other fields' bytes.
         let in_sequence = next_seq.is_none_or(|next| record.seq == next);
         if ring::is_record(record, number, header, *next_seq) && (in_sequence || account.error(record).is_none()) {
             return true;
         }
-        // On another CPU the guest goes on, and may have come round to this record meanwhile.
+        // The guest runs on meanwhile, and may have overwritten this record with a later one.
         let written = ring::header(memory, address).map_or(0, |header| header.written);
         if written.saturating_sub(number) >= u64::from(CAPACITY) {
             self.tally.overrun = self.tally.overrun.saturating_add(1);
@@ -300,7 +301,7 @@ impl TickAudit {
         false
     }
 
-    /// Counts one tick of `cpu`; gives when the host injected its last interrupt.
+    /// Counts one tick of `cpu`, and returns when the host injected its last interrupt.
     fn record(&mut self, cpu: usize, record: &Record, account: &Account) -> Option<VmTime> {
         let ring = self.rings.get_mut(cpu)?;
         let tally = &mut self.tally;
@@ -311,7 +312,7 @@ impl TickAudit {
         tally.early_wakes = tally.early_wakes.saturating_add(u64::from(record.early_wakes));
         self.late_by_guest.add(record.fired_ns.saturating_sub(record.expires_ns));
         tally.taken_early = tally.taken_early.saturating_add(u64::from(record.fired_ns < record.expires_ns));
-        // Nothing that came after could have made it come in time.
+        // Such a tick was late before the timer was armed: no timer could have fired it in time.
         if let Some(late) = record.armed_ns.checked_sub(record.expires_ns).filter(|late| *late != 0) {
             tally.armed_late = tally.armed_late.saturating_add(1);
             tally.worst_armed_late_ns = tally.worst_armed_late_ns.max(late);
@@ -331,7 +332,8 @@ impl TickAudit {
             intervals.lasted_ns += u128::from(record.first_wake_ns.saturating_sub(record.armed_ns));
         }
 
-        // Interrupts from before it was armed are nobody's: those of timers that the guest only wakes itself with.
+        // Injections from before the tick was armed belong to no tick: the guest also arms timers only to wake itself. They
+        // go first, so that the rest are this tick's: its early wakes and then the interrupt that the guest took as due.
         while ring.injections.front().is_some_and(|at| at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.armed_ns) {
             ring.injections.pop_front();
         }

@@ -1,11 +1,11 @@
-//! Tick rings in guest RAM: what stands where one is to be, and which bytes of it are records.
+//! Tick rings in guest RAM: finds them, and checks which of their bytes are records.
 
 use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, RECORD_BYTES, RING_BYTES, Record};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::mem::ram::GuestRam;
 
-/// What stands where a ring's header is to be.
+/// What was found where a ring's header should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// Nothing yet, or no RAM.
@@ -40,7 +40,7 @@ pub(crate) fn address(first: u64, cpu: usize) -> Option<u64> {
     first.checked_add(u64::try_from(RING_BYTES.checked_mul(cpu)?).ok()?)
 }
 
-/// What stands at `ring`, where CPU number `cpu` is to have one.
+/// Reads the header at `ring`, where CPU number `cpu` should have its ring.
 pub(crate) fn look(memory: &GuestRam, ring: u64, cpu: usize) -> Found {
     let mut bytes = [0; HEADER_BYTES];
     if memory.read_slice(&mut bytes, GuestAddress(ring)).is_err() {
@@ -48,12 +48,12 @@ pub(crate) fn look(memory: &GuestRam, ring: u64, cpu: usize) -> Found {
     }
     let header = Header::from_bytes(&bytes);
     match header {
-        // It is stored last.
+        // The guest stores the magic number last.
         Header { magic: 0, .. } => Found::Nothing,
         Header { magic: MAGIC, layout: LAYOUT, capacity: CAPACITY, .. } => Found::Ring(header),
         Header { magic: MAGIC, layout, capacity, .. } => Found::Other(OtherRing::Layout { layout, capacity }),
         Header { magic, .. } if cpu == 0 => Found::Other(OtherRing::Magic(magic.to_le_bytes())),
-        // A section with fewer rings than the machine has CPUs ends before.
+        // The guest's section has fewer rings than the machine has CPUs, and ends before this one.
         Header { .. } => Found::Nothing,
     }
 }
@@ -77,7 +77,7 @@ pub(crate) fn record(memory: &GuestRam, ring: u64, number: u64) -> Option<Record
 }
 
 /// Whether `record` can be record number `number` of the ring with this header, after a tick numbered less than `next_seq`.
-/// What is read at a wrong distance has other fields' bytes in these places.
+/// If the guest's records have another size, other fields' bytes are in these places.
 pub(crate) fn is_record(record: &Record, number: u64, header: &Header, next_seq: Option<u64>) -> bool {
     // Ticks are numbered from 0 and rise, so that a tick's number is no less than its record's.
     record.seq >= number.max(next_seq.unwrap_or(0)) && record.cpu == header.cpu && record.reserved == 0
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn another_layout_or_magic_is_told_with_what_was_found() {
+    fn another_layout_or_magic_is_reported_with_what_was_found() {
         let layout = memory(&[(0x1000, &header_bytes(MAGIC, 1, 512))]);
         let Found::Other(other) = look(&layout, 0x1000, 0) else { panic!() };
         assert_eq!(other, OtherRing::Layout { layout: 1, capacity: 512 });
@@ -114,7 +114,7 @@ mod tests {
         assert!(matches!(look(&right, 0x1000, 0), Found::Ring(_)));
     }
 
-    /// `count` records as a guest writes them that takes them for `stride` bytes.
+    /// `count` records of a guest whose records are `stride` bytes long.
     fn ring(stride: usize, count: u64) -> GuestRam {
         let mut parts = Vec::new();
         for seq in 0..count {
@@ -133,7 +133,7 @@ mod tests {
         for stride in [56, 64, 68, 76, 80, 96, 128] {
             let memory = ring(stride, 200);
             let read = |number| record(&memory, 0x1000, number).unwrap();
-            // The first stands where it should; of the second the account says that it cannot be.
+            // The first is where it should be. The account finds that the second is impossible.
             let good = (0..200).take_while(|n| is_record(&read(*n), *n, &header, Some(*n))).count();
             assert!(good <= 2, "stride {stride}: {good}");
         }

@@ -1,4 +1,4 @@
-//! The judge as a snapshot holds it.
+//! The tick audit as a snapshot holds it.
 
 use guest_abi::report::MAX_CPUS;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use vmtime::VmTime;
 
 use super::{MAX_UNCLAIMED, Ring};
 
-/// The judge as a snapshot holds it: what is needed to go on reading, not what was counted.
+/// The tick audit as a snapshot holds it: where to continue reading, without the counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TickAuditState {
@@ -28,7 +28,7 @@ pub struct RingState {
     pub injections: Vec<VmTime>,
 }
 
-/// The rings of so many CPUs, read as far as `rings` says.
+/// The rings of `cpus` CPUs, read as far as `rings` says.
 pub(crate) fn rings(rings: &[RingState], cpus: usize) -> Vec<Ring> {
     let saved = rings.iter().map(|RingState { read, next_seq, injections }| Ring {
         read: *read,

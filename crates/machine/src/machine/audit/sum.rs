@@ -1,4 +1,4 @@
-//! Summing up.
+//! Computes the summaries.
 
 use guest_abi::report::Header;
 
@@ -25,7 +25,7 @@ impl TickAudit {
         let headers = || self.rings.iter().filter_map(|ring| ring.header.as_ref());
         headers().next()?;
         let sum = |of: fn(&Header) -> u64| headers().map(of).fold(0, u64::saturating_add);
-        // What a ring holds that cannot be read, nobody can count.
+        // The ticks in a ring that cannot be read cannot be counted.
         let read = || self.rings.iter().filter(|ring| !ring.broken);
         let expected = read().filter_map(|ring| ring.header.as_ref()).map(|header| header.expected);
         Some(Summary {
@@ -53,20 +53,20 @@ impl TickAudit {
         })
     }
 
-    /// What the timers of the VMM's own LAPICs did.
+    /// Counts of the timer interrupts of the VMM's own LAPICs.
     #[must_use]
     pub fn timer(&self) -> TimerSummary {
         let TimerTally { interrupts, early, late } = &self.timer;
         TimerSummary { interrupts: *interrupts, early: *early, late: late.sum_up() }
     }
 
-    /// Whether the guest may yet make a ring that can be read.
+    /// Whether the guest's image announces a ring that can be read; the guest may not have created it yet.
     #[must_use]
     pub fn is_promised(&self) -> bool {
         self.ring.is_some() && self.other.is_none()
     }
 
-    /// Why there is nothing to judge ticks by, for people.
+    /// Why there is no ring to read, as text.
     #[must_use]
     pub fn why_not(&self) -> String {
         match (self.ring, self.other) {

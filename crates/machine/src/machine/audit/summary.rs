@@ -1,9 +1,9 @@
-//! What to tell people and machines of a guest's ticks.
+//! The summaries of a guest's ticks and timer interrupts, as results show them.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// What ticks came to. Times are nanoseconds of VM time.
+/// Counts of ticks, and their lateness. Times are nanoseconds of VM time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
@@ -17,7 +17,7 @@ pub struct Summary {
     pub missing: u64,
     /// Records overwritten before they were read; they count as ticks of unknown lateness.
     pub unread: u64,
-    /// Bytes in the place of a record that are none.
+    /// Records whose bytes cannot be a record.
     pub malformed: u64,
     /// Interrupts that came before their tick's expiry.
     pub early_wakes: u64,
@@ -39,7 +39,7 @@ pub struct Summary {
     pub clock_steps_back: u64,
     /// The worst of them.
     pub worst_step_back_ns: u64,
-    /// Ticks whose instant by the guest cannot be by the host's account of VM time.
+    /// Ticks whose instant by the guest contradicts the host's account of VM time.
     pub clock_errors: u64,
     /// The worst of them; positive = the guest's clock is ahead.
     pub worst_clock_error_ns: i64,
@@ -98,7 +98,7 @@ impl Latenesses {
     }
 
     pub(crate) fn add(&mut self, ns: u64) {
-        // The histogram grows as it must, to some hundred kilobytes for the largest u64; it cannot refuse a value.
+        // The histogram grows as needed, to some hundred kilobytes for the largest u64. It accepts every value.
         let _ = self.histogram.record(ns);
         self.worst_ns = self.worst_ns.max(ns);
     }

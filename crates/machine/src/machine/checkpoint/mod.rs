@@ -1,10 +1,10 @@
-//! A machine as it was, within the process: back to an instant in microseconds.
+//! Checkpoints: take a machine back to an earlier instant, within the process and in microseconds.
 //!
-//! What it is: everything that a stretch of virtual time changes, copied in the form it has while it runs. A snapshot
-//! says what a machine *is*, for another process and another host; a checkpoint only takes this machine back.
+//! What it is: everything that virtual time changes, copied in the form it has while the machine runs. A snapshot contains
+//! the whole machine, for another process and another host. A checkpoint works for this machine only.
 //!
 //! What it is not: it holds no FPU state, debug registers or MSRs, which cost an ioctl each. A guest that changes them
-//! is found out ([`super::stepper::Stepper::resting`]), not taken back.
+//! is detected ([`super::stepper::Stepper::resting`]), and cannot be taken back.
 
 pub mod ram;
 
@@ -28,13 +28,13 @@ use crate::{
     kvm::Running,
 };
 
-/// What a [`VcpuShared`] holds.
-type Posted = (Inbox, Option<Route>, Option<Unwakeable>, u64, u64);
+/// The contents of a [`VcpuShared`].
+type SharedContents = (Inbox, Option<Route>, Option<Unwakeable>, u64, u64);
 
-/// A machine at one instant, its RAM aside.
+/// A machine at one instant, without its RAM.
 pub(crate) struct Checkpoint {
     cpus: Vec<(Running, Local)>,
-    vcpus: Vec<Posted>,
+    vcpus: Vec<SharedContents>,
     round_robin: RoundRobin,
     clock: Clock,
     devices: (SerialState, PicState, PitState),
@@ -49,7 +49,7 @@ impl Machine {
     pub(crate) fn checkpoint(&mut self) -> Checkpoint {
         self.shared.read_rings();
         let audit = self.shared.audit.lock().state();
-        // Only real time asks when a vCPU last ran.
+        // `last_run` is used in real time only, and checkpoints in virtual time only.
         let vcpu_shared =
             |VcpuShared { doorbell: _, inbox, route, unwakeable, page, tsc_adjust, last_run: _ }: &VcpuShared| {
                 let [page, tsc_adjust] = [page, tsc_adjust].map(|value| value.load(Ordering::Relaxed));

@@ -1,8 +1,8 @@
-//! Copies of guest RAM that cost only what was written since.
+//! Incremental copies of guest RAM: updating one costs only the pages that were written since.
 //!
-//! Each copy holds RAM as it was at one instant, and knows the pages in which RAM may differ from it now. KVM keeps
-//! account of what the guest writes; what the VMM writes itself (kvmclock pages) must be told. Taking a copy again and
-//! going back to it then move those pages only: a few of them, for a guest that handles a timer.
+//! Each copy holds RAM as it was at one instant, and a set of the pages in which RAM may differ from it now. KVM logs the
+//! guest's writes; the caller passes the addresses that the VMM wrote itself (kvmclock pages). Taking a copy again, or going
+//! back to it, then copies those pages only: a few, for a guest that handles a timer.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ struct Region {
 }
 
 impl RamCheckpoint {
-    /// No copy yet; `vm` keeps account of writes from now on.
+    /// No copy yet; `vm` logs the guest's writes from now on.
     pub(crate) fn new(vm: &Vm) -> Result<Self, RunError> {
         vm.log_dirty_pages()?;
         let memory = Arc::clone(vm.memory());
@@ -47,7 +47,7 @@ impl RamCheckpoint {
 
     /// Makes copy number `level` what RAM is now; `own` are addresses where the VMM itself wrote.
     pub(crate) fn take(&mut self, vm: &Vm, level: usize, own: &[u64]) -> Result<(), RunError> {
-        self.account(vm, own)?;
+        self.collect_writes(vm, own)?;
         while self.copies.len() <= level {
             let copy = self.whole_copy()?;
             self.copies.push(copy);
@@ -66,7 +66,7 @@ impl RamCheckpoint {
 
     /// Makes RAM what it was when copy number `level` was taken; `own` as for [`Self::take`].
     pub(crate) fn go_back(&mut self, vm: &Vm, level: usize, own: &[u64]) -> Result<(), RunError> {
-        self.account(vm, own)?;
+        self.collect_writes(vm, own)?;
         let count = self.copies.len();
         let (before, rest) = self.copies.split_at_mut(level.min(count));
         let Some((copy, after)) = rest.split_first_mut() else {
@@ -78,7 +78,7 @@ impl RamCheckpoint {
                 let Some(from) = region.bytes.get(at..at.saturating_add(PAGE)) else { continue };
                 self.memory.write_slice(from, address(*start, page)).map_err(|_| lost(*start))?;
             }
-            // What was written now differs, perhaps, from the other copies.
+            // The pages that were just written may differ from the other copies.
             for other in before.iter_mut().chain(after.iter_mut()).filter_map(|copy| copy.regions.get_mut(index)) {
                 merge(&mut other.differs, &region.differs);
             }
@@ -87,7 +87,7 @@ impl RamCheckpoint {
         Ok(())
     }
 
-    /// Whether RAM is copy number `level`, looking at every byte.
+    /// Whether RAM is equal to copy number `level`. Compares every byte.
     pub(crate) fn is(&self, level: usize) -> bool {
         let Some(copy) = self.copies.get(level) else { return false };
         let mut now = [0; PAGE];
@@ -99,8 +99,8 @@ impl RamCheckpoint {
         })
     }
 
-    /// Adds to every copy what was written since the last account.
-    fn account(&mut self, vm: &Vm, own: &[u64]) -> Result<(), RunError> {
+    /// Adds the pages that were written since the last call to every copy's set.
+    fn collect_writes(&mut self, vm: &Vm, own: &[u64]) -> Result<(), RunError> {
         for (index, (start, bytes)) in (0u32..).zip(&self.regions) {
             let mut written = vm.take_dirty_pages(index, *bytes)?;
             for address in own {

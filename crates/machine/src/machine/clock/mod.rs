@@ -24,7 +24,7 @@ const OPERATIONS_PER_MS: u32 = 1000;
 /// VM time between two renewals of the page.
 const RENEWAL_NS: u64 = 100_000_000_000;
 
-/// Stretches before the present one that [`Clock::account`] knows. The rings are read when a guest halts; in between it can be
+/// Stretches before the present one that [`Clock::past_reference_time`] knows. The rings are read when a guest halts; in between it can be
 /// stopped and started again a few times.
 const STRETCHES_KEPT: usize = 4;
 
@@ -166,14 +166,14 @@ impl Clock {
 
     /// VM time at a base TSC, by the host's own account.
     #[must_use]
-    pub fn judged(&self, tsc: GuestTsc) -> VmTime {
+    pub fn reference_time(&self, tsc: GuestTsc) -> VmTime {
         self.reference.at(tsc)
     }
 
     /// VM time when the base TSC was `tsc`, by the host's own account; none for a TSC from before the stretches that are
     /// remembered.
     #[must_use]
-    pub fn account(&self, tsc: GuestTsc) -> Option<VmTime> {
+    pub fn past_reference_time(&self, tsc: GuestTsc) -> Option<VmTime> {
         if tsc >= self.reference.begins() {
             return Some(self.reference.at(tsc));
         }

@@ -1,9 +1,9 @@
-//! What a snapshot remembers of the host that it was made on.
+//! The facts in a snapshot about the host that it was made on.
 //!
-//! What a host does must be known before a restored guest runs: which CPU features its KVM supports, whether MSRs exit,
-//! whether a guest's TSC is the host's. To find out takes a fifth of a restore where the kernel's own CPUID instructions exit
-//! (in a virtual machine). KVM itself finds these things out once, when it is loaded; so the snapshot has the answers, and a
-//! restore by the same KVM on the same boot believes it. Anywhere else it asks.
+//! Before a restored guest runs, the VMM needs to know which CPU features this host's KVM supports, whether MSRs exit, and
+//! whether a guest's TSC is the host's. Measuring that takes a fifth of a restore where the kernel's own CPUID instructions
+//! exit (in a virtual machine). None of it changes while KVM stays loaded. So the snapshot contains the results, and a
+//! restore on the same boot of the same host uses them. Any other restore measures.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,17 +13,16 @@ use crate::{
     x86::Leaf,
 };
 
-/// Which questions the probes ask, and how: raised when a probe is changed, so that the answers of another build are not
-/// taken for this one's.
+/// The version of the probes: raised when a probe is changed, so that the results of another build's probes are not used.
 const PROBES: u32 = 2;
 
-/// A host, and what it does.
+/// A host and its facts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostFingerprint {
     /// Which host, and which boot of it.
     pub host: HostId,
-    /// What the probes saw; nothing if none was needed, or if another host was pretended.
+    /// The results of the probes; none if no probe ran, or if another host was emulated.
     pub facts: Option<FactsState>,
     /// The leaves with the features that KVM supports, as far as a restore compares them.
     pub features: Vec<Leaf>,
@@ -33,13 +32,13 @@ pub struct HostFingerprint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FactsState {
-    /// Which probes they are the answers of.
+    /// The version of the probes that found them.
     probes: u32,
     /// A guest's TSC is the host's.
     tsc_equals_host: bool,
     /// KVM moves a guest's TSC by an offset.
     tsc_offset: bool,
-    /// What becomes of a WRMSR of IA32_TSC_DEADLINE.
+    /// The effect of WRMSR IA32_TSC_DEADLINE.
     deadline_write: DeadlineWriteState,
     /// x2APIC MSRs exit.
     x2apic_exits: bool,
@@ -101,9 +100,9 @@ mod tests {
         }
     }
 
-    // Catches: the answers to other questions, believed.
+    // Catches: results of another version's probes that are used.
     #[test]
-    fn the_answers_of_other_probes_do_not_count() {
+    fn the_results_of_other_probes_are_not_used() {
         let facts = FactsState::from(HostFacts::WITHOUT_WORKAROUNDS);
         assert_eq!(FactsState { probes: PROBES + 1, ..facts }.facts(), None);
     }

@@ -1,4 +1,4 @@
-//! What a machine is to be.
+//! The configuration of a machine, and the facts about the host that it depends on.
 
 pub mod first_vm_probe;
 pub mod host_fingerprint;
@@ -46,14 +46,14 @@ impl TimeMode {
     }
 }
 
-/// Who has the local APICs, and with them kvmclock.
+/// Who emulates the local APICs, and with them kvmclock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LapicKind {
-    /// We have.
+    /// The VMM, in user space.
     #[default]
     User,
-    /// KVM has.
+    /// KVM.
     Kvm,
 }
 
@@ -66,7 +66,7 @@ pub struct BootOptions {
     pub cmdline: String,
     /// An initial RAM disk.
     pub initrd: Option<Vec<u8>>,
-    /// Who has the local APICs.
+    /// Who emulates the local APICs.
     pub lapic: LapicKind,
     /// How time passes.
     pub time: TimeMode,
@@ -76,7 +76,7 @@ pub struct BootOptions {
     pub khz: Option<Khz>,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// Virtual time: what fixes the order in which vCPUs take turns.
+    /// Virtual time: the seed of the order in which vCPUs run.
     pub seed: u64,
     /// False hides x2APIC even where it works.
     pub x2apic: bool,
@@ -84,7 +84,7 @@ pub struct BootOptions {
     pub pv_eoi: bool,
 }
 
-/// A host to pretend to be, so that the way out of its peculiarity can be tested anywhere.
+/// A host to emulate, so that the workaround for its peculiarity can be tested anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EmulatedHost {
     /// KVM swallows WRMSR IA32_TSC_DEADLINE, as stock kernels from 6.18 on do without an in-kernel LAPIC.
@@ -95,11 +95,11 @@ pub enum EmulatedHost {
     NoXsave,
 }
 
-/// As KVM's own `halt_poll_ns`.
+/// The default of `--poll-ns`: that of KVM's `halt_poll_ns`.
 pub const POLL: Duration = Duration::from_micros(200);
 
 /// A frequency in kHz to take the host's TSC for: so tests see what would differ on another machine. VM time runs at the
-/// wrong rate then. KVM's own LAPIC and kvmclock know nothing of it, nor do machines that use them.
+/// wrong rate then. It has no effect on KVM's own LAPIC and kvmclock, and so none on machines that use them.
 const TAKE_FOR: &str = "VMM_TEST_HOST_KHZ";
 
 fn taken_for(clock: HostClock) -> Result<HostClock, RunError> {
@@ -122,20 +122,20 @@ pub struct HostEnvironment {
     pub clock: HostClock,
     /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
     pub poll: Duration,
-    /// Virtual time: how long a guest may run without an operation before it is ended; none = for ever. Host time.
+    /// Virtual time: how long a guest may run without an operation before it is ended; none = without limit. Host time.
     pub spin_limit: Option<Duration>,
-    /// What it pretends to be.
+    /// The host that it emulates.
     pub emulated: Option<EmulatedHost>,
-    /// What the probes saw; nothing before somebody asks.
+    /// The results of the probes; empty before they are needed, like the next three.
     facts: OnceLock<HostFacts>,
-    /// CPUID leaves that KVM supports; nothing before somebody asks.
+    /// CPUID leaves that KVM supports.
     supported: OnceLock<Vec<Leaf>>,
-    /// MSRs with state; nothing before somebody asks.
+    /// MSRs with state.
     msrs: OnceLock<Vec<u32>>,
-    /// What single-stepping does; nothing before somebody asks.
+    /// How single-stepping works.
     step: OnceLock<Step>,
-    /// The features among those leaves, as a snapshot of this same boot has them.
-    recalled: OnceLock<Vec<Leaf>>,
+    /// The features among those leaves, from a snapshot of this same boot.
+    saved_features: OnceLock<Vec<Leaf>>,
 }
 
 impl HostEnvironment {
@@ -161,7 +161,7 @@ impl HostEnvironment {
             supported: OnceLock::new(),
             msrs: OnceLock::new(),
             step: OnceLock::new(),
-            recalled: OnceLock::new(),
+            saved_features: OnceLock::new(),
         })
     }
 
@@ -173,8 +173,8 @@ impl HostEnvironment {
         if let Some(supported) = self.supported.get() {
             return Ok(supported);
         }
-        let asked = self.host.supported_cpuid()?;
-        Ok(self.supported.get_or_init(|| asked))
+        let read = self.host.supported_cpuid()?;
+        Ok(self.supported.get_or_init(|| read))
     }
 
     /// The MSRs that hold guest state.
@@ -185,65 +185,65 @@ impl HostEnvironment {
         if let Some(msrs) = self.msrs.get() {
             return Ok(msrs);
         }
-        let asked = self.host.msr_index_list()?;
-        Ok(self.msrs.get_or_init(|| asked))
+        let read = self.host.msr_index_list()?;
+        Ok(self.msrs.get_or_init(|| read))
     }
 
-    /// Those of [`Self::supported`] that [`cpuid::missing`] compares, and perhaps more: recalled, or asked for.
+    /// Those of [`Self::supported`] that [`cpuid::missing`] compares, and perhaps more: from a snapshot, or else from KVM.
     pub(crate) fn features(&self) -> Result<&[Leaf], kvm::Error> {
-        self.recalled.get().map_or_else(|| self.supported(), |recalled| Ok(recalled))
+        self.saved_features.get().map_or_else(|| self.supported(), |saved| Ok(saved))
     }
 
-    /// Whether this host's features are not those of the host it pretends to be.
+    /// Whether the emulated host lacks features that this one has.
     fn hides_features(&self) -> bool {
         self.emulated == Some(EmulatedHost::NoXsave)
     }
 
-    /// What a snapshot is to remember of this host; nothing if the host has no identity.
+    /// The facts for a snapshot; none if the host has no identity.
     ///
     /// # Errors
     /// If the ioctl that lists what KVM supports fails.
-    pub fn note(&self) -> Result<Option<HostFingerprint>, kvm::Error> {
+    pub fn fingerprint(&self) -> Result<Option<HostFingerprint>, kvm::Error> {
         let Some(host) = self.host.id().filter(|_| !self.hides_features()) else { return Ok(None) };
         let facts = self.facts.get().copied().filter(|_| self.emulated.is_none()).map(Into::into);
         Ok(Some(HostFingerprint { host, facts, features: cpuid::compared(self.features()?) }))
     }
 
-    /// Takes `note` for true if it is of this host and boot.
-    pub fn recall(&self, note: HostFingerprint) {
-        if self.host.id().is_some_and(|here| here == note.host) && !self.hides_features() {
-            let _ = self.recalled.set(note.features);
-            if let Some(facts) = note.facts.and_then(FactsState::facts) {
-                self.learn(self.as_emulated(facts));
+    /// Uses the facts of a snapshot, `saved`, if they are of this host and boot.
+    pub fn use_fingerprint(&self, saved: HostFingerprint) {
+        if self.host.id().is_some_and(|here| here == saved.host) && !self.hides_features() {
+            let _ = self.saved_features.set(saved.features);
+            if let Some(facts) = saved.facts.and_then(FactsState::facts) {
+                self.set_facts(self.as_emulated(facts));
             }
         }
     }
 
-    /// What this host does: measured in VMs of their own, if no machine has told yet.
+    /// This host's facts: measured now, in VMs of their own, if they are not known yet.
     ///
     /// # Errors
-    /// If KVM fails in a way that is no answer.
+    /// If KVM fails in a way that says nothing about the facts.
     pub fn facts(&self) -> Result<HostFacts, RunError> {
         if let Some(facts) = self.facts.get() {
             return Ok(*facts);
         }
         let facts = self.as_emulated(HostFacts::probe(&self.host, self.supported()?)?);
-        self.learn(facts);
+        self.set_facts(facts);
         Ok(facts)
     }
 
-    /// Nothing has been measured yet: a machine may tell ([`first_vm_probe`]).
-    pub(crate) fn hopes(&self) -> bool {
+    /// Whether nothing has been measured yet; then the first machine's vCPU executes the probe ([`first_vm_probe`]).
+    pub(crate) fn is_unprobed(&self) -> bool {
         self.facts.get().is_none()
     }
 
-    /// What was measured.
-    pub(crate) fn learn(&self, facts: HostFacts) {
-        // Somebody else measured the same meanwhile, then.
+    /// Keeps measured facts.
+    pub(crate) fn set_facts(&self, facts: HostFacts) {
+        // An error means that another thread has measured the same meanwhile.
         let _ = self.facts.set(facts);
     }
 
-    /// `facts`, but for what this host pretends.
+    /// `facts` with those of the emulated host in place of its own.
     pub(crate) fn as_emulated(&self, facts: HostFacts) -> HostFacts {
         match self.emulated {
             Some(EmulatedHost::SwallowDeadline) => HostFacts { deadline_write: DeadlineWrite::Swallowed, ..facts },
@@ -251,7 +251,7 @@ impl HostEnvironment {
         }
     }
 
-    /// What single-stepping does here.
+    /// How single-stepping works here.
     ///
     /// # Errors
     /// If KVM fails.
@@ -264,7 +264,7 @@ impl HostEnvironment {
         Ok(*self.step.get_or_init(|| step))
     }
 
-    /// Whether KVM really gives a guest's TSC an offset: as probed before, or now.
+    /// Whether a guest's TSC follows an offset that is set with KVM: as probed before, or now.
     pub(crate) fn offset_works(&self) -> Result<bool, RunError> {
         if let Some(facts) = self.facts.get() {
             return Ok(facts.tsc_offset);

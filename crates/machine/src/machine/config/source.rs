@@ -14,7 +14,7 @@ use crate::{
     machine::{error::RunError, paused::StoppedTsc},
 };
 
-/// What the user asked for.
+/// The user's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SourceChoice {
     /// The best that works here.
@@ -61,29 +61,29 @@ impl TscSource {
 /// Frequencies this close count as the same for hardware, in parts per million (QEMU, Firecracker and libvirt do so).
 pub(crate) const SAME_PPM: u64 = 250;
 
-/// A source, and why it.
+/// A source, and the reason for it.
 #[derive(Clone, Debug)]
 pub struct Chosen {
     /// The source.
     pub source: TscSource,
-    /// One line for people.
+    /// The reason, as one line of text.
     pub why: String,
     /// IA32_TSC_DEADLINE works, one way or another.
     pub tsc_deadline: bool,
-    /// Who has the LAPICs, and what that takes.
+    /// Who emulates the LAPICs, and how KVM is set up for that.
     pub lapics: Lapics,
     /// The sites to patch.
     pub patched: Sites,
 }
 
-/// Whether hardware takes one frequency for the other.
+/// Whether the two frequencies count as the same for hardware.
 pub(crate) fn same(a: Khz, b: Khz) -> bool {
     u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
 }
 
-/// How far the host's TSC and the clock that measured the time since a stop may disagree, when the guest's TSC is taken to
-/// have counted on: between two processes that clock is the wall clock, which somebody may have set. And by one part in
-/// [`SLEW_PART`]: NTP slews clocks by up to 500 ppm, and KVM's idea of the TSC's frequency may be as wrong.
+/// How far the host's TSC and the clock that measured the time since a stop may disagree if the guest's TSC is to count as
+/// one that counted on. Between two processes that clock is the wall clock, which may have been set. One part in
+/// [`SLEW_PART`] is added, because NTP slews clocks by up to 500 ppm, and KVM's value of the TSC's frequency may be as wrong.
 const SAME_COUNTER: Duration = Duration::from_secs(1);
 const SLEW_PART: u32 = 1000;
 
@@ -95,8 +95,9 @@ fn counted_on(host: HostClock, stopped: StoppedTsc) -> bool {
     now >= then && host.duration(then, now).abs_diff(ago) <= SAME_COUNTER.saturating_add(ago / SLEW_PART)
 }
 
-/// Why a guest whose TSC is to be continued cannot go on with the host's: it would leap, or go back. None if it can: before
-/// its first start, because the host's counted on since, or because KVM's offset moves it (`offset_works`).
+/// Why a guest whose TSC is to be continued cannot continue with the host's: its TSC would jump ahead or back. None if it
+/// can: before its first start, because the host's TSC counted on since, or because KVM moves it by an offset
+/// (`offset_works`).
 ///
 /// # Errors
 /// Those of `offset_works`.
@@ -117,10 +118,10 @@ pub(crate) fn why_not_host<E>(
     )))
 }
 
-/// What there is to know of a guest that needs a TSC.
+/// What the choice depends on, of a guest.
 #[derive(Clone, Copy)]
 pub(crate) struct Guest<'a> {
-    /// The image it came from, for people.
+    /// The image it came from, for messages.
     pub name: &'a str,
     /// Its trap sites.
     pub sites: &'a Sites,
@@ -130,7 +131,7 @@ pub(crate) struct Guest<'a> {
     pub stopped: Option<StoppedTsc>,
 }
 
-/// Picks the source for `guest` that is to see `khz`, on a host that does what `probe` counts on.
+/// Picks the source for `guest`, which is to see `khz`, on a host with the facts of `probe`.
 ///
 /// # Errors
 /// [`RunError::Usage`] if the guest cannot do it, [`RunError::HostLacks`] if the host cannot.
@@ -222,7 +223,7 @@ fn auto(
     guest: &str,
 ) -> Result<(TscSource, String), RunError> {
     let host_khz = probe.env.clock.khz();
-    // With trap sites there is a choice; without, the hardware's tolerance must do.
+    // With trap sites the frequency can be exact. Without them it may differ by the hardware's tolerance.
     let host = probe.facts.tsc_equals_host && if trappable { khz == host_khz } else { same(khz, host_khz) };
     let another_counter = if host { why_not_host(probe.env.clock, stopped, || probe.tsc_offset())? } else { None };
     let other =

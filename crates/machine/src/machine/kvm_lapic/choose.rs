@@ -1,4 +1,4 @@
-//! What a machine with KVM's LAPICs can be on this host.
+//! Chooses the TSC source and the CPUID of a machine with KVM's LAPICs.
 
 use guest_abi::pvclock;
 use vmtime::Khz;
@@ -21,7 +21,7 @@ use crate::{
     x86::Leaf,
 };
 
-/// What KVM's kvmclock must offer: either pair of MSRs.
+/// The features of kvmclock, of which KVM must offer at least one: the two pairs of MSRs.
 const KVMCLOCK: u32 = pvclock::FEATURE_CLOCKSOURCE | pvclock::FEATURE_CLOCKSOURCE2;
 
 /// Picks the TSC source for a guest that is to see `khz` and, unless it is to boot, continues the TSC `stopped`.
@@ -106,7 +106,7 @@ pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: 
         x2apic,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: false,
-        // Nothing of KVM's says whether an EOI is outstanding, so that a snapshot could hold it.
+        // KVM has no ioctl that returns whether an EOI is outstanding, so a snapshot could not hold it.
         pv_eoi: false,
         tsc_adjust: chosen.lapics == Lapics::InKernel { tsc_moves: true } && cpuid::has_tsc_adjust(supported),
         tsc_khz: khz,

@@ -1,4 +1,4 @@
-//! The loop of one vCPU whose LAPIC is KVM's: enter, answer, look whether somebody wants it to stop.
+//! The loop of one vCPU whose LAPIC is KVM's: enters the guest, emulates its accesses, and checks for requests to stop.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -17,11 +17,11 @@ use crate::{
     },
 };
 
-/// How often a vCPU that never exits is looked after. KVM does not tell of a HLT that nothing ends, nor anybody of a tick
-/// ring that fills: it holds 1,024 records, which the guest's fastest tick writes in 102 ms.
-const LOOK_AFTER: Duration = Duration::from_millis(50);
+/// How often a vCPU that never exits is interrupted, for two checks. KVM does not report a HLT that no interrupt can end.
+/// And the tick ring must be read before it is full: it holds 1,024 records, which the guest's fastest tick writes in 102 ms.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 
-/// Runs `cpu` on the calling thread until it stops, `stop` is reached or somebody wants it to come back.
+/// Runs `cpu` on the calling thread until it stops, `stop` is reached or `wanted` returns true.
 pub fn run(
     cpu: &mut KvmCpu,
     shared: &Shared,
@@ -29,7 +29,7 @@ pub fn run(
     stop: Option<GuestTsc>,
 ) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
-    // A vCPU whose state was just set has nothing in the shared page yet.
+    // The kvm_run page of a vCPU whose state was just set does not show that state yet. Draining fills it.
     cpu.drain(shared)?;
     let _binding = cpu.vcpu.bind();
     let timer = KickTimer::new()?;
@@ -50,8 +50,8 @@ pub fn run(
             break Ok(StopReason::Requested);
         }
         if !reached && shared.waits_for_reader() {
-            timer.arm(LOOK_AFTER);
-            // It is not the host that keeps it from running.
+            timer.arm(CHECK_EVERY);
+            // This wait is not a stop by the host.
             vcpu_shared.last_run.idle(read, None);
             vcpu_shared.doorbell.sleep();
             continue;
@@ -75,14 +75,14 @@ pub fn run(
     result
 }
 
-/// Enters once. `timer` is to be set again, and the vCPU looked after.
+/// Enters the guest once. With `timer`, first does the checks of [`CHECK_EVERY`] and sets the timer again.
 fn step(
     cpu: &mut KvmCpu,
     shared: &Shared,
     stop: Option<GuestTsc>,
     timer: Option<&KickTimer>,
 ) -> Result<Option<StopReason>, RunError> {
-    // An instruction that was completed after its exit may have ended the machine.
+    // Draining completes an instruction after its exit, and that access may have ended the machine.
     if let Some(exit) = shared.devices.lock().take_exit() {
         return Ok(Some(StopReason::Ended(End::Guest(exit))));
     }
@@ -94,13 +94,13 @@ fn step(
             return Ok(Some(StopReason::Ended(End::HaltedForever(step::at(cpu.index, &mut cpu.vcpu)))));
         }
         let left = match stop {
-            None => LOOK_AFTER,
+            None => CHECK_EVERY,
             Some(stop) => {
-                let left = shared.clock.lock().until(stop).unwrap_or(LOOK_AFTER);
+                let left = shared.clock.lock().until(stop).unwrap_or(CHECK_EVERY);
                 if left.is_zero() {
                     return Ok(Some(StopReason::Reached));
                 }
-                left.min(LOOK_AFTER)
+                left.min(CHECK_EVERY)
             }
         };
         timer.arm(left);
@@ -113,7 +113,7 @@ fn step(
     Ok(end.map(StopReason::Ended))
 }
 
-/// Whether the only vCPU halts with interrupts off. An NMI could wake it, and nobody is there to send one.
+/// Whether the only vCPU is halted with interrupts off. Only an NMI could wake it, and there is no other vCPU to send one.
 fn halted_for_ever(vcpu: &mut Vcpu) -> Result<bool, RunError> {
     Ok(!vcpu.interrupts_enabled() && vcpu.mp_state()? == MpState::Halted)
 }

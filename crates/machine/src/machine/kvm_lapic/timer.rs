@@ -1,7 +1,7 @@
-//! KVM's LAPIC timer as an absolute instant, and back.
+//! Converts the state of KVM's LAPIC timer into an absolute instant, and back.
 //!
-//! KVM saves what is left of a count (TMCCT), and both of its clocks go on while it is read and while it is set. What is
-//! left is therefore turned into the VM time at which it is over, and that into what is left when it is set.
+//! KVM saves a count as what is left of it (TMCCT), and its clocks count on while the state is read and set. What is left
+//! is therefore converted into the VM time at which the count expires, and back when it is set.
 
 use guest_abi::lapic::{LVTT, TDCR, TMCCT, TMICT};
 use vlapic::{Armed, tick_ns};
@@ -9,11 +9,11 @@ use vmtime::{GuestTsc, VmTime};
 
 use crate::kvm::state::LapicPage;
 
-/// What the timer waits for, whose registers were `page` at VM time `now` or a little before.
+/// What a timer waits for whose registers were `page` at VM time `now` or a little before.
 ///
-/// Never too early: a count is the next higher one, since KVM rounds down, and `now` is not before the reading. A one-shot
-/// count that is over counts as being due. Whether KVM has delivered it does not show, and an interrupt too many is better
-/// than none: KVM does the same when it is given a TMCCT of 0.
+/// Never too early: the count is increased by one, because KVM rounds down, and `now` is not before the reading. A one-shot
+/// count that has expired is due. The registers do not show whether KVM has delivered it, and an extra interrupt is better
+/// than a lost one. KVM does the same if a TMCCT of 0 is set.
 pub(crate) fn armed(page: &LapicPage, tsc_deadline: u64, now: VmTime) -> Armed {
     match page.register(LVTT) >> 17 & 0b11 {
         0b10 if tsc_deadline != 0 => Armed::Tsc(GuestTsc(tsc_deadline)),
@@ -30,7 +30,7 @@ pub(crate) fn armed(page: &LapicPage, tsc_deadline: u64, now: VmTime) -> Armed {
     }
 }
 
-/// Whether a one-shot count is over: then nothing of it is left that could be moved.
+/// Whether a one-shot count has expired: then no deadline is left to move.
 pub(crate) fn one_shot_is_over(page: &LapicPage) -> bool {
     page.register(LVTT) >> 17 & 0b11 == 0b00 && page.register(TMICT) != 0 && page.register(TMCCT) == 0
 }
@@ -41,7 +41,7 @@ pub(crate) fn to_set(page: &LapicPage, armed: Armed, now: VmTime) -> (LapicPage,
     let (count, deadline) = match armed {
         Armed::Count { expires } => {
             let left = expires.0.saturating_sub(now.0).div_ceil(tick_ns(page.register(TDCR)));
-            // KVM takes 0 for a whole period in periodic mode, and more than TMICT for a mistake.
+            // In periodic mode KVM treats 0 as a whole period. It warns of a count above TMICT, and reduces it.
             let most = page.register(TMICT);
             (u32::try_from(left).unwrap_or(u32::MAX).max(1).min(most), 0)
         }

@@ -1,4 +1,4 @@
-//! One vCPU whose LAPIC is KVM's, and what still exits to us.
+//! One vCPU whose LAPIC is KVM's, and the accesses that still exit to the VMM.
 
 use vlapic::Armed;
 use vm_memory::{Bytes, GuestAddress};
@@ -23,9 +23,9 @@ pub struct KvmCpu {
     pub index: u32,
     /// KVM's vCPU.
     pub vcpu: Vcpu,
-    /// What KVM's LAPIC was when the machine stopped; none while it runs and before it first does.
+    /// The state of KVM's LAPIC when the machine stopped; none while it runs and before it first does.
     pub(crate) frozen: Option<KvmLapicState>,
-    /// KVM's LAPIC is a new one, which does not know what was saved.
+    /// KVM's LAPIC is a new one, whose state must be set from `frozen`.
     pub(crate) new: bool,
 }
 
@@ -76,7 +76,7 @@ impl KvmCpu {
     pub(crate) fn frozen(&self) -> Result<KvmLapicState, RunError> {
         match &self.frozen {
             Some(frozen) => Ok(frozen.clone()),
-            None => super::freeze::unborn(&self.vcpu),
+            None => super::freeze::never_run(&self.vcpu),
         }
     }
 

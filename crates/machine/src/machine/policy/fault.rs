@@ -1,14 +1,15 @@
-//! Restores and stops that go wrong on purpose, in the ways in which those of real VMMs did.
+//! Faults that are injected into restores and stops: bugs that real VMMs had.
 //!
-//! A fault bends one step of [`crate::machine::Machine::resume`] and nothing else, so that what the guest then does is the fault's
-//! doing. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the step that it bends.
+//! A fault changes one step of [`crate::machine::Machine::resume`] and nothing else, so that a change in the guest's
+//! behaviour is caused by it. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the step
+//! that it changes.
 
 use std::{fmt, time::Duration};
 
 use vlapic::Armed;
 use vmtime::{GuestTsc, Khz, Now, PageClock, VmTime};
 
-/// A step of the restore that is left out, swapped or bent.
+/// A step of the restore that is left out, done too early or done with wrong values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InjectedFault {
     /// IA32_TSC_DEADLINE is written before LVTT selects deadline mode.
@@ -21,11 +22,11 @@ pub enum InjectedFault {
     NoGuestStopped,
     /// A deadline of 0, which means disarmed, is restored as "now".
     ZeroToNow,
-    /// The TSC goes on one second ahead of its value.
+    /// The TSC continues one second ahead of its value.
     TscJump,
-    /// The page's base is a TSC that is read one millisecond after the one the guest goes on with.
+    /// The page's base is a TSC that is read one millisecond after the one the guest continues with.
     PageBaseAhead,
-    /// No restore at all: the host stops the VMM for so long, and the guest's clocks go on meanwhile.
+    /// Not a restore: the host stops the VMM for this long, and the guest's clocks count on meanwhile.
     HostStop(Duration),
 }
 
@@ -35,7 +36,7 @@ const JUMP_NS: u64 = 1_000_000_000;
 const AHEAD_NS: u64 = 1_000_000;
 
 impl InjectedFault {
-    /// All that need nothing said about them: [`InjectedFault::HostStop`] is missing.
+    /// All that have no parameter, which is all but [`InjectedFault::HostStop`].
     pub const ALL: [Self; 7] = [
         Self::DeadlineBeforeLapic,
         Self::DeadlineBeforeTsc,
@@ -46,7 +47,7 @@ impl InjectedFault {
         Self::PageBaseAhead,
     ];
 
-    /// What [`InjectedFault::HostStop`] begins with on the command line.
+    /// The name of [`InjectedFault::HostStop`] on the command line, without its length.
     pub const HOST_STOP: &'static str = "host-stop";
 
     /// The name on the command line and in results, without the length of a [`InjectedFault::HostStop`].
@@ -64,7 +65,7 @@ impl InjectedFault {
         }
     }
 
-    /// What happens, and the real bug that it stands for.
+    /// What happens, and the real bug that it reproduces.
     #[must_use]
     pub const fn story(self) -> &'static str {
         match self {
@@ -111,7 +112,7 @@ impl InjectedFault {
         Self::ALL.into_iter().find(|fault| fault.as_str() == name).or_else(|| host_stop().map(Self::HostStop))
     }
 
-    /// How long the guest's clocks go on while it does not run.
+    /// How long the guest's clocks count on while it does not run.
     pub(crate) fn host_stop(self) -> Option<Duration> {
         match self {
             Self::HostStop(length) => Some(length),
@@ -119,18 +120,18 @@ impl InjectedFault {
         }
     }
 
-    /// What the timer waits for, given what it should; `now` is the vCPU's, after the restore.
+    /// What the timer waits for under this fault, instead of `armed`; `now` is the vCPU's, after the restore.
     pub(crate) fn armed(self, armed: Armed, deadline_mode: bool, now: Now) -> Armed {
         match (self, armed) {
             (Self::DeadlineBeforeLapic, Armed::Tsc(_)) => Armed::Disarmed,
-            // The host takes the distance from 0 to the deadline for the time that is left.
+            // The faulty host computes the time left as the distance from 0 to the deadline.
             (Self::DeadlineBeforeTsc, Armed::Tsc(at)) => Armed::Tsc(GuestTsc(now.tsc.0.saturating_add(at.0))),
             (Self::ZeroToNow, Armed::Disarmed) if deadline_mode => Armed::Tsc(GuestTsc(now.tsc.0.max(1))),
             _ => armed,
         }
     }
 
-    /// The page that is published, given the right one; none = the old one stays.
+    /// The page that is published under this fault, instead of `page`; none = the old one stays.
     pub(crate) fn page(self, page: PageClock, khz: Khz) -> Option<PageClock> {
         match self {
             Self::PageNotRepublished | Self::HostStop(_) => None,
@@ -143,8 +144,8 @@ impl InjectedFault {
         }
     }
 
-    /// Whether the guest is told that it was stopped.
-    pub(crate) fn tells_stopped(self) -> bool {
+    /// Whether PVCLOCK_GUEST_STOPPED is set.
+    pub(crate) fn sets_guest_stopped(self) -> bool {
         !matches!(self, Self::NoGuestStopped | Self::HostStop(_))
     }
 
@@ -200,7 +201,7 @@ mod tests {
                 fault.armed(Armed::Tsc(GuestTsc(700)), true, now) != Armed::Tsc(GuestTsc(700)),
                 fault.armed(Armed::Disarmed, true, now) != Armed::Disarmed,
                 fault.page(page, khz) != Some(page),
-                !fault.tells_stopped(),
+                !fault.sets_guest_stopped(),
                 fault.tsc_jump(khz) != 0,
             ];
             assert_eq!(changes.iter().filter(|changed| **changed).count(), 1, "{fault:?}");

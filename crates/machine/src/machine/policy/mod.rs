@@ -1,4 +1,4 @@
-//! How a machine goes on after it stood still, and what goes wrong with that on purpose.
+//! The policies of a resume, and the faults that can be injected into it.
 
 pub mod deadline;
 pub mod fault;
@@ -10,28 +10,28 @@ use vmtime::{Adjusted, DeadlinePolicy, DowntimePolicy, Khz, Moment};
 use self::fault::InjectedFault;
 use super::error::RunError;
 
-/// How a paused machine goes on.
+/// How a paused machine is resumed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policies {
     /// The guest's TSC frequency from now on; none = as before.
     pub khz: Option<Khz>,
-    /// What becomes of a deadline in flight.
+    /// What happens to an armed deadline.
     pub deadline: DeadlinePolicy,
-    /// Whether VM time counts the time it stood still.
+    /// Whether VM time advances by the length of the pause.
     pub downtime: DowntimePolicy,
-    /// How long that was, instead of measuring it by wall time.
+    /// The length of the pause, instead of the one measured by wall time.
     pub downtime_length: Option<Duration>,
-    /// What goes wrong, on purpose.
+    /// The fault to inject.
     pub fault: Option<InjectedFault>,
 }
 
-/// A machine that goes on: its clock was started again, its vCPUs are to follow.
+/// A resume that is under way: the clock was started again, the vCPUs follow.
 #[derive(Clone, Copy)]
 pub(crate) struct Restart<'a> {
     pub policies: &'a Policies,
-    /// When it stopped.
+    /// The instant at which it stopped.
     pub moment: &'a Moment,
-    /// Where it goes on.
+    /// The instant at which it continues.
     pub adjusted: &'a Adjusted,
 }
 

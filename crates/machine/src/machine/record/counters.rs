@@ -1,4 +1,4 @@
-//! What a run costs the host, counted.
+//! Counters of what a run costs the host.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +13,7 @@ pub struct Counters {
     pub(crate) timers_set: AtomicU64,
     /// Times that a vCPU's thread slept.
     pub(crate) sleeps: AtomicU64,
-    /// Host nanoseconds spent looking at the TSC until a deadline came.
+    /// Host nanoseconds spent polling the TSC for a deadline.
     pub(crate) polled_ns: AtomicU64,
     entries: AtomicU64,
     exits: AtomicU64,
@@ -26,7 +26,7 @@ pub struct Counters {
 pub struct Costs {
     /// Times that KVM_RUN was called.
     pub entries: u64,
-    /// Times that it returned because the guest did something, and not because of a signal.
+    /// Times that it returned because of the guest, and not because of a signal.
     pub exits: u64,
     /// Other calls of a vCPU while the machine ran.
     pub vcpu_ioctls: u64,
@@ -47,7 +47,7 @@ impl Counters {
         }
     }
 
-    /// The counts so far; those of a vCPU are added when it comes back.
+    /// The counts so far. Those of a vCPU are added when its run ends.
     #[must_use]
     pub fn read(&self) -> Costs {
         let Self { timers_set, sleeps, polled_ns, entries, exits, vcpu_ioctls } = self;

@@ -1,4 +1,4 @@
-//! What happened: the trace, and counters.
+//! Records of a run: the trace, and counters.
 
 pub mod counters;
 pub mod trace;

@@ -1,4 +1,4 @@
-//! What happened, one JSON object a line: the record that two runs are compared by.
+//! The trace: one JSON object a line for each event. Two runs are compared by their traces.
 //!
 //! In virtual time a line holds nothing that differs between two runs with the same inputs.
 
@@ -15,7 +15,7 @@ use crate::{
     output::{FinishLimit, Outlet, Sink, WhenFull},
 };
 
-/// One thing that happened.
+/// An event in a trace.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event<'a> {
@@ -101,7 +101,8 @@ pub enum Event<'a> {
         /// Interrupts that came too early.
         early_wakes: u32,
     },
-    /// No vCPU ran for a while, although nobody asked for that: it is taken for a pause, which begins here.
+    /// The host ran no vCPU for a while, without a pause having been requested. That is treated as a pause, which begins
+    /// here.
     HostStop {
         /// The gap's length, in nanoseconds of host time.
         gap_ns: u64,
@@ -117,7 +118,7 @@ pub enum Event<'a> {
         /// The deadline in flight, as the LAPIC holds it.
         armed: Option<vlapic::Armed>,
     },
-    /// The clocks at a restore; `tsc` and `vm_ns` of the line are those the guest goes on with.
+    /// The clocks at a restore; `tsc` and `vm_ns` of the line are those the guest continues with.
     Restore {
         /// Guest TSC frequency.
         tsc_khz: Khz,
@@ -136,12 +137,12 @@ pub enum Event<'a> {
         /// The wall clock had gone back, and the downtime was taken as zero.
         clamped: bool,
     },
-    /// The page got a new base; time goes on unchanged.
+    /// The page got a new base; VM time does not change.
     Renew {
         /// The page's numbers.
         page: PageClock,
     },
-    /// The guest does not go on.
+    /// The run ends.
     End {
         /// Why.
         reason: &'a str,
@@ -166,13 +167,13 @@ pub struct Trace {
 }
 
 enum Output {
-    /// A file, which takes everything; and the first error.
+    /// A file, whose writes do not block; and the first error.
     File(BufWriter<Sink>, Option<io::Error>),
-    /// A pipe or a device, which somebody may read slowly.
+    /// A pipe or a device, whose reader may be slow.
     Outlet(Outlet),
 }
 
-/// What is kept of a trace that somebody reads slowly. Then the vCPUs wait: a trace is whole, or it says so.
+/// How many bytes are buffered for a slow reader. When the buffer is full the vCPUs wait, so that no event is lost.
 const LIMIT: usize = 1 << 20;
 
 impl Trace {
@@ -212,7 +213,7 @@ impl Trace {
             Output::File(_, Some(_)) => {}
             Output::File(writer, failed) => {
                 let written = serde_json::to_writer(&mut *writer, &line).map_err(io::Error::from);
-                // A full disk must not change what the guest sees: the run goes on, and `finish` tells.
+                // A full disk must not change what the guest sees: the run continues, and `finish` returns the error.
                 *failed = written.and_then(|()| writer.write_all(b"\n")).err();
             }
             Output::Outlet(outlet) => {
@@ -224,7 +225,7 @@ impl Trace {
         }
     }
 
-    /// Where it goes, if somebody may read it slowly.
+    /// Its buffered output, if its reader may be slow.
     pub(crate) fn outlet(&self) -> Option<Outlet> {
         let (_, output) = self.file.as_ref()?;
         match &*output.lock() {
@@ -233,7 +234,7 @@ impl Trace {
         }
     }
 
-    /// Whether anybody wants events; spares building them.
+    /// Whether events are written; if not, callers need not build them.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.file.is_some()

@@ -38,7 +38,7 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     if let Some(page) = page {
         local
             .pvclock
-            .publish(&Ram(&shared.memory), &page, flags, policies.fault.is_none_or(InjectedFault::tells_stopped))
+            .publish(&Ram(&shared.memory), &page, flags, policies.fault.is_none_or(InjectedFault::sets_guest_stopped))
             .map_err(|fault| RunError::BadState(fault.to_string()))?;
     }
     Ok(())

@@ -78,7 +78,7 @@ impl Local {
         let armed = self.apic.next_deadline();
         if self.apic.advance(now) && self.expired.is_none() {
             self.expired = armed.map(|armed| match armed {
-                Deadline::Tsc(due) => clock.judged(due),
+                Deadline::Tsc(due) => clock.reference_time(due),
                 Deadline::Vm(at) => at,
             });
         }

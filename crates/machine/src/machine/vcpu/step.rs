@@ -248,9 +248,9 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
         cpu.local.timer_interrupts = cpu.local.timer_interrupts.saturating_add(1);
-        let judged = shared.clock.lock().judged(base);
+        let reference = shared.clock.lock().reference_time(base);
         let due = cpu.local.expired.take();
-        shared.audit.lock().injected(shared.ring_of(cpu.local.index), judged, due);
+        shared.audit.lock().injected(shared.ring_of(cpu.local.index), reference, due);
     }
     shared.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Injection::Injected { vector, more: false })
