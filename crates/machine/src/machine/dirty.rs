@@ -1,8 +1,8 @@
 //! The pages of RAM that have changed since a machine was last saved.
 //!
-//! There are two logs. KVM logs the guest's writes. RAM itself ([`WriteLog`](crate::mem::ram::WriteLog)) logs the VMM's:
-//! kvmclock pages, patched instructions, and all other writes through vm-memory. Reading a log clears it. The pages are
-//! therefore kept here until a snapshot is complete, so that a snapshot that fails loses none.
+//! There are two logs. KVM logs the guest's writes. RAM itself ([`WriteLog`](crate::mem::ram::WriteLog)) logs the
+//! VMM's: kvmclock pages, patched instructions, and all other writes through vm-memory. Reading a log clears it. The
+//! pages are therefore kept here until a snapshot is complete, so that a snapshot that fails loses none.
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 

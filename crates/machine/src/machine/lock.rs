@@ -1,8 +1,8 @@
 //! Locks that are taken in one order.
 //!
-//! Two threads that take two locks in different orders can deadlock. So each lock that is taken while another may be held
-//! has a rank, and a thread that holds one takes only locks of higher ranks. A debug build panics at the first lock that
-//! breaks this rule, even if no other thread holds a lock. A release build does not check.
+//! Two threads that take two locks in different orders can deadlock. So each lock that is taken while another may be
+//! held has a rank, and a thread that holds one takes only locks of higher ranks. A debug build panics at the first
+//! lock that breaks this rule, even if no other thread holds a lock. A release build does not check.
 //!
 //! The ranks, and so the order, are in the types of [`super::shared::Shared`]'s fields.
 

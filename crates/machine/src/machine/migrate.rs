@@ -81,7 +81,7 @@ impl Machine {
         let outputs = Outputs { console, trace: TraceTo::On(trace), outlets };
         let mut machine =
             Self::restored(env, &state, memory, Onward { choice, time: state.machine.time, khz, paused }, outputs)?;
-        // The judge's counts go on: it is still this process that counts.
+        // The tick audit's counts continue, because it is the same process that counts.
         machine.shared.audit = audit;
         machine.shared.costs = costs;
         machine.shared.settled_down = settled_down;

@@ -1,8 +1,9 @@
 //! A requested end ends the process, even if the machine's thread is blocked.
 //!
 //! After a signal, `quit` or the timeout, that thread leaves the guest, cancels a snapshot that is being written, and
-//! returns. All of that takes milliseconds. If it takes longer, the thread is blocked by something else (a disk that does
-//! not answer, a file system that hangs). Then waiting longer would not help, and the process is ended without results.
+//! returns. All of that takes milliseconds. If it takes longer, the thread is blocked by something else (a disk that
+//! does not answer, a file system that hangs). Then waiting longer would not help, and the process is ended without
+//! results.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

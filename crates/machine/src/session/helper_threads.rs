@@ -1,7 +1,7 @@
 //! The threads beside the machine's own, and when they start.
 //!
-//! Starting a thread costs a tenth of the time that a restored guest needs to its first exit: for its creation, and because
-//! two CPUs then share an address space. So the machine's thread is the only one for [`HEAD_START`].
+//! Starting a thread costs a tenth of the time that a restored guest needs to its first exit: for its creation, and
+//! because two CPUs then share an address space. So the machine's thread is the only one for [`HEAD_START`].
 
 use std::{
     thread::{self, Scope, ScopedJoinHandle},
@@ -96,8 +96,8 @@ fn run_event_loop(duties: Duties<'_>) -> Result<(), SessionError> {
     let Duties { subscribers, done, inbox } = duties;
     let result = wait(subscribers, done);
     if result.is_err() {
-        // Without the event loop signals are no longer handled, so the session ends. Posting fails only if the machine has
-        // ended already.
+        // Without the event loop signals are no longer handled, so the session ends. Posting fails only if the machine
+        // has ended already.
         let _ = inbox.post(Request::Stop);
     }
     result

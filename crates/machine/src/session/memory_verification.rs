@@ -1,7 +1,8 @@
 //! Verifies that a restored guest runs on the memory that was saved.
 //!
-//! The [`Pager`] maps no damaged block into the guest. So the machine's results are valid even if some blocks have not been
-//! checked when it ends. But a snapshot needs all of RAM, and a session whose guest waits for a damaged block must end.
+//! The [`Pager`] maps no damaged block into the guest. So the machine's results are valid even if some blocks have not
+//! been checked when it ends. But a snapshot needs all of RAM, and a session whose guest waits for a damaged block must
+//! end.
 
 use std::sync::Arc;
 

@@ -2,8 +2,8 @@
 //!
 //! The calling thread owns the machine and runs it (`worker`). Another (`helper_threads`) waits for events and posts
 //! requests into the machine's mailbox. The event loop never blocks on a request: answers come back to it as events.
-//! Commands are carried out in order, one at a time. The machine stays on the thread that made it, because a thread of its
-//! own would have to start before the guest does.
+//! Commands are carried out in order, one at a time. The machine stays on the thread that made it, because a thread of
+//! its own would have to start before the guest does.
 
 mod console;
 mod ending;
@@ -138,7 +138,8 @@ impl Handler for CommandSender {
         if command == Command::Quit {
             ending::soon();
         }
-        // Posting fails if the machine has ended. The request is then dropped, and with it the answer, which reports that.
+        // Posting fails if the machine has ended. The request is then dropped, and with it the answer, which reports
+        // that.
         let _ = self.0.post(Request::Command(command, answer));
     }
 }
@@ -156,8 +157,8 @@ impl MutEventSubscriber for Done {
     }
 }
 
-/// Ends the event loop when dropped. This must happen even if the machine's thread panics: the thread scope then waits for
-/// the event loop's thread.
+/// Ends the event loop when dropped. This must happen even if the machine's thread panics: the thread scope then waits
+/// for the event loop's thread.
 struct Finished<'a> {
     inbox: &'a Mailbox<Request>,
     done: &'a EventFd,

@@ -1,8 +1,9 @@
 //! Saving a machine while its session goes on.
 //!
-//! A thread writes the snapshot and posts two requests to the machine's own thread: [`Request::MemorySaved`] when all of RAM
-//! is written, so that the guest may run again, and [`Request::Saved`] when the snapshot is complete or has failed.
-//! Meanwhile the machine's thread handles other requests. A requested end cancels the save, and nothing of it is left.
+//! A thread writes the snapshot and posts two requests to the machine's own thread: [`Request::MemorySaved`] when all
+//! of RAM is written, so that the guest may run again, and [`Request::Saved`] when the snapshot is complete or has
+//! failed. Meanwhile the machine's thread handles other requests. A requested end cancels the save, and nothing of it
+//! is left.
 
 use std::{path::Path, sync::Arc, thread::ScopedJoinHandle};
 
@@ -82,7 +83,8 @@ impl<'env> Worker<'_, '_, 'env> {
         self.begin(dir, None, Then::End)?.map_err(|(error, _)| error.into())
     }
 
-    /// Starts to save the paused machine. If that fails for a reason that a client can be told, returns the reason and `then`.
+    /// Starts to save the paused machine. If that fails for a reason that a client can be told, returns the reason and
+    /// `then`.
     fn begin(
         &mut self,
         dir: &Path,
@@ -154,8 +156,8 @@ impl<'env> Worker<'_, '_, 'env> {
         self.saved().map(drop)
     }
 
-    /// Sends a client the result of its snapshot, and resumes a VM that ran before. A VM that was resumed when all of RAM was
-    /// written is left alone: another client may have paused it since.
+    /// Sends a client the result of its snapshot, and resumes a VM that ran before. A VM that was resumed when all of
+    /// RAM was written is left alone: another client may have paused it since.
     fn answer(&mut self, then: Then, result: Result<(), SessionError>, had_memory: bool) -> Result<(), SessionError> {
         let Then::Answer { to, ran, stay_paused } = then else { return Ok(()) };
         if ran && if stay_paused { result.is_err() } else { !had_memory } {

@@ -84,7 +84,8 @@ pub(super) fn work<'env>(
         host_stops: 0,
     };
     let finish = worker.start().and_then(|()| worker.run());
-    // A requested end cancels a snapshot that is being made. If the guest ended by itself, the snapshot is completed first.
+    // A requested end cancels a snapshot that is being made. If the guest ended by itself, the snapshot is completed
+    // first.
     let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
     // Before any other error is reported: damaged memory may have caused that error.
     worker.verification.check()?;
@@ -94,7 +95,8 @@ pub(super) fn work<'env>(
     let machine = worker.machine()?;
     let summary = machine.tick_summary();
     let (no_ring, timer, promised) = (machine.why_no_ring(), machine.timer_summary(), machine.promises_ring());
-    // The guest's image announces a tick ring, but the guest was saved or stopped before it created one: no ticks so far.
+    // The guest's image announces a tick ring, but the guest was saved or stopped before it created one: no ticks so
+    // far.
     let not_created_yet = promised && !matches!(finish, Finish::Ended(_));
     let summary = summary.or_else(|| not_created_yet.then(Summary::default));
     let trace = machine.finish_trace(finish.finish_limit());
@@ -169,8 +171,8 @@ impl<'env> Worker<'_, '_, 'env> {
             self.helper_threads.start()?;
         }
         loop {
-            // Requests before the guest: it enters KVM_RUN again only when none is left that can be carried out. Deferred
-            // ones come first, because they are older than those in the mailbox.
+            // Requests before the guest: it enters KVM_RUN again only when none is left that can be carried out.
+            // Deferred ones come first, because they are older than those in the mailbox.
             loop {
                 let finish = match self.ready() {
                     Some(request) => self.carry_out(request)?,
@@ -259,8 +261,8 @@ impl<'env> Worker<'_, '_, 'env> {
         self.deferred.pop_front()
     }
 
-    /// Whether a request has to wait for the snapshot that is being made. A request that changes the machine's state waits
-    /// until RAM is written, another snapshot until this one is complete.
+    /// Whether a request has to wait for the snapshot that is being made. A request that changes the machine's state
+    /// waits until RAM is written, another snapshot until this one is complete.
     fn has_to_wait(&self, request: &Request) -> bool {
         let Some(save) = &self.save else { return false };
         match request {
@@ -273,8 +275,8 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// Carries a request out, now or when it is [ready](Self::ready).
     fn receive(&mut self, request: Request) -> Result<Option<Finish>, SessionError> {
-        // Commands are carried out in order: one that comes after a deferred one is deferred too. Except those that do not
-        // change the machine.
+        // Commands are carried out in order: one that comes after a deferred one is deferred too. Except those that do
+        // not change the machine.
         let urgent = matches!(request, Request::Command(Command::Status | Command::Quit, _));
         let behind = !self.deferred.is_empty() && matches!(request, Request::Command(..)) && !urgent;
         if self.has_to_wait(&request) || behind {
@@ -313,8 +315,8 @@ impl<'env> Worker<'_, '_, 'env> {
         }
     }
 
-    /// The policies of a resume. The frequency applies to the first resume only, which a machine restored with --paused has
-    /// yet to make.
+    /// The policies of a resume. The frequency applies to the first resume only, which a machine restored with --paused
+    /// has yet to make.
     pub(super) fn resume_policies(&self) -> Policies {
         let first = self.options.policies;
         let migrated =

@@ -27,8 +27,9 @@ pub fn can_probe(leaves: &[Leaf]) -> bool {
     leaves.iter().any(|leaf| leaf.function == 1 && leaf.ecx & APIC_FEATURES == APIC_FEATURES)
 }
 
-/// Probes the host with a `vcpu` that has not run yet and for which [`can_probe`] is true. Returns the facts if they are
-/// those of [`HostFacts::WITHOUT_WORKAROUNDS`], with the TSC offset as measured; otherwise none, and all probes are needed.
+/// Probes the host with a `vcpu` that has not run yet and for which [`can_probe`] is true. Returns the facts if they
+/// are those of [`HostFacts::WITHOUT_WORKAROUNDS`], with the TSC offset as measured; otherwise none, and all probes are
+/// needed.
 ///
 /// The probe's code is in RAM at `at` while it runs; the content of that RAM is restored. The vCPU's registers are not: the
 /// caller must set its state afterwards, as it would without a probe.

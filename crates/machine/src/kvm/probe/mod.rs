@@ -1,9 +1,9 @@
 //! Probes: what this host does, measured with tiny guests.
 //!
-//! Return codes are not evidence: some hosts accept a TSC frequency or offset and ignore it. So a few instructions run in
-//! a VM that is then thrown away, and the results are compared with the host's own counter. Creating that VM takes as
-//! long as creating the guest's. So [`probe_in_place`] first runs a shorter probe on a vCPU of the guest, before the guest
-//! runs.
+//! Return codes are not evidence: some hosts accept a TSC frequency or offset and ignore it. So a few instructions run
+//! in a VM that is then thrown away, and the results are compared with the host's own counter. Creating that VM takes
+//! as long as creating the guest's. So [`probe_in_place`] first runs a shorter probe on a vCPU of the guest, before the
+//! guest runs.
 
 mod in_place;
 mod kernel_lapic;

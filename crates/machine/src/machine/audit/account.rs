@@ -1,22 +1,22 @@
 //! The host's account of VM time, with which each record is compared.
 //!
-//! A record can be wrong in two ways. The TSC that the guest read and the VM time that it computed from it must be the same
-//! instant by the host's arithmetic, which does not use the kvmclock page. And no instant in a record can be later than the
-//! one at which the record is read. The second check finds an RDTSC that is not in the guest's trap-site table: it returns
-//! the host's TSC, and VM time is then computed correctly from a wrong TSC.
+//! A record can be wrong in two ways. The TSC that the guest read and the VM time that it computed from it must be the
+//! same instant by the host's arithmetic, which does not use the kvmclock page. And no instant in a record can be later
+//! than the one at which the record is read. The second check finds an RDTSC that is not in the guest's trap-site
+//! table: it returns the host's TSC, and VM time is then computed correctly from a wrong TSC.
 
 use guest_abi::report::Record;
 use vmtime::{GuestTsc, TscAdjust, VmTime};
 
 use crate::machine::{clock::Clock, config::LapicKind};
 
-/// How far the guest's and the host's VM time of one instant may differ: the page rounds each reading down by up to 2 ns, and a restore rounds
-/// its base.
+/// How far the guest's and the host's VM time of one instant may differ: the page rounds each reading down by up to 2
+/// ns, and a restore rounds its base.
 pub(crate) const ACCOUNTS_AGREE_NS: u64 = 1000;
 /// VM time in which the page may drift by a nanosecond: KVM's arithmetic is good to 1 ppb.
 const DRIFT_NS: u64 = 1_000_000_000;
-/// The tolerance where KVM has the clock: the VMM then last read it when the guest last stopped. A guest that reads another
-/// machine's TSC is hours off.
+/// The tolerance where KVM has the clock: the VMM then last read it when the guest last stopped. A guest that reads
+/// another machine's TSC is hours off.
 const KVMS_CLOCK_NS: u64 = 1_000_000_000;
 
 /// A machine's clocks at one instant.

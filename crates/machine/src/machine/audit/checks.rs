@@ -1,7 +1,7 @@
 //! The checks that can fail a run, and their results.
 //!
-//! A check passes, fails, or has nothing to check. The last fails a run only if the user named that check: a guest without
-//! a tick ring is no failure, but a test of its ticks that tested nothing is one.
+//! A check passes, fails, or has nothing to check. The last fails a run only if the user named that check: a guest
+//! without a tick ring is no failure, but a test of its ticks that tested nothing is one.
 
 use std::{fmt, str::FromStr, time::Duration};
 

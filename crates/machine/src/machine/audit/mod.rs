@@ -1,9 +1,9 @@
 //! Measures the lateness of every tick twice: by the guest's clock and by the host's.
 //!
-//! The guest writes into its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock. The
-//! host records when it injected the interrupt, by its own exact account of VM time, which uses neither the kvmclock page
-//! nor its rounding. So an error in one clock shows as a difference from the other. The ring is in guest RAM: no byte of it
-//! is trusted.
+//! The guest writes into its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock.
+//! The host records when it injected the interrupt, by its own exact account of VM time, which uses neither the
+//! kvmclock page nor its rounding. So an error in one clock shows as a difference from the other. The ring is in guest
+//! RAM: no byte of it is trusted.
 
 pub mod checks;
 
@@ -120,8 +120,8 @@ impl TickAudit {
         Self::from_state(&TickAuditState { ring, rings: Vec::new() }, cpus, VmTime(0), 0)
     }
 
-    /// An audit that continues where a saved one stopped. `since` is VM time at this restore, `restores` the number of those
-    /// before it.
+    /// An audit that continues where a saved one stopped. `since` is VM time at this restore, `restores` the number of
+    /// those before it.
     #[must_use]
     pub fn from_state(state: &TickAuditState, cpus: usize, since: VmTime, restores: u64) -> Self {
         let TickAuditState { ring, rings } = state;
@@ -211,9 +211,9 @@ impl TickAudit {
         ring.injections.push_back(at);
     }
 
-    /// Reads the records that the guest wrote into `memory` since the last call, and calls `on_tick` for each. `now` returns
-    /// a CPU's clocks, with which the records of its ring are compared. It is called after the ring's header was read, so
-    /// that no record that the header counts is from later.
+    /// Reads the records that the guest wrote into `memory` since the last call, and calls `on_tick` for each. `now`
+    /// returns a CPU's clocks, with which the records of its ring are compared. It is called after the ring's header
+    /// was read, so that no record that the header counts is from later.
     pub(crate) fn read_rings(
         &mut self,
         memory: &GuestRam,
@@ -279,7 +279,8 @@ impl TickAudit {
         account: &Account,
     ) -> bool {
         let Some(Ring { header: Some(header), next_seq, broken, .. }) = self.rings.get_mut(cpu) else { return true };
-        // A record may follow missing ticks, or have an impossible instant. If both are so, these are other fields' bytes.
+        // A record may follow missing ticks, or have an impossible instant. If both are so, these are other fields'
+        // bytes.
         let in_sequence = next_seq.is_none_or(|next| record.seq == next);
         if ring::is_record(record, number, header, *next_seq) && (in_sequence || account.error(record).is_none()) {
             return true;
@@ -332,8 +333,9 @@ impl TickAudit {
             intervals.lasted_ns += u128::from(record.first_wake_ns.saturating_sub(record.armed_ns));
         }
 
-        // Injections from before the tick was armed belong to no tick: the guest also arms timers only to wake itself. They
-        // go first, so that the rest are this tick's: its early wakes and then the interrupt that the guest took as due.
+        // Injections from before the tick was armed belong to no tick: the guest also arms timers only to wake itself.
+        // They go first, so that the rest are this tick's: its early wakes and then the interrupt that the guest took
+        // as due.
         while ring.injections.front().is_some_and(|at| at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.armed_ns) {
             ring.injections.pop_front();
         }

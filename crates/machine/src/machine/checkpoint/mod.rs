@@ -1,7 +1,7 @@
 //! Checkpoints: take a machine back to an earlier instant, within the process and in microseconds.
 //!
-//! What it is: everything that virtual time changes, copied in the form it has while the machine runs. A snapshot contains
-//! the whole machine, for another process and another host. A checkpoint works for this machine only.
+//! What it is: everything that virtual time changes, copied in the form it has while the machine runs. A snapshot
+//! contains the whole machine, for another process and another host. A checkpoint works for this machine only.
 //!
 //! What it is not: it holds no FPU state, debug registers or MSRs, which cost an ioctl each. A guest that changes them
 //! is detected ([`super::stepper::Stepper::resting`]), and cannot be taken back.

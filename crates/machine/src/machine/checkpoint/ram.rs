@@ -1,8 +1,8 @@
 //! Incremental copies of guest RAM: updating one costs only the pages that were written since.
 //!
-//! Each copy holds RAM as it was at one instant, and a set of the pages in which RAM may differ from it now. KVM logs the
-//! guest's writes; the caller passes the addresses that the VMM wrote itself (kvmclock pages). Taking a copy again, or going
-//! back to it, then copies those pages only: a few, for a guest that handles a timer.
+//! Each copy holds RAM as it was at one instant, and a set of the pages in which RAM may differ from it now. KVM logs
+//! the guest's writes; the caller passes the addresses that the VMM wrote itself (kvmclock pages). Taking a copy again,
+//! or going back to it, then copies those pages only: a few, for a guest that handles a timer.
 
 use std::sync::Arc;
 

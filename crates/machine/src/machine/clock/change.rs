@@ -35,7 +35,7 @@ impl Clock {
         self.timeline.stop(host);
     }
 
-    /// Starts a stopped clock again at frequency `khz`, after it `stood` still: rebases page, TSC and judge.
+    /// Starts a stopped clock again at frequency `khz`, after it `stood` still: rebases page, TSC and reference clock.
     ///
     /// `hold`: the TSC goes on from its value, if it can be moved; false for one that is what the source gives.
     ///
@@ -70,7 +70,7 @@ impl Clock {
         Ok(adjusted)
     }
 
-    /// A restore goes wrong: the TSC goes on `ticks` further, and the page does not know. The judge does. Gives the TSC.
+    /// For an injected fault: moves the TSC `ticks` ahead, and the reference clock with it, but not the page. Returns the TSC.
     pub fn bend(&mut self, ticks: u64) -> GuestTsc {
         let tsc = self.tsc();
         let bent = GuestTsc(tsc.0.saturating_add(ticks));

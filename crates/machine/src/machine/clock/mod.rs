@@ -24,8 +24,8 @@ const OPERATIONS_PER_MS: u32 = 1000;
 /// VM time between two renewals of the page.
 const RENEWAL_NS: u64 = 100_000_000_000;
 
-/// Stretches before the present one that [`Clock::past_reference_time`] knows. The rings are read when a guest halts; in between it can be
-/// stopped and started again a few times.
+/// Stretches before the present one that [`Clock::past_reference_time`] knows. The rings are read when a guest halts;
+/// in between it can be stopped and started again a few times.
 const STRETCHES_KEPT: usize = 4;
 
 /// The machine's clock.
@@ -42,7 +42,7 @@ pub struct Clock {
     timeline: Timeline,
     page: PageClock,
     reference: ReferenceClock,
-    /// The judge's clock of the stretches before the last restores, the newest first, each with the last TSC that it holds
+    /// The reference clock of the stretches before the last restores, the newest first, each with the last TSC that it holds
     /// for: a guest may report a tick after the restore that it handled before.
     before: [Option<(ReferenceClock, GuestTsc)>; STRETCHES_KEPT],
     /// Virtual time: operations so far.

@@ -15,7 +15,7 @@ use crate::{
 pub struct ClockState {
     /// The instant of the save.
     pub moment: Moment,
-    /// The judge's clock.
+    /// The reference clock.
     #[serde(rename = "judge")]
     pub reference: ReferenceClock,
     /// Virtual time: operations so far.

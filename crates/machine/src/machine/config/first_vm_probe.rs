@@ -1,9 +1,9 @@
 //! Probes the host on the first machine's own vCPU.
 //!
-//! A probe needs a VM and a vCPU, and creating the two is most of what a start costs. So the first machine is built for a
-//! host that needs no workaround, and its own first vCPU executes the probe before its state is set to the guest's. If the
-//! host does need one, that machine is dropped, the host is probed in VMs of their own, and the machine is built again. So
-//! no guest runs on facts that were only assumed.
+//! A probe needs a VM and a vCPU, and creating the two is most of what a start costs. So the first machine is built for
+//! a host that needs no workaround, and its own first vCPU executes the probe before its state is set to the guest's.
+//! If the host does need one, that machine is dropped, the host is probed in VMs of their own, and the machine is built
+//! again. So no guest runs on facts that were only assumed.
 
 use super::HostEnvironment;
 use crate::{
@@ -39,8 +39,8 @@ impl<'a> FirstVmProbe<'a> {
         if self.measured { Ok(self.facts.tsc_offset) } else { self.env.offset_works() }
     }
 
-    /// Creates vCPU number `index` of `vm`, which sees the CPUID `leaves`; the caller sets its state. If the facts are not
-    /// measured yet, vCPU 0 first executes the probe, whose code is in the RAM at `at` meanwhile.
+    /// Creates vCPU number `index` of `vm`, which sees the CPUID `leaves`; the caller sets its state. If the facts are
+    /// not measured yet, vCPU 0 first executes the probe, whose code is in the RAM at `at` meanwhile.
     pub(crate) fn vcpu(&mut self, vm: &Vm, index: u32, leaves: &[Leaf], at: u64) -> Result<Vcpu, Error> {
         let mut vcpu = Vcpu::new(vm, index, leaves)?;
         if !self.measured && index == 0 && probe::can_probe(leaves) {
@@ -52,8 +52,8 @@ impl<'a> FirstVmProbe<'a> {
     }
 }
 
-/// Calls `make` to build a machine or a part of it: with assumed facts if nothing is measured yet, and again with measured
-/// ones if the probe on its vCPU did not confirm the assumption.
+/// Calls `make` to build a machine or a part of it: with assumed facts if nothing is measured yet, and again with
+/// measured ones if the probe on its vCPU did not confirm the assumption.
 ///
 /// # Errors
 /// Those of `make`, and of the probes.

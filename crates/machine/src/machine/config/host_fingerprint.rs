@@ -1,9 +1,9 @@
 //! The facts in a snapshot about the host that it was made on.
 //!
-//! Before a restored guest runs, the VMM needs to know which CPU features this host's KVM supports, whether MSRs exit, and
-//! whether a guest's TSC is the host's. Measuring that takes a fifth of a restore where the kernel's own CPUID instructions
-//! exit (in a virtual machine). None of it changes while KVM stays loaded. So the snapshot contains the results, and a
-//! restore on the same boot of the same host uses them. Any other restore measures.
+//! Before a restored guest runs, the VMM needs to know which CPU features this host's KVM supports, whether MSRs exit,
+//! and whether a guest's TSC is the host's. Measuring that takes a fifth of a restore where the kernel's own CPUID
+//! instructions exit (in a virtual machine). None of it changes while KVM stays loaded. So the snapshot contains the
+//! results, and a restore on the same boot of the same host uses them. Any other restore measures.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,8 @@ use crate::{
     x86::Leaf,
 };
 
-/// The version of the probes: raised when a probe is changed, so that the results of another build's probes are not used.
+/// The version of the probes: raised when a probe is changed, so that the results of another build's probes are not
+/// used.
 const PROBES: u32 = 2;
 
 /// A host and its facts.

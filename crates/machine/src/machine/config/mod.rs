@@ -189,7 +189,8 @@ impl HostEnvironment {
         Ok(self.msrs.get_or_init(|| read))
     }
 
-    /// Those of [`Self::supported`] that [`cpuid::missing`] compares, and perhaps more: from a snapshot, or else from KVM.
+    /// Those of [`Self::supported`] that [`cpuid::missing`] compares, and perhaps more: from a snapshot, or else from
+    /// KVM.
     pub(crate) fn features(&self) -> Result<&[Leaf], kvm::Error> {
         self.saved_features.get().map_or_else(|| self.supported(), |saved| Ok(saved))
     }

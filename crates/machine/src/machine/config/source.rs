@@ -81,9 +81,10 @@ pub(crate) fn same(a: Khz, b: Khz) -> bool {
     u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
 }
 
-/// How far the host's TSC and the clock that measured the time since a stop may disagree if the guest's TSC is to count as
-/// one that counted on. Between two processes that clock is the wall clock, which may have been set. One part in
-/// [`SLEW_PART`] is added, because NTP slews clocks by up to 500 ppm, and KVM's value of the TSC's frequency may be as wrong.
+/// How far the host's TSC and the clock that measured the time since a stop may disagree if the guest's TSC is to count
+/// as one that counted on. Between two processes that clock is the wall clock, which may have been set. One part in
+/// [`SLEW_PART`] is added, because NTP slews clocks by up to 500 ppm, and KVM's value of the TSC's frequency may be as
+/// wrong.
 const SAME_COUNTER: Duration = Duration::from_secs(1);
 const SLEW_PART: u32 = 1000;
 
@@ -95,8 +96,8 @@ fn counted_on(host: HostClock, stopped: StoppedTsc) -> bool {
     now >= then && host.duration(then, now).abs_diff(ago) <= SAME_COUNTER.saturating_add(ago / SLEW_PART)
 }
 
-/// Why a guest whose TSC is to be continued cannot continue with the host's: its TSC would jump ahead or back. None if it
-/// can: before its first start, because the host's TSC counted on since, or because KVM moves it by an offset
+/// Why a guest whose TSC is to be continued cannot continue with the host's: its TSC would jump ahead or back. None if
+/// it can: before its first start, because the host's TSC counted on since, or because KVM moves it by an offset
 /// (`offset_works`).
 ///
 /// # Errors

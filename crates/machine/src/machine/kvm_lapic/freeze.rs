@@ -1,7 +1,7 @@
 //! Reads KVM's clock and LAPICs when a machine stops, and sets them when it is resumed.
 //!
-//! KVM's clock and timers count on while the vCPUs do not run. So a stop reads them at once, and a resume sets them again,
-//! in the same VM or in another. An interrupt of a timer that fires in between is overwritten with the rest.
+//! KVM's clock and timers count on while the vCPUs do not run. So a stop reads them at once, and a resume sets them
+//! again, in the same VM or in another. An interrupt of a timer that fires in between is overwritten with the rest.
 
 use vlapic::Armed;
 use vmtime::{Adjusted, HostTsc, PageClock, TscAdjust, VmTime};
@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-/// Reads KVM's clock and LAPICs; no vCPU may run. `since`: the vCPUs have not run since this host TSC, and VM time is stopped
-/// as of then. (KVM's timers counted on: one that was due in between has interrupted.)
+/// Reads KVM's clock and LAPICs; no vCPU may run. `since`: the vCPUs have not run since this host TSC, and VM time is
+/// stopped as of then. (KVM's timers counted on: one that was due in between has interrupted.)
 pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<(), RunError> {
     // MP states first: reading one makes KVM process pending INIT and start-up messages, which no saved state contains.
     let mp_states = cpus.iter().map(|cpu| cpu.vcpu.mp_state()).collect::<Result<Vec<_>, _>>()?;
@@ -52,8 +52,8 @@ fn saved(lapic: KernelLapicState, mp_state: MpState, now: VmTime) -> KvmLapicSta
     KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock }
 }
 
-/// Starts KVM's clock at the VM time of `adjusted`, and returns the instant at which it then is. All TSCs must have been set
-/// before: KVM derives the page from them.
+/// Starts KVM's clock at the VM time of `adjusted`, and returns the instant at which it then is. All TSCs must have
+/// been set before: KVM derives the page from them.
 pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Adjusted, RunError> {
     vm.set_clock(adjusted.vm)?;
     let now = vm.clock()?;
@@ -66,7 +66,8 @@ pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Ad
 /// clock were read once each and the guest reads a third time, and each reading rounds down by less than 2 ns.
 const ROUNDINGS_NS: u64 = 6;
 
-/// Sets one vCPU's LAPIC, timer and kvmclock for a resume, and returns what its timer then waits for. KVM needs this order:
+/// Sets one vCPU's LAPIC, timer and kvmclock for a resume, and returns what its timer then waits for. KVM needs this
+/// order:
 ///
 /// - TSCs and clock are set: a deadline is compared with the TSC, a count's rest with VM time, when they are set.
 /// - LAPIC registers, then the deadline, which only deadline mode takes.
@@ -78,14 +79,15 @@ pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Ar
     let KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
     let index = cpu.index;
     let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
-    // Rearmed by a clock that is never ahead of the guest's, so that a deadline moved to the same VM time is never early by
-    // the guest's clock.
+    // Rearmed by a clock that is never ahead of the guest's, so that a deadline moved to the same VM time is never
+    // early by the guest's clock.
     let page_now = adjusted.page;
     let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };
     let adjusted = Adjusted { page: behind, ..*adjusted };
     let armed = rearm(armed, tsc_adjust, policies.deadline, moment, &adjusted);
     let new = std::mem::take(&mut cpu.new);
-    // Whether the interrupt of an expired count was delivered is in KVM's LAPIC only. So the same LAPIC is left as it is.
+    // Whether the interrupt of an expired count was delivered is in KVM's LAPIC only. So the same LAPIC is left as it
+    // is.
     if new || !timer::one_shot_is_over(&page) {
         let (page, deadline) = timer::to_set(&page, armed, vm.clock()?.vm);
         cpu.vcpu.set_lapic_timer(&page, deadline).map_err(bad)?;
@@ -95,7 +97,8 @@ pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Ar
         cpu.vcpu.set_kvmclock(system_time, wall_clock).map_err(bad)?;
         cpu.vcpu.set_mp_state(mp_state).map_err(bad)?;
     }
-    // It fails if the guest has registered no page, or one outside RAM, which KVM ignores. Then there is no flag to set.
+    // It fails if the guest has registered no page, or one outside RAM, which KVM ignores. Then there is no flag to
+    // set.
     let _ = cpu.vcpu.mark_kvmclock_stopped();
     Ok(armed)
 }

@@ -17,8 +17,9 @@ use crate::{
     },
 };
 
-/// How often a vCPU that never exits is interrupted, for two checks. KVM does not report a HLT that no interrupt can end.
-/// And the tick ring must be read before it is full: it holds 1,024 records, which the guest's fastest tick writes in 102 ms.
+/// How often a vCPU that never exits is interrupted, for two checks. KVM does not report a HLT that no interrupt can
+/// end. And the tick ring must be read before it is full: it holds 1,024 records, which the guest's fastest tick writes
+/// in 102 ms.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs `cpu` on the calling thread until it stops, `stop` is reached or `wanted` returns true.
@@ -113,7 +114,8 @@ fn step(
     Ok(end.map(StopReason::Ended))
 }
 
-/// Whether the only vCPU is halted with interrupts off. Only an NMI could wake it, and there is no other vCPU to send one.
+/// Whether the only vCPU is halted with interrupts off. Only an NMI could wake it, and there is no other vCPU to send
+/// one.
 fn halted_for_ever(vcpu: &mut Vcpu) -> Result<bool, RunError> {
     Ok(!vcpu.interrupts_enabled() && vcpu.mp_state()? == MpState::Halted)
 }

@@ -1,7 +1,7 @@
 //! Converts the state of KVM's LAPIC timer into an absolute instant, and back.
 //!
-//! KVM saves a count as what is left of it (TMCCT), and its clocks count on while the state is read and set. What is left
-//! is therefore converted into the VM time at which the count expires, and back when it is set.
+//! KVM saves a count as what is left of it (TMCCT), and its clocks count on while the state is read and set. What is
+//! left is therefore converted into the VM time at which the count expires, and back when it is set.
 
 use guest_abi::lapic::{LVTT, TDCR, TMCCT, TMICT};
 use vlapic::{Armed, tick_ns};
@@ -11,9 +11,9 @@ use crate::kvm::state::LapicPage;
 
 /// What a timer waits for whose registers were `page` at VM time `now` or a little before.
 ///
-/// Never too early: the count is increased by one, because KVM rounds down, and `now` is not before the reading. A one-shot
-/// count that has expired is due. The registers do not show whether KVM has delivered it, and an extra interrupt is better
-/// than a lost one. KVM does the same if a TMCCT of 0 is set.
+/// Never too early: the count is increased by one, because KVM rounds down, and `now` is not before the reading. A
+/// one-shot count that has expired is due. The registers do not show whether KVM has delivered it, and an extra
+/// interrupt is better than a lost one. KVM does the same if a TMCCT of 0 is set.
 pub(crate) fn armed(page: &LapicPage, tsc_deadline: u64, now: VmTime) -> Armed {
     match page.register(LVTT) >> 17 & 0b11 {
         0b10 if tsc_deadline != 0 => Armed::Tsc(GuestTsc(tsc_deadline)),

@@ -5,10 +5,10 @@ use vmtime::{Adjusted, DeadlinePolicy, GuestTsc, Moment, TscAdjust, adjust};
 
 /// What the LAPIC timer waits for, after the policies.
 ///
-/// A count (one-shot, periodic) is an absolute VM time and keeps its meaning. So does a nanosecond deadline, unless it is
-/// to fire at once. A TSC deadline is in units that just changed, and the policy says what happens to it. Under each policy a
-/// deadline that the base TSC has reached meanwhile is due. That holds even if the vCPU's own TSC wrapped meanwhile and now
-/// reads less than the deadline.
+/// A count (one-shot, periodic) is an absolute VM time and keeps its meaning. So does a nanosecond deadline, unless it
+/// is to fire at once. A TSC deadline is in units that just changed, and the policy says what happens to it. Under each
+/// policy a deadline that the base TSC has reached meanwhile is due. That holds even if the vCPU's own TSC wrapped
+/// meanwhile and now reads less than the deadline.
 pub(crate) fn rearm(
     armed: Armed,
     tsc_adjust: TscAdjust,
@@ -23,8 +23,8 @@ pub(crate) fn rearm(
             let here = tsc_adjust.from_base(moment.tsc);
             let there = tsc_adjust.from_base(adjusted.tsc);
             let base = GuestTsc(moment.tsc.0.saturating_add(deadline.0.saturating_sub(here.0)));
-            // The deadline and both vCPU TSCs may have wrapped. So they are compared as distances from the base TSC, which
-            // does not wrap. The result is never 0, which would disarm the timer.
+            // The deadline and both vCPU TSCs may have wrapped. So they are compared as distances from the base TSC,
+            // which does not wrap. The result is never 0, which would disarm the timer.
             Armed::Tsc(GuestTsc(match policy {
                 DeadlinePolicy::Keep if base <= adjusted.tsc => deadline.0.min(there.0).max(1),
                 DeadlinePolicy::Keep => deadline.0,

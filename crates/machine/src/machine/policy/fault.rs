@@ -1,8 +1,8 @@
 //! Faults that are injected into restores and stops: bugs that real VMMs had.
 //!
 //! A fault changes one step of [`crate::machine::Machine::resume`] and nothing else, so that a change in the guest's
-//! behaviour is caused by it. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the step
-//! that it changes.
+//! behaviour is caused by it. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the
+//! step that it changes.
 
 use std::{fmt, time::Duration};
 

@@ -101,8 +101,8 @@ pub enum Event<'a> {
         /// Interrupts that came too early.
         early_wakes: u32,
     },
-    /// The host ran no vCPU for a while, without a pause having been requested. That is treated as a pause, which begins
-    /// here.
+    /// The host ran no vCPU for a while, without a pause having been requested. That is treated as a pause, which
+    /// begins here.
     HostStop {
         /// The gap's length, in nanoseconds of host time.
         gap_ns: u64,
