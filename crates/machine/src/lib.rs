@@ -73,6 +73,7 @@ pub mod x86;
 pub use machine::{
     Machine, audit, clock, config,
     config::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, host_fingerprint::HostFingerprint},
+    cpu_index::CpuIndex,
     dirty::SnapshotId,
     error::RunError,
     limits::MAX_CPUS,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use guest_abi::sites::Kind;
 use machine::{
-    BootOptions, HostEnvironment, Machine, Outputs, Pace, Place, RunError, Stepper, StopReason, TimeMode,
+    BootOptions, CpuIndex, HostEnvironment, Machine, Outputs, Pace, Place, RunError, Stepper, StopReason, TimeMode,
     audit::Handled, boot::Image, config::source::SourceChoice,
 };
 use vmtime::VmTime;
@@ -29,7 +29,7 @@ enum Mark {
 impl Mark {
     fn is_at(self, place: &Place) -> bool {
         match self {
-            Self::Tick(number) => place.cpu == 0 && place.timer_interrupts == number,
+            Self::Tick(number) => place.cpu == CpuIndex::FIRST && place.timer_interrupts == number,
             Self::Address(address) => place.rip == address,
         }
     }
@@ -122,7 +122,8 @@ impl Walk {
             )));
         }
         let cpus = usize::try_from(options.boot.cpus).unwrap_or(1);
-        let place = Place { cpu: 0, rip: 0, halted: false, operations: 0, timer_interrupts: 0, vm: VmTime(0) };
+        let place =
+            Place { cpu: CpuIndex::FIRST, rip: 0, halted: false, operations: 0, timer_interrupts: 0, vm: VmTime(0) };
         let track = Track {
             place,
             handled_at_entry: vec![0; cpus],
@@ -153,8 +154,8 @@ impl Walk {
         }
         // Only the CPU that is in its handler has a tick in the making, but `targets` counts one for each. The others
         // start at the ticks handled so far: a run then waits for one tick more than needed there, which does no harm.
-        for (cpu, handled) in (0..).zip(walk.handled_so_far()) {
-            if Some(cpu) != usize::try_from(walk.track.place.cpu).ok()
+        for (cpu, handled) in walk.handled_so_far().into_iter().enumerate() {
+            if cpu != walk.track.place.cpu.place()
                 && let Some(slot) = walk.track.handled_at_entry.get_mut(cpu)
             {
                 *slot = handled;
@@ -168,7 +169,9 @@ impl Walk {
         let before = number.saturating_sub(1);
         let stopped = self.stepper.run(Pace::Free, Some(BEGINS_WITHIN), |machine, cpu| {
             cancel.load(Ordering::Relaxed)
-                || (cpu == 0 && machine.timer_interrupts(0) >= before && (before != 0 || machine.has_timer_armed(0)))
+                || (cpu == CpuIndex::FIRST
+                    && machine.timer_interrupts(0) >= before
+                    && (before != 0 || machine.has_timer_armed(0)))
         })?;
         let what = format!("timer interrupt {number} of CPU 0");
         match stopped {
@@ -210,7 +213,7 @@ impl Walk {
     pub(super) fn step(&mut self, goal: &str) -> Result<(), SweepError> {
         let operations = self.track.place.operations;
         let place = self.stepper.step()?.map_err(|end| SweepError::GuestEnded { before: goal.to_owned(), end })?;
-        let cpu = usize::try_from(place.cpu).unwrap_or(0);
+        let cpu = place.cpu.place();
         let entered = self.track.timer_interrupts.get(cpu).is_some_and(|so_far| *so_far != place.timer_interrupts);
         if entered {
             let handled = self.handled_by(cpu);

@@ -297,7 +297,7 @@ impl Job<'_> {
         let place = walk.track.place;
         let point = |at: Vec<u64>, outcomes: Vec<Outcome>| Point {
             at,
-            cpu: place.cpu,
+            cpu: place.cpu.get(),
             address: place.rip,
             halted: place.halted,
             vm_ns: place.vm.0,

@@ -14,6 +14,7 @@ mod build;
 mod checkpoint;
 pub mod clock;
 pub mod config;
+pub mod cpu_index;
 pub mod dirty;
 pub mod error;
 mod inspect;

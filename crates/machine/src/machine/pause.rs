@@ -7,6 +7,7 @@ use vmtime::{HostTsc, Now};
 use super::{
     Machine,
     config::source::TscSource,
+    cpu_index::CpuIndex,
     error::RunError,
     paused::{BootTime, Paused},
     record::trace::Event,
@@ -44,7 +45,7 @@ impl Machine {
         if let Some(Paused { moment, .. }) = &self.paused {
             let now = Now::new(moment.tsc, moment.vm);
             let gap_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-            self.shared.event(0, now, &Event::HostStop { gap_ns });
+            self.shared.event(CpuIndex::FIRST, now, &Event::HostStop { gap_ns });
         }
         Ok(length)
     }

@@ -13,6 +13,7 @@ use vmtime::{Adjusted, DowntimePolicy, Khz, Now, Stood, VmTime};
 use super::{
     Machine,
     config::{TimeMode, source::TscSource},
+    cpu_index::CpuIndex,
     error::RunError,
     policy::{Policies, Restart, check_ratio, fault::InjectedFault},
     record::trace::Event,
@@ -102,7 +103,7 @@ impl Machine {
     fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {
         let source = self.shared.clock.lock().source();
         let now = Now::new(adjusted.tsc, adjusted.vm);
-        self.shared.event(0, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
+        self.shared.event(CpuIndex::FIRST, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
 
     fn trace_restore(&self, policies: &Policies, adjusted: &Adjusted, tsc_khz: Khz, in_flight: &InFlight) {

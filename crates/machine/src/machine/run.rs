@@ -7,6 +7,7 @@ use vmtime::{Now, TscAdjust, VmTime};
 use super::{
     Machine,
     config::LapicKind,
+    cpu_index::CpuIndex,
     error::RunError,
     policy::Policies,
     record::trace::Event,
@@ -39,7 +40,7 @@ impl Machine {
             (StopReason::Ended(end), _) => {
                 let now = self.shared.clock.lock().now(TscAdjust::ZERO);
                 let reason = end.message().unwrap_or_else(|| "done".to_owned());
-                self.shared.event(0, now, &Event::End { reason: &reason });
+                self.shared.event(CpuIndex::FIRST, now, &Event::End { reason: &reason });
                 Ok(StopReason::Ended(end))
             }
             (_, Some(gap)) => Ok(StopReason::HostStopped { length: self.stopped_by_host(gap)? }),
@@ -85,7 +86,7 @@ impl Machine {
         }
         let page = clock.page(TscAdjust::ZERO);
         drop(clock);
-        self.shared.event(0, now, &Event::Renew { page });
+        self.shared.event(CpuIndex::FIRST, now, &Event::Renew { page });
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use super::{
     audit::Handled,
     checkpoint::{Checkpoint, ram::RamCheckpoint},
     config::{HostEnvironment, TimeMode},
+    cpu_index::CpuIndex,
     error::RunError,
     policy::Policies,
     sched::round_robin::{Until, nothing_will_wake},
@@ -36,7 +37,7 @@ pub struct Stepper {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The vCPU that ran last.
-    pub cpu: u32,
+    pub cpu: CpuIndex,
     /// The instruction that it executes next.
     pub rip: u64,
     /// It halted and waits.
@@ -91,7 +92,7 @@ impl Stepper {
         &mut self,
         pace: Pace,
         limit: Option<VmTime>,
-        mut here: impl FnMut(&mut Machine, u32) -> bool,
+        mut here: impl FnMut(&mut Machine, CpuIndex) -> bool,
     ) -> Result<StopReason, RunError> {
         self.machine.shared.clock.lock().slept();
         loop {
@@ -133,7 +134,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn step(&mut self) -> Result<Result<Place, End>, RunError> {
-        let mut stepped = 0;
+        let mut stepped = CpuIndex::FIRST;
         let stopped = self.run(Pace::Step, None, |_, cpu| {
             stepped = cpu;
             true
@@ -146,13 +147,12 @@ impl Stepper {
     }
 
     /// Where vCPU number `cpu` is. Call after [`Self::step`].
-    fn place(&mut self, cpu: u32) -> Place {
+    fn place(&mut self, cpu: CpuIndex) -> Place {
         let clock = self.machine.shared.clock.lock();
         let (operations, vm) = (clock.operations(), clock.now(TscAdjust::ZERO).vm);
         drop(clock);
-        let index = usize::try_from(cpu).unwrap_or(usize::MAX);
         let nowhere = Place { cpu, rip: 0, halted: false, operations, timer_interrupts: 0, vm };
-        self.machine.vcpus.user_mut().get_mut(index).map_or(nowhere, |Cpu { vcpu, local }| Place {
+        cpu.of_mut(self.machine.vcpus.user_mut()).map_or(nowhere, |Cpu { vcpu, local }| Place {
             rip: vcpu.registers().rip,
             halted: local.halted,
             timer_interrupts: local.timer_interrupts,

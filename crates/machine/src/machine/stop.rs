@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vmtime::Length;
 
+use super::cpu_index::CpuIndex;
 use crate::devices::GuestExit;
 
 /// Why the vCPUs stopped.
@@ -50,7 +51,7 @@ impl StopReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
     /// Its number.
-    pub cpu: u32,
+    pub cpu: CpuIndex,
     /// The linear address of its next instruction.
     pub address: u64,
 }
@@ -63,7 +64,7 @@ pub enum End {
     /// Triple fault of this vCPU.
     TripleFault {
         /// Its number.
-        cpu: u32,
+        cpu: CpuIndex,
     },
     /// HLT with interrupts off: nothing can wake it. The address is that after the HLT.
     HaltedForever(At),
@@ -128,7 +129,7 @@ mod tests {
     // Catches: the end of the guest on one vCPU, or the VM time reached, lost because another vCPU stopped for less.
     #[test]
     fn the_strongest_reason_of_two_vcpus_is_the_machines() {
-        let ended = |cpu| StopReason::Ended(End::TripleFault { cpu });
+        let ended = |cpu| StopReason::Ended(End::TripleFault { cpu: CpuIndex::new(cpu) });
         for other in [StopReason::Reached, StopReason::Requested] {
             assert_eq!(ended(0).or(other.clone()), ended(0));
             assert_eq!(other.or(ended(0)), ended(0));

@@ -11,6 +11,7 @@ use super::{
         BootOptions, HostEnvironment, LapicKind, TimeMode, first_vm_probe,
         source::{self, Chosen, Guest, SourceChoice},
     },
+    cpu_index::CpuIndex,
     error::RunError,
     kvm_lapic::{self, KvmCpu},
     paused::StoppedTsc,
@@ -67,7 +68,7 @@ pub(crate) struct Wanted<'a> {
 /// What a vCPU's timer and kvmclock page were at a stop, or are after it.
 pub(crate) struct InFlight {
     /// The vCPU.
-    pub cpu: u32,
+    pub cpu: CpuIndex,
     /// Version of its kvmclock page.
     pub page_version: u32,
     /// What its timer waits for, if it waits.
@@ -292,7 +293,7 @@ impl Wanted<'_> {
 }
 
 impl InFlight {
-    fn new(cpu: u32, page_version: u32, armed: Armed) -> Self {
+    fn new(cpu: CpuIndex, page_version: u32, armed: Armed) -> Self {
         Self { cpu, page_version, armed: (armed != Armed::Disarmed).then_some(armed) }
     }
 

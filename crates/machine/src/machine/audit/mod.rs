@@ -192,9 +192,9 @@ impl TickAudit {
         self.tally.intervals = Intervals::default();
     }
 
-    /// The host injected the timer interrupt of the CPU whose ring is number `cpu` (guests number their CPUs as they come) at this VM time, by
+    /// The host injected the timer interrupt of the CPU whose ring is number `ring` (guests number their CPUs as they come) at this VM time, by
     /// its own account; `due`: for when the timer was armed, if it waited for that.
-    pub fn injected(&mut self, cpu: u32, at: VmTime, due: Option<VmTime>) {
+    pub fn injected(&mut self, ring: usize, at: VmTime, due: Option<VmTime>) {
         self.timer.interrupts = self.timer.interrupts.saturating_add(1);
         if let Some(due) = due {
             match at.0.checked_sub(due.0) {
@@ -204,7 +204,7 @@ impl TickAudit {
                 late => self.timer.late.add(late.unwrap_or(0)),
             }
         }
-        let Some(ring) = usize::try_from(cpu).ok().and_then(|cpu| self.rings.get_mut(cpu)) else { return };
+        let Some(ring) = self.rings.get_mut(ring) else { return };
         if ring.injections.len() == MAX_UNCLAIMED {
             ring.injections.pop_front();
         }

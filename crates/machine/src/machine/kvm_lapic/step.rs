@@ -9,6 +9,7 @@ use crate::{
     host::kick::KickTimer,
     kvm::{Vcpu, state::MpState},
     machine::{
+        cpu_index::CpuIndex,
         error::RunError,
         shared::Shared,
         stop::{End, StopReason},
@@ -29,7 +30,7 @@ pub fn run(
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<StopReason, RunError> {
-    let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index)) };
+    let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index.get())) };
     // The kvm_run page of a vCPU whose state was just set does not show that state yet. Draining fills it.
     cpu.drain(shared)?;
     let _binding = cpu.vcpu.bind();
@@ -88,7 +89,7 @@ fn step(
         return Ok(Some(StopReason::Ended(End::Guest(exit))));
     }
     if let Some(timer) = timer {
-        if cpu.index == 0 {
+        if cpu.index == CpuIndex::FIRST {
             shared.read_rings();
         }
         if shared.vcpus.len() == 1 && halted_for_ever(&mut cpu.vcpu)? {

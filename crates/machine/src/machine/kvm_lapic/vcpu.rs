@@ -9,6 +9,7 @@ use crate::{
     boot::cpuid::Offer,
     kvm::{Bus, GpFault, Vcpu, Vm},
     machine::{
+        cpu_index::CpuIndex,
         error::RunError,
         record::trace::Event,
         shared::Shared,
@@ -20,7 +21,7 @@ use crate::{
 /// One vCPU.
 pub struct KvmCpu {
     /// Its number.
-    pub index: u32,
+    pub index: CpuIndex,
     /// KVM's vCPU.
     pub vcpu: Vcpu,
     /// The state of KVM's LAPIC when the machine stopped; none while it runs and before it first does.
@@ -39,10 +40,11 @@ pub fn boot(
 ) -> Result<(Vec<KvmCpu>, Vec<Vec<Leaf>>), RunError> {
     let mut cpus = Vec::new();
     let mut cpuids = Vec::new();
-    for index in 0..offer.cpus {
-        let seen = choose::leaves(supported, offer, index);
-        let mut vcpu = Vcpu::new(vm, index, &seen)?;
-        if index == 0 {
+    for number in 0..offer.cpus {
+        let index = CpuIndex::new(number);
+        let seen = choose::leaves(supported, offer, number);
+        let mut vcpu = Vcpu::new(vm, number, &seen)?;
+        if index == CpuIndex::FIRST {
             vcpu.set_flat_32bit_entry(entry)?;
         }
         cpus.push(KvmCpu { index, vcpu, frozen: None, new: false });
@@ -54,12 +56,12 @@ pub fn boot(
 /// The vCPUs as they were saved; their LAPICs follow when the machine is resumed.
 pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> {
     let mut cpus = Vec::new();
-    for (index, KvmCpuState { cpuid, kvm, lapic }) in (0u32..).zip(saved) {
+    for (index, KvmCpuState { cpuid, kvm, lapic }) in CpuIndex::all().zip(saved) {
         if matches!(lapic.armed, Armed::Ns(_)) {
             return Err(RunError::BadState(format!("cpu {index}: KVM's LAPIC has no nanosecond deadline")));
         }
         let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
-        let mut vcpu = Vcpu::new(vm, index, cpuid).map_err(bad)?;
+        let mut vcpu = Vcpu::new(vm, index.get(), cpuid).map_err(bad)?;
         vcpu.set_state(kvm).map_err(bad)?;
         cpus.push(KvmCpu { index, vcpu, frozen: Some(lapic.clone()), new: true });
     }
@@ -99,7 +101,7 @@ impl KvmCpu {
 
 /// What still exits: ports, memory that is not there, MSRs that KVM does not have or that are kept from it.
 pub(crate) struct KvmLapicBus<'a> {
-    pub index: u32,
+    pub index: CpuIndex,
     pub shared: &'a Shared,
 }
 

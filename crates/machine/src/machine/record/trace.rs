@@ -11,7 +11,7 @@ use serde::Serialize;
 use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
 
 use crate::{
-    machine::{error::RunError, lock::Ranked},
+    machine::{cpu_index::CpuIndex, error::RunError, lock::Ranked},
     output::{FinishLimit, Outlet, Sink, WhenFull},
 };
 
@@ -155,7 +155,7 @@ struct Line<'a> {
     vm_ns: VmTime,
     #[serde(skip_serializing_if = "Option::is_none")]
     host_tsc: Option<HostTsc>,
-    cpu: u32,
+    cpu: CpuIndex,
     #[serde(flatten)]
     event: &'a Event<'a>,
 }
@@ -206,7 +206,7 @@ impl Trace {
     }
 
     /// Writes one line.
-    pub fn event(&self, cpu: u32, now: Now, host_tsc: Option<HostTsc>, event: &Event<'_>) {
+    pub fn event(&self, cpu: CpuIndex, now: Now, host_tsc: Option<HostTsc>, event: &Event<'_>) {
         let Some((_, output)) = &self.file else { return };
         let line = Line { tsc: now.tsc, vm_ns: now.vm, host_tsc, cpu, event };
         match &mut *output.lock() {

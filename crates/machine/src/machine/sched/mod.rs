@@ -87,7 +87,7 @@ pub(crate) fn run(
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<StopReason, RunError> {
-    let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index)) };
+    let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index.get())) };
     let doorbell = &vcpu_shared.doorbell;
     // A vCPU whose state was just set has nothing in the shared page yet.
     cpu.drain(shared)?;

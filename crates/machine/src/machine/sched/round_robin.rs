@@ -7,6 +7,7 @@ use oorandom::Rand32;
 use vmtime::GuestTsc;
 
 use crate::machine::{
+    cpu_index::CpuIndex,
     error::RunError,
     shared::Shared,
     stop::{At, End, StopReason},
@@ -141,7 +142,7 @@ impl RoundRobin {
 /// The end of a guest whose vCPUs are all idle, where no timer is armed and no request can come.
 pub(crate) fn nothing_will_wake(cpus: &mut [Cpu]) -> End {
     let address = cpus.first_mut().map_or(0, |cpu| cpu.vcpu.registers().linear_rip);
-    End::NothingWillWake(At { cpu: 0, address })
+    End::NothingWillWake(At { cpu: CpuIndex::FIRST, address })
 }
 
 /// One of those that are not idle. One CPU draws nothing, so that its runs do not depend on the seed.

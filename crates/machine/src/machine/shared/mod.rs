@@ -33,6 +33,7 @@ use super::{
     audit::{ClockAccount, Handled, TickAudit},
     clock::Clock,
     config::LapicKind,
+    cpu_index::CpuIndex,
     lock::{Guard, Ranked},
     record::{
         counters::Counters,
@@ -145,7 +146,7 @@ impl Shared {
     }
 
     /// Traces an event at `now`.
-    pub(crate) fn event(&self, cpu: u32, now: Now, event: &Event<'_>) {
+    pub(crate) fn event(&self, cpu: CpuIndex, now: Now, event: &Event<'_>) {
         if self.trace.is_on() {
             let host = self.clock.lock().host_tsc();
             self.trace.event(cpu, now, host, event);
@@ -166,7 +167,7 @@ impl Shared {
     }
 
     fn trace_tick(&self, handled: &Handled) {
-        let Handled { cpu, record, host } = handled;
+        let Handled { cpu: ring, record, host } = handled;
         let now = Now::new(GuestTsc(record.fired_tsc), VmTime(record.fired_ns));
         let tick = Event::Tick {
             seq: record.seq,
@@ -175,12 +176,13 @@ impl Shared {
             host_ns: host.map(|host| host.0),
             early_wakes: record.early_wakes,
         };
-        self.event(u32::try_from(*cpu).unwrap_or(u32::MAX), now, &tick);
+        // The guest says no other number of the CPU than that of its ring.
+        self.event(CpuIndex::at(*ring), now, &tick);
     }
 
     /// Where vCPU `index` is reached.
-    pub(crate) fn vcpu(&self, index: u32) -> Option<&VcpuShared> {
-        usize::try_from(index).ok().and_then(|index| self.vcpus.get(index))
+    pub(crate) fn vcpu(&self, index: CpuIndex) -> Option<&VcpuShared> {
+        index.of(&self.vcpus)
     }
 
     /// The patched site at `address`, unless the guest has overwritten it: then what stands there is the guest's own.
@@ -192,7 +194,7 @@ impl Shared {
     }
 
     /// Notes that vCPU `index` may run, before it looks for messages.
-    pub(crate) fn hears(&self, index: u32) {
+    pub(crate) fn hears(&self, index: CpuIndex) {
         if let Some(vcpu_shared) = self.vcpu(index) {
             *vcpu_shared.unwakeable.lock() = None;
         }
@@ -200,13 +202,13 @@ impl Shared {
 
     /// Notes that vCPU `index` hears nothing but messages. The machine's end, if that is so of all and there are none:
     /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
-    pub(crate) fn deafened(&self, index: u32, why: Unwakeable) -> Option<End> {
+    pub(crate) fn deafened(&self, index: CpuIndex, why: Unwakeable) -> Option<End> {
         let vcpu_shared = self.vcpu(index)?;
         *vcpu_shared.unwakeable.lock() = Some(why);
         let all: Option<Vec<Unwakeable>> =
             self.vcpus.iter().map(|vcpu_shared| *vcpu_shared.unwakeable.lock()).collect();
         let all = all.filter(|_| self.vcpus.iter().all(|vcpu_shared| vcpu_shared.inbox.lock().is_empty()))?;
-        let halted = (0u32..).zip(all).find_map(|(cpu, unwakeable)| match unwakeable {
+        let halted = CpuIndex::all().zip(all).find_map(|(cpu, unwakeable)| match unwakeable {
             Unwakeable::Halted { address } => Some(End::HaltedForever(At { cpu, address })),
             Unwakeable::Parked => None,
         });
@@ -215,17 +217,16 @@ impl Shared {
 
     /// The tick ring of vCPU `index`: guests number their CPUs as they come, and keep both rings and kvmclock pages in that
     /// order.
-    pub(crate) fn ring_of(&self, index: u32) -> u32 {
+    pub(crate) fn ring_of(&self, index: CpuIndex) -> usize {
         rank(&self.vcpus, index)
     }
 
     /// Of the vCPU with tick ring number `ring`.
     pub(crate) fn tsc_adjust_of(&self, ring: usize) -> TscAdjust {
-        let of = |(index, vcpu_shared): (u32, &VcpuShared)| {
-            (usize::try_from(self.ring_of(index)).is_ok_and(|of| of == ring))
-                .then(|| TscAdjust(vcpu_shared.tsc_adjust.load(Ordering::Relaxed)))
+        let of = |(index, vcpu_shared): (CpuIndex, &VcpuShared)| {
+            (self.ring_of(index) == ring).then(|| TscAdjust(vcpu_shared.tsc_adjust.load(Ordering::Relaxed)))
         };
-        (0..).zip(&self.vcpus).find_map(of).unwrap_or_default()
+        CpuIndex::all().zip(&self.vcpus).find_map(of).unwrap_or_default()
     }
 
     /// Makes every vCPU come back at its next boundary.

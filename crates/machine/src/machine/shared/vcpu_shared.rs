@@ -8,7 +8,7 @@ use std::sync::{
 use vlapic::{Inbox, Route};
 
 use super::{doorbell::Doorbell, host_stop::LastRun};
-use crate::machine::lock::Ranked;
+use crate::machine::{cpu_index::CpuIndex, lock::Ranked};
 
 /// Where one vCPU is reached.
 #[derive(Default)]
@@ -42,14 +42,13 @@ pub(crate) enum Unwakeable {
 }
 
 /// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
-pub(super) fn rank(vcpus: &[VcpuShared], index: u32) -> u32 {
+pub(super) fn rank(vcpus: &[VcpuShared], index: CpuIndex) -> usize {
     let page = |vcpu_shared: &VcpuShared| vcpu_shared.page.load(Ordering::Relaxed);
-    let own = usize::try_from(index).ok().and_then(|index| vcpus.get(index)).map_or(0, page);
+    let own = index.of(vcpus).map_or(0, page);
     if own == 0 {
-        return index;
+        return index.place();
     }
-    let before = vcpus.iter().map(page).filter(|page| (1..own).contains(page)).count();
-    u32::try_from(before).unwrap_or(index)
+    vcpus.iter().map(page).filter(|page| (1..own).contains(page)).count()
 }
 
 #[cfg(test)]
@@ -59,10 +58,10 @@ mod tests {
     #[test]
     fn rings_are_in_the_order_of_the_pages() {
         let vcpus: Vec<VcpuShared> = (0..4).map(|_| VcpuShared::default()).collect();
-        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 1, 2, 3]);
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, CpuIndex::new(index))), [0, 1, 2, 3]);
         for (vcpu_shared, page) in vcpus.iter().zip([0x1000, 0x1080, 0x1040, 0x10c0]) {
             vcpu_shared.page.store(page, Ordering::Relaxed);
         }
-        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, index)), [0, 2, 1, 3]);
+        assert_eq!([0, 1, 2, 3].map(|index| rank(&vcpus, CpuIndex::new(index))), [0, 2, 1, 3]);
     }
 }

@@ -16,6 +16,7 @@ use super::{
         first_vm_probe::FirstVmProbe,
         source::{Chosen, TscSource},
     },
+    cpu_index::CpuIndex,
     error::RunError,
     shared::Ram,
     state::CpuState,
@@ -53,23 +54,24 @@ pub(crate) fn boot(
     };
     let mut cpus = Vec::new();
     let mut leaves = Vec::new();
-    for index in 0..options.cpus {
-        let seen = cpuid::leaves(probe.env.supported()?, &offer, index);
+    for number in 0..options.cpus {
+        let index = CpuIndex::new(number);
+        let seen = cpuid::leaves(probe.env.supported()?, &offer, number);
         let config = vlapic::Config {
-            id: index,
-            bsp: index == 0,
+            id: number,
+            bsp: index == CpuIndex::FIRST,
             x2apic: offer.x2apic,
             tsc_deadline: offer.tsc_deadline,
             ns_deadline: offer.ns_deadline,
             physical_bits: cpuid::physical_bits(&seen),
         };
-        let mut vcpu = probe.vcpu(vm, index, &seen, entry.rip)?;
+        let mut vcpu = probe.vcpu(vm, number, &seen, entry.rip)?;
         let mut apic = LocalApic::new(config);
-        if entry.pc && index == 0 {
+        if entry.pc && index == CpuIndex::FIRST {
             apic = apic.in_virtual_wire_mode();
         }
         vcpu.set_apic_base_at_reset(apic.apic_base())?;
-        if index == 0 {
+        if index == CpuIndex::FIRST {
             vcpu.set_flat_32bit_entry(entry)?;
         }
         leaves.push(seen);
@@ -79,7 +81,7 @@ pub(crate) fn boot(
             pvclock: Registration::default(),
             pv_eoi: offer.pv_eoi.then(PvEoi::default),
             tsc_adjust: TscAdjust::ZERO,
-            phase: if index == 0 { Phase::Running } else { Phase::WaitForSipi },
+            phase: if index == CpuIndex::FIRST { Phase::Running } else { Phase::WaitForSipi },
             halted: false,
             nmi: false,
             timer_interrupts: 0,
@@ -147,12 +149,12 @@ pub(crate) fn restore(
     saved: &[CpuState],
 ) -> Result<Vec<Cpu>, RunError> {
     let mut cpus = Vec::new();
-    for (index, cpu) in (0u32..).zip(saved) {
+    for (index, cpu) in CpuIndex::all().zip(saved) {
         let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
             cpu;
         let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
         // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
-        let mut vcpu = probe.vcpu(vm, index, seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
+        let mut vcpu = probe.vcpu(vm, index.get(), seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
         vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
         let config = vlapic::Config::from_state(*apic_config, cpuid::physical_bits(seen));
         let local = Local {

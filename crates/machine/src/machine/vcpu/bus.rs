@@ -15,6 +15,7 @@ use crate::{
     devices::Devices,
     kvm::{Bus, GpFault},
     machine::{
+        cpu_index::CpuIndex,
         record::trace::Event,
         shared::{Ram, Shared},
     },
@@ -78,7 +79,7 @@ impl<'a> VcpuBus<'a> {
 
     /// After an access of `port` the first CPU, whose LINT0 the 8259 pair drives, looks again.
     fn tell_first_cpu(&self, port: u16) {
-        if self.local.index != 0
+        if self.local.index != CpuIndex::FIRST
             && Devices::may_change_interrupts(port)
             && let Some(vcpu_shared) = self.shared.vcpus.first()
         {

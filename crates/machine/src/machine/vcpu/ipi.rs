@@ -15,14 +15,9 @@ use crate::machine::{
     shared::{Shared, VcpuShared},
 };
 
-/// Where `local` is reached.
-fn vcpu_shared<'a>(shared: &'a Shared, local: &Local) -> Option<&'a VcpuShared> {
-    usize::try_from(local.index).ok().and_then(|index| shared.vcpus.get(index))
-}
-
 /// Makes the table say what `local`'s LAPIC answers to.
 pub(crate) fn publish_route(shared: &Shared, local: &Local) {
-    if let Some(vcpu_shared) = vcpu_shared(shared, local) {
+    if let Some(vcpu_shared) = shared.vcpu(local.index) {
         *vcpu_shared.route.lock() = Some(local.apic.route());
     }
 }
@@ -30,7 +25,7 @@ pub(crate) fn publish_route(shared: &Shared, local: &Local) {
 /// Sends `ipi` from `local`.
 pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
     publish_route(shared, local);
-    let own = usize::try_from(local.index).unwrap_or(usize::MAX);
+    let own = local.index.place();
     let route = |vcpu_shared: &VcpuShared| -> Option<Route> { *vcpu_shared.route.lock() };
     let mut targets: Vec<(usize, Route)> = shared
         .vcpus
@@ -56,7 +51,7 @@ pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
 /// Takes what waits for `cpu`.
 pub(crate) fn receive(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     loop {
-        let Some(vcpu_shared) = vcpu_shared(shared, &cpu.local) else { return Ok(()) };
+        let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Ok(()) };
         let Some(ipi) = vcpu_shared.inbox.lock().take() else { return Ok(()) };
         let delivery = cpu.local.apic.deliver(&ipi);
         carry_out(cpu, shared, delivery)?;
@@ -123,7 +118,7 @@ fn init(local: &mut Local, shared: &Shared) {
     // (SDM vol. 3, "MP Initialization Protocol Algorithm").
     *phase = if apic.config().bsp { Phase::Running } else { Phase::WaitForSipi };
     (*halted, *nmi, *sti_shadow) = (false, false, false);
-    if let Some(vcpu_shared) = vcpu_shared(shared, local) {
+    if let Some(vcpu_shared) = shared.vcpu(local.index) {
         vcpu_shared.page.store(0, Ordering::Relaxed);
     }
     publish_route(shared, local);

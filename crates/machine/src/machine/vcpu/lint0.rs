@@ -7,11 +7,11 @@ use vlapic::LocalSource;
 use vmtime::{GuestTsc, Now};
 
 use super::{Cpu, Local, ipi};
-use crate::machine::{clock::Clock, error::RunError, shared::Shared};
+use crate::machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
 
 /// Gives `cpu`, if it is the first, the level of the line at `now`.
 pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
-    if cpu.local.index != 0 {
+    if cpu.local.index != CpuIndex::FIRST {
         return Ok(());
     }
     let level = {
@@ -34,7 +34,7 @@ pub(crate) fn acknowledge(local: &mut Local, shared: &Shared) -> u8 {
 
 /// The base TSC at which the line can next ask something of this CPU; none if nothing is to be waited for.
 pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
-    if local.index != 0 || !local.apic.heeds_lint0() {
+    if local.index != CpuIndex::FIRST || !local.apic.heeds_lint0() {
         return None;
     }
     let devices = shared.devices.lock();

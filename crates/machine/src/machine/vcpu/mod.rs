@@ -15,7 +15,7 @@ use vlapic::{Deadline, LocalApic};
 use vmtime::{HostTsc, Now, TscAdjust, VmTime};
 
 use self::bus::{Changed, VcpuBus};
-use super::{clock::Clock, error::RunError, shared::Shared};
+use super::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
 use crate::kvm::Vcpu;
 
 /// One vCPU.
@@ -41,7 +41,7 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Local {
     /// Its number.
-    pub index: u32,
+    pub index: CpuIndex,
     /// Its LAPIC.
     pub apic: LocalApic,
     /// Its kvmclock page.

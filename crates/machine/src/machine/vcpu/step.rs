@@ -12,6 +12,7 @@ use crate::{
     kvm::{self, Exit, Vcpu},
     machine::{
         config::TimeMode,
+        cpu_index::CpuIndex,
         error::RunError,
         record::trace::Event,
         shared::{Shared, Unwakeable},
@@ -33,7 +34,7 @@ pub(crate) enum Stepped {
     /// The guest ran on this vCPU up to an exit of its own: an operation, HLT or a debug exit.
     Ran {
         /// The vCPU's number.
-        cpu: u32,
+        cpu: CpuIndex,
     },
     /// Nothing to act on: a kick or an open interrupt window ended KVM_RUN, or kept it from being called. In the round robin
     /// also: the vCPU is idle, or VM time advanced to the next deadline. Step again.
@@ -283,7 +284,12 @@ fn handle(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, Run
 }
 
 /// The end that an exit of vCPU number `cpu` means which nothing can be done about; none for the others.
-pub(crate) fn cannot_go_on(cpu: u32, vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
+pub(crate) fn cannot_go_on(
+    cpu: CpuIndex,
+    vcpu: &mut Vcpu,
+    shared: &Shared,
+    exit: Exit,
+) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) | Exit::Halt | Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
         Exit::Shutdown => Ok(Some(End::TripleFault { cpu })),
@@ -305,7 +311,7 @@ pub(crate) fn cannot_go_on(cpu: u32, vcpu: &mut Vcpu, shared: &Shared, exit: Exi
     }
 }
 
-fn cannot_execute(cpu: u32, vcpu: &mut Vcpu, shared: &Shared, reason: String) -> Result<End, RunError> {
+fn cannot_execute(cpu: CpuIndex, vcpu: &mut Vcpu, shared: &Shared, reason: String) -> Result<End, RunError> {
     let at = at(cpu, vcpu);
     let bytes = single_step::instruction_at(vcpu, shared, at.address)?;
     if bytes.is_empty() {
@@ -316,7 +322,7 @@ fn cannot_execute(cpu: u32, vcpu: &mut Vcpu, shared: &Shared, reason: String) ->
 }
 
 /// Where vCPU number `cpu` is, as of the last exit.
-pub(crate) fn at(cpu: u32, vcpu: &mut Vcpu) -> At {
+pub(crate) fn at(cpu: CpuIndex, vcpu: &mut Vcpu) -> At {
     At { cpu, address: vcpu.registers().linear_rip }
 }
 
