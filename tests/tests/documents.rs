@@ -244,6 +244,7 @@ pages! {
     performance: "docs/performance.md",
     results: "docs/results.md",
     snapshot_format: "docs/snapshot-format.md",
+    stock_kvm: "docs/stock-kvm.md",
     study: "docs/study/README.md",
     sweep: "docs/sweep.md",
     virtual_time: "docs/virtual-time.md",
