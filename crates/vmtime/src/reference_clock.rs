@@ -150,6 +150,23 @@ mod tests {
     }
 
     #[test]
+    fn a_stretch_begins_where_the_guest_goes_on() {
+        let mut clock = ReferenceClock::start(VmTime(10), GuestTsc(100), khz(3_000_000));
+        assert_eq!(clock.begins(), GuestTsc(100));
+        clock.rebase(GuestTsc(400), 0, GuestTsc(70), khz(3_000_000));
+        assert_eq!((clock.begins(), clock.at(GuestTsc(70))), (GuestTsc(70), VmTime(110)));
+    }
+
+    /// A whole nanosecond is no fraction of one: there is one way to write each instant. Nothing is divided by 0.
+    #[test]
+    fn a_part_is_less_than_one() {
+        assert_eq!(Part::try_from(RawPart { num: 2, den: 3 }), Ok(Part { num: 2, den: 3 }));
+        for (num, den) in [(3, 3), (4, 3), (0, 0)] {
+            assert_eq!(Part::try_from(RawPart { num, den }), Err(BadPart { num, den }));
+        }
+    }
+
+    #[test]
     fn arbitrary_frequencies_round_below_a_billionth() {
         // Neighbouring primes: the common denominator outgrows 64 bits at the third.
         let primes = [2_600_011, 2_600_021, 2_600_033, 2_600_047, 2_600_081, 2_600_083];

@@ -141,6 +141,11 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_frequency_is_shown_with_its_unit() {
+        assert_eq!(Khz::MIN.to_string(), "10000 kHz");
+    }
+
     proptest! {
         /// A write of IA32_TSC, wherever base and value lie.
         #[test]

@@ -306,8 +306,10 @@ fn values_that_are_no_word_fault_and_change_nothing() {
         assert_eq!(bench.pv_eoi.write_msr(value, &bench.ram), Err(fault));
         assert_eq!(bench.pv_eoi.read_msr(), WORDS[0] | ENABLE);
     }
+    assert_eq!(bench.pv_eoi.address(), Some(WORDS[0]));
     // Disabled, any aligned value is one.
     bench.register(!3);
+    assert_eq!(bench.pv_eoi.address(), None);
 }
 
 #[test]

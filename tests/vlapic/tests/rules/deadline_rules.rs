@@ -6,6 +6,9 @@ use vlapic::Deadline;
 
 use super::*;
 
+/// The class of [`VECTOR`].
+const VECTOR_CLASS: u8 = 0xe0;
+
 /// SDM, "TSC-Deadline Mode": a write of a non-zero value arms the timer, which interrupts once the TSC has got there.
 #[test]
 fn a_deadline_write_arms() {
@@ -221,6 +224,46 @@ fn a_timer_with_an_illegal_vector_is_a_receive_error() {
         bench.apic.advance(at(10));
         assert_eq!((bench.apic.pending(), bench.esr()), (None, 1 << 6));
     }
+}
+
+/// A vCPU that ends its interrupt without an exit (paravirtual EOI) is then open for what that interrupt kept out.
+#[test]
+fn a_wake_after_the_end_is_what_the_interrupt_in_service_keeps_out() {
+    for mut bench in Bench::timers(DEADLINE) {
+        bench.wrmsr(TSC_DEADLINE, 3000, at(0));
+        let wake = bench.apic.next_wake();
+        assert!(wake.is_some());
+        bench.fixed(VECTOR_CLASS | 0xf);
+        bench.apic.acknowledge(VECTOR_CLASS | 0xf);
+        assert_eq!((bench.apic.next_wake(), bench.apic.next_wake_after_end()), (None, wake));
+        bench.write(TPR, u32::from(VECTOR_CLASS), at(1));
+        assert_eq!(bench.apic.next_wake_after_end(), None, "TPR stays");
+    }
+}
+
+/// What a VMM asks when it injects, and when it restores.
+#[test]
+fn the_timer_entry_can_be_asked_for() {
+    for mut bench in Bench::timers(DEADLINE) {
+        assert_eq!((bench.apic.timer_vector(), bench.apic.in_deadline_mode()), (0xec, true));
+        for mode in [ONE_SHOT, PERIODIC] {
+            bench.write(LVTT, mode | 0x45, at(0));
+            assert_eq!((bench.apic.timer_vector(), bench.apic.in_deadline_mode()), (0x45, false));
+        }
+    }
+}
+
+/// Of the reserved mode 11b a CPU without deadlines has bit 17 alone: periodic mode.
+#[test]
+fn a_reserved_bit_of_the_mode_is_dropped_at_the_page() {
+    let mut bench = Bench::reset(Config { tsc_deadline: false, ns_deadline: false, ..ALL });
+    bench.write(SVR, 0x1ff, at(0));
+    bench.write(LVTT, PERIODIC | DEADLINE | VECTOR, at(0));
+    assert_eq!(bench.read(LVTT, at(0)), PERIODIC | VECTOR);
+    // With deadlines no one bit of it is the reserved one: the mode stays.
+    let mut bench = Bench::xapic();
+    bench.write(LVTT, PERIODIC | DEADLINE | VECTOR, at(0));
+    assert_eq!(bench.read(LVTT, at(0)), ONE_SHOT | VECTOR);
 }
 
 /// A halted CPU waits only for what can enter it.

@@ -55,6 +55,25 @@ fn the_page_answers_four_bytes_at_a_register() {
     assert_eq!(bench.esr(), 0);
 }
 
+#[test]
+fn what_lies_behind_the_page_is_no_register() {
+    let mut bench = Bench::xapic();
+    bench.apic.mmio_read(0x1000, &mut [0; 4], at(0));
+    bench.apic.mmio_write(0x1000, &[0; 4], at(0));
+    assert_eq!(bench.esr(), 0, "it is not even an illegal one");
+    bench.apic.mmio_write(0xff0, &[0; 4], at(0));
+    assert_eq!(bench.esr(), 1 << 7);
+}
+
+#[test]
+fn the_base_msr_reads_in_every_mode() {
+    let mut bench = Bench::reset(ALL);
+    for value in [0xfee0_0900, 0xfee0_0d00, 0xfee0_0000] {
+        bench.wrmsr(APIC_BASE, value, at(0));
+        assert_eq!(bench.rdmsr(APIC_BASE, at(0)), value);
+    }
+}
+
 /// SDM vol. 3, "x2APIC Register Address Space": the page is gone in x2APIC mode, the MSRs exist in no other.
 #[test]
 fn one_door_at_a_time() {

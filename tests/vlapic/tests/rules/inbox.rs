@@ -145,3 +145,14 @@ fn what_does_nothing_is_not_kept() {
     inbox.post(&Ipi { assert: false, trigger: Trigger::Level, ..message(DeliveryMode::Init, 0) });
     assert!(inbox.is_empty());
 }
+
+#[test]
+fn an_inbox_is_empty_until_a_message_waits() {
+    let mut inbox = Inbox::default();
+    assert!(inbox.is_empty());
+    inbox.post(&message(DeliveryMode::Smi, 0));
+    assert!(inbox.is_empty(), "an SMI does nothing here");
+    inbox.post(&message(DeliveryMode::Fixed, 0x51));
+    assert!(!inbox.is_empty());
+    assert!(inbox.take().is_some() && inbox.is_empty());
+}

@@ -1,6 +1,6 @@
 //! Acceptance, priority, EOI, errors, software disable and IPIs.
 
-use vlapic::{DeliveryMode, Destination, Ipi, Trigger};
+use vlapic::{Delivery, DeliveryMode, Destination, Ipi, LocalSource, Trigger};
 
 use super::*;
 
@@ -54,6 +54,53 @@ fn what_was_not_requested_cannot_be_acknowledged() {
 }
 
 /// SDM vol. 3, "Valid Interrupt Vectors".
+/// SDM vol. 3, "Valid Interrupt Vectors": 16 is the first that is no error, wherever it comes from.
+#[test]
+fn sixteen_is_the_first_legal_vector() {
+    for mut bench in [Bench::xapic(), Bench::x2apic()] {
+        bench.fixed(16);
+        assert_eq!(bench.interrupts(at(0)), 1, "a message");
+        bench.write(ICR, 1 << 18 | 16, at(0));
+        assert_eq!(bench.interrupts(at(0)), 1, "a message to itself");
+        bench.write(LVT_ERROR, 16, at(0));
+        assert_eq!(bench.apic.local(LocalSource::Error, true), Delivery::Accepted);
+        assert_eq!((bench.interrupts(at(0)), bench.esr()), (1, 0), "the error entry");
+    }
+}
+
+/// Paravirtual EOI ends an interrupt without a write. That may be done only where the write would change nothing but ISR.
+#[test]
+fn an_end_is_silent_if_nothing_waits_for_it() {
+    for mut bench in [Bench::xapic(), Bench::x2apic()] {
+        assert_eq!(bench.apic.silent_end(), None, "nothing is in service");
+        bench.fixed(0x51);
+        assert_eq!(bench.apic.silent_end(), None, "requested only");
+        bench.apic.acknowledge(0x51);
+        assert_eq!(bench.apic.silent_end(), Some(0x51));
+        bench.fixed(0x41);
+        assert_eq!(bench.apic.silent_end(), None, "another is requested");
+        bench.fixed(0x61);
+        bench.apic.acknowledge(0x61);
+        bench.write(EOI, 0, at(0));
+        bench.write(EOI, 0, at(0));
+        bench.apic.acknowledge(0x41);
+        bench.fixed(0x61);
+        bench.apic.acknowledge(0x61);
+        assert_eq!(bench.apic.silent_end(), None, "another is in service");
+
+        bench.apic.end_silently(0x41);
+        assert_eq!(bench.read(ISR + 0x30, at(0)), 1 << 1, "not the highest in service: nothing happens");
+        bench.apic.end_silently(0x61);
+        assert_eq!((bench.read(ISR + 0x30, at(0)), bench.apic.silent_end()), (0, Some(0x41)));
+        bench.apic.end_silently(0x41);
+        assert_eq!(bench.read(ISR + 0x20, at(0)), 0);
+
+        bench.apic.accept(Interrupt { vector: 0x71, level: true });
+        bench.apic.acknowledge(0x71);
+        assert_eq!(bench.apic.silent_end(), None, "level-triggered: its EOI is broadcast");
+    }
+}
+
 #[test]
 fn an_illegal_vector_is_a_receive_error() {
     let mut bench = Bench::xapic();
@@ -108,6 +155,22 @@ fn software_disable() {
         assert_eq!(ipi.map(|ipi| ipi.mode), Some(DeliveryMode::Init), "it can still issue IPIs");
         bench.write(SVR, 0x1ff, at(1001));
         assert_ne!(bench.read(LVTT, at(1001)) & MASKED, 0, "enabling does not unmask");
+    }
+}
+
+/// SDM vol. 3, "Local APIC State After It Has Been Software Disabled": the mask bits are set, and cannot be cleared.
+#[test]
+fn software_disable_leaves_every_entry_masked() {
+    for mut bench in [Bench::xapic(), Bench::x2apic()] {
+        bench.write(LVT_LINT0, 0x51, at(0));
+        bench.write(LVT_LINT1, MASKED | 0x52, at(0));
+        bench.write(SVR, 0xff, at(0));
+        let entries = [LVT_LINT0, LVT_LINT1].map(|offset| bench.read(offset, at(0)));
+        assert_eq!(entries, [MASKED | 0x51, MASKED | 0x52]);
+        for mask in [0, MASKED] {
+            bench.write(LVT_LINT0, mask | 0x53, at(0));
+            assert_eq!(bench.read(LVT_LINT0, at(0)), MASKED | 0x53);
+        }
     }
 }
 

@@ -123,6 +123,46 @@ fn a_level_interrupts_until_it_ends() {
     }
 }
 
+/// The EOI of another vector is not LINT0's, level-triggered or not.
+#[test]
+fn another_level_triggered_eoi_leaves_remote_irr() {
+    for mut bench in [Bench::xapic(), Bench::x2apic()] {
+        bench.write(LVT_LINT0, LEVEL | 0x51, at(0));
+        assert_eq!(bench.apic.local(LocalSource::Lint0, true), Delivery::Accepted);
+        bench.apic.acknowledge(0x51);
+        bench.apic.accept(Interrupt { vector: 0x61, level: true });
+        bench.apic.acknowledge(0x61);
+        assert_eq!(bench.write(EOI, 0, at(0)).eoi, Some(0x61));
+        assert_eq!(bench.read(LVT_LINT0, at(0)), LEVEL | REMOTE_IRR | 0x51);
+    }
+}
+
+/// Who drives LINT0 asks for its level, and whether it can do anything: a device that nothing can hear need not be run.
+#[test]
+fn lint0_is_heeded_unless_its_entry_is_masked() {
+    for mut bench in [Bench::xapic(), Bench::x2apic()] {
+        assert!(!bench.apic.heeds_lint0() && !bench.apic.lint0(), "masked after reset");
+        bench.write(LVT_LINT0, EXT_INT, at(0));
+        assert!(bench.apic.heeds_lint0());
+        assert_eq!(bench.apic.local(LocalSource::Lint0, true), Delivery::ExtInt);
+        assert!(bench.apic.lint0());
+        bench.write(LVT_LINT0, EXT_INT | MASKED, at(0));
+        assert!(!bench.apic.heeds_lint0() && bench.apic.lint0(), "the pin is what it was");
+        bench.wrmsr(APIC_BASE, 0, at(0));
+        assert!(bench.apic.heeds_lint0(), "INTR, while the APIC is disabled");
+    }
+}
+
+/// Intel, "MultiProcessor Specification", "Virtual Wire Mode": what PC firmware leaves.
+#[test]
+fn virtual_wire_mode_passes_the_8259_on() {
+    let mut bench = Bench { apic: LocalApic::new(ALL).in_virtual_wire_mode(), x2apic: false };
+    let entries = [SVR, LVT_LINT0, LVT_LINT1].map(|offset| bench.read(offset, at(0)));
+    assert_eq!(entries, [0x1ff, EXT_INT, NMI]);
+    assert_eq!(bench.apic.local(LocalSource::Lint0, true), Delivery::ExtInt);
+    assert_eq!(bench.apic.local(LocalSource::Lint1, true), Delivery::Nmi);
+}
+
 /// A level that is active already interrupts when the entry is unmasked.
 #[test]
 fn unmasking_finds_an_active_level() {

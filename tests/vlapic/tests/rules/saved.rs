@@ -61,6 +61,28 @@ fn an_unknown_field_is_refused() {
     assert!(serde_json::from_value::<State>(json).is_err());
 }
 
+/// What a state may hold, and a check that is too strict would refuse.
+#[test]
+fn unusual_states_are_restored() {
+    let mut cluster = Bench::xapic();
+    cluster.write(DFR, 0x0fff_ffff, at(0));
+    let mut disabled = Bench::xapic();
+    disabled.wrmsr(APIC_BASE, 0, at(0));
+    for bench in [cluster, disabled] {
+        let state = bench.apic.state(at(900));
+        assert_eq!(LocalApic::from_state(&state, ALL, at(900)), Ok(bench.apic));
+    }
+}
+
+#[test]
+fn an_error_names_the_value_that_cannot_be() {
+    let state = State { svr: 0x1ff, icr: 5 << 32 | 1 << 12, ..State::default() };
+    let refused = |state: &State| LocalApic::from_state(state, ALL, at(0)).unwrap_err();
+    assert_eq!(refused(&state), StateError::Reserved { register: "ICR", value: 5 << 32 | 1 << 12 });
+    let state = State { ldr: 7, icr: 5 << 32, ..state };
+    assert_eq!(refused(&state), StateError::Reserved { register: "LDR", value: 7 });
+}
+
 /// One error for each way in which a state can be impossible.
 #[test]
 fn impossible_states_are_refused() {
