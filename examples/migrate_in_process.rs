@@ -39,9 +39,8 @@ fn main() -> anyhow::Result<()> {
     // As after a live migration: the deadline that the guest has armed is in ticks of the old TSC. `Rescale` gives it the
     // value at which the new TSC reaches the same VM time. With `Keep` this tick would be 5 ms late.
     machine.pause()?;
-    let policies =
-        Policies { khz: Some(Khz::new(1_300_000)?), deadline: DeadlinePolicy::Rescale, ..Policies::default() };
-    let migration = machine.resume(&policies)?.context("a machine that has run migrates")?;
+    let policies = Policies { deadline: DeadlinePolicy::Rescale, ..Policies::default() };
+    let migration = machine.resume_at(Khz::new(1_300_000)?, &policies)?.context("a machine that has run migrates")?;
     println!("at {} ns: {} -> {}", migration.vm_ns.0, migration.from_khz, migration.to_khz);
 
     let stop = machine.run(&Undisturbed, None)?;

@@ -21,8 +21,8 @@
 //! let mut machine = Machine::boot(&env, &image, &options, outputs)?;
 //! machine.run(&Undisturbed, Some(VmTime(505_000_000)))?;
 //! machine.pause()?;
-//! let policies = Policies { khz: Some(Khz::new(1_300_000)?), deadline: DeadlinePolicy::Rescale, ..Policies::default() };
-//! machine.resume(&policies)?;
+//! let policies = Policies { deadline: DeadlinePolicy::Rescale, ..Policies::default() };
+//! machine.resume_at(Khz::new(1_300_000)?, &policies)?;
 //! println!("{:?}: {:?}", machine.run(&Undisturbed, None)?, machine.tick_summary());
 //! # Ok(())
 //! # }

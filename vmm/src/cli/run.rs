@@ -16,7 +16,7 @@ use machine::{
         machine::{Loaded, MemoryFiles, Verify as Check},
     },
 };
-use vmtime::{Khz, Length, VmTime};
+use vmtime::{Length, VmTime};
 
 use super::{
     args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
@@ -60,7 +60,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
         machine.track_changes(None)?;
     }
     let destinations = Destinations { name: format!("vmm --guest {}", path.display()), files, console };
-    session(&env, machine, None, &args.session, None, destinations)
+    session(&env, machine, None, &args.session, destinations)
 }
 
 /// Runs `vmm restore`.
@@ -94,7 +94,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
     }
     let source = Source { name: name(), files: memory_files, pager };
     let destinations = Destinations { name: format!("vmm restore {}", args.dir.display()), files, console };
-    session(&env, machine, Some(&source), &args.session, Some(khz), destinations)
+    session(&env, machine, Some(&source), &args.session, destinations)
 }
 
 /// The snapshot that a VM runs from.
@@ -145,14 +145,12 @@ fn session(
     machine: Machine,
     restored: Option<&Source>,
     args: &Session,
-    khz: Option<Khz>,
     destinations: Destinations,
 ) -> Result<ExitCode> {
     let Destinations { name, files, console } = destinations;
     let (source, why) = machine.source_and_why();
     machine::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
     let policies = Policies {
-        khz,
         deadline: args.deadline.into(),
         downtime: args.downtime.into(),
         downtime_length: args.downtime_length,

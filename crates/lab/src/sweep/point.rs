@@ -61,7 +61,6 @@ impl Experiment {
             ticking: ticking.collect(),
             ticks: options.ticks.max(2),
             policies: Policies {
-                khz: None,
                 deadline: options.deadline,
                 downtime: options.downtime,
                 downtime_length: Some(options.downtime_length),
@@ -204,7 +203,7 @@ impl Attempt {
     /// Migrates.
     pub(super) fn migrate(&mut self, experiment: &Experiment, walk: &mut Walk, khz: Khz) -> Result<(), SweepError> {
         self.collect(walk);
-        let before = walk.stepper.migrate(&Policies { khz: Some(khz), ..experiment.policies })?;
+        let before = walk.stepper.migrate(khz, &experiment.policies)?;
         self.clocks.before.push(before);
         self.clocks.now = walk.stepper.machine().reference();
         Ok(())

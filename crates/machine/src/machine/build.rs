@@ -115,7 +115,7 @@ impl Machine {
 
     /// A machine as it was saved, paused; `memory` holds the guest's own instructions at trap sites.
     ///
-    /// `khz` is the frequency that it will be resumed with.
+    /// `khz` is the TSC frequency with which [`Self::resume`] lets it go on: the source of the TSC depends on it.
     ///
     /// # Errors
     /// [`RunError`]: this host cannot run it, or the state is not one a machine can have.
@@ -155,7 +155,7 @@ impl Machine {
             // Virtual time has no wall to measure a downtime by: it begins now.
             moment.wall_ns = wall_ns();
         }
-        let paused = paused.unwrap_or_else(|| Paused::saved(moment));
+        let paused = paused.unwrap_or_else(|| Paused::saved(moment)).with_khz(khz);
         let stopped = paused.stopped_tsc();
         let wanted = Wanted { image, sites: &all_sites, choice, time, khz, stopped };
         let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;

@@ -31,6 +31,12 @@ impl Machine {
         self.shared.clock.lock().khz()
     }
 
+    /// The TSC frequency with which a paused machine goes on; the present one of a machine that runs.
+    #[must_use]
+    pub fn next_khz(&self) -> Khz {
+        self.paused.map_or_else(|| self.tsc_khz(), |paused| paused.khz)
+    }
+
     /// How time passes.
     #[must_use]
     pub fn time_mode(&self) -> TimeMode {

@@ -60,16 +60,20 @@ impl Machine {
         .map(drop)
     }
 
-    /// Migrates within the process: a new virtual machine is built from the saved state, RAM stays where it is.
+    /// Migrates within the process to the TSC frequency `khz`: a new virtual machine is built from the saved state, RAM stays
+    /// where it is.
     ///
     /// # Errors
     /// [`RunError`]; the machine is lost then, as it would be when a restore fails after the source was stopped.
-    pub fn migrate(mut self, env: &HostEnvironment, policies: &Policies) -> Result<(Self, Migration), RunError> {
+    pub fn migrate(
+        mut self,
+        env: &HostEnvironment,
+        khz: Khz,
+        policies: &Policies,
+    ) -> Result<(Self, Migration), RunError> {
         self.pause()?;
         let state = self.state(env)?;
-        let present = state.clock.moment.khz;
-        let khz = policies.khz.unwrap_or(present);
-        check_ratio(present, khz)?;
+        check_ratio(state.clock.moment.khz, khz)?;
         let choice = self.choice_after(state.machine.source);
         let changes = self.take_changes()?;
         self.shared.sites.unpatch(&self.shared.memory);

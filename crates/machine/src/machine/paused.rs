@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use vmtime::{GuestTsc, Moment, Stood};
+use vmtime::{GuestTsc, Khz, Moment, Stood};
 
 use crate::host::clock::wall_ns;
 
@@ -50,6 +50,8 @@ impl BootTime {
 pub(crate) struct Paused {
     /// What its clocks showed.
     pub moment: Moment,
+    /// The TSC frequency with which it goes on.
+    pub khz: Khz,
     /// When that was; none if it was in another process, with which only the wall clock is shared.
     at: Option<BootTime>,
 }
@@ -57,12 +59,17 @@ pub(crate) struct Paused {
 impl Paused {
     /// A machine of this process, stopped at `at`.
     pub(crate) fn here(moment: Moment, at: BootTime) -> Self {
-        Self { moment, at: Some(at) }
+        Self { moment, khz: moment.khz, at: Some(at) }
     }
 
     /// A machine from a snapshot.
     pub(crate) fn saved(moment: Moment) -> Self {
-        Self { moment, at: None }
+        Self { moment, khz: moment.khz, at: None }
+    }
+
+    /// The same machine, which goes on with the TSC frequency `khz`.
+    pub(crate) fn with_khz(self, khz: Khz) -> Self {
+        Self { khz, ..self }
     }
 
     /// How long it has stood still.

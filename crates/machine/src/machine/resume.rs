@@ -15,6 +15,7 @@ use super::{
     config::{TimeMode, source::TscSource},
     cpu_index::CpuIndex,
     error::RunError,
+    paused::Paused,
     policy::{Policies, Restart, check_ratio, fault::InjectedFault},
     record::trace::Event,
     vcpu::tsc,
@@ -37,18 +38,30 @@ pub struct Migration {
 }
 
 impl Machine {
-    /// Starts a paused machine again.
+    /// Starts a paused machine again, with the TSC frequency that it had, or that [`Self::from_state`] was told.
     ///
     /// # Errors
     /// If the frequency is out of range, or a clock would leave its range.
     pub fn resume(&mut self, policies: &Policies) -> Result<Option<Migration>, RunError> {
-        let Some(paused) = self.paused else { return Ok(None) };
+        self.paused.map_or(Ok(None), |paused| self.go_on(paused, policies))
+    }
+
+    /// Starts a paused machine again with the TSC frequency `khz`: what its guest sees of a migration to another host. A
+    /// machine that has not run yet boots with the frequency it was made with.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub fn resume_at(&mut self, khz: Khz, policies: &Policies) -> Result<Option<Migration>, RunError> {
+        self.paused.map_or(Ok(None), |paused| self.go_on(paused.with_khz(khz), policies))
+    }
+
+    fn go_on(&mut self, paused: Paused, policies: &Policies) -> Result<Option<Migration>, RunError> {
         let moment = paused.moment;
         // Before its first instruction a machine was neither saved nor down.
         let boot = Policies::default();
-        let policies = if self.has_run { policies } else { &boot };
+        let (policies, khz) = if self.has_run { (policies, paused.khz) } else { (&boot, moment.khz) };
         let mut clock = self.shared.clock.lock();
-        let khz = clock.possible(policies.khz.unwrap_or(moment.khz));
+        let khz = clock.possible(khz);
         check_ratio(moment.khz, khz)?;
         let vcpus = self.vcpus.tscs();
         // Before its first start a TSC may be any; the host's is then the host's own, and what KVM scales is set to the clock's.

@@ -5,7 +5,7 @@
 //! keeps the thread's alarm and the copies of RAM, and leaves the order of turns alone, so that stepping changes nothing
 //! of what the guest will do.
 
-use vmtime::{GuestTsc, ReferenceClock, TscAdjust, VmTime};
+use vmtime::{GuestTsc, Khz, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
     Machine,
@@ -194,20 +194,20 @@ impl Stepper {
         self.copies.is(level)
     }
 
-    /// Saves and restores in place: what the guest sees of a migration to another host.
+    /// Saves and restores in place: what the guest sees of a migration to another host, with the TSC frequency `khz`.
     ///
     /// Gives the judge's clock as it was until then, and the TSC up to which it holds.
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn migrate(&mut self, policies: &Policies) -> Result<(ReferenceClock, GuestTsc), RunError> {
+    pub fn migrate(&mut self, khz: Khz, policies: &Policies) -> Result<(ReferenceClock, GuestTsc), RunError> {
         self.settle()?;
         let before = {
             let clock = self.machine.shared.clock.lock();
             (*clock.reference(), clock.tsc())
         };
         self.machine.pause()?;
-        self.machine.resume(policies)?;
+        self.machine.resume_at(khz, policies)?;
         Ok(before)
     }
 

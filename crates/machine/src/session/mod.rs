@@ -52,8 +52,7 @@ pub struct Options {
     pub api_sock: Option<PathBuf>,
     /// Start paused, until a `resume` comes.
     pub paused: bool,
-    /// How a pause, a resume or a migration treats deadlines and downtime; `khz` is for the first resume of a restored
-    /// machine.
+    /// How a pause, a resume or a migration treats deadlines and downtime.
     pub policies: Policies,
     /// Save at this VM time into this directory, and end.
     pub save: Option<(VmTime, PathBuf)>,

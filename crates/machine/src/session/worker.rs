@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use vmtime::{Length, VmTime};
+use vmtime::{Khz, Length, VmTime};
 
 use super::{
     Cycle, Finish, Options, Report, SessionError,
@@ -110,7 +110,7 @@ pub(super) fn work<'env>(
 const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
 /// Checks the period and all frequencies of `cycle`, so that an impossible one is reported before the guest runs.
-fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cycle) -> Result<(), SessionError> {
+fn check(env: &HostEnvironment, machine: &Machine, cycle: &Cycle) -> Result<(), SessionError> {
     if cycle.every < SHORTEST_PERIOD && machine.time_mode() == TimeMode::Real {
         return Err(RunError::Usage(format!(
             "--migrate-every {} is too short for real time: use 1ms or more",
@@ -118,7 +118,7 @@ fn check(env: &HostEnvironment, machine: &Machine, options: &Options, cycle: &Cy
         ))
         .into());
     }
-    let mut present = options.policies.khz.unwrap_or(machine.tsc_khz());
+    let mut present = machine.next_khz();
     // The first frequency follows the last one again.
     for khz in cycle.khz.iter().chain(cycle.khz.first()) {
         check_ratio(present, *khz)?;
@@ -133,7 +133,7 @@ impl<'env> Worker<'_, '_, 'env> {
         let (env, options) = (self.env, self.options);
         let machine = self.machine()?;
         if let Some(cycle) = &options.migrate {
-            check(env, machine, options, cycle)?;
+            check(env, machine, cycle)?;
         }
         if !options.paused {
             machine.resume(&options.policies)?;
@@ -215,7 +215,7 @@ impl<'env> Worker<'_, '_, 'env> {
     fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
         self.host_stops = self.host_stops.saturating_add(1);
         // The length of this stop was measured. A length given for a restore's downtime does not apply.
-        let policies = Policies { khz: None, downtime_length: None, ..self.options.policies };
+        let policies = Policies { downtime_length: None, ..self.options.policies };
         let resumed = self.machine()?.resume(&policies)?;
         // There can be thousands. The message is logged for the first only.
         if self.host_stops == 1 {
@@ -236,15 +236,16 @@ impl<'env> Worker<'_, '_, 'env> {
             length => cycle.khz.get(self.migrations % length).copied(),
         };
         self.migrations = self.migrations.wrapping_add(1);
-        self.migrate(&Policies { khz, ..self.options.policies })?;
+        let khz = khz.unwrap_or(self.machine()?.next_khz());
+        self.migrate(khz, &self.options.policies)?;
         self.next_migration = Some(self.after(cycle)?);
         Ok(())
     }
 
-    fn migrate(&mut self, policies: &Policies) -> Result<(), SessionError> {
+    fn migrate(&mut self, khz: Khz, policies: &Policies) -> Result<(), SessionError> {
         let machine = self.machine.take().ok_or(SessionError::Lost)?;
         let was_paused = machine.is_paused();
-        let (mut machine, migration) = machine.migrate(self.env, policies)?;
+        let (mut machine, migration) = machine.migrate(self.env, khz, policies)?;
         log::debug!("migrated from {} to {}", migration.from_khz, migration.to_khz);
         if was_paused {
             machine.pause()?;
@@ -315,18 +316,9 @@ impl<'env> Worker<'_, '_, 'env> {
         }
     }
 
-    /// The policies of a resume. The frequency applies to the first resume only, which a machine restored with --paused
-    /// has yet to make.
-    pub(super) fn resume_policies(&self) -> Policies {
-        let first = self.options.policies;
-        let migrated =
-            self.migrations != 0 || self.machine.as_ref().is_some_and(|machine| machine.migrations_here() != 0);
-        Policies { khz: first.khz.filter(|_| !migrated), ..first }
-    }
-
     /// Carries a command out. The inner error is one that the client gets; the outer one ends the session.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
-        let (env, policies) = (self.env, self.resume_policies());
+        let (env, policies) = (self.env, self.options.policies);
         let saving = self.save.as_ref().map(Save::status);
         let ends = self.save.as_ref().is_some_and(Save::ends_the_session);
         let machine = self.machine()?;
@@ -348,17 +340,13 @@ impl<'env> Worker<'_, '_, 'env> {
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
-                let khz = tsc_khz.or(policies.khz).unwrap_or(machine.tsc_khz());
+                let khz = tsc_khz.unwrap_or(machine.next_khz());
                 match machine.check_migration(env, khz) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
-                        self.migrate(&Policies {
-                            khz: Some(khz),
-                            deadline,
-                            downtime,
-                            downtime_length: policies.downtime_length,
-                            fault: None,
-                        })?;
+                        let policies =
+                            Policies { deadline, downtime, downtime_length: policies.downtime_length, fault: None };
+                        self.migrate(khz, &policies)?;
                         Ok(Reply::Done)
                     }
                 }

@@ -13,8 +13,6 @@ use super::error::RunError;
 /// How a paused machine is resumed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policies {
-    /// The guest's TSC frequency from now on; none = as before.
-    pub khz: Option<Khz>,
     /// What happens to an armed deadline.
     pub deadline: DeadlinePolicy,
     /// Whether VM time advances by the length of the pause.
