@@ -20,8 +20,6 @@ const TRIGGER_LEVEL: u32 = 1 << 15;
 /// reserved encodings send nothing: 011b was remote read, which no current processor answers, and 111b, ExtINT, is for
 /// I/O APICs and LINT pins. They are not reserved bits, so that neither door faults on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum DeliveryMode {
     /// The vector, to every destination.
     Fixed,
@@ -40,8 +38,6 @@ pub enum DeliveryMode {
 /// Which CPUs a message is for: shorthand, destination mode and destination together, because a shorthand makes the
 /// other two meaningless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Destination {
     /// The sender (shorthand).
     Itself,
@@ -58,8 +54,6 @@ pub enum Destination {
 
 /// Trigger mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Trigger {
     /// Edge.
     Edge,
@@ -70,8 +64,6 @@ pub enum Trigger {
 /// An inter-processor interrupt that a guest sent (SDM vol. 3, "Issuing Interprocessor Interrupts"), or a device's
 /// message in the same terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Ipi {
     /// The vector, or for [`DeliveryMode::StartUp`] the number of a 4 KiB page.
     pub vector: u8,

@@ -21,7 +21,7 @@ pub mod units;
 pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment, Stood};
 pub use length::Length;
 pub use page::PageClock;
-pub use reference_clock::ReferenceClock;
+pub use reference_clock::{ReferenceClock, ReferenceClockState};
 pub use scale::{BadScale, Scale};
 pub use timeline::Timeline;
 pub use units::{GuestTsc, HostTsc, Khz, Now, TscAdjust, VmTime};

@@ -143,6 +143,7 @@ impl Machine {
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, audit } = state;
         let MachineSection { image, time: saved_time, source: saved_source, order, tsc_stable, migrations, unlisted } =
             machine;
+        let unlisted = Unlisted::from_state(unlisted);
         let in_process = paused.is_some();
         let count = u32::try_from(saved_cpus.count()).unwrap_or(u32::MAX);
         if !(1..=MAX_CPUS).contains(&count) {
@@ -161,7 +162,7 @@ impl Machine {
         let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;
         // Within the process it was told of already, unless the TSC was the host's until now.
         if !in_process || *saved_source != TscSource::Trapped {
-            tell_unlisted(unlisted, chosen.source, image);
+            tell_unlisted(&unlisted, chosen.source, image);
         }
         chosen.patched.patch(&memory);
         let host_clock = host_clock(env, saved_cpus.lapic());
@@ -199,7 +200,7 @@ impl Machine {
             has_run: true,
             migrations: migrations.saturating_add(1),
             migrations_here: 0,
-            unlisted: unlisted.clone(),
+            unlisted,
             changes: None,
             vm,
         })

@@ -34,7 +34,7 @@ impl Machine {
                 order: self.round_robin.state(),
                 tsc_stable: self.shared.tsc_stable.load(Ordering::SeqCst),
                 migrations: self.migrations,
-                unlisted: self.unlisted.clone(),
+                unlisted: self.unlisted.state(),
             },
             clock: clock_state,
             cpus,

@@ -16,7 +16,7 @@ use super::{
     vcpu::Phase,
 };
 use crate::{
-    boot::{sites::SiteState, unlisted::Unlisted},
+    boot::{sites::SiteState, unlisted::UnlistedState},
     devices::{PicState, PitState, SerialState},
     kvm::state::{LapicPage, MpState, VcpuState},
     x86::Leaf,
@@ -93,7 +93,7 @@ pub struct MachineSection {
     /// How often it was migrated since it booted.
     pub migrations: u64,
     /// RDTSCs that its trap-site table forgets.
-    pub unlisted: Unlisted,
+    pub unlisted: UnlistedState,
 }
 
 /// All vCPUs, by number. They are of one kind: who has the local APICs is the machine's affair.

@@ -23,10 +23,19 @@ const NAMED: usize = 16;
 const DECODED_MAX: usize = 8 << 20;
 
 /// The instructions that were found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unlisted {
     /// The first of them, by address within each section.
+    first: Vec<TscRead>,
+    /// How many more there are.
+    more: u64,
+}
+
+/// [`Unlisted`] as a snapshot holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnlistedState {
+    /// The first of them.
     pub first: Vec<TscRead>,
     /// How many more there are.
     pub more: u64,
@@ -45,6 +54,20 @@ pub struct TscRead {
 }
 
 impl Unlisted {
+    /// The state to save.
+    #[must_use]
+    pub fn state(&self) -> UnlistedState {
+        let Self { first, more } = self;
+        UnlistedState { first: first.clone(), more: *more }
+    }
+
+    /// What was saved.
+    #[must_use]
+    pub fn from_state(state: &UnlistedState) -> Self {
+        let UnlistedState { first, more } = state;
+        Self { first: first.clone(), more: *more }
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The clock, saved and restored.
 
 use serde::{Deserialize, Serialize};
-use vmtime::{Moment, ReferenceClock, Timeline};
+use vmtime::{Moment, ReferenceClock, ReferenceClockState, Timeline};
 
 use super::{Clock, STRETCHES_KEPT};
 use crate::{
@@ -17,7 +17,7 @@ pub struct ClockState {
     pub moment: Moment,
     /// The reference clock.
     #[serde(rename = "judge")]
-    pub reference: ReferenceClock,
+    pub reference: ReferenceClockState,
     /// Virtual time: operations so far.
     pub operations: u64,
 }
@@ -36,7 +36,7 @@ impl Clock {
             khz: moment.khz,
             timeline: Timeline::Stopped { tsc: moment.tsc },
             page: moment.page,
-            reference,
+            reference: ReferenceClock::from_state(reference),
             before: [None; STRETCHES_KEPT],
             operations,
             last_operation: host.tsc(),
@@ -61,6 +61,6 @@ impl Clock {
             operations,
             last_operation: _,
         } = self;
-        ClockState { moment: self.moment(), reference: *reference, operations: *operations }
+        ClockState { moment: self.moment(), reference: reference.state(), operations: *operations }
     }
 }
