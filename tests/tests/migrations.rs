@@ -116,7 +116,9 @@ fn a_chain_of_snapshots() {
         );
         let end = &runs.last().unwrap().summary;
         assert_eq!((end.word("finish"), end.count("ticks/next_seq")), ("ended", 30));
-        assert_eq!(end.count("ticks/guest_stopped_seen"), 6, "{clockevent} {time}");
+        // In real time a host that is busy can hold the guest from one save to the next: it then sees one stop of two.
+        let seen = end.count("ticks/guest_stopped_seen");
+        assert!(seen == 6 || *time == *"real" && (1..6).contains(&seen), "{clockevent} {time}: {seen}");
         let saves = runs.iter().filter_map(|run| run.trace().all("save").next_back());
         let restores = runs.iter().skip(1).map(|run| run.trace().only("restore"));
         let pairs: Vec<_> = saves.zip(restores).collect();
