@@ -116,9 +116,12 @@ fn a_chain_of_snapshots() {
         );
         let end = &runs.last().unwrap().summary;
         assert_eq!((end.word("finish"), end.count("ticks/next_seq")), ("ended", 30));
-        // In real time a host that is busy can hold the guest from one save to the next: it then sees one stop of two.
         let seen = end.count("ticks/guest_stopped_seen");
-        assert!(seen == 6 || *time == *"real" && (1..6).contains(&seen), "{clockevent} {time}: {seen}");
+        // A busy host can hold the guest from one save to the next: two stops are then one flag. A tick reads the page, so that
+        // each run with a tick saw its stop.
+        let ran = runs.iter().skip(1).filter(|run| run.summary.count("ticks/ticks") > 0).count();
+        let least = if *time == *"real" { u64::try_from(ran).unwrap() } else { 6 };
+        assert!((least..=6).contains(&seen), "{clockevent} {time}: {seen} seen, {ran} runs with ticks");
         let saves = runs.iter().filter_map(|run| run.trace().all("save").next_back());
         let restores = runs.iter().skip(1).map(|run| run.trace().only("restore"));
         let pairs: Vec<_> = saves.zip(restores).collect();
