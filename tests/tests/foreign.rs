@@ -196,7 +196,7 @@ fn a_frequency_near_the_hosts_is_not_announced_as_the_hosts() {
         let same = boot(&lab, &image, &format!("--tsc-khz {khz} {flags}"));
         let near = boot(&lab, &image, &format!("--tsc-khz {} {flags}", khz + khz / 10_000));
         if same.code() == 3 {
-            skip_part!("{flags:?} is not to be had here");
+            skip_part!("no guest TSC at the host's frequency with the flags {flags:?}");
             continue;
         }
         assert!(same.expect(0).stderr.contains("the guest's frequency is the host's ("));
