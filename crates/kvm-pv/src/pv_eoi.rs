@@ -4,8 +4,8 @@
 //! injects an interrupt for whose end nothing waits; the guest clears it instead of writing EOI, or finds it clear and
 //! writes EOI.
 //!
-//! KVM takes the bit back at every exit. Here it stays set while the vCPU is out, which saves two writes an exit: nobody
-//! but the vCPU's own thread then looks at the word. After every exit, before anything else, the thread looks whether the
+//! KVM takes the bit back at every exit. Here it stays set while the vCPU is out, which saves two writes an exit: only
+//! the vCPU's own thread reads the word then. After every exit, before anything else, the thread checks whether the
 //! guest has cleared it ([`PvEoi::look`]); before every entry it takes the bit back if something now waits for the end of
 //! the interrupt ([`PvEoi::settle`]), so that the guest writes EOI, which exits.
 
@@ -109,8 +109,8 @@ impl PvEoi {
         }
     }
 
-    /// The interrupt in service may end without an exit. An interrupt of lower priority that falls due meanwhile can then
-    /// enter at an instant that the VMM does not hear of.
+    /// The interrupt in service may end without an exit, so that the VMM does not see when it ends. The timer must then be
+    /// watched as if the interrupt had ended.
     #[must_use]
     pub const fn is_lent(&self) -> bool {
         self.lent.is_some()

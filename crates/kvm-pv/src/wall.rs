@@ -26,7 +26,7 @@ impl WallRegistration {
     /// `wall_ns_at_vm_zero` nanoseconds after the Unix epoch. 0 is no address and does nothing.
     ///
     /// The version goes on from what is in memory, as in `kvm_write_wall_clock` (Linux `arch/x86/kvm/x86.c`): each
-    /// write may name another address, and nobody counts for the guest in between. Seconds are 32 bits wide and wrap
+    /// write may name another address, so that the count in memory is the only one. Seconds are 32 bits wide and wrap
     /// in 2106, as KVM's do.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What comes from outside: messages, LINT pins and other local sources, INIT and reset.
 //!
-//! Vectors stay in the APIC. The rest is for the CPU, and comes back as a [`Delivery`] for whoever runs it.
+//! Vectors stay in the APIC. The rest is for the CPU, and is returned to the VMM as a [`Delivery`].
 
 use crate::{
     DeliveryMode, Ipi, LocalApic, State, Trigger,

@@ -1,7 +1,7 @@
 //! The interrupt command register, decoded into a value.
 //!
-//! Delivery between CPUs is not here: an APIC knows only itself. It delivers what provably concerns itself alone and
-//! hands out the rest for whoever holds all the CPUs, who finds the destinations with `route` and has them `deliver`.
+//! Delivery between CPUs is not here: an APIC knows only itself. It delivers what concerns itself alone and returns the
+//! rest to the VMM, which finds the destinations with `route` and calls their `deliver`.
 
 use crate::{
     Interrupt, LocalApic, errors,

@@ -187,8 +187,8 @@ impl LocalApic {
 
     /// The next instant at which the timer expires, also when its LVT entry is masked.
     ///
-    /// One-shot counts and deadlines may follow each other as fast as the guest arms them: whoever waits in real time
-    /// bounds how often it wakes.
+    /// One-shot counts and deadlines may follow each other as fast as the guest arms them: a VMM that waits in real time
+    /// must limit how often it wakes.
     #[must_use]
     pub const fn next_deadline(&self) -> Option<Deadline> {
         self.timer.next_deadline()

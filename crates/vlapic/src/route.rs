@@ -1,7 +1,7 @@
 //! Who a message is for: an APIC's address as plain data, and the choice among several.
 //!
 //! A sender needs to know where a message goes without touching the other CPUs' APICs, which their own threads use. So
-//! each APIC gives out a [`Route`], and whoever holds a table of them asks the routes.
+//! each APIC returns a [`Route`], and the VMM keeps a table of them.
 
 use crate::{
     Destination, LocalApic,
@@ -100,7 +100,7 @@ impl LocalApic {
 
     /// Whether a message for `destination` is for this CPU; `from_itself` says that this CPU sent it.
     ///
-    /// Whoever delivers an [`Effects::ipi`](crate::Effects::ipi) asks every CPU, the sender included, or its [`Route`].
+    /// To deliver an [`Effects::ipi`](crate::Effects::ipi), call it for every CPU, the sender included, or for its [`Route`].
     #[must_use]
     pub fn addressed_by(&self, destination: Destination, from_itself: bool) -> bool {
         self.address().addressed_by(destination, from_itself)

@@ -1,7 +1,7 @@
 //! What is saved, apart from what runs.
 //!
-//! Both conversions name every field of both sides, so that a new one does not compile until somebody decides what a
-//! restored guest shall see of it. PPR, TMCCT, the version and the IDs follow from other fields or from the
+//! Both conversions name every field of both sides, so that a new one does not compile before it is decided what a
+//! restored guest sees of it. PPR, TMCCT, the version and the IDs follow from other fields or from the
 //! configuration and are not here.
 
 use vmtime::{GuestTsc, Now, TscAdjust, VmTime};
@@ -40,8 +40,8 @@ impl SavedAt {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct State {
-    /// When it was saved. The APIC itself does not need it, its deadlines being absolute; whoever adjusts them for
-    /// another TSC frequency, or shows how much time is left, does.
+    /// When it was saved. The APIC itself does not need it, as its deadlines are absolute. A VMM needs it to adjust them for
+    /// another TSC frequency, or to show how much time is left.
     pub saved_at: SavedAt,
     /// IA32_APIC_BASE.
     pub base: u64,

@@ -2,8 +2,8 @@
 //!
 //! One-shot and periodic mode count VM time: the bus clock is 1 GHz, a cycle one nanosecond, as KVM's is. TSC-deadline
 //! mode compares with the guest TSC, or with VM time when the deadline came through the nanosecond MSR. What is armed
-//! is kept as an absolute instant, never as "started at": a save and restore then cannot restart a period, and whoever
-//! restores sees exactly which instants there are to convert.
+//! is kept as an absolute instant, never as "started at": a save and restore then cannot restart a period, and a VMM
+//! that restores sees exactly which instants there are to convert.
 //!
 //! The guest TSC wraps at 2^64, and a guest may write it to just below. A deadline before the wrap would be lost if the
 //! TSC were compared with it after. So beside the deadline there is the base TSC at which it is due, which does not wrap:

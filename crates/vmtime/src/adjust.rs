@@ -107,7 +107,7 @@ impl Moment {
 pub enum Stood {
     /// Until this wall-clock time, in nanoseconds since the Unix epoch. The wall clock can be set back meanwhile.
     UntilWall(u64),
-    /// For so long: given by the user, or measured by a clock that nobody can set.
+    /// For so long: given by the user, or measured by a clock that cannot be set.
     For(Duration),
 }
 

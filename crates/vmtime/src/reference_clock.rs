@@ -102,7 +102,7 @@ impl ReferenceClock {
 /// A fraction below 1, in lowest terms.
 ///
 /// Its denominator divides the least common multiple of the frequencies so far, in kHz. While that fits 64 bits, as it
-/// does for any set of frequencies that somebody would choose, the fraction is exact. Past that it is rounded down to
+/// does for any set of frequencies in practice, the fraction is exact. Past that it is rounded down to
 /// 2⁻³⁶ ns, so that even a million migrations between arbitrary frequencies are off by less than 2⁻¹⁶ ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

@@ -176,7 +176,7 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    // Catches: an EOI that is lost or counted twice, one that nobody hears of while something waits for it, and an
+    // Catches: an EOI that is lost or counted twice, one without an exit while something waits for it, and an
     // interrupt that enters out of its turn.
     #[test]
     fn every_end_is_heard_once(ops in prop::collection::vec(op(), 1..200)) {

@@ -1,4 +1,4 @@
-//! What a machine can be asked: its clock, its ticks, its vCPUs, what it cost. Nothing outside locks its insides.
+//! Reads a machine's clock, ticks, vCPUs and costs, so that no code outside needs its locks.
 
 use guest_abi::{report::Header, sites::Kind};
 use vmtime::{Khz, Now, ReferenceClock, TscAdjust, VmTime};

@@ -77,9 +77,9 @@ pub struct Machine {
     why: String,
     /// The TSC source that was asked for.
     choice: SourceChoice,
-    /// Since when it stands still; none while it runs.
+    /// When it was paused; none while it runs.
     paused: Option<Paused>,
-    /// It ran before: starting it again is a resume, of which the guest is told.
+    /// It ran before: starting it again is a resume, which sets GUEST_STOPPED.
     has_run: bool,
     /// Migrations since it booted, in whatever process.
     migrations: u64,
@@ -87,7 +87,7 @@ pub struct Machine {
     migrations_here: u64,
     /// RDTSCs that the guest's trap-site table forgets.
     unlisted: Unlisted,
-    /// What has changed since it was saved, if somebody asked for that account.
+    /// Which pages have changed since it was saved, if that is recorded.
     changes: Option<Changes>,
     /// Declared last: the vCPUs are closed before the VM whose memory they map.
     vm: Vm,

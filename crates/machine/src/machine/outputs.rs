@@ -1,4 +1,4 @@
-//! Where what a machine produces goes: the guest's console, and the trace.
+//! Where a machine writes: the guest's console, and the trace.
 
 use std::{
     io::Write,
@@ -15,7 +15,7 @@ pub struct Outputs {
     pub console: Box<dyn Write + Send>,
     /// What happened.
     pub trace: TraceTo,
-    /// What somebody may read slowly, so that the vCPUs are to wait for it, and for a trace; none = they wait for nobody.
+    /// Outputs whose reader may be slow: while one of them or the trace is full, the vCPUs wait. Empty: they never wait.
     pub outlets: Vec<Outlet>,
 }
 
@@ -60,7 +60,7 @@ impl Outputs {
 
 /// What the vCPUs have to wait for, and how they are woken.
 pub(crate) fn outlets(given: Vec<Outlet>, trace: &Trace, vcpus: &[VcpuShared]) -> Vec<Outlet> {
-    // A machine that is stepped waits for nobody: who steps it reads what it traces.
+    // A machine that is stepped never waits: the stepper's caller reads the trace itself.
     if given.is_empty() {
         return given;
     }
@@ -69,8 +69,8 @@ pub(crate) fn outlets(given: Vec<Outlet>, trace: &Trace, vcpus: &[VcpuShared]) -
     let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));
     all.extend(trace);
     for outlet in &all {
-        let bells: Vec<_> = vcpus.iter().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)).collect();
-        outlet.on_room(move || bells.iter().for_each(|doorbell| doorbell.ring()));
+        let doorbells: Vec<_> = vcpus.iter().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)).collect();
+        outlet.on_room(move || doorbells.iter().for_each(|doorbell| doorbell.ring()));
     }
     all
 }

@@ -1,4 +1,4 @@
-//! Stopping TSC and VM time: because somebody asked for it, or as of the beginning of a gap in which no vCPU ran.
+//! Stops TSC and VM time: on request, or as of the beginning of a gap in which no vCPU ran.
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@ use vmtime::{GuestTsc, Khz, Moment, Stood};
 
 use crate::host::clock::wall_ns;
 
-/// An instant in this process, by CLOCK_BOOTTIME: a clock that goes on while the host sleeps, and that nobody can set.
+/// An instant in this process, by CLOCK_BOOTTIME: a clock that goes on while the host sleeps, and that cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BootTime(Duration);
 

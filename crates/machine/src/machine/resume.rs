@@ -70,7 +70,7 @@ impl Machine {
             tsc::prepare(&vcpus, &mut clock, khz)?;
         }
         let host_stop = policies.fault.and_then(InjectedFault::host_stop);
-        // To a guest that nobody stops, its clocks go on as at a catch-up.
+        // The injected fault leaves the clocks running, as a host does that stops the process: as catch-up.
         let downtime = if host_stop.is_some() { DowntimePolicy::CatchUp } else { policies.downtime };
         let stood = match (host_stop.or(policies.downtime_length), clock.mode()) {
             (Some(length), _) => Stood::For(length),

@@ -18,7 +18,7 @@ use super::{
 };
 
 impl Machine {
-    /// Runs until the guest ends, VM time `stop` is reached or somebody waits in `mailbox`. A paused machine is first
+    /// Runs until the guest ends, VM time `stop` is reached or a request waits in `mailbox`. A paused machine is first
     /// resumed without any change.
     ///
     /// # Errors

@@ -4,7 +4,6 @@
 
 use kvm_pv::{RegistrationState, WallState, pv_eoi::PvEoiState};
 use serde::{Deserialize, Serialize};
-use vlapic;
 use vmtime::TscAdjust;
 
 use super::{

@@ -1,9 +1,9 @@
 //! A machine in virtual time, driven from outside: one instruction at a time or freely, back to checkpoints, migrated
 //! in place.
 //!
-//! [`Machine::run`] is for guests that run; a stepper is for whoever wants to look at every instant of a stretch. It
-//! keeps the thread's alarm and the copies of RAM, and leaves the order of turns alone, so that stepping changes nothing
-//! of what the guest will do.
+//! [`Machine::run`] is for guests that run; a stepper stops at every instruction of a stretch. It keeps the thread's
+//! wake timer and the copies of RAM, and leaves the order of the vCPUs alone, so that stepping changes nothing of what the
+//! guest will do.
 
 use vmtime::{GuestTsc, Khz, ReferenceClock, TscAdjust, VmTime};
 
@@ -196,7 +196,7 @@ impl Stepper {
 
     /// Saves and restores in place: what the guest sees of a migration to another host, with the TSC frequency `khz`.
     ///
-    /// Gives the judge's clock as it was until then, and the TSC up to which it holds.
+    /// Returns the reference clock as it was until then, and the TSC up to which it holds.
     ///
     /// # Errors
     /// [`RunError`].

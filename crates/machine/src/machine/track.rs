@@ -1,4 +1,4 @@
-//! Keeping account of the pages of RAM that change, from one snapshot to the next.
+//! Records which pages of RAM change from one snapshot to the next.
 
 use vm_memory::GuestMemoryBackend;
 
@@ -10,23 +10,23 @@ use super::{
 use crate::mem::{pages::PageSet, ram::write_log};
 
 impl Machine {
-    /// Keeps account from now on of the pages that change; `latest` is the snapshot that RAM is, if it is one.
+    /// Records from now on which pages change. `latest` is the snapshot that RAM is equal to now, if there is one.
     ///
     /// # Errors
-    /// If KVM keeps no account.
+    /// If KVM cannot log dirty pages.
     pub fn track_changes(&mut self, latest: Option<SnapshotId>) -> Result<(), RunError> {
         self.changes = Some(Changes::begin(&self.vm, &self.shared.memory, latest)?);
         Ok(())
     }
 
-    /// Whether account is kept of the pages that change.
+    /// Whether changed pages are recorded.
     #[must_use]
     pub fn tracks_changes(&self) -> bool {
         self.changes.is_some()
     }
 
-    /// The latest snapshot of this machine, or the one that it was restored from; none if there is none, or no account of
-    /// changes is kept.
+    /// The latest snapshot of this machine, or the one that it was restored from; none if there is none, or if
+    /// changes are not recorded.
     #[must_use]
     pub fn latest_snapshot(&self) -> Option<SnapshotId> {
         self.changes.as_ref()?.latest

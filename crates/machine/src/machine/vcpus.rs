@@ -189,7 +189,7 @@ impl Vcpus {
         })
     }
 
-    /// Runs until one of them stops, `until` is reached or somebody waits in `mailbox`.
+    /// Runs until one of them stops, `until` is reached or a request waits in `mailbox`.
     pub(crate) fn run(
         &mut self,
         vm: &Vm,

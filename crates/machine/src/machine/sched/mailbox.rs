@@ -40,7 +40,7 @@ impl<T> Default for Mailbox<T> {
 }
 
 impl<T> Mailbox<T> {
-    /// Posts a request and makes the machine look; gives it back if nobody will look any more.
+    /// Posts a request and makes the machine look; returns it if the mailbox is closed.
     ///
     /// # Errors
     /// The request itself, after [`Self::close`].
@@ -57,7 +57,7 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
-    /// Nobody looks any more: drops what waits and refuses what comes.
+    /// Closes the mailbox: drops the requests that wait, and refuses those that come.
     pub fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;
@@ -85,9 +85,9 @@ impl<T> Mailbox<T> {
 pub trait Interruptions: Sync {
     /// What to ring when a request comes; none = nothing.
     fn ring_at(&self, doorbell: Option<Arc<Doorbell>>);
-    /// Whether somebody waits.
+    /// Whether a request waits.
     fn waiting(&self) -> bool;
-    /// Whether somebody could come who wakes a guest that nothing else wakes.
+    /// Whether a request may come that wakes a guest which nothing else wakes.
     fn can_come(&self) -> bool;
 }
 
@@ -105,7 +105,7 @@ impl<T: Send> Interruptions for Mailbox<T> {
     }
 }
 
-/// No mailbox: nobody interrupts.
+/// No mailbox: no request comes.
 pub struct Undisturbed;
 
 impl Interruptions for Undisturbed {

@@ -1,4 +1,4 @@
-//! Whose turn it is: in real time every vCPU has a thread, in virtual time one thread gives `round_robin`.
+//! Which vCPU runs: in real time each has a thread, in virtual time one thread steps all of them (`round_robin`).
 
 pub mod mailbox;
 pub mod round_robin;
@@ -23,11 +23,11 @@ use super::{
 };
 use crate::host::kick;
 
-/// The loop of one vCPU: runs it on the calling thread until it stops, `stop` is reached, or it is wanted back, by the
-/// third argument's word or [`Shared::stop_all`].
+/// The loop of one vCPU: runs it on the calling thread until it stops, the TSC of the fourth argument is reached, the third
+/// argument returns true, or [`Shared::stop_all`] is called.
 pub(crate) type Loop<C> = fn(&mut C, &Shared, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<StopReason, RunError>;
 
-/// Runs all vCPUs, each on its thread, until one of them stops or somebody waits in the mailbox.
+/// Runs all vCPUs, each on its thread, until one of them stops or a request waits in the mailbox.
 pub(crate) fn real<C: Send>(
     cpus: &mut [C],
     shared: &Shared,
@@ -62,7 +62,7 @@ pub(crate) fn real<C: Send>(
         }
         results
     });
-    // One that is asked to come back looks at no clock before it does: a gap that ends with that is found here.
+    // A vCPU that returns on request reads no clock before it does: a gap that ends with the request is found here.
     drop(shared.read_clock());
     results.into_iter().try_fold(StopReason::Requested, |so_far, result| Ok(so_far.or(result?)))
 }
@@ -80,7 +80,7 @@ fn one<C>(
     result
 }
 
-/// The loop of a vCPU whose LAPIC is ours.
+/// The loop of a vCPU with a LAPIC in user space.
 pub(crate) fn run(
     cpu: &mut Cpu,
     shared: &Shared,
@@ -119,7 +119,7 @@ pub(crate) fn run(
     result
 }
 
-/// Gives all vCPUs turns on the calling thread.
+/// Steps all vCPUs on the calling thread.
 pub(crate) fn virtually(
     cpus: &mut [Cpu],
     shared: &Shared,

@@ -1,6 +1,6 @@
-//! Virtual time: turns, given by one thread.
+//! Virtual time: one thread steps all vCPUs, one at a time.
 //!
-//! A vCPU runs up to its next operation (or PAUSE site), then the order, fixed by a seed, says who is next. Exits that
+//! A vCPU runs up to its next operation (or PAUSE site), then the order, fixed by a seed, chooses the next. Exits that
 //! are no operations never change the order, so that a signal or a single step cannot make two runs differ.
 
 use oorandom::Rand32;
@@ -18,7 +18,8 @@ use crate::machine::{
     wake::wake_timer::WakeTimer,
 };
 
-/// When turns end: where the caller wants it, and where the page is due for renewal. The latter never wakes anybody.
+/// When a step ends at the latest: where the caller wants it, and where the page is due for renewal. The latter wakes no
+/// vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Until {
     pub stop: Option<GuestTsc>,
@@ -32,13 +33,14 @@ impl Until {
     }
 }
 
-/// Who had turns and whose is next. All that gives the order of a run, so that a copy of it goes on in the same way.
+/// Which vCPU runs now, and which is next. It is all that the order of a run depends on: a copy of it continues in the same
+/// order.
 #[derive(Clone, Debug)]
 pub(crate) struct RoundRobin {
     order: Rand32,
-    /// `Some(unwakeable)` for those that were idle at their last turn.
+    /// `Some(unwakeable)` for those that were idle at their last step.
     idle: Vec<Option<bool>>,
-    /// Whose turn is not over, and the operations before it.
+    /// The vCPU that has not reached its next operation yet, and the count of operations before it.
     current: Option<(usize, u64)>,
 }
 
@@ -57,19 +59,19 @@ impl RoundRobin {
         Self { order, idle: vec![None; cpus], current: None }
     }
 
-    /// The generator as it stands. Who is idle is not saved: after a restore all look again.
+    /// The generator's state. Which vCPUs are idle is not saved: after a restore all are stepped once.
     pub(crate) fn state(&self) -> (u64, u64) {
         let Self { order, idle: _, current: _ } = self;
         order.state()
     }
 
-    /// The machine starts to run: all look again.
+    /// The machine starts to run: all vCPUs are stepped once.
     pub(crate) fn begin(&mut self) {
         self.idle.fill(None);
         self.current = None;
     }
 
-    /// Steps the vCPU whose turn is not over, or the next one; one entry at most. Where all are idle, advances VM time
+    /// Steps the vCPU that has not reached its next operation, or the next one; one entry at most. Where all are idle, advances VM time
     /// instead.
     pub(crate) fn step(
         &mut self,
@@ -109,7 +111,7 @@ impl RoundRobin {
         Ok(stepped)
     }
 
-    /// Who is next, and the operations so far; nobody if all are idle.
+    /// The next vCPU, and the operations so far; none if all are idle.
     fn choose(&mut self, cpus: &[Cpu], shared: &Shared) -> Option<(usize, u64)> {
         wake(cpus, shared, &mut self.idle);
         let chosen = draw(&self.idle, &mut self.order)?;
@@ -133,7 +135,7 @@ impl RoundRobin {
             return Stepped::Stop(StopReason::Ended(nothing_will_wake(cpus)));
         }
         clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal)));
-        // Whoever is due, or the stop, shows in the next round; all look again.
+        // The next step finds the vCPU that is due, or the stop: all are stepped again.
         self.idle.fill(None);
         Stepped::Again
     }
@@ -153,7 +155,7 @@ fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
     awake.nth(usize::try_from(drawn).unwrap_or(0))
 }
 
-/// Whoever has a message, or a timer that is due, is no longer idle.
+/// A vCPU with a message, or with a timer that is due, is no longer idle.
 fn wake(cpus: &[Cpu], shared: &Shared, idle: &mut [Option<bool>]) {
     let clock = shared.clock.lock();
     let now = clock.tsc();

@@ -1,7 +1,8 @@
-//! How a vCPU's thread is called: out of KVM_RUN, or out of its sleep.
+//! Makes a vCPU's thread leave KVM_RUN, or its sleep.
 //!
-//! Whoever has something for a vCPU (an IPI, a request to stop) puts it where that vCPU looks, then rings. A ring is
-//! remembered until the vCPU looks, so that none is lost between looking and sleeping or entering the guest.
+//! A thread that has something for a vCPU (an IPI, a request to stop) first stores it where the vCPU's loop reads it, then
+//! rings. The ring stays set until the loop clears it, so that none is lost between the loop's check and its sleep or
+//! KVM_RUN.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +11,7 @@ use crate::{
     machine::lock::Ranked,
 };
 
-/// One vCPU's bell.
+/// The doorbell of one vCPU.
 #[derive(Default)]
 pub struct Doorbell {
     rung: AtomicBool,
@@ -18,9 +19,9 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    /// Calls the vCPU's thread.
+    /// Kicks the vCPU's thread.
     pub fn ring(&self) {
-        // A ring that was not looked at yet has kicked already. Kicks are queued signals: a guest that sends messages in a
+        // A ring that is still set has kicked already. Kicks are queued signals: a guest that sends messages in a
         // loop must not fill the host's queue.
         if self.rung.swap(true, Ordering::SeqCst) {
             return;
@@ -30,7 +31,8 @@ impl Doorbell {
         }
     }
 
-    /// The calling thread runs the vCPU from now on. It looks after that for what was rung for before.
+    /// The calling thread runs the vCPU from now on. It must check for messages and requests after this call: earlier rings
+    /// kicked no thread.
     pub fn attach(&self) {
         *self.runner.lock() = Some(Kicker::for_this_thread());
     }
@@ -40,7 +42,7 @@ impl Doorbell {
         *self.runner.lock() = None;
     }
 
-    /// Forgets rings so far: call before looking at what they might be about.
+    /// Clears the ring. Call it before checking for messages and requests: one that comes after the check rings again.
     pub fn clear(&self) {
         self.rung.store(false, Ordering::SeqCst);
     }

@@ -1,6 +1,6 @@
-//! A gap in which no vCPU ran and which nobody asked for: SIGSTOP, a frozen cgroup, a host that slept.
+//! A gap in which no vCPU ran, without a request to pause: SIGSTOP, a frozen cgroup, a host that slept.
 //!
-//! The process is told of none of these, and its clocks go on. If they went on for the guest too, its time would leap, and
+//! The process gets no notice of these, and its clocks go on. If they went on for the guest too, its time would leap, and
 //! PVCLOCK_GUEST_STOPPED would stay clear: its watchdogs would take the gap for a hang. So the gap is found afterwards, and
 //! made a pause that began with it.
 //!

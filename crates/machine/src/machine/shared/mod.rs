@@ -45,14 +45,14 @@ use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Ou
 
 /// Clock, devices, RAM, trap sites, tick audit and trace.
 ///
-/// Whoever holds a lock takes only locks of higher ranks; the number in a lock's type is its rank. So the order is that of
-/// the fields below, down to `gap`, then a [`VcpuShared`]'s `inbox`, `route` and `unwakeable`, of one vCPU at a time, then
+/// A thread that holds a lock takes only locks of higher ranks. The number in a lock's type is its rank, so the order is that
+/// of the fields below, down to `gap`, then a [`VcpuShared`]'s `inbox`, `route` and `unwakeable`, of one vCPU at a time, then
 /// `warned_msrs`, the trace's output (11) and a doorbell's thread (12). Where two are held at once, and why:
 ///
 /// - `audit`, then `clock`: records are held against the clock as it is after they were counted. The trace follows, so that
 ///   ticks are in it in their order.
 /// - `clock`, then `devices` or `inbox`: what is due next is one answer, of LAPIC, 8254 and messages.
-/// - `clock`, then `known_to_run` and `gap`: a gap stops the clock before anybody computes from it.
+/// - `clock`, then `known_to_run` and `gap`: a gap stops the clock before any thread computes from it.
 pub struct Shared {
     /// What the guest and the host say of each tick.
     pub(crate) audit: Ranked<TickAudit, 1>,
@@ -66,9 +66,9 @@ pub struct Shared {
     pub(crate) known_to_run: Ranked<HostInstant, 5>,
     /// A gap in which no vCPU ran, which ended the run: the machine is to stand still since its beginning.
     pub(crate) gap: Ranked<Option<Gap>, 6>,
-    /// Where each vCPU is reached.
+    /// One for each vCPU.
     pub(crate) vcpus: Vec<VcpuShared>,
-    /// Unknown MSRs that were told of once.
+    /// Unknown MSRs that the log has named.
     pub(crate) warned_msrs: Ranked<BTreeSet<u32>, 10>,
     /// Guest RAM.
     pub(crate) memory: Arc<GuestRam>,
@@ -76,7 +76,7 @@ pub struct Shared {
     pub(crate) sites: Sites,
     /// The trace.
     pub(crate) trace: Trace,
-    /// What somebody may read slowly.
+    /// Outputs whose reader may be slow: the vCPUs wait while one is full.
     pub(crate) outlets: Vec<Outlet>,
     /// Every vCPU is to come back at its next boundary.
     pub(crate) stopping: AtomicBool,
@@ -84,11 +84,11 @@ pub struct Shared {
     pub(crate) tsc_stable: AtomicBool,
     /// WRMSR IA32_TSC_DEADLINE outside a trap site has no effect: see [`super::config::EmulatedHost`].
     pub(crate) swallow_deadline: bool,
-    /// Real time: what a vCPU's thread may poll at once.
+    /// Real time: how long a vCPU's thread may poll at a time.
     pub(crate) poll: Duration,
     /// Virtual time: how long a guest may run without an operation, in host time; guest time stands still meanwhile.
     pub(crate) spin_limit: Option<Duration>,
-    /// The pages that only the start needed were given back.
+    /// The pages that only the start needed were returned to the host.
     pub(crate) settled_down: AtomicBool,
     /// Who has the local APICs, and with them kvmclock.
     pub(crate) lapic: LapicKind,
@@ -113,7 +113,7 @@ impl Shared {
         (clock, now)
     }
 
-    /// There was this gap.
+    /// Stops the clock where `gap` began.
     pub(crate) fn found_gap(&self, gap: Gap) {
         self.stop_for(gap, &mut self.clock.lock());
     }
@@ -126,7 +126,7 @@ impl Shared {
         }
     }
 
-    /// Whether the vCPUs are to wait for somebody who reads what they produced.
+    /// Whether an output is full, so that the vCPUs are to wait for its reader.
     pub(crate) fn waits_for_reader(&self) -> bool {
         self.outlets.iter().any(Outlet::is_full)
     }
@@ -161,7 +161,7 @@ impl Shared {
     /// What is known now, to hold the records of a ring against.
     fn account(&self, ring: usize) -> ClockAccount {
         let clock = self.clock.lock().clone();
-        // While the VM stands still after a gap that nobody asked for, its clocks stand where that began.
+        // After a gap the VM's clocks stand where the gap began, until the machine is resumed.
         let has_gap = self.has_gap();
         ClockAccount { clock, has_gap, lapic: self.lapic, tsc_adjust: self.tsc_adjust_of(ring) }
     }
@@ -180,7 +180,7 @@ impl Shared {
         self.event(CpuIndex::at(*ring), now, &tick);
     }
 
-    /// Where vCPU `index` is reached.
+    /// What is shared of vCPU `index`.
     pub(crate) fn vcpu(&self, index: CpuIndex) -> Option<&VcpuShared> {
         index.of(&self.vcpus)
     }
@@ -193,16 +193,16 @@ impl Shared {
         (bytes == PATCH).then_some(kind)
     }
 
-    /// Notes that vCPU `index` may run, before it looks for messages.
-    pub(crate) fn hears(&self, index: CpuIndex) {
+    /// Notes that vCPU `index` may run. Called before it reads its messages.
+    pub(crate) fn set_wakeable(&self, index: CpuIndex) {
         if let Some(vcpu_shared) = self.vcpu(index) {
             *vcpu_shared.unwakeable.lock() = None;
         }
     }
 
-    /// Notes that vCPU `index` hears nothing but messages. The machine's end, if that is so of all and there are none:
-    /// nobody is left to send one. Whoever is last to note it sees that, so that it is never missed.
-    pub(crate) fn deafened(&self, index: CpuIndex, why: Unwakeable) -> Option<End> {
+    /// Notes that only a message can wake vCPU `index`. If that holds for all vCPUs and no message is on its way, the guest
+    /// has ended: no vCPU is left to send one. The last vCPU to note it sees the others' notes, so that the end is not missed.
+    pub(crate) fn set_unwakeable(&self, index: CpuIndex, why: Unwakeable) -> Option<End> {
         let vcpu_shared = self.vcpu(index)?;
         *vcpu_shared.unwakeable.lock() = Some(why);
         let all: Option<Vec<Unwakeable>> =
@@ -245,7 +245,7 @@ impl Shared {
     /// Logs, once per MSR, that a guest touched one that is not there.
     pub(crate) fn unknown_msr(&self, index: u32, access: &str) {
         let mut warned_msrs = self.warned_msrs.lock();
-        // A guest could try all four billion.
+        // A guest could try all four billion MSR numbers.
         if warned_msrs.len() < 64 && warned_msrs.insert(index) {
             log::warn!("the guest's {access} of MSR {index:#x}, which is not there, gets a #GP");
         }

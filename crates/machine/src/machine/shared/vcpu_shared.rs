@@ -1,4 +1,4 @@
-//! What other threads may know of one vCPU, and where they reach it.
+//! The part of a vCPU that other threads read and write.
 
 use std::sync::{
     Arc,
@@ -10,16 +10,16 @@ use vlapic::{Inbox, Route};
 use super::{doorbell::Doorbell, host_stop::LastRun};
 use crate::machine::{cpu_index::CpuIndex, lock::Ranked};
 
-/// Where one vCPU is reached.
+/// What other threads read and write of one vCPU.
 #[derive(Default)]
 pub struct VcpuShared {
-    /// Calls it.
+    /// Kicks its thread.
     pub(crate) doorbell: Arc<Doorbell>,
     /// Messages from other LAPICs.
     pub(crate) inbox: Ranked<Inbox, 7>,
     /// What its LAPIC answers to; none before the vCPU is there.
     pub(crate) route: Ranked<Option<Route>, 8>,
-    /// It waits, and nothing but a message could make it go on; none if it runs, or an interrupt can wake it.
+    /// Why only a message can wake it; none if it runs, or a timer or device can wake it.
     pub(crate) unwakeable: Ranked<Option<Unwakeable>, 9>,
     /// Where its kvmclock page is; 0 if it has none.
     pub(crate) page: AtomicU64,
@@ -29,7 +29,7 @@ pub struct VcpuShared {
     pub(crate) last_run: LastRun,
 }
 
-/// Why a vCPU hears nothing but messages.
+/// Why only a message can wake a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unwakeable {
     /// It halted with interrupts off.

@@ -68,7 +68,7 @@ impl<'a> VcpuBus<'a> {
 
     fn apply(&mut self, effects: Effects) {
         self.changed.apic_base |= effects.base_changed;
-        // Without an I/O APIC nobody waits for an EOI.
+        // `effects.eoi` is for I/O APICs, and there is none.
         if let Some(ipi) = effects.ipi {
             ipi::send(self.shared, self.local, ipi);
         }

@@ -1,4 +1,4 @@
-//! One turn of one vCPU: messages, time, injection, entry, exit. [`crate::machine::sched`] says whose turn it is.
+//! One step of one vCPU: messages, time, injection, entry, exit. [`crate::machine::sched`] chooses the vCPU.
 
 use guest_abi::sites::Kind;
 use vmtime::{GuestTsc, Now};
@@ -61,7 +61,7 @@ pub enum Pace {
     Step,
 }
 
-/// One turn of `cpu`: take messages, look at the time, inject, enter once, answer.
+/// One step of `cpu`: take messages, read the clock, inject, enter once, answer the exit.
 pub(crate) fn step(
     cpu: &mut Cpu,
     shared: &Shared,
@@ -73,7 +73,7 @@ pub(crate) fn step(
     if let Some(exit) = shared.devices.lock().take_exit() {
         return Ok(Stepped::Stop(StopReason::Ended(End::Guest(exit))));
     }
-    shared.hears(cpu.local.index);
+    shared.set_wakeable(cpu.local.index);
     ipi::receive(cpu, shared)?;
     VcpuBus::new(&mut cpu.local, shared).refresh_page();
     // As late as can be: what is done before the wait is not done after it. A halted guest has less to lose: see
@@ -102,7 +102,7 @@ pub(crate) fn step(
         return Ok(Stepped::OutputFull);
     }
     if cpu.local.phase == Phase::WaitForSipi {
-        return Ok(match shared.deafened(cpu.local.index, Unwakeable::Parked) {
+        return Ok(match shared.set_unwakeable(cpu.local.index, Unwakeable::Parked) {
             Some(end) => Stepped::Stop(StopReason::Ended(end)),
             None => Stepped::Idle { unwakeable: true },
         });
@@ -114,7 +114,7 @@ pub(crate) fn step(
         // Another CPU could still send an NMI or INIT.
         if unwakeable {
             let address = cpu.vcpu.registers().linear_rip;
-            if let Some(end) = shared.deafened(cpu.local.index, Unwakeable::Halted { address }) {
+            if let Some(end) = shared.set_unwakeable(cpu.local.index, Unwakeable::Halted { address }) {
                 return Ok(Stepped::Stop(StopReason::Ended(end)));
             }
         } else if mode == TimeMode::Real {
