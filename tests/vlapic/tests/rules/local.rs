@@ -130,10 +130,14 @@ fn another_level_triggered_eoi_leaves_remote_irr() {
         bench.write(LVT_LINT0, LEVEL | 0x51, at(0));
         assert_eq!(bench.apic.local(LocalSource::Lint0, true), Delivery::Accepted);
         bench.apic.acknowledge(0x51);
-        bench.apic.accept(Interrupt { vector: 0x61, level: true });
-        bench.apic.acknowledge(0x61);
-        assert_eq!(bench.write(EOI, 0, at(0)).eoi, Some(0x61));
-        assert_eq!(bench.read(LVT_LINT0, at(0)), LEVEL | REMOTE_IRR | 0x51);
+        for high in [true, false] {
+            assert_eq!(bench.apic.local(LocalSource::Lint0, high), Delivery::None);
+            bench.apic.accept(Interrupt { vector: 0x61, level: true });
+            bench.apic.acknowledge(0x61);
+            assert_eq!(bench.write(EOI, 0, at(0)).eoi, Some(0x61));
+            assert_eq!(bench.read(LVT_LINT0, at(0)), LEVEL | REMOTE_IRR | 0x51);
+            assert_eq!(bench.read(IRR + 0x20, at(0)), 0, "an EOI is still awaited");
+        }
     }
 }
 

@@ -72,6 +72,9 @@ fn unusual_states_are_restored() {
         let state = bench.apic.state(at(900));
         assert_eq!(LocalApic::from_state(&state, ALL, at(900)), Ok(bench.apic));
     }
+    // Each error that an APIC can log: two of vectors, one of registers.
+    let state = State { esr: 0xe0, errors: 0xe0, ..State::default() };
+    assert!(LocalApic::from_state(&state, ALL, at(0)).is_ok());
 }
 
 #[test]
