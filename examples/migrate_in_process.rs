@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use guest_image::GUEST_ELF;
 use machine::{
     BootOptions, End, HostEnvironment, LapicKind, Machine, Outputs, Policies, StopReason, TimeMode, boot::Image,
-    config::source::SourceChoice, sched::mailbox::Undisturbed,
+    config::source::SourceChoice, sched::mailbox::NoRequests,
 };
 use vmtime::{DeadlinePolicy, Khz, VmTime};
 
@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;
 
     // Nobody else wants anything of the machine, such as a pause: it runs to this VM time, 5 ms before the next tick.
-    let stop = machine.run(&Undisturbed, Some(VmTime(505_000_000)))?;
+    let stop = machine.run(&NoRequests, Some(VmTime(505_000_000)))?;
     ensure!(stop == StopReason::Reached, "the guest ended early: {stop:?}");
 
     // As after a live migration: the deadline that the guest has armed is in ticks of the old TSC. `Rescale` gives it the
@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
     let migration = machine.resume_at(Khz::new(1_300_000)?, &policies)?.context("a machine that has run migrates")?;
     println!("at {} ns: {} -> {}", migration.vm_ns.0, migration.from_khz, migration.to_khz);
 
-    let stop = machine.run(&Undisturbed, None)?;
+    let stop = machine.run(&NoRequests, None)?;
     println!("stopped: {stop:?}");
     // The guest records each tick in its memory, and the host has its own account of when it injected each.
     let ticks = machine.tick_summary().context("the guest has a ring of ticks")?;

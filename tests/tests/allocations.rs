@@ -5,7 +5,7 @@ use std::{alloc::System, io};
 use guest_image::GUEST_ELF;
 use machine::{
     BootOptions, HostEnvironment, LapicKind, Machine, Outputs, StopReason, TimeMode, boot::Image, config::POLL,
-    sched::mailbox::Undisturbed,
+    sched::mailbox::NoRequests,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use vm_tests::require_kvm;
@@ -36,7 +36,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
     let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");
     let mut run = |ms: u64| {
         loop {
-            match machine.run(&Undisturbed, Some(VmTime(ms * 1_000_000))).expect("a run") {
+            match machine.run(&NoRequests, Some(VmTime(ms * 1_000_000))).expect("a run") {
                 StopReason::Reached => break,
                 // A busy machine may delay any thread for a while.
                 StopReason::HostStopped { .. } => {}

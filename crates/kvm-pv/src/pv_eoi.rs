@@ -7,7 +7,7 @@
 //! KVM takes the bit back at every exit. Here it stays set while the vCPU is out, which saves two writes an exit: only
 //! the vCPU's own thread reads the word then. After every exit, before anything else, the thread checks whether the
 //! guest has cleared it ([`PvEoi::look`]); before every entry it takes the bit back if something now waits for the end of
-//! the interrupt ([`PvEoi::settle`]), so that the guest writes EOI, which exits.
+//! the interrupt ([`PvEoi::withdraw_unless`]), so that the guest writes EOI, which exits.
 
 use guest_abi::pv_eoi::{ENABLE, PENDING};
 
@@ -103,7 +103,7 @@ impl PvEoi {
 
     /// The vCPU is about to enter, with `silent_end` as for [`Self::lend`]: takes the bit back if the interrupt may no
     /// longer end without a write.
-    pub fn settle(&mut self, silent_end: Option<u8>, mem: &impl GuestWrite) {
+    pub fn withdraw_unless(&mut self, silent_end: Option<u8>, mem: &impl GuestWrite) {
         if self.lent.is_some() && self.lent != silent_end {
             self.take_back(mem);
         }

@@ -7,7 +7,7 @@
 //!
 //! ```no_run
 //! use machine::{BootOptions, HostEnvironment, LapicKind, Machine, Outputs, Policies, TimeMode};
-//! use machine::{boot::Image, config::source::SourceChoice, sched::mailbox::Undisturbed};
+//! use machine::{boot::Image, config::source::SourceChoice, sched::mailbox::NoRequests};
 //! use vmtime::{DeadlinePolicy, Khz, VmTime};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,11 +19,11 @@
 //! let options = BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi };
 //! let outputs = Outputs::new(Box::new(std::io::stdout()), None);
 //! let mut machine = Machine::boot(&env, &image, &options, outputs)?;
-//! machine.run(&Undisturbed, Some(VmTime(505_000_000)))?;
+//! machine.run(&NoRequests, Some(VmTime(505_000_000)))?;
 //! machine.pause()?;
 //! let policies = Policies { deadline: DeadlinePolicy::Rescale, ..Policies::default() };
 //! machine.resume_at(Khz::new(1_300_000)?, &policies)?;
-//! println!("{:?}: {:?}", machine.run(&Undisturbed, None)?, machine.tick_summary());
+//! println!("{:?}: {:?}", machine.run(&NoRequests, None)?, machine.tick_summary());
 //! # Ok(())
 //! # }
 //! ```

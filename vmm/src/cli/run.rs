@@ -175,7 +175,7 @@ fn session(
     let raw = args.debug_exit_status == DebugExitStatus::Raw;
     let failed = failed(&report, options.save.is_some());
     let checks = args.fail_on.clone().unwrap_or_default();
-    let verdict = checks.judge(&Evidence {
+    let verdict = checks.verdict(&Evidence {
         ticks: report.summary.as_ref(),
         timer: report.timer.as_ref(),
         no_ring: &report.no_ring,

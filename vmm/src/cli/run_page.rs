@@ -9,7 +9,7 @@ use lab::report::{
 use machine::{
     audit::{
         Lateness, Summary, TimerSummary,
-        checks::{Found, Verdict},
+        checks::{CheckResult, Verdict},
     },
     session::Report,
 };
@@ -84,9 +84,9 @@ fn checks(verdict: &Verdict) -> Table {
     let mut table = Table::new(["check", "verdict", "what was found"]);
     for (name, found) in &verdict.checks {
         let (tone, word, what) = match found {
-            Found::Pass(what) => (Tone::Good, "passed", what),
-            Found::Fail(what) => (Tone::Bad, "failed", what),
-            Found::NotJudged(what) => (Tone::Costly, "not judged", what),
+            CheckResult::Pass(what) => (Tone::Good, "passed", what),
+            CheckResult::Fail(what) => (Tone::Bad, "failed", what),
+            CheckResult::NotJudged(what) => (Tone::Costly, "not judged", what),
         };
         table.row([Cell::code(name.as_str()), Cell::verdict(tone, word), what.as_str().into()]);
     }
@@ -117,11 +117,11 @@ fn times(late: Lateness) -> [String; 3] {
 
 /// A case for each check; a check without the data that it needs is skipped. `name` is the command that was run.
 pub(super) fn suite(name: &str, verdict: &Verdict) -> Suite {
-    let case = |(check, found): &(String, Found)| {
+    let case = |(check, found): &(String, CheckResult)| {
         let (failure, remark, skipped) = match found {
-            Found::Pass(what) => (None, Some(what.clone()), None),
-            Found::Fail(why) => (Some(Failure { message: why.clone(), detail: why.clone() }), None, None),
-            Found::NotJudged(why) => (None, None, Some(why.clone())),
+            CheckResult::Pass(what) => (None, Some(what.clone()), None),
+            CheckResult::Fail(why) => (Some(Failure { message: why.clone(), detail: why.clone() }), None, None),
+            CheckResult::NotJudged(why) => (None, None, Some(why.clone())),
         };
         Case { class: name.to_owned(), name: check.clone(), failure, remark, skipped }
     };

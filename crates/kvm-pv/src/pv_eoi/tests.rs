@@ -128,7 +128,7 @@ impl Bench {
             let level = self.requested.remove(&vector).unwrap();
             self.serving.insert(vector, level);
         }
-        self.pv_eoi.settle(self.apic.silent_end(), &self.ram);
+        self.pv_eoi.withdraw_unless(self.apic.silent_end(), &self.ram);
         let silent = self.serving.len() == 1 && self.requested.is_empty() && !self.serving.values().any(|level| *level);
         assert!(silent || !self.bit(), "something waits for the EOI: {:?}, {:?}", self.serving, self.requested);
     }

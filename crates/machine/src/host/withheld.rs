@@ -2,7 +2,7 @@
 //!
 //! Until a block is mapped, every access to it waits: the guest's, KVM's for the guest, or the VMM's own. userfaultfd makes
 //! it wait (Linux `Documentation/admin-guide/mm/userfaultfd.rst`). Here that works with anonymous memory only. So RAM is
-//! first mapped as anonymous memory, and [`Withheld::give`] replaces that with the file's mapping.
+//! first mapped as anonymous memory, and [`Withheld::map_and_wake`] replaces that with the file's mapping.
 
 use std::{
     fs::File,
@@ -63,7 +63,7 @@ ioctl_ior_nr!(UFFDIO_WAKE, UFFDIO, 0x02, Place);
 const MESSAGE_BYTES: usize = 32;
 const MESSAGE_ADDRESS: usize = 16;
 
-/// RAM of which blocks are withheld: an access to one waits until [`Self::give`] maps it.
+/// RAM of which blocks are withheld: an access to one waits until [`Self::map_and_wake`] maps it.
 #[derive(Debug)]
 pub struct Withheld {
     fd: OwnedFd,
@@ -141,7 +141,7 @@ impl Withheld {
     ///
     /// # Errors
     /// If the kernel refuses; the piece is then still withheld.
-    pub fn give(&self, piece: &Piece, pages: &[(usize, &[u8])]) -> io::Result<()> {
+    pub fn map_and_wake(&self, piece: &Piece, pages: &[(usize, &[u8])]) -> io::Result<()> {
         let (region, inside) = (self.region_of(piece)?, &piece.inside);
         let behind = region.file_offset().ok_or_else(outside)?;
         let start = u64::try_from(inside.start).ok().and_then(|start| behind.start().checked_add(start));

@@ -121,14 +121,14 @@ impl Vcpu {
     /// Sets KVM's copy of IA32_APIC_BASE, from which KVM derives CPUID.1:EDX.APIC. KVM does not check the value; our
     /// LAPIC has.
     pub fn set_apic_base(&mut self, value: u64) {
-        self.settle_interrupt_bitmap();
+        self.sync_interrupt_bitmap();
         self.fd.sync_regs_mut().sregs.apic_base = value;
         self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
     }
 
     /// Makes the shared interrupt bitmap agree with the shared events. KVM sets the bit of an interrupt that waits to be
     /// delivered, but never clears bits there. If an old bit were written back, KVM would deliver that interrupt again.
-    pub(super) fn settle_interrupt_bitmap(&mut self) {
+    pub(super) fn sync_interrupt_bitmap(&mut self) {
         let shared = self.fd.sync_regs_mut();
         let interrupt = &shared.events.interrupt;
         let mut bitmap = [0u64; 4];

@@ -31,7 +31,7 @@ pub struct Resting {
 impl Vcpu {
     /// The running state as of the last exit. Call after [`Vcpu::drain`].
     pub fn running_state(&mut self) -> Running {
-        self.settle_interrupt_bitmap();
+        self.sync_interrupt_bitmap();
         let shared = self.fd.sync_regs_mut();
         Running { regs: shared.regs, sregs: shared.sregs, events: shared.events }
     }

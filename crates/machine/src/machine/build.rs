@@ -1,4 +1,4 @@
-//! A whole machine, made: booted from an image, or restored from saved state.
+//! Builds a machine: boots it from an image, or restores it from saved state.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -34,8 +34,8 @@ use crate::{
     output::Outlet,
 };
 
-/// How a saved machine is to go on.
-pub(crate) struct Onward {
+/// How a saved machine is to continue.
+pub(crate) struct Continuation {
     pub choice: SourceChoice,
     pub time: TimeMode,
     pub khz: Khz,
@@ -62,19 +62,19 @@ impl Machine {
         let memory = Arc::new(ram::allocate(options.memory)?);
         let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
         let clock_for = |chosen: &Chosen| {
-            let khz = Clock::new(chosen.source, options.time, host_clock, wanted).possible(wanted);
+            let khz = Clock::new(chosen.source, options.time, host_clock, wanted).achievable_khz(wanted);
             Clock::new(chosen.source, options.time, host_clock, khz)
         };
         let khz = |chosen: &Chosen| clock_for(chosen).khz();
         let new = Vcpus::boot(env, image, options, &memory, &entry, (wanted, khz))?;
         let NewVm { chosen, vcpus, cpuids, vm } = new;
         let mut clock = clock_for(&chosen);
-        // Without a listed one no source but the host's is possible.
+        // Without a listed RDTSC the source cannot be `trapped`, so unlisted ones do no harm.
         let unlisted = if image.sites().has(Kind::Rdtsc) { image.unlisted() } else { Unlisted::default() };
-        tell_unlisted(&unlisted, chosen.source, image.name());
+        warn_of_unlisted(&unlisted, chosen.source, image.name());
         chosen.patched.patch(&memory);
         if env.facts()?.tsc_offset {
-            clock.with_tsc_offset();
+            clock.set_tsc_settable();
         }
         let moment = clock.moment();
         let mut devices = Devices::new(outputs.console);
@@ -115,7 +115,7 @@ impl Machine {
 
     /// A machine as it was saved, paused; `memory` holds the guest's own instructions at trap sites.
     ///
-    /// `khz` is the TSC frequency with which [`Self::resume`] lets it go on: the source of the TSC depends on it.
+    /// `khz` is the TSC frequency with which [`Self::resume`] continues: the source of the TSC depends on it.
     ///
     /// # Errors
     /// [`RunError`]: this host cannot run it, or the state is not one a machine can have.
@@ -128,7 +128,7 @@ impl Machine {
         khz: Khz,
         outputs: Outputs,
     ) -> Result<Self, RunError> {
-        Self::restored(env, state, memory, Onward { choice, time, khz, paused: None }, outputs)
+        Self::restored(env, state, memory, Continuation { choice, time, khz, paused: None }, outputs)
     }
 
     /// As [`Self::from_state`].
@@ -136,10 +136,10 @@ impl Machine {
         env: &HostEnvironment,
         state: &MachineState,
         memory: Arc<GuestRam>,
-        onward: Onward,
+        continuation: Continuation,
         outputs: Outputs,
     ) -> Result<Self, RunError> {
-        let Onward { choice, time, khz, paused } = onward;
+        let Continuation { choice, time, khz, paused } = continuation;
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, audit } = state;
         let MachineSection { image, time: saved_time, source: saved_source, order, tsc_stable, migrations, unlisted } =
             machine;
@@ -153,22 +153,22 @@ impl Machine {
         all_sites.check(&memory)?;
         let mut moment = saved_clock.moment;
         if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
-            // Virtual time has no wall to measure a downtime by: it begins now.
+            // The machine was saved in virtual time, which has no wall clock. So the downtime begins now.
             moment.wall_ns = wall_ns();
         }
         let paused = paused.unwrap_or_else(|| Paused::saved(moment)).with_khz(khz);
         let stopped = paused.stopped_tsc();
         let wanted = Wanted { image, sites: &all_sites, choice, time, khz, stopped };
         let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;
-        // Within the process it was told of already, unless the TSC was the host's until now.
+        // A migration within the process has warned before, unless the TSC was not trapped until now.
         if !in_process || *saved_source != TscSource::Trapped {
-            tell_unlisted(&unlisted, chosen.source, image);
+            warn_of_unlisted(&unlisted, chosen.source, image);
         }
         chosen.patched.patch(&memory);
         let host_clock = host_clock(env, saved_cpus.lapic());
         let mut clock = Clock::from_state(chosen.source, time, host_clock, saved_clock);
         if env.facts()?.tsc_offset {
-            clock.with_tsc_offset();
+            clock.set_tsc_settable();
         }
         let since = moment.vm;
         let DevicesState { serial, pic, pit, wall } = devices;
@@ -207,8 +207,9 @@ impl Machine {
     }
 }
 
-/// Warns of RDTSCs that give another TSC than the one that the VMM answers at trap sites.
-fn tell_unlisted(unlisted: &Unlisted, source: TscSource, image: &str) {
+/// Logs a warning if the guest has RDTSC instructions that are no trap sites while the VMM emulates RDTSC: they return
+/// the host's TSC.
+fn warn_of_unlisted(unlisted: &Unlisted, source: TscSource, image: &str) {
     if source == TscSource::Trapped && !unlisted.is_empty() {
         let reads = if unlisted.any_is_sure() { "reads" } else { "may read" };
         log::warn!(
@@ -218,8 +219,8 @@ fn tell_unlisted(unlisted: &Unlisted, source: TscSource, image: &str) {
     }
 }
 
-/// The host's clock for a machine with these local APICs. KVM's kvmclock runs at the true frequency, whatever the host's TSC
-/// is taken for.
+/// The host's clock for a machine with these local APICs. KVM's kvmclock runs at the host's true frequency, so with it
+/// an assumed one is not used.
 fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
     match lapic {
         LapicKind::User => env.clock,
@@ -227,7 +228,7 @@ fn host_clock(env: &HostEnvironment, lapic: LapicKind) -> HostClock {
     }
 }
 
-/// What [`Shared`] is made of, apart from what the host decides and what begins empty.
+/// The parts of [`Shared`] that depend on the machine, and neither on the host nor begin empty.
 struct Parts {
     clock: Clock,
     devices: Devices,
@@ -264,7 +265,7 @@ impl Parts {
             swallow_deadline: env.emulated == Some(EmulatedHost::SwallowDeadline),
             poll: env.poll,
             spin_limit: env.spin_limit,
-            settled_down: AtomicBool::new(false),
+            start_pages_released: AtomicBool::new(false),
             lapic,
             costs: Counters::default(),
         }

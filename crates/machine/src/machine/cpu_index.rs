@@ -1,4 +1,4 @@
-//! The number of a vCPU.
+//! The type of vCPU numbers.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct CpuIndex(u32);
 
 impl CpuIndex {
-    /// The one that boots.
+    /// The vCPU that boots.
     pub const FIRST: Self = Self(0);
 
     /// Number `index`.
@@ -19,7 +19,7 @@ impl CpuIndex {
         Self(index)
     }
 
-    /// The number of the vCPU that has this place.
+    /// The number of the vCPU at this place.
     #[must_use]
     pub fn at(place: usize) -> Self {
         Self(u32::try_from(place).unwrap_or(u32::MAX))
@@ -36,13 +36,13 @@ impl CpuIndex {
         self.0
     }
 
-    /// The number as a place in a list of what there is of each vCPU.
+    /// The number as an index of a list with one item for each vCPU.
     #[must_use]
     pub fn place(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    /// The vCPU's one in a list of what there is of each.
+    /// The vCPU's item in a list with one item for each vCPU.
     #[must_use]
     pub fn of<T>(self, list: &[T]) -> Option<&T> {
         list.get(self.place())

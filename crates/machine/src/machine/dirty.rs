@@ -22,7 +22,7 @@ pub type SnapshotId = [u8; 32];
 pub(crate) struct Changes {
     /// Pages that may differ from the latest snapshot.
     pub(crate) pages: PageSet,
-    /// Pages that did too, and are in a snapshot that is not complete yet.
+    /// Pages that differed when a snapshot began that is not complete yet: they are in that snapshot.
     pub(crate) in_save: Option<PageSet>,
     /// The latest snapshot: all other pages are equal to its pages. None before the first.
     pub(crate) latest: Option<SnapshotId>,
@@ -34,7 +34,7 @@ impl Changes {
         vm.log_dirty_pages()?;
         memory.iter().for_each(|region| write_log(region).begin());
         let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-        Ok(Self { pages: PageSet::none(page(bytes)), in_save: None, latest })
+        Ok(Self { pages: PageSet::none(pages(bytes)), in_save: None, latest })
     }
 
     /// Adds the pages that were written since the last call.
@@ -44,13 +44,13 @@ impl Changes {
             let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
             self.pages.insert_bits(first, &vm.take_dirty_pages(number, bytes)?);
             self.pages.insert_bits(first, &write_log(region).take());
-            first = first.saturating_add(page(region.len()));
+            first = first.saturating_add(pages(region.len()));
         }
         Ok(())
     }
 }
 
-/// How many pages `bytes` are.
-fn page(bytes: u64) -> usize {
+/// The number of pages in `bytes`.
+fn pages(bytes: u64) -> usize {
     usize::try_from(bytes / 4096).unwrap_or(usize::MAX)
 }

@@ -28,10 +28,10 @@ pub enum RunError {
     /// The restore arithmetic.
     #[error(transparent)]
     Adjust(#[from] AdjustError),
-    /// Asked for something that this guest or host cannot do.
+    /// The request is impossible with this guest or its state.
     #[error("{0}")]
     Usage(String),
-    /// Asked for a TSC source that this host lacks.
+    /// The request needs something that this host lacks.
     #[error("{0}")]
     HostLacks(String),
     /// This host's TSC frequency is unusable.
@@ -40,7 +40,7 @@ pub enum RunError {
     /// The guest saw features that this host lacks.
     #[error("this host lacks CPU features that the guest saw: {}; restore on a host that has them", .0.join(", "))]
     MissingFeatures(Vec<String>),
-    /// A part of the saved state cannot be.
+    /// No machine can have this saved state.
     #[error("the saved state is not one a machine can have: {0}")]
     BadState(String),
     /// The trace file.
@@ -51,7 +51,7 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
-    /// A number of vCPUs that cannot be.
+    /// The number of vCPUs is out of range.
     #[error("{0} vCPUs are not possible: use 1 to {max}", max = super::limits::MAX_CPUS)]
     Cpus(u32),
     /// A vCPU's thread.
@@ -66,9 +66,9 @@ pub enum RunError {
     /// The frequency is out of the range for a migration.
     #[error("{wanted} is not within 0.1 to 10 times the guest's present {present}")]
     Ratio {
-        /// Asked for.
+        /// The requested frequency.
         wanted: Khz,
-        /// The guest's.
+        /// The guest's frequency.
         present: Khz,
     },
 }
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use crate::blame::tests::all_blame;
 
-    // Catches: exit code 2 where the host lacks something, and exit code 3 where the flags are wrong.
+    // Catches: exit code 2 if the host lacks something, and exit code 3 if the flags are wrong.
     #[test]
     fn each_error_of_a_run_has_its_blame() {
         let khz = Khz::MIN;

@@ -1,4 +1,4 @@
-//! Reads a machine's clock, ticks, vCPUs and costs, so that no code outside needs its locks.
+//! Reads a machine's clock, ticks, vCPUs and costs, so that callers need not take its locks.
 
 use guest_abi::{report::Header, sites::Kind};
 use vmtime::{Khz, Now, ReferenceClock, TscAdjust, VmTime};
@@ -31,7 +31,7 @@ impl Machine {
         self.shared.clock.lock().khz()
     }
 
-    /// The TSC frequency with which a paused machine goes on; the present one of a machine that runs.
+    /// The TSC frequency with which a paused machine continues; the present one of a machine that runs.
     #[must_use]
     pub fn next_khz(&self) -> Khz {
         self.paused.map_or_else(|| self.tsc_khz(), |paused| paused.khz)
@@ -43,51 +43,51 @@ impl Machine {
         self.shared.clock.lock().mode()
     }
 
-    /// The host's own account of VM time, as of now.
+    /// A copy of the reference clock.
     #[must_use]
     pub fn reference(&self) -> ReferenceClock {
         *self.shared.clock.lock().reference()
     }
 
-    /// Where RDTSC answers come from.
+    /// The source of the values that the guest's RDTSC returns.
     #[must_use]
     pub fn tsc_source(&self) -> TscSource {
         self.shared.clock.lock().source()
     }
 
-    /// Real time: whether VM time ever reaches `at`. It does not where the guest's TSC overflows before.
+    /// Real time: whether VM time ever reaches `at`. It does not if the guest's TSC overflows before.
     #[must_use]
     pub fn reaches(&self, at: VmTime) -> bool {
         let clock = self.shared.clock.lock();
         clock.least_tsc(at).and_then(|tsc| clock.host_at(tsc)).is_some()
     }
 
-    /// Reads the tick rings, and sums up what the guest's ticks came to; none if there is nothing to judge by.
+    /// Reads the tick rings, and returns the tick audit's counts; none if there is no tick ring that can be read.
     #[must_use]
     pub fn tick_summary(&self) -> Option<Summary> {
         self.shared.read_rings();
         self.shared.audit.lock().summary()
     }
 
-    /// What the LAPICs' timers did; none where they are KVM's.
+    /// The counts of the LAPICs' timer interrupts; none if KVM emulates the LAPICs.
     #[must_use]
     pub fn timer_summary(&self) -> Option<TimerSummary> {
         (self.lapic() == LapicKind::User).then(|| self.shared.audit.lock().timer())
     }
 
-    /// Why there is no tick ring to read, for people.
+    /// Why there is no tick ring to read, as text.
     #[must_use]
     pub fn why_no_ring(&self) -> String {
-        self.shared.audit.lock().why_not()
+        self.shared.audit.lock().why_no_ring()
     }
 
-    /// Whether the guest may yet make a tick ring that can be read.
+    /// Whether the guest's image announces a tick ring that can be read. The guest may not have created it yet.
     #[must_use]
-    pub fn promises_ring(&self) -> bool {
-        self.shared.audit.lock().is_promised()
+    pub fn announces_ring(&self) -> bool {
+        self.shared.audit.lock().announces_ring()
     }
 
-    /// What running has cost so far.
+    /// Counters of what running has cost so far.
     #[must_use]
     pub fn costs(&self) -> Costs {
         self.shared.costs.read()
@@ -135,7 +135,7 @@ impl Machine {
         self.ring_header(cpu).map(|header| header.expected)
     }
 
-    /// Where each vCPU is, one line each, for people; nothing of vCPUs whose LAPICs are KVM's.
+    /// Where each vCPU is, as one line of text each; empty if KVM emulates the LAPICs.
     ///
     /// # Errors
     /// If the ioctl fails.

@@ -109,7 +109,7 @@ mod tests {
         let two = Two::default();
         let first = two.first.lock();
         *two.second.lock() = 7;
-        // Whichever is given back first.
+        // The locks may be released in any order.
         let second = two.second.lock();
         drop(first);
         assert_eq!(*second, 7);
@@ -138,7 +138,7 @@ mod tests {
     #[cfg(debug_assertions)]
     #[test]
     #[should_panic(expected = "a lock of rank 1 is taken while ranks 0b100 are held")]
-    fn what_was_given_back_early_leaves_the_rest_held() {
+    fn a_lock_released_out_of_order_leaves_the_others_held() {
         let two = Two::default();
         let first = two.first.lock();
         let _second = two.second.lock();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thread_has_its_own_account() {
+    fn each_thread_has_its_own_ranks() {
         let two = Two::default();
         let _second = two.second.lock();
         std::thread::scope(|scope| {

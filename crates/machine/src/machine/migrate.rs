@@ -1,8 +1,8 @@
-//! Migration within the process: a new virtual machine that goes on from the old one's state.
+//! Migration within the process: a new virtual machine continues from the old one's state.
 
 use super::{
     Machine,
-    build::Onward,
+    build::Continuation,
     config::{
         HostEnvironment,
         first_vm_probe::FirstVmProbe,
@@ -20,7 +20,8 @@ use super::{
 use vmtime::Khz;
 
 impl Machine {
-    /// What to choose after a migration within the process: what was asked for, or else what suits.
+    /// The choice of the TSC source after a migration within the process: the user's, or else one that follows from
+    /// `source`, the present one.
     fn choice_after(&self, source: TscSource) -> SourceChoice {
         match self.choice {
             SourceChoice::Auto => source.choice_after(),
@@ -28,19 +29,20 @@ impl Machine {
         }
     }
 
-    /// Whether this machine could migrate to `khz` here; asked before [`Self::migrate`], which cannot go back.
+    /// Checks that this machine can migrate to `khz` here. Call it before [`Self::migrate`], which loses the machine if
+    /// it fails.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why it cannot.
     pub fn check_migration(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
         check_ratio(self.shared.clock.lock().khz(), khz)?;
         self.check_source(env, khz)
     }
 
-    /// Whether this machine could have the TSC frequency `khz` here.
+    /// Checks that this machine can have the TSC frequency `khz` here.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why it cannot.
     pub fn check_source(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
         let (source, time) = {
             let clock = self.shared.clock.lock();
@@ -60,8 +62,8 @@ impl Machine {
         .map(drop)
     }
 
-    /// Migrates within the process to the TSC frequency `khz`: a new virtual machine is built from the saved state, RAM stays
-    /// where it is.
+    /// Migrates within the process to the TSC frequency `khz`: builds a new virtual machine from the saved state, with
+    /// the same RAM.
     ///
     /// # Errors
     /// [`RunError`]; the machine is lost then, as it would be when a restore fails after the source was stopped.
@@ -75,20 +77,27 @@ impl Machine {
         let state = self.state(env)?;
         check_ratio(state.clock.moment.khz, khz)?;
         let choice = self.choice_after(state.machine.source);
+        // Before the VM is closed: KVM's log of written pages is lost with it.
         let changes = self.take_changes()?;
+        // A snapshot's RAM has the guest's own instructions at trap sites, and `restored` checks that.
         self.shared.sites.unpatch(&self.shared.memory);
         let Self { vcpus, shared, migrations_here, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));
-        let Shared { devices, memory, audit, trace, outlets, costs, settled_down, .. } = shared;
+        let Shared { devices, memory, audit, trace, outlets, costs, start_pages_released, .. } = shared;
         let console = devices.into_inner().into_output();
-        let outputs = Outputs { console, trace: TraceTo::On(trace), outlets };
-        let mut machine =
-            Self::restored(env, &state, memory, Onward { choice, time: state.machine.time, khz, paused }, outputs)?;
-        // The tick audit's counts continue, because it is the same process that counts.
+        let outputs = Outputs { console, trace: TraceTo::Continue(trace), outlets };
+        let mut machine = Self::restored(
+            env,
+            &state,
+            memory,
+            Continuation { choice, time: state.machine.time, khz, paused },
+            outputs,
+        )?;
+        // These counts are of the process, so they continue. A restore in another process begins with zeros.
         machine.shared.audit = audit;
         machine.shared.costs = costs;
-        machine.shared.settled_down = settled_down;
+        machine.shared.start_pages_released = start_pages_released;
         machine.migrations_here = migrations_here.saturating_add(1);
         machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;

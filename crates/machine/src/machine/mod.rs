@@ -1,13 +1,13 @@
-//! A machine that runs: vCPUs, their LAPICs, the clock, devices, and the loop that ties them together.
+//! A machine that runs: vCPUs, their LAPICs, the clock, devices, and the loops that run the vCPUs.
 //!
-//! What it is: everything between "an image is loaded" and "the guest asked to end", in real and in virtual time, and
-//! the state that survives a migration. [`Machine`] is the whole; [`vcpu`] one vCPU, what it does from one entry to the
-//! next; [`sched`] whose turn it is. `build`, `run`, `pause`, `resume`, `save` and `migrate` are the machine's verbs.
+//! What it is: everything from the loading of an image to the guest's end, in real and in virtual time, and the state
+//! that survives a migration. [`Machine`] is the whole; [`vcpu`] one vCPU, from one entry to the next; [`sched`]
+//! decides which vCPU runs. `build`, `run`, `pause`, `resume`, `save` and `migrate` are the machine's operations.
 //!
 //! What it is not: it writes no file except a trace, opens no socket and parses no argument.
 //!
-//! Why the clock is one object: TSC, VM time, the page and the deadline in flight must change together, once, or the
-//! guest sees a torn migration. [`clock::Clock`] is that object.
+//! Why the clock is one object ([`clock::Clock`]): TSC, VM time and the kvmclock page must change together, or the
+//! guest sees some of them from before a migration and some from after it.
 
 pub mod audit;
 mod build;
@@ -66,7 +66,7 @@ use crate::{
 /// A machine.
 pub struct Machine {
     vcpus: Vcpus,
-    /// Virtual time: who takes the next turn.
+    /// Virtual time: which vCPU runs next.
     round_robin: RoundRobin,
     shared: Shared,
     /// The guest's trap sites; those in `shared` are the patched ones.
@@ -79,13 +79,13 @@ pub struct Machine {
     choice: SourceChoice,
     /// When it was paused; none while it runs.
     paused: Option<Paused>,
-    /// It ran before: starting it again is a resume, which sets GUEST_STOPPED.
+    /// It has run: starting it again is a resume, which sets GUEST_STOPPED.
     has_run: bool,
-    /// Migrations since it booted, in whatever process.
+    /// Migrations since it booted, in all processes.
     migrations: u64,
-    /// Those within this process; a restore is none of them.
+    /// Migrations within this process, without restores.
     migrations_here: u64,
-    /// RDTSCs that the guest's trap-site table forgets.
+    /// RDTSC instructions that the guest's trap-site table does not list.
     unlisted: Unlisted,
     /// Which pages have changed since it was saved, if that is recorded.
     changes: Option<Changes>,
@@ -94,12 +94,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Types `bytes` at the console; gives how many the serial port's buffer took.
+    /// Types `bytes` at the console; returns how many of them the serial port's buffer took.
     pub fn type_in(&self, bytes: &[u8]) -> usize {
         self.shared.devices.lock().type_in(bytes)
     }
 
-    /// Writes out what is left of the trace.
+    /// Writes out the buffered rest of the trace.
     ///
     /// # Errors
     /// The first write that failed.
@@ -113,8 +113,8 @@ impl Machine {
         Arc::clone(&self.shared.memory)
     }
 
-    /// Puts the guest's own instructions at trap sites, for a save: a snapshot can be restored where nothing is patched. The
-    /// machine must be paused, and stay so up to [`Self::memory_is_saved`].
+    /// Restores the guest's own instructions at trap sites, for a save: a snapshot can also be restored where nothing
+    /// is patched. The machine must be paused, and stay so until [`Self::memory_is_saved`].
     pub fn show_original_code(&self) {
         self.shared.sites.unpatch(&self.shared.memory);
     }
@@ -125,31 +125,31 @@ impl Machine {
         &self.image
     }
 
-    /// Which TSC source, and why, for people.
+    /// The TSC source, and the reason for it as text.
     #[must_use]
     pub fn source_and_why(&self) -> (TscSource, &str) {
         (self.tsc_source(), &self.why)
     }
 
-    /// Who has the local APICs.
+    /// Whether the VMM or KVM emulates the local APICs.
     #[must_use]
     pub fn lapic(&self) -> LapicKind {
         self.vcpus.lapic()
     }
 
-    /// Whether it stands still.
+    /// Whether it is paused.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused.is_some()
     }
 
-    /// Migrations since it booted, in whatever process; the restore that made it is one.
+    /// Migrations since it booted, in all processes; the restore that created it counts as one.
     #[must_use]
     pub fn migrations(&self) -> u64 {
         self.migrations
     }
 
-    /// Migrations within this process; a restore is none.
+    /// Migrations within this process; a restore does not count.
     #[must_use]
     pub fn migrations_here(&self) -> u64 {
         self.migrations_here

@@ -1,4 +1,4 @@
-//! Where a machine writes: the guest's console, and the trace.
+//! The outputs of a machine: the guest's console, and the trace.
 
 use std::{
     io::Write,
@@ -11,11 +11,12 @@ use crate::output::Outlet;
 
 /// Where a machine's output goes.
 pub struct Outputs {
-    /// What the guest prints.
+    /// The guest's console output.
     pub console: Box<dyn Write + Send>,
-    /// What happened.
+    /// The trace.
     pub trace: TraceTo,
-    /// Outputs whose reader may be slow: while one of them or the trace is full, the vCPUs wait. Empty: they never wait.
+    /// Outputs whose reader may be slow: while one of them or the trace is full, the vCPUs wait. Empty: they never
+    /// wait.
     pub outlets: Vec<Outlet>,
 }
 
@@ -23,12 +24,12 @@ pub struct Outputs {
 pub enum TraceTo {
     /// Nowhere.
     Nowhere,
-    /// To a new file: created when the machine is, so that a machine that cannot be leaves an older one alone.
+    /// To a new file. It is created with the machine, so that an older file is kept if the machine cannot be created.
     File(PathBuf),
     /// To standard output.
     Stdout,
-    /// On in this one.
-    On(Trace),
+    /// To this trace, which is continued.
+    Continue(Trace),
 }
 
 impl TraceTo {
@@ -38,7 +39,7 @@ impl TraceTo {
             Self::Nowhere => Ok(Trace::default()),
             Self::File(path) => Trace::to_file(&path),
             Self::Stdout => Trace::to_stdout(),
-            Self::On(trace) => Ok(trace),
+            Self::Continue(trace) => Ok(trace),
         }
     }
 }
@@ -58,14 +59,15 @@ impl Outputs {
     }
 }
 
-/// What the vCPUs have to wait for, and how they are woken.
+/// Collects the outputs that the vCPUs wait for while one is full, and makes each of them ring the vCPUs' doorbells
+/// when there is room again.
 pub(crate) fn outlets(given: Vec<Outlet>, trace: &Trace, vcpus: &[VcpuShared]) -> Vec<Outlet> {
     // A machine that is stepped never waits: the stepper's caller reads the trace itself.
     if given.is_empty() {
         return given;
     }
     let mut all = given;
-    // A trace that goes on after a migration is among those that were given.
+    // The trace of a migrated machine is continued, and is already among `given`.
     let trace = trace.outlet().filter(|trace| !all.iter().any(|given| given.is(trace)));
     all.extend(trace);
     for outlet in &all {

@@ -1,4 +1,4 @@
-//! Stops TSC and VM time: on request, or as of the beginning of a gap in which no vCPU ran.
+//! Pauses a machine: stops TSC and VM time, on request or as of the beginning of a gap in which no vCPU ran.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use super::{
 };
 
 impl Machine {
-    /// Stops TSC and VM time. A machine that stands still stays as it is.
+    /// Stops TSC and VM time. A machine that is paused stays as it is.
     ///
     /// # Errors
-    /// If a message on its way cannot be delivered.
+    /// If a message in a vCPU's inbox cannot be delivered.
     pub fn pause(&mut self) -> Result<(), RunError> {
         if self.paused.is_some() {
             return Ok(());
         }
-        self.stand_still(BootTime::now(), None)
+        self.stop_clocks(BootTime::now(), None)
     }
 
-    /// There was a gap in which no vCPU ran: the machine stands still since it began. Gives its length, up to now.
+    /// Pauses the machine as of the beginning of `gap`, in which no vCPU ran. Returns the gap's length, up to now.
     ///
     /// # Errors
     /// As [`Self::pause`], or if the TSC cannot be continued.
-    pub(crate) fn stopped_by_host(&mut self, gap: Gap) -> Result<Duration, RunError> {
+    pub(crate) fn pause_at_gap(&mut self, gap: Gap) -> Result<Duration, RunError> {
         let Gap { from, tsc_restarted } = gap;
         if tsc_restarted && self.shared.clock.lock().source() != TscSource::Trapped {
             return Err(RunError::HostLacks(
@@ -41,7 +41,7 @@ impl Machine {
             ));
         }
         let length = from.boot.elapsed();
-        self.stand_still(from.boot, Some(from.tsc))?;
+        self.stop_clocks(from.boot, Some(from.tsc))?;
         if let Some(Paused { moment, .. }) = &self.paused {
             let now = Now::new(moment.tsc, moment.vm);
             let gap_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
@@ -51,7 +51,7 @@ impl Machine {
     }
 
     /// Stops TSC and VM time at the instant `at`; `since`: no vCPU has run since this host TSC.
-    fn stand_still(&mut self, at: BootTime, since: Option<HostTsc>) -> Result<(), RunError> {
+    fn stop_clocks(&mut self, at: BootTime, since: Option<HostTsc>) -> Result<(), RunError> {
         let moment = self.vcpus.freeze(&self.vm, &self.shared, since)?;
         self.paused = Some(Paused::here(moment, at));
         for in_flight in self.vcpus.in_flight(&self.shared)? {

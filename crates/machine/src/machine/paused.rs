@@ -1,4 +1,4 @@
-//! A machine that stands still: at which instant of its clocks, and for how long already.
+//! When a machine was paused: the instant by its clocks, and how long ago that was.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use vmtime::{GuestTsc, Khz, Moment, Stood};
 
 use crate::host::clock::wall_ns;
 
-/// An instant in this process, by CLOCK_BOOTTIME: a clock that goes on while the host sleeps, and that cannot be set.
+/// An instant in this process, by CLOCK_BOOTTIME: a clock that counts while the host sleeps, and that cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BootTime(Duration);
 
@@ -18,7 +18,7 @@ impl BootTime {
         Self(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from))
     }
 
-    /// The beginning of the count, for tests.
+    /// The instant 0 of the clock, for tests.
     #[cfg(test)]
     pub(crate) fn start() -> Self {
         Self(Duration::ZERO)
@@ -45,14 +45,15 @@ impl BootTime {
     }
 }
 
-/// A machine's stop.
+/// The stop of a paused machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Paused {
-    /// What its clocks showed.
+    /// The instant of the stop, by its clocks.
     pub moment: Moment,
-    /// The TSC frequency with which it goes on.
+    /// The TSC frequency with which it continues.
     pub khz: Khz,
-    /// When that was; none if it was in another process, with which only the wall clock is shared.
+    /// The same instant by CLOCK_BOOTTIME; none if the stop was in another process, with which only the wall clock is
+    /// shared.
     at: Option<BootTime>,
 }
 
@@ -67,12 +68,12 @@ impl Paused {
         Self { moment, khz: moment.khz, at: None }
     }
 
-    /// The same machine, which goes on with the TSC frequency `khz`.
+    /// The same stop, after which the machine continues with the TSC frequency `khz`.
     pub(crate) fn with_khz(self, khz: Khz) -> Self {
         Self { khz, ..self }
     }
 
-    /// How long it has stood still.
+    /// How long it has been stopped.
     pub(crate) fn stood(&self) -> Stood {
         self.at.map_or_else(|| Stood::UntilWall(wall_ns()), |at| Stood::For(at.elapsed()))
     }

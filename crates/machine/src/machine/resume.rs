@@ -1,9 +1,9 @@
-//! Starting a paused machine again.
+//! Resumes a paused machine.
 //!
-//! A resume, a restore and an in-process migration are one operation ([`Machine::resume`]) on a paused machine: the clock
-//! starts again from the saved moment at a frequency, policies decide about downtime and the deadline in flight, and the
-//! page is published once with all of it. A real host does this in an order (LAPIC, TSC, deadline, page, GUEST_STOPPED);
-//! see the comments in `resume` for what depends on what.
+//! A resume, a restore and an in-process migration are one operation ([`Machine::resume`]) on a paused machine. The
+//! clock starts again from the saved moment, perhaps at another frequency. Policies decide about the downtime and about
+//! an armed deadline. Then the kvmclock page is published once. The order is that of a VMM with KVM's LAPIC: LAPIC
+//! registers, TSC, deadline, page, GUEST_STOPPED. `resume_from` and `thaw` document what depends on what.
 
 use std::time::Duration;
 
@@ -29,43 +29,46 @@ pub struct Migration {
     pub from_khz: Khz,
     /// TSC frequency after.
     pub to_khz: Khz,
-    /// VM time at which it stood still.
+    /// VM time at the stop.
     pub vm_ns: VmTime,
-    /// How far VM time advanced meanwhile, in nanoseconds.
+    /// How far the resume advanced VM time, in nanoseconds.
     pub downtime_ns: u64,
-    /// The wall clock had gone back; the downtime was taken as zero.
+    /// The wall clock had been set back; the downtime was taken as zero.
     pub clamped: bool,
 }
 
 impl Machine {
-    /// Starts a paused machine again, with the TSC frequency that it had, or that [`Self::from_state`] was told.
+    /// Resumes a paused machine with the TSC frequency that it had, or that was passed to [`Self::from_state`].
     ///
     /// # Errors
     /// If the frequency is out of range, or a clock would leave its range.
     pub fn resume(&mut self, policies: &Policies) -> Result<Option<Migration>, RunError> {
-        self.paused.map_or(Ok(None), |paused| self.go_on(paused, policies))
+        self.paused.map_or(Ok(None), |paused| self.resume_from(paused, policies))
     }
 
-    /// Starts a paused machine again with the TSC frequency `khz`: what its guest sees of a migration to another host. A
-    /// machine that has not run yet boots with the frequency it was made with.
+    /// Resumes a paused machine with the TSC frequency `khz`: its guest sees the same as in a migration to another
+    /// host. A machine that has not run yet boots with the frequency that it was created with.
     ///
     /// # Errors
     /// As [`Self::resume`].
     pub fn resume_at(&mut self, khz: Khz, policies: &Policies) -> Result<Option<Migration>, RunError> {
-        self.paused.map_or(Ok(None), |paused| self.go_on(paused.with_khz(khz), policies))
+        self.paused.map_or(Ok(None), |paused| self.resume_from(paused.with_khz(khz), policies))
     }
 
-    fn go_on(&mut self, paused: Paused, policies: &Policies) -> Result<Option<Migration>, RunError> {
+    fn resume_from(&mut self, paused: Paused, policies: &Policies) -> Result<Option<Migration>, RunError> {
         let moment = paused.moment;
-        // Before its first instruction a machine was neither saved nor down.
+        // A machine that has not run yet boots: no policy applies to it, and no frequency changes.
         let boot = Policies::default();
         let (policies, khz) = if self.has_run { (policies, paused.khz) } else { (&boot, moment.khz) };
         let mut clock = self.shared.clock.lock();
-        let khz = clock.possible(khz);
+        let khz = clock.achievable_khz(khz);
         check_ratio(moment.khz, khz)?;
         let vcpus = self.vcpus.tscs();
-        // Before its first start a TSC may be any; the host's is then the host's own, and what KVM scales is set to the clock's.
-        let hold = clock.tsc_moves() && (self.has_run || clock.source() == TscSource::Scaled);
+        // At boot the guest's TSC may begin with any value. So with source `host` it stays the host's own. With
+        // `scaled` KVM adds an offset, so that it begins with the clock's value.
+        let hold = clock.tsc_is_settable() && (self.has_run || clock.source() == TscSource::Scaled);
+        // A TSC that cannot be set is measured before the clock starts, because the clock continues with it. One that
+        // can be set is set after the clock has started, because its value depends on the downtime.
         if !hold {
             tsc::prepare(&vcpus, &mut clock, khz)?;
         }
@@ -75,18 +78,21 @@ impl Machine {
         let stood = match (host_stop.or(policies.downtime_length), clock.mode()) {
             (Some(length), _) => Stood::For(length),
             (None, TimeMode::Real) => paused.stood(),
-            // Virtual time measures nothing.
+            // In virtual time a downtime is never measured.
             (None, TimeMode::Virtual) => Stood::For(Duration::ZERO),
         };
         let mut adjusted = clock.start(&moment, khz, downtime, stood, hold)?;
         if hold {
             tsc::set(&vcpus, &mut clock, &adjusted, khz)?;
         }
+        // After the TSCs: KVM's kvmclock computes its page from them.
         adjusted = self.vcpus.start_clock(&self.vm, &mut clock, adjusted)?;
         if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
-            adjusted.tsc = clock.bend(jump);
+            adjusted.tsc = clock.jump_tsc(jump);
         }
         drop(clock);
+        // Before any vCPU reads the clock. Otherwise the time of the pause would be taken for a gap in which no vCPU
+        // ran.
         self.shared.begin_to_run();
         if adjusted.clamped {
             log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");

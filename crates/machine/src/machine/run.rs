@@ -1,4 +1,4 @@
-//! Running: until the guest ends, a VM time is reached, or another thread wants something.
+//! Runs a machine until the guest ends, a VM time is reached, or another thread posts a request.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{
     error::RunError,
     policy::Policies,
     record::trace::Event,
-    sched::{mailbox::Interruptions, round_robin::Until},
+    sched::{mailbox::RequestSource, round_robin::Until},
     shared::Ram,
     stop::StopReason,
     vcpu::Cpu,
@@ -23,16 +23,17 @@ impl Machine {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn run(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<StopReason, RunError> {
+    pub fn run(&mut self, mailbox: &impl RequestSource, stop: Option<VmTime>) -> Result<StopReason, RunError> {
         if self.paused.is_some() {
             self.resume(&Policies::default())?;
         }
-        mailbox.ring_at(self.shared.vcpus.first().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)));
+        mailbox.set_doorbell(self.shared.vcpus.first().map(|vcpu_shared| Arc::clone(&vcpu_shared.doorbell)));
         let stopped = self.run_and_renew(mailbox, stop);
-        mailbox.ring_at(None);
+        mailbox.set_doorbell(None);
         let stopped = stopped?;
         if self.shared.has_gap() {
-            // While the gap is known: a tick that was handled before it was noticed may have an instant within it.
+            // Reads the rings while `gap` is still set: a tick that the guest handled before the gap was found may have
+            // an instant within the gap.
             self.shared.read_rings();
         }
         let gap = self.shared.gap.lock().take();
@@ -43,13 +44,13 @@ impl Machine {
                 self.shared.event(CpuIndex::FIRST, now, &Event::End { reason: &reason });
                 Ok(StopReason::Ended(end))
             }
-            (_, Some(gap)) => Ok(StopReason::HostStopped { length: self.stopped_by_host(gap)? }),
+            (_, Some(gap)) => Ok(StopReason::HostStopped { length: self.pause_at_gap(gap)? }),
             (stopped, None) => Ok(stopped),
         }
     }
 
-    /// Runs, and renews the page in between, while all vCPUs stand still.
-    fn run_and_renew(&mut self, mailbox: &impl Interruptions, stop: Option<VmTime>) -> Result<StopReason, RunError> {
+    /// Runs, and renews the page when that is due. No vCPU runs during the renewal.
+    fn run_and_renew(&mut self, mailbox: &impl RequestSource, stop: Option<VmTime>) -> Result<StopReason, RunError> {
         loop {
             let (mode, renewal, until) = {
                 let clock = self.shared.clock.lock();
@@ -73,6 +74,7 @@ impl Machine {
         }
     }
 
+    /// Rebases the clock's page on the present instant, and publishes it for each vCPU. No vCPU may run meanwhile.
     pub(crate) fn renew_page(&mut self, now: Now) -> Result<(), RunError> {
         let mut clock = self.shared.clock.lock();
         clock.renew();

@@ -1,4 +1,4 @@
-//! Taking the state of a machine that stands still.
+//! Collects the state of a paused machine.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ use super::{
 };
 
 impl Machine {
-    /// Everything but RAM, of a paused machine.
+    /// The state of a paused machine, without its RAM.
     ///
     /// # Errors
     /// If the ioctl fails.

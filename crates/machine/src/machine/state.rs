@@ -1,4 +1,4 @@
-//! What of a machine survives a migration, as plain data.
+//! The state of a machine that survives a migration, as plain data.
 //!
 //! RAM is not here: in process it stays where it is, and a snapshot writes it to a file of its own.
 
@@ -21,11 +21,11 @@ use crate::{
     x86::Leaf,
 };
 
-/// A whole machine but its RAM.
+/// A whole machine without its RAM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineState {
-    /// What it is.
+    /// What does not belong to one of the other sections.
     pub machine: MachineSection,
     /// Its clock.
     pub clock: ClockState,
@@ -35,20 +35,20 @@ pub struct MachineState {
     pub devices: DevicesState,
     /// The guest's trap sites, patched or not.
     pub sites: Vec<SiteState>,
-    /// Where reading the tick ring goes on.
+    /// Where reading the tick rings continues.
     pub audit: TickAuditState,
 }
 
-/// The longest name of an image, in bytes: that of a path whose bytes are no text, and shown as such.
+/// The longest name of an image, in bytes: a path of 4096 bytes, each of which is no UTF-8 and shown as three bytes.
 const MAX_IMAGE_BYTES: usize = 3 * 4096;
 /// The most leaves of a CPUID, and MSRs of a vCPU: KVM takes no more (KVM_MAX_CPUID_ENTRIES, MAX_IO_MSRS).
 const MAX_ENTRIES: usize = 256;
 
 impl MachineState {
-    /// Whether a machine can have it, as far as that shows without KVM and RAM.
+    /// Checks that a machine can have this state, as far as that is possible without KVM and RAM.
     ///
     /// # Errors
-    /// [`RunError`]: what contradicts itself, or is too many.
+    /// [`RunError`]: a contradiction, or a list that is too long.
     pub fn check(&self) -> Result<(), RunError> {
         let bad = |reason: String| Err(RunError::BadState(reason));
         let Self { machine, clock, cpus, devices: _, sites: _, audit: _ } = self;
@@ -75,38 +75,38 @@ impl MachineState {
     }
 }
 
-/// What a machine is.
+/// The machine as a whole: its image, its time and its order of vCPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineSection {
-    /// The image it was booted from, for people.
+    /// The name of the image it was booted from, for messages.
     pub image: String,
     /// How time passed for it.
     pub time: TimeMode,
-    /// Where its RDTSC answers came from.
+    /// The source of the values that its RDTSC returned.
     pub source: TscSource,
-    /// Virtual time: the generator that gives vCPUs their turns, as it stood.
+    /// Virtual time: the state of the generator that chooses the next vCPU.
     pub order: (u64, u64),
     /// All vCPUs' TSCs were equal.
     pub tsc_stable: bool,
     /// How often it was migrated since it booted.
     pub migrations: u64,
-    /// RDTSCs that its trap-site table forgets.
+    /// RDTSC instructions that its trap-site table does not list.
     pub unlisted: UnlistedState,
 }
 
-/// All vCPUs, by number. They are of one kind: who has the local APICs is the machine's affair.
+/// All vCPUs, by number. The local APICs of a machine are all emulated by the VMM, or all by KVM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CpuStates {
-    /// We have the LAPICs.
+    /// The VMM emulates the LAPICs.
     User(Vec<CpuState>),
-    /// KVM has them.
+    /// KVM emulates the LAPICs.
     Kvm(Vec<KvmCpuState>),
 }
 
 impl CpuStates {
-    /// Who has the LAPICs.
+    /// Whether the VMM or KVM emulates the LAPICs.
     #[must_use]
     pub const fn lapic(&self) -> LapicKind {
         match self {
@@ -140,9 +140,9 @@ impl CpuStates {
 pub struct CpuState {
     /// The CPUID it sees.
     pub cpuid: Vec<Leaf>,
-    /// What that says of its LAPIC.
+    /// The LAPIC's features, as that CPUID shows them.
     pub apic_config: vlapic::ConfigState,
-    /// What KVM holds.
+    /// The state that KVM holds.
     pub kvm: VcpuState,
     /// Its LAPIC.
     pub apic: vlapic::State,
@@ -164,17 +164,17 @@ pub struct CpuState {
 pub struct KvmCpuState {
     /// The CPUID it sees.
     pub cpuid: Vec<Leaf>,
-    /// What KVM holds in any case.
+    /// The state that KVM holds without the LAPIC.
     pub kvm: VcpuState,
-    /// What it holds with the LAPIC.
+    /// The state of KVM's LAPIC.
     pub lapic: KvmLapicState,
 }
 
-/// A LAPIC of KVM's, kvmclock's MSRs, and whether the vCPU executes instructions.
+/// The state of a LAPIC that KVM emulates, kvmclock's MSRs, and whether the vCPU executes instructions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KvmLapicState {
-    /// The register page. TMCCT says nothing: `armed` does.
+    /// The register page. Its TMCCT is not used: `armed` is what the timer waits for.
     pub page: LapicPage,
     /// What the timer waits for: always an absolute instant.
     pub armed: vlapic::Armed,

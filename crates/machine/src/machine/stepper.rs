@@ -2,8 +2,8 @@
 //! in place.
 //!
 //! [`Machine::run`] is for guests that run; a stepper stops at every instruction of a stretch. It keeps the thread's
-//! wake timer and the copies of RAM, and leaves the order of the vCPUs alone, so that stepping changes nothing of what the
-//! guest will do.
+//! wake timer and the copies of RAM, and leaves the order of the vCPUs alone, so that stepping changes nothing of what
+//! the guest will do.
 
 use vmtime::{GuestTsc, Khz, ReferenceClock, TscAdjust, VmTime};
 
@@ -82,9 +82,9 @@ impl Stepper {
         &self.machine
     }
 
-    /// Runs at `pace` until the guest ends, VM time reaches `limit`, or `here` returns true ([`StopReason::Requested`]). `here`
-    /// is called after each step in which the guest ran, with the number of its vCPU. [`StopReason::HostStopped`] is never
-    /// returned: a host that stops does not move virtual time.
+    /// Runs at `pace` until the guest ends, VM time reaches `limit`, or `here` returns true
+    /// ([`StopReason::Requested`]). `here` is called after each step in which the guest ran, with the number of its
+    /// vCPU. [`StopReason::HostStopped`] is never returned: a host that stops does not move virtual time.
     ///
     /// # Errors
     /// [`RunError`].
@@ -94,7 +94,7 @@ impl Stepper {
         limit: Option<VmTime>,
         mut here: impl FnMut(&mut Machine, CpuIndex) -> bool,
     ) -> Result<StopReason, RunError> {
-        self.machine.shared.clock.lock().slept();
+        self.machine.shared.clock.lock().restart_spin_budget();
         loop {
             let (until, renewal) = {
                 let clock = self.machine.shared.clock.lock();
@@ -179,7 +179,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn go_back(&mut self, level: usize) -> Result<(), RunError> {
-        self.settle()?;
+        self.quiesce()?;
         let own = self.machine.own_writes();
         self.copies.go_back(&self.machine.vm, level, &own)?;
         let checkpoint = self.checkpoints.get(level);
@@ -201,7 +201,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn migrate(&mut self, khz: Khz, policies: &Policies) -> Result<(ReferenceClock, GuestTsc), RunError> {
-        self.settle()?;
+        self.quiesce()?;
         let before = {
             let clock = self.machine.shared.clock.lock();
             (*clock.reference(), clock.tsc())
@@ -222,7 +222,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn resting(&mut self, env: &HostEnvironment) -> Result<Vec<Resting>, RunError> {
-        self.settle()?;
+        self.quiesce()?;
         let msrs = env.msrs()?;
         self.machine.vcpus.user().iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()
     }
@@ -232,7 +232,7 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn into_machine(mut self) -> Result<Machine, RunError> {
-        self.settle()?;
+        self.quiesce()?;
         Ok(self.machine)
     }
 
@@ -241,8 +241,8 @@ impl Stepper {
         vcpus.user_mut().iter_mut().try_for_each(|cpu| cpu.drain(shared))
     }
 
-    fn settle(&mut self) -> Result<(), RunError> {
+    fn quiesce(&mut self) -> Result<(), RunError> {
         let Machine { vcpus, shared, .. } = &mut self.machine;
-        vcpus.user_mut().iter_mut().try_for_each(|cpu| step::settle(cpu, shared))
+        vcpus.user_mut().iter_mut().try_for_each(|cpu| step::quiesce(cpu, shared))
     }
 }

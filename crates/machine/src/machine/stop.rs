@@ -1,8 +1,8 @@
 //! Why the vCPUs stopped.
 //!
-//! Three enums say what a vCPU came to, from the inside out. [`kvm::Exit`](crate::kvm::Exit) is why KVM_RUN returned; the step
-//! acts on it. `Stepped` is what the step came to; the loop around the steps acts on it. [`StopReason`] is why that loop ended;
-//! the session or the sweep acts on it.
+//! Three enums say what a vCPU came to, from the inside out. [`kvm::Exit`](crate::kvm::Exit) is why KVM_RUN returned;
+//! the step acts on it. `Stepped` is what the step came to; the loop around the steps acts on it. [`StopReason`] is why
+//! that loop ended; the session or the sweep acts on it.
 
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ pub enum StopReason {
     Ended(End),
     /// VM time reached the instant that the caller named.
     Reached,
-    /// A request waits in the mailbox; or, for the stepper, its caller's condition holds. A vCPU's loop also ends with this when
-    /// another vCPU has stopped, or when a gap as in [`Self::HostStopped`] was found.
+    /// A request waits in the mailbox; or, for the stepper, its caller's condition holds. A vCPU's loop also ends with
+    /// this when another vCPU has stopped, or when a gap as in [`Self::HostStopped`] was found.
     Requested,
-    /// No vCPU ran for a while, although no pause was requested. The machine is paused, as of the beginning of that gap. Only
-    /// [`Machine::run`](super::Machine::run) returns this, and only in real time.
+    /// No vCPU ran for a while, although no pause was requested. The machine is paused, as of the beginning of that
+    /// gap. Only [`Machine::run`](super::Machine::run) returns this, and only in real time.
     HostStopped {
         /// The gap's length.
         length: Duration,
@@ -34,8 +34,8 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// The machine's reason, where one vCPU stopped for `self` and another one for `other`: the guest's end before all, the
-    /// VM time reached before a request. Of two ends, that in `self`.
+    /// The machine's reason, where one vCPU stopped for `self` and another one for `other`: the guest's end before all,
+    /// the VM time reached before a request. Of two ends, that in `self`.
     #[must_use]
     pub(crate) fn or(self, other: Self) -> Self {
         match (self, other) {

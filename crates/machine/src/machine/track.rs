@@ -32,8 +32,8 @@ impl Machine {
         self.changes.as_ref()?.latest
     }
 
-    /// The pages of RAM in which it may differ from [`Self::latest_snapshot`], by their index in a snapshot's memory file.
-    /// The machine is paused, and its vCPUs are drained: what KVM still has to write on their behalf is written.
+    /// The pages of RAM in which it may differ from [`Self::latest_snapshot`], by their index in a snapshot's memory
+    /// file. The machine is paused, and its vCPUs are drained: what KVM still has to write on their behalf is written.
     ///
     /// # Errors
     /// If the ioctl fails.
@@ -49,8 +49,8 @@ impl Machine {
         let Some(changes) = &mut self.changes else { return };
         changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
-        // What the VMM wrote meanwhile are the guest's own instructions at trap sites and its patches again: no change. The
-        // guest wrote nothing.
+        // What the VMM wrote meanwhile are the guest's own instructions at trap sites and its patches again: no change.
+        // The guest wrote nothing.
         for region in self.shared.memory.iter() {
             let _ = write_log(region).take();
         }

@@ -18,7 +18,7 @@ use super::{
     policy::Restart,
     sched::{
         self,
-        mailbox::Interruptions,
+        mailbox::RequestSource,
         round_robin::{RoundRobin, Until},
     },
     shared::Shared,
@@ -76,8 +76,8 @@ pub(crate) struct InFlight {
 }
 
 impl Vcpus {
-    /// The vCPUs of a machine about to boot, number 0 at `entry`. `khz` gives the TSC frequency that they see, once it is
-    /// known where the TSC comes from.
+    /// The vCPUs of a machine about to boot, number 0 at `entry`. `khz` gives the TSC frequency that they see, once it
+    /// is known where the TSC comes from.
     pub(crate) fn boot(
         env: &HostEnvironment,
         image: &Image,
@@ -107,9 +107,9 @@ impl Vcpus {
 
     /// The vCPUs as they were saved.
     ///
-    /// The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with our
-    /// LAPICs only the first three are KVM's: TSC, deadline and page follow in [`super::Machine::resume`], together. With
-    /// KVM's, the LAPIC follows there too.
+    /// The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with
+    /// our LAPICs only the first three are KVM's: TSC, deadline and page follow in [`super::Machine::resume`],
+    /// together. With KVM's, the LAPIC follows there too.
     pub(crate) fn restore(
         env: &HostEnvironment,
         saved: &CpuStates,
@@ -194,21 +194,23 @@ impl Vcpus {
         &mut self,
         vm: &Vm,
         shared: &Shared,
-        mailbox: &impl Interruptions,
+        mailbox: &impl RequestSource,
         (mode, until): (TimeMode, Until),
         round_robin: &mut RoundRobin,
     ) -> Result<StopReason, RunError> {
         match (self, mode) {
             (Self::Kvm(cpus), _) => {
                 // Renewing its page is KVM's business.
-                let stopped = sched::real(cpus, shared, mailbox, until.stop, kvm_lapic::run)?;
+                let stopped = sched::run_threads(cpus, shared, mailbox, until.stop, kvm_lapic::run)?;
                 if !shared.has_gap() {
-                    shared.clock.lock().follow(vm.clock()?);
+                    shared.clock.lock().adopt_kvm_clock(vm.clock()?);
                 }
                 Ok(stopped)
             }
-            (Self::User(cpus), TimeMode::Real) => sched::real(cpus, shared, mailbox, until.first(), sched::run),
-            (Self::User(cpus), TimeMode::Virtual) => sched::virtually(cpus, shared, mailbox, until, round_robin),
+            (Self::User(cpus), TimeMode::Real) => {
+                sched::run_threads(cpus, shared, mailbox, until.first(), sched::run_vcpu)
+            }
+            (Self::User(cpus), TimeMode::Virtual) => sched::run_round_robin(cpus, shared, mailbox, until, round_robin),
         }
     }
 

@@ -59,8 +59,8 @@ mod tests {
     use super::*;
     use crate::{blame::tests::all_blame, snapshot::DirectoryError, snapshot::tests::file_errors};
 
-    // Catches: exit code 2 for a disk that became full while a snapshot was written, exit code 1 for damaged memory, and a
-    // wrapper that changes the blame.
+    // Catches: exit code 2 for a disk that became full while a snapshot was written, exit code 1 for damaged memory,
+    // and a wrapper that changes the blame.
     #[test]
     fn what_a_session_cannot_write_is_the_runs_and_what_it_was_given_is_the_users() {
         all_blame(Blame::Run, file_errors().map(SessionError::Snapshot));

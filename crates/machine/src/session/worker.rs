@@ -94,10 +94,10 @@ pub(super) fn work<'env>(
     let host_stops = worker.host_stops;
     let machine = worker.machine()?;
     let summary = machine.tick_summary();
-    let (no_ring, timer, promised) = (machine.why_no_ring(), machine.timer_summary(), machine.promises_ring());
+    let (no_ring, timer, announced) = (machine.why_no_ring(), machine.timer_summary(), machine.announces_ring());
     // The guest's image announces a tick ring, but the guest was saved or stopped before it created one: no ticks so
     // far.
-    let not_created_yet = promised && !matches!(finish, Finish::Ended(_));
+    let not_created_yet = announced && !matches!(finish, Finish::Ended(_));
     let summary = summary.or_else(|| not_created_yet.then(Summary::default));
     let trace = machine.finish_trace(finish.finish_limit());
     let vm_ns = machine.vm_time();
@@ -369,7 +369,7 @@ fn refusal(error: &RunError) -> ApiError {
 
 fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
     let summary = machine.tick_summary();
-    let promised = machine.promises_ring();
+    let announced = machine.announces_ring();
     let now = machine.now();
     let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
     Status {
@@ -381,7 +381,7 @@ fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
         vm_time_ns: now.vm,
         judged: summary.is_some(),
         // A ring that the guest has not created yet has no ticks.
-        ticks: summary.map(|summary| summary.next_seq).or_else(|| promised.then_some(0)),
+        ticks: summary.map(|summary| summary.next_seq).or_else(|| announced.then_some(0)),
         migrations: machine.migrations(),
         migrations_here: machine.migrations_here(),
         saving,

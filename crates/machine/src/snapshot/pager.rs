@@ -330,7 +330,7 @@ impl Blocks {
             let own =
                 changes.iter().filter_map(|(at, page)| Some((inside(at)?.checked_sub(piece.inside.start)?, page)));
             let own: Vec<(usize, &[u8])> = own.map(|(at, page)| (at, page.as_slice())).collect();
-            self.shared.withheld.give(&piece, &own).map_err(SnapshotError::Paging)?;
+            self.shared.withheld.map_and_wake(&piece, &own).map_err(SnapshotError::Paging)?;
         }
         let start = block.checked_sub(self.first).and_then(|start| usize::try_from(start).ok()).unwrap_or(usize::MAX);
         let count = usize::try_from(count).unwrap_or(usize::MAX);

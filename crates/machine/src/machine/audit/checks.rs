@@ -60,7 +60,7 @@ pub enum BadCheck {
 
 /// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum CheckResult {
     /// It passed; what was checked.
     Pass(String),
     /// It failed, for this reason.
@@ -69,7 +69,7 @@ pub enum Found {
     NotJudged(String),
 }
 
-/// What the checks look at.
+/// The counts that the checks use.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// The tick audit's counts; none if the guest has no ring that can be read.
@@ -93,7 +93,7 @@ pub struct Verdict {
     pub reasons: Vec<String>,
     /// Each check's name and result; the run itself is the first.
     #[serde(serialize_with = "by_name")]
-    pub checks: Vec<(String, Found)>,
+    pub checks: Vec<(String, CheckResult)>,
 }
 
 impl Check {
@@ -109,15 +109,15 @@ impl Check {
         }
     }
 
-    fn look(self, evidence: &Evidence<'_>) -> Found {
+    fn check(self, evidence: &Evidence<'_>) -> CheckResult {
         match (evidence.ticks, evidence.timer) {
-            (Some(ticks), _) => self.look_at_ticks(ticks, evidence.ended),
-            (None, Some(timer)) if timer.interrupts != 0 => self.look_at_timer(timer, evidence.no_ring),
-            _ => Found::NotJudged(evidence.no_ring.to_owned()),
+            (Some(ticks), _) => self.check_ticks(ticks, evidence.ended),
+            (None, Some(timer)) if timer.interrupts != 0 => self.check_timer(timer, evidence.no_ring),
+            _ => CheckResult::NotJudged(evidence.no_ring.to_owned()),
         }
     }
 
-    fn look_at_ticks(self, ticks: &Summary, ended: bool) -> Found {
+    fn check_ticks(self, ticks: &Summary, ended: bool) -> CheckResult {
         match self {
             Self::Late(limit) => {
                 let accounts = [("guest", ticks.late_by_guest), ("host", ticks.late_by_host)];
@@ -126,14 +126,14 @@ impl Check {
                     Some((worst, who)) => {
                         let found = within(limit, worst, &format!("the latest tick, by the {who}'s clock, was"));
                         match found {
-                            Found::Pass(_) if ticks.unread != 0 => Found::NotJudged(format!(
+                            CheckResult::Pass(_) if ticks.unread != 0 => CheckResult::NotJudged(format!(
                                 "{} ticks were overwritten in the tick ring before they were read",
                                 ticks.unread
                             )),
                             found => found,
                         }
                     }
-                    None => Found::NotJudged("there was no tick".to_owned()),
+                    None => CheckResult::NotJudged("there was no tick".to_owned()),
                 }
             }
             Self::Early => none_of(&[
@@ -163,13 +163,15 @@ impl Check {
     }
 
     /// Checks timer interrupts, where there are no ticks: they can be late or early, and nothing else.
-    fn look_at_timer(self, timer: &TimerSummary, no_ring: &str) -> Found {
+    fn check_timer(self, timer: &TimerSummary, no_ring: &str) -> CheckResult {
         match (self, timer.late) {
             (Self::Late(limit), Some(Lateness { worst_ns, .. })) => {
                 within(limit, worst_ns, "the latest timer interrupt, by the host's account, was")
             }
             (Self::Early, _) => none_of(&[(timer.early, "timer interrupts before their time")]),
-            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts, _) => Found::NotJudged(no_ring.to_owned()),
+            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts, _) => {
+                CheckResult::NotJudged(no_ring.to_owned())
+            }
         }
     }
 }
@@ -202,7 +204,7 @@ impl FromStr for Check {
     }
 }
 
-/// The checks of a run for which none are named: those that fail on no machine that is only slow.
+/// The checks of a run for which the user names none: those that a slow host cannot make fail.
 impl Default for Checks {
     fn default() -> Self {
         Self { checks: vec![Check::Lost, Check::Clock, Check::Accounts], requested: false }
@@ -237,20 +239,23 @@ impl FromStr for Checks {
 impl Checks {
     /// Runs the checks.
     #[must_use]
-    pub fn judge(&self, evidence: &Evidence<'_>) -> Verdict {
-        let run =
-            evidence.failed.map_or_else(|| Found::Pass("in good order".to_owned()), |why| Found::Fail(why.to_owned()));
+    pub fn verdict(&self, evidence: &Evidence<'_>) -> Verdict {
+        let run = evidence
+            .failed
+            .map_or_else(|| CheckResult::Pass("in good order".to_owned()), |why| CheckResult::Fail(why.to_owned()));
         let found = self.checks.iter().map(|check| {
-            let found = match check.look(evidence) {
-                Found::NotJudged(why) if self.requested => Found::Fail(format!("{check} cannot be judged: {why}")),
+            let found = match check.check(evidence) {
+                CheckResult::NotJudged(why) if self.requested => {
+                    CheckResult::Fail(format!("{check} cannot be judged: {why}"))
+                }
                 found => found,
             };
             (check.to_string(), found)
         });
         let checks: Vec<_> = std::iter::once(("run".to_owned(), run)).chain(found).collect();
-        let reason = |(_, found): &(String, Found)| match found {
-            Found::Fail(reason) => Some(reason.clone()),
-            Found::Pass(_) | Found::NotJudged(_) => None,
+        let reason = |(_, found): &(String, CheckResult)| match found {
+            CheckResult::Fail(reason) => Some(reason.clone()),
+            CheckResult::Pass(_) | CheckResult::NotJudged(_) => None,
         };
         let reasons: Vec<String> = checks.iter().filter_map(reason).collect();
         Verdict { pass: reasons.is_empty(), reasons, checks }
@@ -258,18 +263,18 @@ impl Checks {
 }
 
 /// As a JSON object: each check's name, and `pass`, `fail` or `not-judged`.
-fn by_name<S: Serializer>(checks: &[(String, Found)], serializer: S) -> Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(checks: &[(String, CheckResult)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(checks.iter().map(|(name, found)| {
         let word = match found {
-            Found::Pass(_) => "pass",
-            Found::Fail(_) => "fail",
-            Found::NotJudged(_) => "not-judged",
+            CheckResult::Pass(_) => "pass",
+            CheckResult::Fail(_) => "fail",
+            CheckResult::NotJudged(_) => "not-judged",
         };
         (name.split('=').next().unwrap_or(name), word)
     }))
 }
 
-impl Found {
+impl CheckResult {
     /// Adds `why` to the reason of a failure.
     fn because(self, why: impl FnOnce() -> String) -> Self {
         match self {
@@ -279,19 +284,19 @@ impl Found {
     }
 }
 
-fn none_of(counts: &[(u64, &str)]) -> Found {
+fn none_of(counts: &[(u64, &str)]) -> CheckResult {
     let text = |(count, what): &(u64, &str)| format!("{what}: {count}");
     let some: Vec<String> = counts.iter().filter(|(count, _)| *count != 0).map(text).collect();
     if some.is_empty() {
-        Found::Pass(counts.iter().map(text).collect::<Vec<_>>().join(", "))
+        CheckResult::Pass(counts.iter().map(text).collect::<Vec<_>>().join(", "))
     } else {
-        Found::Fail(some.join(", "))
+        CheckResult::Fail(some.join(", "))
     }
 }
 
-fn within(limit: Duration, worst_ns: u64, what: &str) -> Found {
+fn within(limit: Duration, worst_ns: u64, what: &str) -> CheckResult {
     let text = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
-    if Duration::from_nanos(worst_ns) > limit { Found::Fail(text) } else { Found::Pass(text) }
+    if Duration::from_nanos(worst_ns) > limit { CheckResult::Fail(text) } else { CheckResult::Pass(text) }
 }
 
 fn time(ns: u64) -> String {

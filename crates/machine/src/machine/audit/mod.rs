@@ -1,13 +1,13 @@
 //! Measures the lateness of every tick twice: by the guest's clock and by the host's.
 //!
 //! The guest writes into its ring (see [`guest_abi::report`]) when a tick was to fire and when it did, by its kvmclock.
-//! The host records when it injected the interrupt, by its own exact account of VM time, which uses neither the
+//! The host records when it injected the interrupt, by its reference clock, which is exact and uses neither the
 //! kvmclock page nor its rounding. So an error in one clock shows as a difference from the other. The ring is in guest
 //! RAM: no byte of it is trusted.
 
 pub mod checks;
 
-mod account;
+mod record_check;
 mod ring;
 mod state;
 mod sum;
@@ -19,18 +19,19 @@ use guest_abi::report::{CAPACITY, Header, Record};
 use vmtime::VmTime;
 
 use self::{
-    account::{ACCOUNTS_AGREE_NS, Account},
-    ring::Found,
+    record_check::{CLOCKS_AGREE_NS, RecordCheck},
+    ring::RingFound,
     summary::Latenesses,
 };
 use crate::mem::ram::GuestRam;
 
-pub(crate) use account::ClockAccount;
+pub(crate) use record_check::ClockReading;
 pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};
 pub use summary::{Lateness, Summary, TimerSummary};
 
-/// The most injections per CPU that are kept for a record to come. It bounds memory for a guest that writes no records.
+/// The most injections per CPU that are kept until a record claims them. This bounds memory for a guest that writes no
+/// records.
 const MAX_UNCLAIMED: usize = 4096;
 
 /// Reads the tick rings, and counts what the ticks show.
@@ -40,13 +41,13 @@ pub struct TickAudit {
     ring: Option<u64>,
     /// Each CPU's ring, by CPU number.
     rings: Vec<Ring>,
-    /// Intervals armed before this VM time say nothing about the present TSC frequency.
+    /// Intervals that were armed before this VM time were armed with another TSC frequency, and are not counted.
     since: VmTime,
     tally: Tally,
     late_by_guest: Latenesses,
     late_by_host: Latenesses,
     timer: TimerTally,
-    /// Restores and resumes, at each of which the page rounds once.
+    /// Restores and resumes; each rounds the page's base once.
     restores: u64,
     /// A ring that cannot be read, and which CPU's.
     other: Option<(usize, OtherRing)>,
@@ -105,7 +106,7 @@ struct TimerTally {
     late: Latenesses,
 }
 
-/// How long armed intervals lasted, as a fraction of what was asked.
+/// The armed intervals: their requested and their actual lengths.
 #[derive(Clone, Copy, Debug, Default)]
 struct Intervals {
     count: u64,
@@ -155,16 +156,16 @@ impl TickAudit {
         drop(self.take_log());
     }
 
-    /// The header of `cpu`'s ring as it stands in `memory`; none if there is no ring.
+    /// The header of `cpu`'s ring in `memory`, now; none if there is no ring.
     #[must_use]
     pub fn header(&self, memory: &GuestRam, cpu: usize) -> Option<Header> {
         ring::header(memory, ring::address(self.ring?, cpu)?)
     }
 
-    /// What a snapshot needs.
+    /// The state for a snapshot.
     #[must_use]
     pub fn state(&self) -> TickAuditState {
-        // What was counted stays with the process that counted it, and headers are in RAM.
+        // The counts are those of this process, and headers are in RAM.
         let Self {
             ring,
             rings,
@@ -192,13 +193,14 @@ impl TickAudit {
         self.tally.intervals = Intervals::default();
     }
 
-    /// The host injected the timer interrupt of the CPU whose ring is number `ring` (guests number their CPUs as they come) at this VM time, by
-    /// its own account; `due`: for when the timer was armed, if it waited for that.
+    /// Notes that the host injected a timer interrupt at the VM time `at`, by the reference clock. `ring` is the number
+    /// of the CPU's ring (guests number their CPUs in the order in which these start). `due` is the instant that the
+    /// timer was armed for; none if the interrupt did not wait for it.
     pub fn injected(&mut self, ring: usize, at: VmTime, due: Option<VmTime>) {
         self.timer.interrupts = self.timer.interrupts.saturating_add(1);
         if let Some(due) = due {
             match at.0.checked_sub(due.0) {
-                None if at.0.saturating_add(ACCOUNTS_AGREE_NS) < due.0 => {
+                None if at.0.saturating_add(CLOCKS_AGREE_NS) < due.0 => {
                     self.timer.early = self.timer.early.saturating_add(1);
                 }
                 late => self.timer.late.add(late.unwrap_or(0)),
@@ -212,12 +214,12 @@ impl TickAudit {
     }
 
     /// Reads the records that the guest wrote into `memory` since the last call, and calls `on_tick` for each. `now`
-    /// returns a CPU's clocks, with which the records of its ring are compared. It is called after the ring's header
-    /// was read, so that no record that the header counts is from later.
+    /// returns a CPU's clocks, against which the records of its ring are checked. It is called after the ring's header
+    /// was read: so no record that the header counts was written after that instant.
     pub(crate) fn read_rings(
         &mut self,
         memory: &GuestRam,
-        now: impl Fn(usize) -> ClockAccount,
+        now: impl Fn(usize) -> ClockReading,
         mut on_tick: impl FnMut(&Handled),
     ) {
         for cpu in 0..self.rings.len() {
@@ -229,30 +231,30 @@ impl TickAudit {
         &mut self,
         memory: &GuestRam,
         cpu: usize,
-        now: &impl Fn(usize) -> ClockAccount,
+        now: &impl Fn(usize) -> ClockReading,
         on_tick: &mut impl FnMut(&Handled),
     ) {
         let Some(address) = self.ring.and_then(|first| ring::address(first, cpu)) else { return };
-        let header = match ring::look(memory, address, cpu) {
-            Found::Nothing => return,
-            Found::Ring(header) => header,
-            Found::Other(other) => return self.cannot_read(cpu, address, other),
+        let header = match ring::find_ring(memory, address, cpu) {
+            RingFound::Nothing => return,
+            RingFound::Ring(header) => header,
+            RingFound::Other(other) => return self.cannot_read(cpu, address, other),
         };
         let Some(ring) = self.rings.get_mut(cpu) else { return };
         ring.header = Some(header);
-        // The guest never lowers the count. If it did, reading continues when the count has passed the old one.
+        // A correct guest never lowers the count. If one does, reading continues when the count has passed the old one.
         let Some(new) = header.written.checked_sub(ring.read).filter(|new| *new != 0 && !ring.broken) else { return };
-        let unread = new.saturating_sub(u64::from(CAPACITY));
-        self.tally.overrun = self.tally.overrun.saturating_add(unread);
-        let first = ring.read.saturating_add(unread);
+        let overwritten = new.saturating_sub(u64::from(CAPACITY));
+        self.tally.overrun = self.tally.overrun.saturating_add(overwritten);
+        let first = ring.read.saturating_add(overwritten);
         ring.read = header.written;
-        let account = Account::new(now(cpu), self.restores);
+        let check = RecordCheck::new(now(cpu), self.restores);
         for number in first..header.written {
             let Some(record) = ring::record(memory, address, number) else { continue };
-            if !self.is_record(memory, cpu, address, number, &record, &account) {
+            if !self.is_record(memory, cpu, address, number, &record, &check) {
                 return;
             }
-            let handled = Handled { cpu, record, host: self.record(cpu, &record, &account) };
+            let handled = Handled { cpu, record, host: self.record(cpu, &record, &check) };
             if let Some(log) = &mut self.log {
                 log.push(handled);
             }
@@ -276,13 +278,13 @@ impl TickAudit {
         address: u64,
         number: u64,
         record: &Record,
-        account: &Account,
+        check: &RecordCheck,
     ) -> bool {
         let Some(Ring { header: Some(header), next_seq, broken, .. }) = self.rings.get_mut(cpu) else { return true };
         // A record may follow missing ticks, or have an impossible instant. If both are so, these are other fields'
         // bytes.
         let in_sequence = next_seq.is_none_or(|next| record.seq == next);
-        if ring::is_record(record, number, header, *next_seq) && (in_sequence || account.error(record).is_none()) {
+        if ring::is_record(record, number, header, *next_seq) && (in_sequence || check.clock_error(record).is_none()) {
             return true;
         }
         // The guest runs on meanwhile, and may have overwritten this record with a later one.
@@ -302,8 +304,8 @@ impl TickAudit {
         false
     }
 
-    /// Counts one tick of `cpu`, and returns when the host injected its last interrupt.
-    fn record(&mut self, cpu: usize, record: &Record, account: &Account) -> Option<VmTime> {
+    /// Counts one tick of `cpu`, and returns the VM time at which the host injected its last interrupt.
+    fn record(&mut self, cpu: usize, record: &Record, check: &RecordCheck) -> Option<VmTime> {
         let ring = self.rings.get_mut(cpu)?;
         let tally = &mut self.tally;
         tally.ticks = tally.ticks.saturating_add(1);
@@ -313,12 +315,12 @@ impl TickAudit {
         tally.early_wakes = tally.early_wakes.saturating_add(u64::from(record.early_wakes));
         self.late_by_guest.add(record.fired_ns.saturating_sub(record.expires_ns));
         tally.taken_early = tally.taken_early.saturating_add(u64::from(record.fired_ns < record.expires_ns));
-        // Such a tick was late before the timer was armed: no timer could have fired it in time.
+        // This tick was armed after its expiry, so no timer could have fired in time.
         if let Some(late) = record.armed_ns.checked_sub(record.expires_ns).filter(|late| *late != 0) {
             tally.armed_late = tally.armed_late.saturating_add(1);
             tally.worst_armed_late_ns = tally.worst_armed_late_ns.max(late);
         }
-        if let Some(error) = account.error(record) {
+        if let Some(error) = check.clock_error(record) {
             tally.clock_errors = tally.clock_errors.saturating_add(1);
             if error.unsigned_abs() > tally.worst_clock_error_ns.unsigned_abs() {
                 tally.worst_clock_error_ns = error;
@@ -336,7 +338,7 @@ impl TickAudit {
         // Injections from before the tick was armed belong to no tick: the guest also arms timers only to wake itself.
         // They go first, so that the rest are this tick's: its early wakes and then the interrupt that the guest took
         // as due.
-        while ring.injections.front().is_some_and(|at| at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.armed_ns) {
+        while ring.injections.front().is_some_and(|at| at.0.saturating_add(CLOCKS_AGREE_NS) < record.armed_ns) {
             ring.injections.pop_front();
         }
         let mut host = None;
@@ -348,7 +350,7 @@ impl TickAudit {
         }
         if let Some(at) = host {
             self.late_by_host.add(at.0.saturating_sub(record.expires_ns));
-            if at.0.saturating_add(ACCOUNTS_AGREE_NS) < record.expires_ns {
+            if at.0.saturating_add(CLOCKS_AGREE_NS) < record.expires_ns {
                 tally.early_by_host = tally.early_by_host.saturating_add(1);
             }
         }

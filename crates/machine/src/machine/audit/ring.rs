@@ -5,14 +5,14 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::mem::ram::GuestRam;
 
-/// What was found where a ring's header should be.
+/// The result of [`find_ring`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// Nothing yet, or no RAM.
+pub(crate) enum RingFound {
+    /// The guest has not written a header yet, or there is no RAM.
     Nothing,
     /// A ring that this build reads.
     Ring(Header),
-    /// Something else.
+    /// Data that is no ring of this build's layout.
     Other(OtherRing),
 }
 
@@ -35,34 +35,34 @@ pub enum OtherRing {
     },
 }
 
-/// Where CPU number `cpu` has its ring, if CPU 0's is at `first`.
+/// The address of CPU number `cpu`'s ring, if CPU 0's is at `first`.
 pub(crate) fn address(first: u64, cpu: usize) -> Option<u64> {
     first.checked_add(u64::try_from(RING_BYTES.checked_mul(cpu)?).ok()?)
 }
 
 /// Reads the header at `ring`, where CPU number `cpu` should have its ring.
-pub(crate) fn look(memory: &GuestRam, ring: u64, cpu: usize) -> Found {
+pub(crate) fn find_ring(memory: &GuestRam, ring: u64, cpu: usize) -> RingFound {
     let mut bytes = [0; HEADER_BYTES];
     if memory.read_slice(&mut bytes, GuestAddress(ring)).is_err() {
-        return Found::Nothing;
+        return RingFound::Nothing;
     }
     let header = Header::from_bytes(&bytes);
     match header {
         // The guest stores the magic number last.
-        Header { magic: 0, .. } => Found::Nothing,
-        Header { magic: MAGIC, layout: LAYOUT, capacity: CAPACITY, .. } => Found::Ring(header),
-        Header { magic: MAGIC, layout, capacity, .. } => Found::Other(OtherRing::Layout { layout, capacity }),
-        Header { magic, .. } if cpu == 0 => Found::Other(OtherRing::Magic(magic.to_le_bytes())),
+        Header { magic: 0, .. } => RingFound::Nothing,
+        Header { magic: MAGIC, layout: LAYOUT, capacity: CAPACITY, .. } => RingFound::Ring(header),
+        Header { magic: MAGIC, layout, capacity, .. } => RingFound::Other(OtherRing::Layout { layout, capacity }),
+        Header { magic, .. } if cpu == 0 => RingFound::Other(OtherRing::Magic(magic.to_le_bytes())),
         // The guest's section has fewer rings than the machine has CPUs, and ends before this one.
-        Header { .. } => Found::Nothing,
+        Header { .. } => RingFound::Nothing,
     }
 }
 
 /// The header at `ring`, if it is one that this build reads.
 pub(crate) fn header(memory: &GuestRam, ring: u64) -> Option<Header> {
-    match look(memory, ring, 0) {
-        Found::Ring(header) => Some(header),
-        Found::Nothing | Found::Other(_) => None,
+    match find_ring(memory, ring, 0) {
+        RingFound::Ring(header) => Some(header),
+        RingFound::Nothing | RingFound::Other(_) => None,
     }
 }
 
@@ -76,8 +76,8 @@ pub(crate) fn record(memory: &GuestRam, ring: u64, number: u64) -> Option<Record
     Some(Record::from_bytes(&bytes))
 }
 
-/// Whether `record` can be record number `number` of the ring with this header, after a tick numbered less than `next_seq`.
-/// If the guest's records have another size, other fields' bytes are in these places.
+/// Whether `record` can be record number `number` of the ring with this header, after a tick numbered less than
+/// `next_seq`. If the guest's records have another size, other fields' bytes are in these places.
 pub(crate) fn is_record(record: &Record, number: u64, header: &Header, next_seq: Option<u64>) -> bool {
     // Ticks are numbered from 0 and rise, so that a tick's number is no less than its record's.
     record.seq >= number.max(next_seq.unwrap_or(0)) && record.cpu == header.cpu && record.reserved == 0
@@ -102,16 +102,16 @@ mod tests {
     #[test]
     fn another_layout_or_magic_is_reported_with_what_was_found() {
         let layout = memory(&[(0x1000, &header_bytes(MAGIC, 1, 512))]);
-        let Found::Other(other) = look(&layout, 0x1000, 0) else { panic!() };
+        let RingFound::Other(other) = find_ring(&layout, 0x1000, 0) else { panic!() };
         assert_eq!(other, OtherRing::Layout { layout: 1, capacity: 512 });
         assert!(other.to_string().contains("layout 1 and 512 records"), "{other}");
         let magic = memory(&[(0x1000, &header_bytes(u64::from_le_bytes(*b"RINGTICK"), LAYOUT, CAPACITY))]);
-        assert_eq!(look(&magic, 0x1000, 0), Found::Other(OtherRing::Magic(*b"RINGTICK")));
-        assert_eq!(look(&magic, 0x1000, 1), Found::Nothing);
-        assert_eq!(look(&magic, 0x2000, 0), Found::Nothing);
-        assert_eq!(look(&magic, u64::MAX - 8, 0), Found::Nothing);
+        assert_eq!(find_ring(&magic, 0x1000, 0), RingFound::Other(OtherRing::Magic(*b"RINGTICK")));
+        assert_eq!(find_ring(&magic, 0x1000, 1), RingFound::Nothing);
+        assert_eq!(find_ring(&magic, 0x2000, 0), RingFound::Nothing);
+        assert_eq!(find_ring(&magic, u64::MAX - 8, 0), RingFound::Nothing);
         let right = memory(&[(0x1000, &header_bytes(MAGIC, LAYOUT, CAPACITY))]);
-        assert!(matches!(look(&right, 0x1000, 0), Found::Ring(_)));
+        assert!(matches!(find_ring(&right, 0x1000, 0), RingFound::Ring(_)));
     }
 
     /// `count` records of a guest whose records are `stride` bytes long.
@@ -133,7 +133,7 @@ mod tests {
         for stride in [56, 64, 68, 76, 80, 96, 128] {
             let memory = ring(stride, 200);
             let read = |number| record(&memory, 0x1000, number).unwrap();
-            // The first is where it should be. The account finds that the second is impossible.
+            // The first record is at the right place. That the second is impossible is found by `RecordCheck`.
             let good = (0..200).take_while(|n| is_record(&read(*n), *n, &header, Some(*n))).count();
             assert!(good <= 2, "stride {stride}: {good}");
         }

@@ -12,7 +12,7 @@ use super::{MAX_UNCLAIMED, Ring};
 pub struct TickAuditState {
     /// Guest physical address of CPU 0's ring.
     pub ring: Option<u64>,
-    /// Each CPU's.
+    /// Each CPU's ring.
     pub rings: Vec<RingState>,
 }
 

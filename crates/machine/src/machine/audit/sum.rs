@@ -1,4 +1,4 @@
-//! Computes the summaries.
+//! Computes the tick audit's summaries.
 
 use guest_abi::report::Header;
 
@@ -60,15 +60,16 @@ impl TickAudit {
         TimerSummary { interrupts: *interrupts, early: *early, late: late.sum_up() }
     }
 
-    /// Whether the guest's image announces a ring that can be read; the guest may not have created it yet.
+    /// Whether the guest's image names the address of a tick ring, and no ring of another layout was found there. The
+    /// guest may not have created it yet.
     #[must_use]
-    pub fn is_promised(&self) -> bool {
+    pub fn announces_ring(&self) -> bool {
         self.ring.is_some() && self.other.is_none()
     }
 
     /// Why there is no ring to read, as text.
     #[must_use]
-    pub fn why_not(&self) -> String {
+    pub fn why_no_ring(&self) -> String {
         match (self.ring, self.other) {
             (None, _) => "the guest has no tick ring".to_owned(),
             (Some(_), None) => "the guest has not made its tick ring".to_owned(),

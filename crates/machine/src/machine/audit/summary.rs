@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 pub struct Summary {
     /// Ticks handled.
     pub ticks: u64,
-    /// Ticks the scenario was to make in all, on all CPUs; 0 = without end.
+    /// Ticks that the scenario is to make in all, on all CPUs; 0 = without end.
     pub expected: u64,
-    /// Ticks since boot, by the numbers that the guest gives them.
+    /// Ticks since boot, by the sequence numbers in the guest's records.
     pub next_seq: u64,
     /// Gaps in the ticks' numbers.
     pub missing: u64,
@@ -23,7 +23,7 @@ pub struct Summary {
     pub early_wakes: u64,
     /// Ticks that the guest took before their expiry, by its own clock.
     pub taken_early: u64,
-    /// Ticks that the host injected before their expiry by its own account, although the guest took them as due.
+    /// Ticks that the host injected before their expiry by its reference clock, although the guest took them as due.
     pub early_by_host: u64,
     /// Lateness as the guest saw it, after the expiry; none without a tick.
     pub late_by_guest: Option<Lateness>,
@@ -39,7 +39,7 @@ pub struct Summary {
     pub clock_steps_back: u64,
     /// The worst of them.
     pub worst_step_back_ns: u64,
-    /// Ticks whose instant by the guest contradicts the host's account of VM time.
+    /// Ticks whose instant by the guest contradicts the host's reference clock.
     pub clock_errors: u64,
     /// The worst of them; positive = the guest's clock is ahead.
     pub worst_clock_error_ns: i64,
@@ -60,14 +60,14 @@ impl Summary {
     }
 }
 
-/// The timer interrupts of the LAPICs that are the VMM's, by the host's account alone.
+/// The timer interrupts of the VMM's own LAPICs, by the host's reference clock alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TimerSummary {
     /// How many entered the guest.
     pub interrupts: u64,
-    /// Those that did before the instant that the timer was armed for.
+    /// Those that entered before the instant that the timer was armed for.
     pub early: u64,
-    /// How long after that instant the others did; none if no interrupt waited for an instant to come.
+    /// How long after that instant the others entered; none if no interrupt waited for an instant.
     pub late: Option<Lateness>,
 }
 
@@ -83,8 +83,8 @@ pub struct Lateness {
     pub worst_ns: u64,
 }
 
-/// Latenesses so far. Three significant digits, but the worst is exact; memory grows with the logarithm of the largest value
-/// only.
+/// The distribution of the latenesses so far. Three significant digits, but the worst is exact. Its memory grows with
+/// the logarithm of the largest value only.
 #[derive(Debug)]
 pub(crate) struct Latenesses {
     histogram: Histogram<u64>,

@@ -1,10 +1,10 @@
-//! Checkpoints: take a machine back to an earlier instant, within the process and in microseconds.
+//! Checkpoints: return a machine to an earlier instant, within the process and in microseconds.
 //!
 //! What it is: everything that virtual time changes, copied in the form it has while the machine runs. A snapshot
 //! contains the whole machine, for another process and another host. A checkpoint works for this machine only.
 //!
 //! What it is not: it holds no FPU state, debug registers or MSRs, which cost an ioctl each. A guest that changes them
-//! is detected ([`super::stepper::Stepper::resting`]), and cannot be taken back.
+//! is detected ([`super::stepper::Stepper::resting`]), and cannot be returned to a checkpoint.
 
 pub mod ram;
 
@@ -45,7 +45,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Machine {
-    /// The machine as it stands. Every vCPU must be drained.
+    /// A checkpoint of the machine as it is now. Every vCPU must be drained.
     pub(crate) fn checkpoint(&mut self) -> Checkpoint {
         self.shared.read_rings();
         let audit = self.shared.audit.lock().state();
@@ -103,9 +103,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Where the VMM itself writes guest RAM while the guest runs.
+    /// The guest physical addresses that the VMM itself writes while the guest runs.
     pub(crate) fn own_writes(&self) -> Vec<u64> {
-        /// Size of the largest structure, so that one which crosses a page is seen in both.
+        /// The offset of the last byte of the largest structure. A structure that crosses a page boundary counts for
+        /// both pages.
         const LAST: u64 = 31;
         let pages = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pvclock.address());
         let words = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pv_eoi?.address());

@@ -1,4 +1,4 @@
-//! What changes the clock: an operation in virtual time, a stop, a start, a measurement of KVM's.
+//! Changes of the clock: by an operation in virtual time, a stop, a start, or a reading of KVM's clock.
 
 use vmtime::{
     AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, PageClock, Scale, Stood, Timeline, adjust,
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Clock {
-    /// One guest operation passes: in virtual time, time moves.
+    /// Counts one guest operation, which in virtual time advances the clock.
     pub fn spend_operation(&mut self) {
         if self.mode == TimeMode::Virtual {
             self.operations = self.operations.saturating_add(1);
@@ -20,24 +20,26 @@ impl Clock {
         }
     }
 
-    /// Virtual time: goes on at `target`, never back.
+    /// Virtual time: advances to `target`; does nothing if that is in the past.
     pub fn jump_to(&mut self, target: GuestTsc) {
         self.timeline.jump_to(target);
     }
 
-    /// Stops; VM time and TSC then stand still.
+    /// Stops VM time and TSC.
     pub fn stop(&mut self) {
         self.stop_at(self.host.tsc());
     }
 
-    /// Stops, as of the host TSC `host`: VM time and TSC are what they were then.
+    /// Stops VM time and TSC at what they were at the host TSC `host`.
     pub fn stop_at(&mut self, host: HostTsc) {
         self.timeline.stop(host);
     }
 
-    /// Starts a stopped clock again at frequency `khz`, after it `stood` still: rebases page, TSC and reference clock.
+    /// Starts a stopped clock again at frequency `khz`: rebases page, TSC and reference clock. `stood` is the length of
+    /// the stop.
     ///
-    /// `hold`: the TSC goes on from its value, if it can be moved; false for one that is what the source gives.
+    /// `hold`: the TSC continues from its value at the stop, if the source can set it. Otherwise it continues with the
+    /// source's value.
     ///
     /// # Errors
     /// [`AdjustError`] if a clock would leave its range.
@@ -52,13 +54,13 @@ impl Clock {
         let host = self.host.tsc();
         let held = match self.source {
             TscSource::Trapped => None,
-            TscSource::Host | TscSource::Scaled if self.tsc_moves && hold => None,
+            TscSource::Host | TscSource::Scaled if self.tsc_settable && hold => None,
             TscSource::Host => Some(GuestTsc(host.0)),
             TscSource::Scaled => Some(self.timeline.tsc(host)),
         };
         let adjusted = adjust::restore(saved, khz, policy, stood, held)?;
-        self.before.rotate_right(1);
-        self.before[0] = Some((self.reference, saved.tsc));
+        self.past_references.rotate_right(1);
+        self.past_references[0] = Some((self.reference, saved.tsc));
         self.reference.rebase(saved.tsc, adjusted.downtime_ns, adjusted.tsc, khz);
         self.khz = khz;
         self.last_operation = host;
@@ -70,36 +72,37 @@ impl Clock {
         Ok(adjusted)
     }
 
-    /// For an injected fault: moves the TSC `ticks` ahead, and the reference clock with it, but not the page. Returns the TSC.
-    pub fn bend(&mut self, ticks: u64) -> GuestTsc {
+    /// For an injected fault: advances the TSC by `ticks`, and rebases the reference clock with it, but not the page.
+    /// Returns the new TSC.
+    pub fn jump_tsc(&mut self, ticks: u64) -> GuestTsc {
         let tsc = self.tsc();
-        let bent = GuestTsc(tsc.0.saturating_add(ticks));
-        self.reference.rebase(tsc, 0, bent, self.khz);
+        let ahead = GuestTsc(tsc.0.saturating_add(ticks));
+        self.reference.rebase(tsc, 0, ahead, self.khz);
         self.timeline = match self.timeline {
-            Timeline::Stopped { .. } => Timeline::Stopped { tsc: bent },
-            Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: bent, khz },
+            Timeline::Stopped { .. } => Timeline::Stopped { tsc: ahead },
+            Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: ahead, khz },
             Timeline::Running { host, tsc, host_khz, khz } => {
                 Timeline::Running { host, tsc: GuestTsc(tsc.0.saturating_add(ticks)), host_khz, khz }
             }
         };
-        bent
+        ahead
     }
 
-    /// The clock is KVM's: the page goes on from what KVM's clock showed. Its rate is that of the page that KVM publishes;
-    /// the two differ by their roundings.
-    pub fn follow(&mut self, kvm: KvmClock) {
+    /// With KVM's kvmclock: bases the page on this reading of KVM's clock. The page that KVM publishes has the same
+    /// rate and differs from this one by rounding.
+    pub fn adopt_kvm_clock(&mut self, kvm: KvmClock) {
         let tsc = self.timeline.tsc(kvm.host);
         self.page = PageClock { tsc_timestamp: tsc, system_time: kvm.vm, scale: Scale::from_khz(self.khz) };
     }
 
-    /// As [`Self::stop`], at the instant of `kvm`.
-    pub fn stop_with(&mut self, kvm: KvmClock) {
-        self.follow(kvm);
+    /// With KVM's kvmclock: stops VM time and TSC at this reading of KVM's clock.
+    pub fn stop_at_kvm_clock(&mut self, kvm: KvmClock) {
+        self.adopt_kvm_clock(kvm);
         self.timeline = Timeline::Stopped { tsc: self.page.tsc_timestamp };
     }
 
-    /// Source `scaled`: what a vCPU's TSC was measured to be at `host`.
-    pub fn measured(&mut self, host: HostTsc, tsc: GuestTsc, khz: Khz) {
+    /// Source `scaled`: continues from a vCPU's TSC that was measured as `tsc` when the host's TSC was `host`.
+    pub fn adopt_measured_tsc(&mut self, host: HostTsc, tsc: GuestTsc, khz: Khz) {
         self.timeline = Timeline::Running { host, tsc, host_khz: self.host.khz(), khz };
     }
 }

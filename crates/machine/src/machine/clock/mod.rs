@@ -24,9 +24,9 @@ const OPERATIONS_PER_MS: u32 = 1000;
 /// VM time between two renewals of the page.
 const RENEWAL_NS: u64 = 100_000_000_000;
 
-/// Stretches before the present one that [`Clock::past_reference_time`] knows. The rings are read when a guest halts;
-/// in between it can be stopped and started again a few times.
-const STRETCHES_KEPT: usize = 4;
+/// How many earlier reference clocks [`Clock::past_reference_time`] uses. The rings are read when a guest halts; until
+/// then it can be stopped and started again a few times.
+const PAST_REFERENCES: usize = 4;
 
 /// The machine's clock.
 #[derive(Clone, Debug)]
@@ -34,17 +34,17 @@ pub struct Clock {
     source: TscSource,
     mode: TimeMode,
     host: HostClock,
-    /// The guest's TSC can be given any value.
-    tsc_moves: bool,
+    /// The guest's TSC can be set to any value.
+    tsc_settable: bool,
     /// Source `host` or `scaled`: the offset that KVM adds to a vCPU's TSC.
     vcpu_offset: u64,
     khz: Khz,
     timeline: Timeline,
     page: PageClock,
     reference: ReferenceClock,
-    /// The reference clock of the stretches before the last restores, the newest first, each with the last TSC that it holds
-    /// for: a guest may report a tick after the restore that it handled before.
-    before: [Option<(ReferenceClock, GuestTsc)>; STRETCHES_KEPT],
+    /// The reference clocks before the last restores, the newest first, each with the last TSC for which it is valid. A
+    /// guest may report a tick after a restore that it handled before it.
+    past_references: [Option<(ReferenceClock, GuestTsc)>; PAST_REFERENCES],
     /// Virtual time: operations so far.
     operations: u64,
     /// When the last operation was.
@@ -61,27 +61,27 @@ impl Clock {
             source,
             mode,
             host,
-            tsc_moves: source == TscSource::Trapped,
+            tsc_settable: source == TscSource::Trapped,
             vcpu_offset: 0,
             khz,
             timeline: Timeline::Stopped { tsc },
             page,
             reference: ReferenceClock::start(VmTime(0), tsc, khz),
-            before: [None; STRETCHES_KEPT],
+            past_references: [None; PAST_REFERENCES],
             operations: 0,
             last_operation: host.tsc(),
         }
     }
 
-    /// Says that KVM moves a guest's TSC by an offset, as a probe saw.
-    pub fn with_tsc_offset(&mut self) {
-        self.tsc_moves = true;
+    /// Notes that KVM can set a guest's TSC by an offset, as a probe has shown.
+    pub fn set_tsc_settable(&mut self) {
+        self.tsc_settable = true;
     }
 
-    /// Whether the guest's TSC can be given any value: because the VMM answers, or by KVM's offset.
+    /// Whether the guest's TSC can be set to any value: because the VMM emulates RDTSC, or by KVM's offset.
     #[must_use]
-    pub fn tsc_moves(&self) -> bool {
-        self.tsc_moves
+    pub fn tsc_is_settable(&self) -> bool {
+        self.tsc_settable
     }
 
     /// Where RDTSC answers come from.
@@ -102,10 +102,10 @@ impl Clock {
         self.khz
     }
 
-    /// The frequency that a guest gets which is to have `khz`: with source `host` the host's own, from which `khz` may
-    /// differ by a tolerance but the counter does not.
+    /// The frequency of a guest that was to have `khz`. With source `host` it is exactly the host's, from which `khz`
+    /// may differ within a tolerance.
     #[must_use]
-    pub fn possible(&self, khz: Khz) -> Khz {
+    pub fn achievable_khz(&self, khz: Khz) -> Khz {
         if self.source == TscSource::Host { self.host.khz() } else { khz }
     }
 
@@ -116,8 +116,8 @@ impl Clock {
     }
 
     /// The Unix time of VM time 0, in nanoseconds: real time now minus VM time now (Linux `msr.rst`,
-    /// MSR_KVM_WALL_CLOCK_NEW). So it changes with everything that stops VM time and with every change of the host's wall
-    /// clock. Virtual time has no wall clock, and a constant instead.
+    /// MSR_KVM_WALL_CLOCK_NEW). So it changes with everything that stops VM time and with every change of the host's
+    /// wall clock. In virtual time it is a constant.
     #[must_use]
     pub fn wall_ns_at_zero(&self) -> u64 {
         match self.mode {
@@ -164,24 +164,24 @@ impl Clock {
         self.page.vm_time(tsc)
     }
 
-    /// VM time at a base TSC, by the host's own account.
+    /// VM time at a base TSC, by the reference clock.
     #[must_use]
     pub fn reference_time(&self, tsc: GuestTsc) -> VmTime {
         self.reference.at(tsc)
     }
 
-    /// VM time when the base TSC was `tsc`, by the host's own account; none for a TSC from before the stretches that are
-    /// remembered.
+    /// VM time when the base TSC was `tsc`, by the reference clock that was valid then; none if that one is no longer
+    /// kept.
     #[must_use]
     pub fn past_reference_time(&self, tsc: GuestTsc) -> Option<VmTime> {
         if tsc >= self.reference.begins() {
             return Some(self.reference.at(tsc));
         }
         let holds = |(reference, last): &&(ReferenceClock, GuestTsc)| (reference.begins()..=*last).contains(&tsc);
-        self.before.iter().flatten().find(holds).map(|(reference, _)| reference.at(tsc))
+        self.past_references.iter().flatten().find(holds).map(|(reference, _)| reference.at(tsc))
     }
 
-    /// The host's own account.
+    /// The reference clock.
     #[must_use]
     pub fn reference(&self) -> &ReferenceClock {
         &self.reference
@@ -204,15 +204,15 @@ impl Clock {
 
     /// VM time at which the page is to be renewed.
     ///
-    /// A guest computes with the delta from the page's base, and some conversions only reach so far: the one posted in
-    /// 2016 caps the delta at 275 s, and would fire at once for ever on an older page. KVM renews every 300 s (Linux
-    /// `arch/x86/kvm/x86.c`, KVMCLOCK_SYNC_PERIOD), which is too late for it.
+    /// A guest computes with the delta from the page's base, and some conversions have a limited range: the one posted
+    /// in 2016 caps the delta at 275 s. With an older page it would arm only deadlines that are in the past. KVM renews
+    /// every 300 s (Linux `arch/x86/kvm/x86.c`, KVMCLOCK_SYNC_PERIOD), which is too late for this guest.
     #[must_use]
     pub fn renewal(&self) -> VmTime {
         VmTime(self.page.system_time.0.saturating_add(RENEWAL_NS))
     }
 
-    /// Bases the page on the present instant: VM time neither steps nor changes its rate. All vCPUs must stand still: two
+    /// Bases the page on the present instant; VM time neither steps nor changes its rate. No vCPU may run meanwhile:
     /// pages with different bases round differently.
     pub fn renew(&mut self) {
         let tsc = self.tsc();
@@ -253,8 +253,8 @@ impl Clock {
         self.host.duration(self.last_operation, self.host.tsc())
     }
 
-    /// The guest had nothing to do for a while: that is no spinning.
-    pub fn slept(&mut self) {
+    /// Restarts [`Self::since_operation`]: the guest was idle, which does not count as spinning.
+    pub fn restart_spin_budget(&mut self) {
         self.last_operation = self.host.tsc();
     }
 
@@ -270,7 +270,7 @@ impl Clock {
         matches!(self.timeline, Timeline::Running { .. })
     }
 
-    /// Whether the clock stands still.
+    /// Whether the clock is stopped.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         matches!(self.timeline, Timeline::Stopped { .. })
@@ -286,7 +286,7 @@ impl Clock {
     fn wall_now(&self) -> u64 {
         match self.mode {
             TimeMode::Real => wall_ns(),
-            // Downtime is an input there, never measured.
+            // In virtual time the downtime is an input and is never measured.
             TimeMode::Virtual => VIRTUAL_EPOCH_NS,
         }
     }
@@ -300,14 +300,15 @@ impl Clock {
         }
     }
 
-    /// KVM adds `offset` to the TSC of each vCPU.
+    /// Notes that KVM adds `offset` to the TSC of each vCPU.
     pub fn set_vcpu_offset(&mut self, offset: u64) {
         self.vcpu_offset = offset;
     }
 
-    /// What KVM is to add to the TSC of a vCPU with this `adjust`; none if the VMM answers, or KVM adds nothing.
+    /// The offset that KVM is to add to the TSC of a vCPU with this `adjust`; none if the VMM emulates RDTSC, or if KVM
+    /// has no offset.
     #[must_use]
     pub fn vcpu_offset(&self, adjust: TscAdjust) -> Option<u64> {
-        (self.source != TscSource::Trapped && self.tsc_moves).then(|| self.vcpu_offset.wrapping_add(adjust.0))
+        (self.source != TscSource::Trapped && self.tsc_settable).then(|| self.vcpu_offset.wrapping_add(adjust.0))
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vmtime::{Moment, ReferenceClock, ReferenceClockState, Timeline};
 
-use super::{Clock, STRETCHES_KEPT};
+use super::{Clock, PAST_REFERENCES};
 use crate::{
     host::clock::HostClock,
     machine::config::{TimeMode, source::TscSource},
@@ -31,13 +31,13 @@ impl Clock {
             source,
             mode,
             host,
-            tsc_moves: source == TscSource::Trapped,
+            tsc_settable: source == TscSource::Trapped,
             vcpu_offset: 0,
             khz: moment.khz,
             timeline: Timeline::Stopped { tsc: moment.tsc },
             page: moment.page,
             reference: ReferenceClock::from_state(reference),
-            before: [None; STRETCHES_KEPT],
+            past_references: [None; PAST_REFERENCES],
             operations,
             last_operation: host.tsc(),
         }
@@ -46,18 +46,18 @@ impl Clock {
     /// The clock for a snapshot; it should be stopped.
     #[must_use]
     pub fn state(&self) -> ClockState {
-        // The host's clock and the source are the next host's business; the timeline is in the moment.
+        // The next host chooses its own clock and source. The timeline is in the moment.
         let Self {
             source: _,
             mode: _,
             host: _,
-            tsc_moves: _,
+            tsc_settable: _,
             vcpu_offset: _,
             khz: _,
             timeline: _,
             page: _,
             reference,
-            before: _,
+            past_references: _,
             operations,
             last_operation: _,
         } = self;

@@ -31,7 +31,7 @@ pub enum TimeMode {
     /// With the host's clock.
     #[default]
     Real,
-    /// By a fixed cost per guest operation; HLT jumps to the next deadline. Needs trap sites.
+    /// By a fixed amount per guest operation; in HLT, VM time advances to the next deadline at once. Needs trap sites.
     Virtual,
 }
 
@@ -46,7 +46,7 @@ impl TimeMode {
     }
 }
 
-/// Who emulates the local APICs, and with them kvmclock.
+/// The emulator of the local APICs and of kvmclock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LapicKind {
@@ -66,7 +66,7 @@ pub struct BootOptions {
     pub cmdline: String,
     /// An initial RAM disk.
     pub initrd: Option<Vec<u8>>,
-    /// Who emulates the local APICs.
+    /// Whether the VMM or KVM emulates the local APICs.
     pub lapic: LapicKind,
     /// How time passes.
     pub time: TimeMode,
@@ -98,8 +98,9 @@ pub enum EmulatedHost {
 /// The default of `--poll-ns`: that of KVM's `halt_poll_ns`.
 pub const POLL: Duration = Duration::from_micros(200);
 
-/// A frequency in kHz to take the host's TSC for: so tests see what would differ on another machine. VM time runs at the
-/// wrong rate then. It has no effect on KVM's own LAPIC and kvmclock, and so none on machines that use them.
+/// An environment variable with a TSC frequency in kHz that the VMM assumes for this host, so that tests find results
+/// that depend on the frequency. VM time then runs at the wrong rate. It has no effect on KVM's own LAPIC and kvmclock,
+/// and so none on machines that use them.
 const TAKE_FOR: &str = "VMM_TEST_HOST_KHZ";
 
 fn taken_for(clock: HostClock) -> Result<HostClock, RunError> {
@@ -110,11 +111,11 @@ fn taken_for(clock: HostClock) -> Result<HostClock, RunError> {
     Ok(clock.taken_for(khz))
 }
 
-/// The default of `--spin-limit`: longer than a guest that does not spin takes between two operations, on all but very busy
-/// hosts.
+/// The default of `--spin-limit`: longer than a guest that does not spin takes between two operations, on all but very
+/// busy hosts.
 pub const SPIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// The host, opened, and probed once.
+/// The host: `/dev/kvm`, and the results of probes, each of which runs at most once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
     pub host: Host,
@@ -126,7 +127,7 @@ pub struct HostEnvironment {
     pub spin_limit: Option<Duration>,
     /// The host that it emulates.
     pub emulated: Option<EmulatedHost>,
-    /// The results of the probes; empty before they are needed, like the next three.
+    /// The results of the probes; empty until they are needed, as are the next three.
     facts: OnceLock<HostFacts>,
     /// CPUID leaves that KVM supports.
     supported: OnceLock<Vec<Leaf>>,
@@ -276,7 +277,7 @@ impl HostEnvironment {
 
     /// Whether KVM really scales a guest's TSC to `khz`.
     pub(crate) fn scales_to(&self, khz: Khz) -> Result<bool, RunError> {
-        // A frequency that is only pretended cannot be scaled.
+        // If the host's frequency is an assumed one (`TAKE_FOR`), scaling cannot be verified.
         if self.clock.is_taken_for_another() {
             return Ok(false);
         }

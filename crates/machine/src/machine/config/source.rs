@@ -24,7 +24,7 @@ pub enum SourceChoice {
     Fixed(TscSource),
 }
 
-/// Where RDTSC answers come from.
+/// The source of the values that the guest's RDTSC returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TscSource {
@@ -32,7 +32,7 @@ pub enum TscSource {
     Host,
     /// The host's TSC, scaled by KVM.
     Scaled,
-    /// The VMM answers, at trap sites.
+    /// The VMM emulates RDTSC, at trap sites.
     Trapped,
 }
 
@@ -47,7 +47,7 @@ impl TscSource {
         }
     }
 
-    /// What to choose for a machine that had this source before a migration within the process.
+    /// The choice for a machine that had this source before a migration within the process.
     #[must_use]
     pub const fn choice_after(self) -> SourceChoice {
         match self {
@@ -59,7 +59,7 @@ impl TscSource {
 }
 
 /// Frequencies this close count as the same for hardware, in parts per million (QEMU, Firecracker and libvirt do so).
-pub(crate) const SAME_PPM: u64 = 250;
+pub(crate) const TOLERANCE_PPM: u64 = 250;
 
 /// A source, and the reason for it.
 #[derive(Clone, Debug)]
@@ -77,8 +77,8 @@ pub struct Chosen {
 }
 
 /// Whether the two frequencies count as the same for hardware.
-pub(crate) fn same(a: Khz, b: Khz) -> bool {
-    u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * SAME_PPM
+pub(crate) fn within_tolerance(a: Khz, b: Khz) -> bool {
+    u64::from(a.get().abs_diff(b.get())) * 1_000_000 <= u64::from(b.get()) * TOLERANCE_PPM
 }
 
 /// How far the host's TSC and the clock that measured the time since a stop may disagree if the guest's TSC is to count
@@ -88,9 +88,9 @@ pub(crate) fn same(a: Khz, b: Khz) -> bool {
 const SAME_COUNTER: Duration = Duration::from_secs(1);
 const SLEW_PART: u32 = 1000;
 
-/// Whether the host's TSC is what the guest's would be, had it counted on since the stop: that was on this host since its
-/// boot, and the guest had the host's TSC.
-fn counted_on(host: HostClock, stopped: StoppedTsc) -> bool {
+/// Whether the host's TSC now has the value that the guest's TSC would have if it had counted on since the stop. That
+/// is so if the guest was stopped on this same boot of this host, and had the host's TSC.
+fn host_tsc_counted_on(host: HostClock, stopped: StoppedTsc) -> bool {
     let StoppedTsc { tsc, ago } = stopped;
     let (then, now) = (HostTsc(tsc.0), host.tsc());
     now >= then && host.duration(then, now).abs_diff(ago) <= SAME_COUNTER.saturating_add(ago / SLEW_PART)
@@ -107,7 +107,7 @@ pub(crate) fn why_not_host<E>(
     stopped: Option<StoppedTsc>,
     offset_works: impl FnOnce() -> Result<bool, E>,
 ) -> Result<Option<String>, E> {
-    let Some(stopped) = stopped.filter(|stopped| !counted_on(host, *stopped)) else { return Ok(None) };
+    let Some(stopped) = stopped.filter(|stopped| !host_tsc_counted_on(host, *stopped)) else { return Ok(None) };
     if offset_works()? {
         return Ok(None);
     }
@@ -119,7 +119,7 @@ pub(crate) fn why_not_host<E>(
     )))
 }
 
-/// What the choice depends on, of a guest.
+/// The facts about a guest on which the choice of the source depends.
 #[derive(Clone, Copy)]
 pub(crate) struct Guest<'a> {
     /// The image it came from, for messages.
@@ -128,14 +128,14 @@ pub(crate) struct Guest<'a> {
     pub sites: &'a Sites,
     /// Its vCPUs.
     pub cpus: u32,
-    /// Its TSC, if it is to be continued.
+    /// Its TSC at the stop, if that is to be continued.
     pub stopped: Option<StoppedTsc>,
 }
 
 /// Picks the source for `guest`, which is to see `khz`, on a host with the facts of `probe`.
 ///
 /// # Errors
-/// [`RunError::Usage`] if the guest cannot do it, [`RunError::HostLacks`] if the host cannot.
+/// [`RunError::Usage`] if the guest does not allow the choice, [`RunError::HostLacks`] if the host does not.
 pub(crate) fn choose(
     probe: &FirstVmProbe<'_>,
     guest: Guest<'_>,
@@ -165,7 +165,7 @@ pub(crate) fn choose(
         (SourceChoice::Fixed(TscSource::Trapped), _) if !trappable => return Err(need_sites("--tsc trapped")),
         (SourceChoice::Fixed(TscSource::Trapped), _) => (TscSource::Trapped, "asked for, or trapped before".to_owned()),
         (SourceChoice::Fixed(TscSource::Host), _) => {
-            host_works(probe, khz, stopped)?;
+            check_host_source(probe, khz, stopped)?;
             (TscSource::Host, format!("asked for, and {}", host_why(khz, host_khz)))
         }
         (SourceChoice::Fixed(TscSource::Scaled), _) => {
@@ -225,7 +225,7 @@ fn auto(
 ) -> Result<(TscSource, String), RunError> {
     let host_khz = probe.env.clock.khz();
     // With trap sites the frequency can be exact. Without them it may differ by the hardware's tolerance.
-    let host = probe.facts.tsc_equals_host && if trappable { khz == host_khz } else { same(khz, host_khz) };
+    let host = probe.facts.tsc_equals_host && if trappable { khz == host_khz } else { within_tolerance(khz, host_khz) };
     let another_counter = if host { why_not_host(probe.env.clock, stopped, || probe.tsc_offset())? } else { None };
     let other =
         if khz == host_khz { "a guest's TSC is not the host's here" } else { "another frequency than the host's" };
@@ -255,13 +255,13 @@ pub(crate) fn host_why(khz: Khz, host_khz: Khz) -> String {
     if khz == host_khz {
         "the guest's frequency is the host's".to_owned()
     } else {
-        format!("the host's frequency is within {SAME_PPM} ppm of the guest's")
+        format!("the host's frequency is within {TOLERANCE_PPM} ppm of the guest's")
     }
 }
 
-fn host_works(probe: &FirstVmProbe<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Result<(), RunError> {
+fn check_host_source(probe: &FirstVmProbe<'_>, khz: Khz, stopped: Option<StoppedTsc>) -> Result<(), RunError> {
     let host_khz = probe.env.clock.khz();
-    if !same(khz, host_khz) {
+    if !within_tolerance(khz, host_khz) {
         return Err(RunError::HostLacks(format!(
             "--tsc host: the host's TSC has {host_khz}, not {khz}; use --tsc trapped or auto"
         )));
@@ -286,7 +286,7 @@ mod tests {
     fn an_approximated_frequency_is_not_announced_as_the_hosts() {
         let [host, near, far] = [2_000_000, 2_000_500, 2_000_501].map(|khz| Khz::new(khz).unwrap());
         assert_eq!(host_why(host, host), "the guest's frequency is the host's");
-        assert!(same(near, host) && !same(far, host));
+        assert!(within_tolerance(near, host) && !within_tolerance(far, host));
         assert_eq!(host_why(near, host), "the host's frequency is within 250 ppm of the guest's");
     }
 }

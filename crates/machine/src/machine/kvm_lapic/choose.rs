@@ -12,7 +12,7 @@ use crate::{
     machine::{
         config::{
             HostEnvironment, TimeMode,
-            source::{Chosen, SourceChoice, TscSource, host_why, same, why_not_host},
+            source::{Chosen, SourceChoice, TscSource, host_why, why_not_host, within_tolerance},
         },
         error::RunError,
         paused::StoppedTsc,
@@ -62,7 +62,7 @@ pub fn choose(
     let clock = env.clock.as_it_is();
     let host_khz = clock.khz();
     let facts = env.facts()?;
-    let host = same(khz, host_khz) && facts.tsc_equals_host;
+    let host = within_tolerance(khz, host_khz) && facts.tsc_equals_host;
     let another_counter = why_not_host(clock, stopped, || Ok::<_, RunError>(facts.tsc_offset))?;
     if let Some(why) = another_counter {
         return Err(RunError::HostLacks(format!(
@@ -100,7 +100,7 @@ fn features(supported: &[Leaf]) -> u32 {
     supported.iter().find(|leaf| leaf.function == pvclock::CPUID_FEATURES_LEAF).map_or(0, |leaf| leaf.eax)
 }
 
-/// What the CPU offers: what KVM emulates. There is no nanosecond deadline.
+/// The features that the guest's CPUs have: what KVM emulates. There is no nanosecond deadline.
 pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: u32) -> Offer {
     Offer {
         x2apic,
@@ -114,7 +114,7 @@ pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: 
     }
 }
 
-/// The leaves that vCPU number `apic_id` sees: of kvmclock only what KVM has.
+/// The leaves that vCPU number `apic_id` sees: of the paravirtual features only those that KVM has.
 pub(crate) fn leaves(supported: &[Leaf], offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let mut leaves = cpuid::leaves(supported, offer, apic_id);
     for leaf in leaves.iter_mut().filter(|leaf| leaf.function == pvclock::CPUID_FEATURES_LEAF) {
@@ -123,7 +123,7 @@ pub(crate) fn leaves(supported: &[Leaf], offer: &Offer, apic_id: u32) -> Vec<Lea
     leaves
 }
 
-/// Every feature that the guest saw must be here.
+/// Checks that this host has every feature that the guest saw.
 pub fn check_features(env: &HostEnvironment, cpu: &KvmCpuState, chosen: &Chosen) -> Result<(), RunError> {
     let mut missing = cpuid::missing(&cpu.cpuid, env.supported()?);
     if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.lapics != (Lapics::InKernel { tsc_moves: true }) {

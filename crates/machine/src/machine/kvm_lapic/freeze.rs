@@ -1,7 +1,8 @@
 //! Reads KVM's clock and LAPICs when a machine stops, and sets them when it is resumed.
 //!
 //! KVM's clock and timers count on while the vCPUs do not run. So a stop reads them at once, and a resume sets them
-//! again, in the same VM or in another. An interrupt of a timer that fires in between is overwritten with the rest.
+//! again, in the same VM or in another. If a timer fires in between, the resume overwrites its interrupt with the other
+//! LAPIC registers.
 
 use vlapic::Armed;
 use vmtime::{Adjusted, HostTsc, PageClock, TscAdjust, VmTime};
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Reads KVM's clock and LAPICs; no vCPU may run. `since`: the vCPUs have not run since this host TSC, and VM time is
-/// stopped as of then. (KVM's timers counted on: one that was due in between has interrupted.)
+/// stopped as of then. (KVM's timers counted on: one that was due since then has set its interrupt in IRR.)
 pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<(), RunError> {
     // MP states first: reading one makes KVM process pending INIT and start-up messages, which no saved state contains.
     let mp_states = cpus.iter().map(|cpu| cpu.vcpu.mp_state()).collect::<Result<Vec<_>, _>>()?;
@@ -31,7 +32,7 @@ pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<Hos
         let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
         kvm = KvmClock { vm: VmTime(kvm.vm.0.saturating_sub(gap)), host: since };
     }
-    clock.stop_with(kvm);
+    clock.stop_at_kvm_clock(kvm);
     for (cpu, mp_state) in cpus.iter_mut().zip(mp_states) {
         let lapic = cpu.vcpu.kernel_lapic()?;
         cpu.frozen = Some(saved(lapic, mp_state, vm.clock()?.vm));
@@ -52,12 +53,12 @@ fn saved(lapic: KernelLapicState, mp_state: MpState, now: VmTime) -> KvmLapicSta
     KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock }
 }
 
-/// Starts KVM's clock at the VM time of `adjusted`, and returns the instant at which it then is. All TSCs must have
-/// been set before: KVM derives the page from them.
+/// Starts KVM's clock at the VM time of `adjusted`, and returns the instant that it shows afterwards. All TSCs must
+/// have been set before: KVM derives the page from them.
 pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Adjusted, RunError> {
     vm.set_clock(adjusted.vm)?;
     let now = vm.clock()?;
-    clock.follow(now);
+    clock.adopt_kvm_clock(now);
     let page = clock.page(TscAdjust::ZERO);
     Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, ..*adjusted })
 }
@@ -79,7 +80,7 @@ pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Ar
     let KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
     let index = cpu.index;
     let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
-    // Rearmed by a clock that is never ahead of the guest's, so that a deadline moved to the same VM time is never
+    // Rearms with a page that is never ahead of the guest's. Then a deadline that is moved to the same VM time is never
     // early by the guest's clock.
     let page_now = adjusted.page;
     let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };

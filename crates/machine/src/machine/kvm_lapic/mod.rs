@@ -4,11 +4,12 @@
 //! interrupts, the timer, IPIs and INIT/SIPI, publishes the kvmclock page and handles its MSRs. The VMM handles ports,
 //! and saves and restores the state.
 //!
-//! What it is not: HLT does not exit, so that no instruction can be trapped by patching, and there is neither virtual time
-//! nor a TSC of any frequency. The VMM injects nothing, so it cannot measure when a tick's interrupt was injected.
+//! What it is not: HLT does not exit, so no instruction can be trapped by patching, and there is neither virtual time
+//! nor a TSC whose frequency can be chosen freely. The VMM injects nothing, so it cannot measure when a tick's
+//! interrupt was injected.
 //!
-//! [`KvmCpu`] is one vCPU, [`run`] its loop. [`freeze`] reads a machine that stands still, for a pause as for a save;
-//! [`thaw`] puts it into KVM again, for a resume as for a restore, and says what depends on what.
+//! [`KvmCpu`] is one vCPU, [`run`] its loop. [`freeze`] reads KVM's state when a machine is paused, which a save then
+//! uses; [`thaw`] sets it again, for a resume as for a restore, and documents the order that KVM needs.
 
 mod choose;
 mod freeze;

@@ -31,7 +31,7 @@ pub fn run(
     stop: Option<GuestTsc>,
 ) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index.get())) };
-    // The kvm_run page of a vCPU whose state was just set does not show that state yet. Draining fills it.
+    // The kvm_run page of a vCPU whose state was just set does not show that state yet. Draining updates it.
     cpu.drain(shared)?;
     let _binding = cpu.vcpu.bind();
     let timer = KickTimer::new()?;
@@ -54,12 +54,12 @@ pub fn run(
         if !reached && shared.waits_for_reader() {
             timer.arm(CHECK_EVERY);
             // This wait is not a stop by the host.
-            vcpu_shared.last_run.idle(read, None);
+            vcpu_shared.last_run.note_idle(read, None);
             vcpu_shared.doorbell.sleep();
             continue;
         }
         if kicked {
-            pulse.came(read);
+            pulse.take_expired(read);
         }
         if !pulse.enter(shared, vcpu_shared, host, read) {
             continue;
@@ -110,7 +110,7 @@ fn step(
     let exit = cpu.vcpu.run(&mut KvmLapicBus { index: cpu.index, shared })?;
     let end = match shared.devices.lock().take_exit() {
         Some(exit) => Some(End::Guest(exit)),
-        None => step::cannot_go_on(cpu.index, &mut cpu.vcpu, shared, exit)?,
+        None => step::fatal_end(cpu.index, &mut cpu.vcpu, shared, exit)?,
     };
     Ok(end.map(StopReason::Ended))
 }

@@ -95,8 +95,8 @@ mod tests {
     }
 
     proptest! {
-        /// At whatever later time it is set again: not before the VM time at which KVM would have ended it, and at most two
-        /// ticks after.
+        /// At whatever later time it is set again: not before the VM time at which KVM would have ended it, and at most
+        /// two ticks after.
         #[test]
         fn a_count_keeps_its_vm_time(
             mode in 0_u32..2, initial in 1..=u32::MAX, part in any::<u32>(), divide in 0_u32..16,

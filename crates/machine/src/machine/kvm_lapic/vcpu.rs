@@ -24,14 +24,14 @@ pub struct KvmCpu {
     pub index: CpuIndex,
     /// KVM's vCPU.
     pub vcpu: Vcpu,
-    /// The state of KVM's LAPIC when the machine stopped; none while it runs and before it first does.
+    /// The state of KVM's LAPIC when the machine stopped; none while it runs and before its first run.
     pub(crate) frozen: Option<KvmLapicState>,
     /// KVM's LAPIC is a new one, whose state must be set from `frozen`.
     pub(crate) new: bool,
 }
 
-/// The vCPUs of a machine about to boot: number 0 at `entry`, the others as KVM makes them, waiting for INIT. With them,
-/// the CPUID that each sees.
+/// The vCPUs of a machine about to boot: number 0 at `entry`, the others as KVM creates them, waiting for INIT. Also
+/// returns the CPUID that each sees.
 pub fn boot(
     vm: &Vm,
     supported: &[Leaf],
@@ -53,7 +53,7 @@ pub fn boot(
     Ok((cpus, cpuids))
 }
 
-/// The vCPUs as they were saved; their LAPICs follow when the machine is resumed.
+/// The vCPUs as they were saved. Their LAPICs are set later, when the machine is resumed.
 pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> {
     let mut cpus = Vec::new();
     for (index, KvmCpuState { cpuid, kvm, lapic }) in CpuIndex::all().zip(saved) {
@@ -69,12 +69,12 @@ pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> 
 }
 
 impl KvmCpu {
-    /// Completes the last instruction, answering what it still accesses.
+    /// Completes the last instruction, and emulates the accesses that it still makes.
     pub(crate) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
         Ok(self.vcpu.drain(&mut KvmLapicBus { index: self.index, shared })?)
     }
 
-    /// What KVM's LAPIC was when the machine stopped; before it first ran, that of a new one.
+    /// The state of KVM's LAPIC when the machine stopped; before the first run, that of a new LAPIC.
     pub(crate) fn frozen(&self) -> Result<KvmLapicState, RunError> {
         match &self.frozen {
             Some(frozen) => Ok(frozen.clone()),
@@ -82,7 +82,7 @@ impl KvmCpu {
         }
     }
 
-    /// What this CPU's TSC is to be ahead of the base, modulo 2^64.
+    /// How far this CPU's TSC is to be ahead of the base, modulo 2^64.
     pub(crate) fn tsc_adjust(&self) -> TscAdjust {
         self.frozen.as_ref().map_or(TscAdjust::ZERO, |frozen| frozen.tsc_adjust)
     }
@@ -99,7 +99,8 @@ impl KvmCpu {
     }
 }
 
-/// What still exits: ports, memory that is not there, MSRs that KVM does not have or that are kept from it.
+/// Emulates what still exits: ports, memory that is not there, MSRs that KVM does not emulate or that a filter denies
+/// it.
 pub(crate) struct KvmLapicBus<'a> {
     pub index: CpuIndex,
     pub shared: &'a Shared,

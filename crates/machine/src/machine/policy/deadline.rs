@@ -3,7 +3,7 @@
 use vlapic::Armed;
 use vmtime::{Adjusted, DeadlinePolicy, GuestTsc, Moment, TscAdjust, adjust};
 
-/// What the LAPIC timer waits for, after the policies.
+/// What the LAPIC timer waits for after a resume.
 ///
 /// A count (one-shot, periodic) is an absolute VM time and keeps its meaning. So does a nanosecond deadline, unless it
 /// is to fire at once. A TSC deadline is in units that just changed, and the policy says what happens to it. Under each

@@ -1,6 +1,6 @@
 //! Faults that are injected into restores and stops: bugs that real VMMs had.
 //!
-//! A fault changes one step of [`crate::machine::Machine::resume`] and nothing else, so that a change in the guest's
+//! A fault changes one step of [`crate::machine::Machine::resume`] and nothing else. So a change in the guest's
 //! behaviour is caused by it. To add one: a variant, its line in [`InjectedFault::ALL`], its name and story, and the
 //! step that it changes.
 
@@ -65,7 +65,7 @@ impl InjectedFault {
         }
     }
 
-    /// What happens, and the real bug that it reproduces.
+    /// A description of the fault, and of the real bug that it reproduces.
     #[must_use]
     pub const fn story(self) -> &'static str {
         match self {
@@ -120,7 +120,7 @@ impl InjectedFault {
         }
     }
 
-    /// What the timer waits for under this fault, instead of `armed`; `now` is the vCPU's, after the restore.
+    /// What the timer waits for with this fault, instead of `armed`; `now` is the vCPU's, after the restore.
     pub(crate) fn armed(self, armed: Armed, deadline_mode: bool, now: Now) -> Armed {
         match (self, armed) {
             (Self::DeadlineBeforeLapic, Armed::Tsc(_)) => Armed::Disarmed,
@@ -131,7 +131,7 @@ impl InjectedFault {
         }
     }
 
-    /// The page that is published under this fault, instead of `page`; none = the old one stays.
+    /// The page that is published with this fault, instead of `page`; none = the old one stays.
     pub(crate) fn page(self, page: PageClock, khz: Khz) -> Option<PageClock> {
         match self {
             Self::PageNotRepublished | Self::HostStop(_) => None,
@@ -190,12 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn each_bends_one_thing() {
+    fn each_fault_changes_one_step() {
         let khz = Khz::new(2_000_000).unwrap();
         let now = Now::new(GuestTsc(500), VmTime(250));
         let page =
             PageClock { tsc_timestamp: GuestTsc(500), system_time: VmTime(250), scale: vmtime::Scale::from_khz(khz) };
-        let mut bent = Vec::new();
         for fault in InjectedFault::ALL {
             let changes = [
                 fault.armed(Armed::Tsc(GuestTsc(700)), true, now) != Armed::Tsc(GuestTsc(700)),
@@ -208,7 +207,6 @@ mod tests {
             // Counts and nanosecond deadlines are no TSC values.
             assert_eq!(fault.armed(Armed::Ns(VmTime(9)), true, now), Armed::Ns(VmTime(9)));
             assert_eq!(fault.armed(Armed::Disarmed, false, now), Armed::Disarmed);
-            bent.push(changes);
         }
         assert_eq!(ticks(JUMP_NS, khz), 2_000_000_000);
     }

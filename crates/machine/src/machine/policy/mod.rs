@@ -23,7 +23,7 @@ pub struct Policies {
     pub fault: Option<InjectedFault>,
 }
 
-/// A resume that is under way: the clock was started again, the vCPUs follow.
+/// A resume in progress: the clock was started again, and the vCPUs are to be prepared for it.
 #[derive(Clone, Copy)]
 pub(crate) struct Restart<'a> {
     pub policies: &'a Policies,
@@ -36,7 +36,7 @@ pub(crate) struct Restart<'a> {
 /// A migration may change the frequency by at most this factor, either way.
 const MAX_RATIO: u64 = 10;
 
-/// Whether a migration may go from one frequency to the other.
+/// Checks that a migration may change the frequency from `present` to `wanted`.
 ///
 /// # Errors
 /// [`RunError::Ratio`].

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::Calls;
 
-/// Counts of one machine, over all vCPUs. They go on across a migration in process.
+/// Counts of one machine, over all vCPUs. They continue across a migration in process.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Times that a vCPU's timer was set.
@@ -20,15 +20,15 @@ pub struct Counters {
     vcpu_ioctls: AtomicU64,
 }
 
-/// [`Counters`], read.
+/// The values of [`Counters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Costs {
     /// Times that KVM_RUN was called.
     pub entries: u64,
-    /// Times that it returned because of the guest, and not because of a signal.
+    /// Times that KVM_RUN returned because of the guest, and not because of a signal.
     pub exits: u64,
-    /// Other calls of a vCPU while the machine ran.
+    /// Other ioctls of the vCPUs while the machine ran.
     pub vcpu_ioctls: u64,
     /// Times that a vCPU's thread slept.
     pub sleeps: u64,
@@ -39,7 +39,7 @@ pub struct Costs {
 }
 
 impl Counters {
-    /// Adds what a vCPU counted.
+    /// Adds the counts of a vCPU.
     pub(crate) fn add(&self, calls: Calls) {
         let Calls { entries, exits, others } = calls;
         for (counter, count) in [(&self.entries, entries), (&self.exits, exits), (&self.vcpu_ioctls, others)] {

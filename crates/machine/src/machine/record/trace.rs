@@ -37,7 +37,7 @@ pub enum Event<'a> {
     MsrRead {
         /// MSR.
         index: u32,
-        /// What the guest got; none = #GP.
+        /// The value that the guest read; none = #GP.
         value: Option<u64>,
     },
     /// WRMSR, also at a trap site.
@@ -96,13 +96,13 @@ pub enum Event<'a> {
         expires_ns: u64,
         /// When it fired, by the guest.
         fired_ns: u64,
-        /// When its interrupt was injected, by the host's own clock.
+        /// When its interrupt was injected, by the host's reference clock.
         host_ns: Option<u64>,
         /// Interrupts that came too early.
         early_wakes: u32,
     },
-    /// The host ran no vCPU for a while, without a pause having been requested. That is treated as a pause, which
-    /// begins here.
+    /// The host ran no vCPU for a while, although no pause was requested. That is treated as a pause, which begins
+    /// here.
     HostStop {
         /// The gap's length, in nanoseconds of host time.
         gap_ns: u64,
@@ -115,7 +115,7 @@ pub enum Event<'a> {
         page: PageClock,
         /// Version of the published page.
         page_version: u32,
-        /// The deadline in flight, as the LAPIC holds it.
+        /// What the LAPIC timer waits for.
         armed: Option<vlapic::Armed>,
     },
     /// The clocks at a restore; `tsc` and `vm_ns` of the line are those the guest continues with.
@@ -126,7 +126,7 @@ pub enum Event<'a> {
         page: PageClock,
         /// Version of the published page.
         page_version: u32,
-        /// The deadline in flight, after the policy.
+        /// What the LAPIC timer waits for, after the deadline policy was applied.
         armed: Option<vlapic::Armed>,
         /// Deadline policy.
         deadline: DeadlinePolicy,
@@ -134,7 +134,7 @@ pub enum Event<'a> {
         downtime: DowntimePolicy,
         /// How far VM time advanced while saved, in nanoseconds.
         downtime_ns: u64,
-        /// The wall clock had gone back, and the downtime was taken as zero.
+        /// The wall clock had been set back, and the downtime was taken as zero.
         clamped: bool,
     },
     /// The page got a new base; VM time does not change.
@@ -167,7 +167,7 @@ pub struct Trace {
 }
 
 enum Output {
-    /// A file, whose writes do not block; and the first error.
+    /// A file, whose writes do not block, and the first error.
     File(BufWriter<Sink>, Option<io::Error>),
     /// A pipe or a device, whose reader may be slow.
     Outlet(Outlet),

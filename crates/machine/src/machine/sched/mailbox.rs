@@ -1,6 +1,6 @@
-//! How other threads reach a running machine.
+//! The mailbox in which other threads post requests for a running machine.
 //!
-//! A request is posted and CPU 0's doorbell rings. Then [`Machine::run`](crate::machine::Machine::run) returns
+//! Posting rings CPU 0's doorbell. Then [`Machine::run`](crate::machine::Machine::run) returns
 //! [`StopReason::Requested`](crate::machine::stop::StopReason::Requested), and its caller takes the request out.
 
 use std::{
@@ -14,7 +14,7 @@ use crate::machine::{lock::lock, shared::doorbell::Doorbell};
 pub struct Mailbox<T> {
     inner: Mutex<Inner<T>>,
     arrived: Condvar,
-    expected: bool,
+    expects_requests: bool,
 }
 
 struct Inner<T> {
@@ -24,23 +24,23 @@ struct Inner<T> {
 }
 
 impl<T> Mailbox<T> {
-    /// A mailbox; `expected` says that requests may come which wake a guest that nothing else wakes. (A signal to stop
-    /// may come to any.)
+    /// A mailbox. `expects_requests`: a client may post requests, so that a guest that no timer can wake is not ended.
+    /// (A signal that stops the session may come in any case.)
     #[must_use]
-    pub fn new(expected: bool) -> Self {
-        Self { expected, ..Self::default() }
+    pub fn new(expects_requests: bool) -> Self {
+        Self { expects_requests, ..Self::default() }
     }
 }
 
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
         let inner = Inner { requests: VecDeque::new(), doorbell: None, closed: false };
-        Self { inner: Mutex::new(inner), arrived: Condvar::new(), expected: false }
+        Self { inner: Mutex::new(inner), arrived: Condvar::new(), expects_requests: false }
     }
 }
 
 impl<T> Mailbox<T> {
-    /// Posts a request and makes the machine look; returns it if the mailbox is closed.
+    /// Posts a request and rings the doorbell. Returns the request if the mailbox is closed.
     ///
     /// # Errors
     /// The request itself, after [`Self::close`].
@@ -57,19 +57,19 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
-    /// Closes the mailbox: drops the requests that wait, and refuses those that come.
+    /// Closes the mailbox: drops the requests in it, and refuses later ones.
     pub fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;
         inner.requests.clear();
     }
 
-    /// The oldest request.
+    /// Takes the oldest request, if there is one.
     pub fn take(&self) -> Option<T> {
         lock(&self.inner).requests.pop_front()
     }
 
-    /// Waits for the oldest request.
+    /// Waits until there is a request, and takes the oldest.
     pub fn wait_and_take(&self) -> T {
         let mut inner = lock(&self.inner);
         loop {
@@ -81,41 +81,41 @@ impl<T> Mailbox<T> {
     }
 }
 
-/// What running a machine needs of a mailbox.
-pub trait Interruptions: Sync {
-    /// What to ring when a request comes; none = nothing.
-    fn ring_at(&self, doorbell: Option<Arc<Doorbell>>);
+/// A source of requests that end [`Machine::run`](crate::machine::Machine::run): a mailbox, or none.
+pub trait RequestSource: Sync {
+    /// Sets the doorbell to ring when a request is posted; none = rings none.
+    fn set_doorbell(&self, doorbell: Option<Arc<Doorbell>>);
     /// Whether a request waits.
-    fn waiting(&self) -> bool;
-    /// Whether a request may come that wakes a guest which nothing else wakes.
-    fn can_come(&self) -> bool;
+    fn has_request(&self) -> bool;
+    /// Whether a request may come that wakes a guest which no timer can wake.
+    fn expects_requests(&self) -> bool;
 }
 
-impl<T: Send> Interruptions for Mailbox<T> {
-    fn ring_at(&self, doorbell: Option<Arc<Doorbell>>) {
+impl<T: Send> RequestSource for Mailbox<T> {
+    fn set_doorbell(&self, doorbell: Option<Arc<Doorbell>>) {
         lock(&self.inner).doorbell = doorbell;
     }
 
-    fn waiting(&self) -> bool {
+    fn has_request(&self) -> bool {
         !lock(&self.inner).requests.is_empty()
     }
 
-    fn can_come(&self) -> bool {
-        self.expected
+    fn expects_requests(&self) -> bool {
+        self.expects_requests
     }
 }
 
-/// No mailbox: no request comes.
-pub struct Undisturbed;
+/// No mailbox: the machine runs until the guest ends or the VM time to stop at is reached.
+pub struct NoRequests;
 
-impl Interruptions for Undisturbed {
-    fn ring_at(&self, _: Option<Arc<Doorbell>>) {}
+impl RequestSource for NoRequests {
+    fn set_doorbell(&self, _: Option<Arc<Doorbell>>) {}
 
-    fn waiting(&self) -> bool {
+    fn has_request(&self) -> bool {
         false
     }
 
-    fn can_come(&self) -> bool {
+    fn expects_requests(&self) -> bool {
         false
     }
 }

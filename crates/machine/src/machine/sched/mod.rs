@@ -1,4 +1,4 @@
-//! Which vCPU runs: in real time each has a thread, in virtual time one thread steps all of them (`round_robin`).
+//! Runs the vCPUs: in real time each on a thread of its own, in virtual time all on one thread (`round_robin`).
 
 pub mod mailbox;
 pub mod round_robin;
@@ -8,7 +8,7 @@ use std::{sync::atomic::Ordering, thread};
 use vmtime::GuestTsc;
 
 use self::{
-    mailbox::Interruptions,
+    mailbox::RequestSource,
     round_robin::{RoundRobin, Until},
 };
 use super::{
@@ -23,17 +23,17 @@ use super::{
 };
 use crate::host::kick;
 
-/// The loop of one vCPU: runs it on the calling thread until it stops, the TSC of the fourth argument is reached, the third
-/// argument returns true, or [`Shared::stop_all`] is called.
-pub(crate) type Loop<C> = fn(&mut C, &Shared, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<StopReason, RunError>;
+/// The loop of one vCPU: runs it on the calling thread until it stops, the third argument returns true, the TSC of the
+/// fourth argument is reached, or [`Shared::stop_all`] is called.
+pub(crate) type VcpuLoop<C> = fn(&mut C, &Shared, &dyn Fn() -> bool, Option<GuestTsc>) -> Result<StopReason, RunError>;
 
 /// Runs all vCPUs, each on its thread, until one of them stops or a request waits in the mailbox.
-pub(crate) fn real<C: Send>(
+pub(crate) fn run_threads<C: Send>(
     cpus: &mut [C],
     shared: &Shared,
-    mailbox: &impl Interruptions,
+    mailbox: &impl RequestSource,
     stop: Option<GuestTsc>,
-    run: Loop<C>,
+    run: VcpuLoop<C>,
 ) -> Result<StopReason, RunError> {
     let Some((first, others)) = cpus.split_first_mut() else { return Err(RunError::Cpus(0)) };
     shared.stopping.store(false, Ordering::SeqCst);
@@ -43,15 +43,17 @@ pub(crate) fn real<C: Send>(
             .enumerate()
             .map(|(others, cpu)| {
                 let name = format!("vcpu{}", others + 1);
-                thread::Builder::new().name(name).spawn_scoped(scope, move || one(cpu, shared, &|| false, stop, run))
+                thread::Builder::new()
+                    .name(name)
+                    .spawn_scoped(scope, move || run_one(cpu, shared, &|| false, stop, run))
             })
             .collect();
         let mut results = Vec::new();
-        // A thread that cannot be started stops those that could.
+        // If one thread cannot be started, the others stop.
         if threads.iter().any(Result::is_err) {
             shared.stop_all();
         } else {
-            results.push(one(first, shared, &|| mailbox.waiting(), stop, run));
+            results.push(run_one(first, shared, &|| mailbox.has_request(), stop, run));
         }
         for thread in threads {
             results.push(match thread.map(thread::ScopedJoinHandle::join) {
@@ -62,18 +64,19 @@ pub(crate) fn real<C: Send>(
         }
         results
     });
-    // A vCPU that returns on request reads no clock before it does: a gap that ends with the request is found here.
+    // A vCPU that returns because of a request does not read the clock first. A gap that ended just before the request
+    // is found here.
     drop(shared.read_clock());
     results.into_iter().try_fold(StopReason::Requested, |so_far, result| Ok(so_far.or(result?)))
 }
 
-/// One vCPU on the calling thread. Whatever stops it stops the others.
-fn one<C>(
+/// Runs one vCPU on the calling thread. When it stops, makes the others stop.
+fn run_one<C>(
     cpu: &mut C,
     shared: &Shared,
     wanted: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
-    run: Loop<C>,
+    run: VcpuLoop<C>,
 ) -> Result<StopReason, RunError> {
     let result = run(cpu, shared, wanted, stop);
     shared.stop_all();
@@ -81,7 +84,7 @@ fn one<C>(
 }
 
 /// The loop of a vCPU with a LAPIC in user space.
-pub(crate) fn run(
+pub(crate) fn run_vcpu(
     cpu: &mut Cpu,
     shared: &Shared,
     wanted: &dyn Fn() -> bool,
@@ -89,13 +92,13 @@ pub(crate) fn run(
 ) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index.get())) };
     let doorbell = &vcpu_shared.doorbell;
-    // A vCPU whose state was just set has nothing in the shared page yet.
+    // The kvm_run page of a vCPU whose state was just set does not show that state yet. Draining updates it.
     cpu.drain(shared)?;
     let _binding = cpu.vcpu.bind();
     let mut wake_timer = WakeTimer::new(shared)?;
     doorbell.attach();
     let result = loop {
-        wake_timer.look(cpu.vcpu.clear_kicks(), shared);
+        wake_timer.check_expiry(cpu.vcpu.clear_kicks(), shared);
         doorbell.clear();
         if wanted() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(StopReason::Requested);
@@ -103,7 +106,7 @@ pub(crate) fn run(
         match step::step(cpu, shared, &mut wake_timer, stop, Pace::Free) {
             Ok(Stepped::Ran { .. } | Stepped::Again) => {}
             Ok(Stepped::Idle { unwakeable }) => {
-                wake_timer.idle(shared, vcpu_shared, unwakeable);
+                wake_timer.note_idle(shared, vcpu_shared, unwakeable);
                 wake_timer.sleep(doorbell, shared, unwakeable);
             }
             Ok(Stepped::OutputFull) => {
@@ -115,15 +118,15 @@ pub(crate) fn run(
         }
     };
     doorbell.detach();
-    step::settle(cpu, shared)?;
+    step::quiesce(cpu, shared)?;
     result
 }
 
-/// Steps all vCPUs on the calling thread.
-pub(crate) fn virtually(
+/// Virtual time: steps all vCPUs on the calling thread, one at a time.
+pub(crate) fn run_round_robin(
     cpus: &mut [Cpu],
     shared: &Shared,
-    mailbox: &impl Interruptions,
+    mailbox: &impl RequestSource,
     until: Until,
     round_robin: &mut RoundRobin,
 ) -> Result<StopReason, RunError> {
@@ -136,18 +139,18 @@ pub(crate) fn virtually(
     vcpu_shared.doorbell.attach();
     let result = loop {
         vcpu_shared.doorbell.clear();
-        if mailbox.waiting() {
+        if mailbox.has_request() {
             break Ok(StopReason::Requested);
         }
         match round_robin.step(cpus, shared, until, &mut wake_timer, Pace::Free) {
             Ok(Stepped::Ran { .. } | Stepped::Again) => {}
-            Ok(Stepped::Idle { .. }) if !mailbox.can_come() => {
+            Ok(Stepped::Idle { .. }) if !mailbox.expects_requests() => {
                 break Ok(StopReason::Ended(round_robin::nothing_will_wake(cpus)));
             }
             Ok(Stepped::OutputFull | Stepped::Idle { .. }) => {
                 vcpu_shared.doorbell.sleep();
                 kick::clear();
-                shared.clock.lock().slept();
+                shared.clock.lock().restart_spin_budget();
             }
             Ok(Stepped::Stop(stop)) => break Ok(stop),
             Err(error) => break Err(error),
@@ -155,7 +158,7 @@ pub(crate) fn virtually(
     };
     vcpu_shared.doorbell.detach();
     for cpu in cpus.iter_mut() {
-        step::settle(cpu, shared)?;
+        step::quiesce(cpu, shared)?;
     }
     result
 }

@@ -1,7 +1,7 @@
 //! Virtual time: one thread steps all vCPUs, one at a time.
 //!
-//! A vCPU runs up to its next operation (or PAUSE site), then the order, fixed by a seed, chooses the next. Exits that
-//! are no operations never change the order, so that a signal or a single step cannot make two runs differ.
+//! A vCPU runs up to its next operation (or PAUSE site). Then a generator with a fixed seed chooses the next vCPU.
+//! Exits that are no operations do not change the order, so that a signal or a single step cannot make two runs differ.
 
 use oorandom::Rand32;
 use vmtime::GuestTsc;
@@ -18,8 +18,8 @@ use crate::machine::{
     wake::wake_timer::WakeTimer,
 };
 
-/// When a step ends at the latest: where the caller wants it, and where the page is due for renewal. The latter wakes no
-/// vCPU.
+/// The base TSCs at which the vCPUs stop: the one that the caller wants, and the one at which the page is to be
+/// renewed. The renewal wakes no idle vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Until {
     pub stop: Option<GuestTsc>,
@@ -27,13 +27,13 @@ pub(crate) struct Until {
 }
 
 impl Until {
-    /// Whichever is first.
+    /// The earlier of the two.
     pub(crate) fn first(self) -> Option<GuestTsc> {
         [self.stop, self.renewal].into_iter().flatten().min()
     }
 }
 
-/// Which vCPU runs now, and which is next. It is all that the order of a run depends on: a copy of it continues in the same
+/// Chooses which vCPU runs next. The order of a run depends on nothing else: a copy of this continues in the same
 /// order.
 #[derive(Clone, Debug)]
 pub(crate) struct RoundRobin {
@@ -45,12 +45,12 @@ pub(crate) struct RoundRobin {
 }
 
 impl RoundRobin {
-    /// The order that `seed` fixes, for so many vCPUs.
+    /// The order that `seed` determines, for `cpus` vCPUs.
     pub(crate) fn new(seed: u64, cpus: usize) -> Self {
         Self::with(Rand32::new(seed), cpus)
     }
 
-    /// The order as [`Self::state`] gave it.
+    /// The order that continues from `order`, a result of [`Self::state`].
     pub(crate) fn from_state(order: (u64, u64), cpus: usize) -> Self {
         Self::with(Rand32::from_state(order), cpus)
     }
@@ -65,14 +65,14 @@ impl RoundRobin {
         order.state()
     }
 
-    /// The machine starts to run: all vCPUs are stepped once.
+    /// Call it when the machine starts to run: all vCPUs are then stepped at least once.
     pub(crate) fn begin(&mut self) {
         self.idle.fill(None);
         self.current = None;
     }
 
-    /// Steps the vCPU that has not reached its next operation, or the next one; one entry at most. Where all are idle, advances VM time
-    /// instead.
+    /// Steps the current vCPU, or chooses the next one if that has reached its operation; enters the guest once at
+    /// most. If all vCPUs are idle, advances VM time instead.
     pub(crate) fn step(
         &mut self,
         cpus: &mut [Cpu],
@@ -82,12 +82,12 @@ impl RoundRobin {
         pace: Pace,
     ) -> Result<Stepped, RunError> {
         let Some((chosen, before)) = self.current.or_else(|| self.choose(cpus, shared)) else {
-            return Ok(self.wait(cpus, shared, until));
+            return Ok(self.advance_to_next(cpus, shared, until));
         };
         let Some(cpu) = cpus.get_mut(chosen) else { return Err(RunError::Cpus(0)) };
         let _binding = cpu.vcpu.bind();
         if cpu.vcpu.clear_kicks()
-            && let Some(limit) = wake_timer.rang(shared)
+            && let Some(limit) = wake_timer.spin_limit_exceeded(shared)
         {
             let at = step::at(cpu.local.index, &mut cpu.vcpu);
             return Ok(Stepped::Stop(StopReason::Ended(End::Spins { at, limit })));
@@ -103,7 +103,7 @@ impl RoundRobin {
                     *slot = Some(unwakeable);
                 }
                 self.current = None;
-                // Others may have something to do.
+                // Another vCPU may not be idle.
                 return Ok(Stepped::Again);
             }
             Stepped::Again | Stepped::OutputFull | Stepped::Stop(_) => {}
@@ -111,15 +111,15 @@ impl RoundRobin {
         Ok(stepped)
     }
 
-    /// The next vCPU, and the operations so far; none if all are idle.
+    /// Chooses the next vCPU, and returns it with the count of operations so far; none if all are idle.
     fn choose(&mut self, cpus: &[Cpu], shared: &Shared) -> Option<(usize, u64)> {
         wake(cpus, shared, &mut self.idle);
         let chosen = draw(&self.idle, &mut self.order)?;
         Some((chosen, shared.clock.lock().operations()))
     }
 
-    /// All are idle: lets time pass up to what comes next.
-    fn wait(&mut self, cpus: &mut [Cpu], shared: &Shared, until: Until) -> Stepped {
+    /// All vCPUs are idle: advances VM time to the next deadline, stop or renewal.
+    fn advance_to_next(&mut self, cpus: &mut [Cpu], shared: &Shared, until: Until) -> Stepped {
         let mut clock = shared.clock.lock();
         let dues = cpus
             .iter()
@@ -130,12 +130,12 @@ impl RoundRobin {
             return Stepped::Idle { unwakeable: true };
         };
         if target.0 == u64::MAX && clock.tsc() == target {
-            // What is armed lies beyond the clock's end.
+            // The deadline is beyond the largest TSC: VM time never reaches it.
             drop(clock);
             return Stepped::Stop(StopReason::Ended(nothing_will_wake(cpus)));
         }
         clock.jump_to(until.renewal.map_or(target, |renewal| target.min(renewal)));
-        // The next step finds the vCPU that is due, or the stop: all are stepped again.
+        // Steps all vCPUs again: one of them finds its deadline due, or the stop reached.
         self.idle.fill(None);
         Stepped::Again
     }
@@ -147,7 +147,8 @@ pub(crate) fn nothing_will_wake(cpus: &mut [Cpu]) -> End {
     End::NothingWillWake(At { cpu: CpuIndex::FIRST, address })
 }
 
-/// One of those that are not idle. One CPU draws nothing, so that its runs do not depend on the seed.
+/// Chooses one of those that are not idle. With one CPU it draws no number, so that the run does not depend on the
+/// seed.
 fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
     let mut awake = idle.iter().enumerate().filter(|(_, idle)| idle.is_none()).map(|(index, _)| index);
     let count = u32::try_from(awake.clone().count()).unwrap_or(u32::MAX);
@@ -155,7 +156,7 @@ fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
     awake.nth(usize::try_from(drawn).unwrap_or(0))
 }
 
-/// A vCPU with a message, or with a timer that is due, is no longer idle.
+/// Marks the vCPUs that have a message, or whose timer is due, as no longer idle.
 fn wake(cpus: &[Cpu], shared: &Shared, idle: &mut [Option<bool>]) {
     let clock = shared.clock.lock();
     let now = clock.tsc();

@@ -1,8 +1,7 @@
 //! Makes a vCPU's thread leave KVM_RUN, or its sleep.
 //!
-//! A thread that has something for a vCPU (an IPI, a request to stop) first stores it where the vCPU's loop reads it, then
-//! rings. The ring stays set until the loop clears it, so that none is lost between the loop's check and its sleep or
-//! KVM_RUN.
+//! A thread that has an IPI or a request for a vCPU first stores it where the vCPU's loop reads it, then rings. The
+//! ring stays set until the loop clears it, so that none is lost between the loop's check and its sleep or KVM_RUN.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -31,8 +30,8 @@ impl Doorbell {
         }
     }
 
-    /// The calling thread runs the vCPU from now on. It must check for messages and requests after this call: earlier rings
-    /// kicked no thread.
+    /// The calling thread runs the vCPU from now on. It must check for messages and requests after this call: earlier
+    /// rings kicked no thread.
     pub fn attach(&self) {
         *self.runner.lock() = Some(Kicker::for_this_thread());
     }

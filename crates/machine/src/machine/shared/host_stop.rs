@@ -1,14 +1,14 @@
 //! A gap in which no vCPU ran, without a request to pause: SIGSTOP, a frozen cgroup, a host that slept.
 //!
-//! The process gets no notice of these, and its clocks go on. If they went on for the guest too, its time would leap, and
-//! PVCLOCK_GUEST_STOPPED would stay clear: its watchdogs would take the gap for a hang. So the gap is found afterwards, and
-//! made a pause that began with it.
+//! The process gets no notice of these, and the host's clocks continue. If the guest's did too, its time would jump,
+//! and PVCLOCK_GUEST_STOPPED would stay clear: the guest's watchdogs would take the gap for a hang. So the VMM finds
+//! the gap afterwards, and treats it as a pause that began with it.
 //!
-//! Every vCPU notes until when it may run ([`LastRun`]): an entry is ended after [`PULSE`] by a kick, and a kick that waits
-//! keeps a guest from running even if its thread is continued first. When a clock is read for a vCPU, the notes of all are
-//! compared with the host's TSC. After a gap the clock stops where the gap began, before anything is computed from a later
-//! reading: see [`Shared::read_clock`](super::Shared::read_clock). Then all vCPUs come back, and the machine stands still, as after
-//! a pause.
+//! Every vCPU notes until when it may run ([`LastRun`]): a kick ends each entry after [`PULSE`]. (While that kick is
+//! pending the guest cannot run, even if its thread continues before others.) When the clock is read for a vCPU, the
+//! notes of all vCPUs are compared with the host's TSC. After a gap the clock is stopped where the gap began, before
+//! anything is computed from a later reading: see [`Shared::read_clock`](super::Shared::read_clock). Then all vCPUs
+//! stop, and the machine is paused.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -19,13 +19,15 @@ use vmtime::HostTsc;
 
 use crate::{host::clock::HostClock, machine::paused::BootTime};
 
-/// How long an entry lasts at most. A stop may be taken to begin so much later than it did.
+/// The longest time that an entry lasts. The beginning of a gap is known no better than that: it may have begun this
+/// much earlier than noted.
 pub(crate) const PULSE: Duration = Duration::from_millis(100);
 
-/// A gap of this length or less is the scheduler's: on a busy host a thread waits for a CPU, and the guest is late.
+/// A gap of this length or less is attributed to the host's scheduler: on a busy host a thread waits for a CPU, and the
+/// guest is late.
 pub(crate) const GAP: Duration = Duration::from_millis(500);
 
-/// Until when a vCPU may have run, and from when on it should have run again; host TSC.
+/// Until when a vCPU may have run, and from when on it should have run again, as host TSCs.
 #[derive(Debug, Default)]
 pub(crate) struct LastRun {
     until: AtomicU64,
@@ -34,23 +36,24 @@ pub(crate) struct LastRun {
 }
 
 impl LastRun {
-    /// The vCPU was not entered yet since the clock was started at `host`.
+    /// Notes that the clock was started at `host` and the vCPU has not been entered since.
     pub(crate) fn begin(&self, host: HostTsc) {
         self.note(host, Some(HostTsc(0)));
     }
 
-    /// The vCPU waits, since `now`, for what is due at `due`.
-    pub(crate) fn idle(&self, now: HostTsc, due: Option<HostTsc>) {
+    /// Notes that the vCPU is idle since `now`, until `due`; none if no timer can wake it.
+    pub(crate) fn note_idle(&self, now: HostTsc, due: Option<HostTsc>) {
         self.note(now, due);
     }
 
+    /// Notes that the vCPU may run until `until`, and is to run again from `wanted_from` on; none = never.
     pub(crate) fn note(&self, until: HostTsc, wanted_from: Option<HostTsc>) {
         self.until.store(until.0, Ordering::SeqCst);
         self.wanted_from.store(wanted_from.map_or(u64::MAX, |due| due.0), Ordering::SeqCst);
     }
 }
 
-/// An instant on both of the host's clocks that matter here.
+/// An instant, by the host's TSC and by CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostInstant {
     /// The host's TSC.
@@ -66,12 +69,12 @@ impl HostInstant {
     }
 }
 
-/// A gap.
+/// A gap in which no vCPU ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
     /// When it began. No vCPU has run since.
     pub from: HostInstant,
-    /// The host's TSC began anew meanwhile, at a lower value.
+    /// The host's TSC was reset meanwhile, to a lower value.
     pub tsc_restarted: bool,
 }
 
@@ -87,7 +90,7 @@ pub(crate) fn gap<'a>(
         until = until.max(vcpu_shared.until.load(Ordering::SeqCst));
         wanted_from = wanted_from.min(vcpu_shared.wanted_from.load(Ordering::SeqCst));
     }
-    // A TSC that is a little behind is another CPU's.
+    // A TSC that is behind by less than this is that of another CPU, and was not reset.
     let tsc_restarted = host.duration(now, HostTsc(until)) > PULSE.saturating_add(GAP);
     let from = HostTsc(if tsc_restarted { until } else { until.max(wanted_from) });
     let boot = known.boot.after(host.duration(known.tsc, from));
@@ -95,7 +98,7 @@ pub(crate) fn gap<'a>(
     (tsc_restarted || host.duration(from, now) > GAP).then_some(gap)
 }
 
-/// How long the host slept between two instants, if its TSC did not count then.
+/// How long the host slept between two instants without counting its TSC; none if it did not.
 pub(crate) fn slept(host: HostClock, known: HostInstant, now: HostInstant) -> Option<Duration> {
     let uncounted = now.boot.since(known.boot).saturating_sub(host.duration(known.tsc, now.tsc));
     (uncounted > GAP).then_some(uncounted)
@@ -152,11 +155,12 @@ mod tests {
         assert_eq!(began(&[vcpu(100, None)], 1_000_000), None);
         assert_eq!(began(&[vcpu(100, None), vcpu(100, Some(5000))], 9000), Some(5000));
         assert_eq!(began(&[vcpu(100, Some(7000)), vcpu(100, Some(5000))], 9000), Some(5000));
-        // One that is entered runs, whatever another waits for.
+        // A vCPU that is in the guest runs, so another one's missed deadline is no gap.
         assert_eq!(began(&[vcpu(8900, Some(0)), vcpu(100, Some(5000))], 9000), None);
     }
 
-    // Catches: a host that sleeps and starts its TSC anew: the guest's would stand still for as long as it had counted.
+    // Catches: a host that sleeps and resets its TSC. The guest's TSC would not advance until the host's had reached
+    // its old value again.
     #[test]
     fn a_tsc_that_begins_anew_is_a_gap() {
         let found = gap([vcpu(900, Some(0))].iter(), host(), known(850), HostTsc(5)).unwrap();

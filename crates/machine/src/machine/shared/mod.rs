@@ -30,7 +30,7 @@ use self::{
     vcpu_shared::rank,
 };
 use super::{
-    audit::{ClockAccount, Handled, TickAudit},
+    audit::{ClockReading, Handled, TickAudit},
     clock::Clock,
     config::LapicKind,
     cpu_index::CpuIndex,
@@ -45,16 +45,18 @@ use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Ou
 
 /// Clock, devices, RAM, trap sites, tick audit and trace.
 ///
-/// A thread that holds a lock takes only locks of higher ranks. The number in a lock's type is its rank, so the order is that
-/// of the fields below, down to `gap`, then a [`VcpuShared`]'s `inbox`, `route` and `unwakeable`, of one vCPU at a time, then
-/// `warned_msrs`, the trace's output (11) and a doorbell's thread (12). Where two are held at once, and why:
+/// A thread that holds a lock takes only locks of higher ranks. The number in a lock's type is its rank, so the order
+/// is that of the fields below, down to `gap`, then a [`VcpuShared`]'s `inbox`, `route` and `unwakeable`, of one vCPU
+/// at a time, then `warned_msrs`, the trace's output (11) and a doorbell's thread (12). Where two are held at once, and
+/// why:
 ///
-/// - `audit`, then `clock`: records are held against the clock as it is after they were counted. The trace follows, so that
-///   ticks are in it in their order.
-/// - `clock`, then `devices` or `inbox`: what is due next is one answer, of LAPIC, 8254 and messages.
+/// - `audit`, then `clock`: records are checked against a clock reading from after the ring's header was read. The
+///   trace comes after both, so that ticks are in it in their order.
+/// - `clock`, then `devices` or `inbox`: the next deadline depends on the clock, the 8254 and the messages at one
+///   instant.
 /// - `clock`, then `known_to_run` and `gap`: a gap stops the clock before any thread computes from it.
 pub struct Shared {
-    /// What the guest and the host say of each tick.
+    /// Compares the guest's records of its ticks with the host's.
     pub(crate) audit: Ranked<TickAudit, 1>,
     /// The machine's clock.
     pub(crate) clock: Ranked<Clock, 2>,
@@ -64,7 +66,7 @@ pub struct Shared {
     pub(crate) wall: Ranked<WallRegistration, 4>,
     /// Real time: an instant at which some vCPU ran.
     pub(crate) known_to_run: Ranked<HostInstant, 5>,
-    /// A gap in which no vCPU ran, which ended the run: the machine is to stand still since its beginning.
+    /// A gap in which no vCPU ran, which ended the run: the machine is to be paused as of its beginning.
     pub(crate) gap: Ranked<Option<Gap>, 6>,
     /// One for each vCPU.
     pub(crate) vcpus: Vec<VcpuShared>,
@@ -78,7 +80,7 @@ pub struct Shared {
     pub(crate) trace: Trace,
     /// Outputs whose reader may be slow: the vCPUs wait while one is full.
     pub(crate) outlets: Vec<Outlet>,
-    /// Every vCPU is to come back at its next boundary.
+    /// Every vCPU's loop is to end at the next instruction boundary.
     pub(crate) stopping: AtomicBool,
     /// All vCPUs' TSCs are equal, so that their pages share one base.
     pub(crate) tsc_stable: AtomicBool,
@@ -86,19 +88,20 @@ pub struct Shared {
     pub(crate) swallow_deadline: bool,
     /// Real time: how long a vCPU's thread may poll at a time.
     pub(crate) poll: Duration,
-    /// Virtual time: how long a guest may run without an operation, in host time; guest time stands still meanwhile.
+    /// Virtual time: how long a guest may run without an operation, in host time. Its VM time does not advance
+    /// meanwhile.
     pub(crate) spin_limit: Option<Duration>,
     /// The pages that only the start needed were returned to the host.
-    pub(crate) settled_down: AtomicBool,
-    /// Who has the local APICs, and with them kvmclock.
+    pub(crate) start_pages_released: AtomicBool,
+    /// Who emulates the local APICs, and with them kvmclock.
     pub(crate) lapic: LapicKind,
     /// What running costs.
     pub(crate) costs: Counters,
 }
 
 impl Shared {
-    /// Locks the clock to answer a vCPU, and reads the host's TSC, from which the answer is to be computed. After a gap in
-    /// which no vCPU ran the clock stands still since that began.
+    /// Locks the clock and reads the host's TSC, for an access or a step of a vCPU. If there was a gap in which no vCPU
+    /// ran, the clock is first stopped where the gap began.
     pub(crate) fn read_clock(&self) -> (Guard<'_, Clock>, HostTsc) {
         let mut clock = self.clock.lock();
         let host = clock.host();
@@ -120,7 +123,7 @@ impl Shared {
 
     fn stop_for(&self, gap: Gap, clock: &mut Clock) {
         self.gap.lock().get_or_insert(gap);
-        // KVM's kvmclock goes on meanwhile, and is read when all vCPUs stand still.
+        // KVM's kvmclock counts on meanwhile. It is read when all vCPUs have stopped.
         if self.lapic == LapicKind::User {
             clock.stop_at(gap.from.tsc);
         }
@@ -131,12 +134,12 @@ impl Shared {
         self.outlets.iter().any(Outlet::is_full)
     }
 
-    /// Whether the vCPUs are to stand still because of a gap.
+    /// Whether the vCPUs are to stop because of a gap.
     pub(crate) fn has_gap(&self) -> bool {
         self.gap.lock().is_some()
     }
 
-    /// The clock was started: no vCPU has run since.
+    /// Notes that the clock was started and no vCPU has run since.
     pub(crate) fn begin_to_run(&self) {
         let now = HostInstant::now(self.clock.lock().host());
         *self.known_to_run.lock() = now;
@@ -155,15 +158,15 @@ impl Shared {
 
     /// Reads what the guest wrote into its tick rings since the last call, and traces it.
     pub(crate) fn read_rings(&self) {
-        self.audit.lock().read_rings(&self.memory, |ring| self.account(ring), |handled| self.trace_tick(handled));
+        self.audit.lock().read_rings(&self.memory, |ring| self.clock_reading(ring), |handled| self.trace_tick(handled));
     }
 
-    /// What is known now, to hold the records of a ring against.
-    fn account(&self, ring: usize) -> ClockAccount {
+    /// The clocks now, against which the records of a ring are checked.
+    fn clock_reading(&self, ring: usize) -> ClockReading {
         let clock = self.clock.lock().clone();
-        // After a gap the VM's clocks stand where the gap began, until the machine is resumed.
+        // After a gap the VM's clocks are stopped where the gap began, until the machine is resumed.
         let has_gap = self.has_gap();
-        ClockAccount { clock, has_gap, lapic: self.lapic, tsc_adjust: self.tsc_adjust_of(ring) }
+        ClockReading { clock, has_gap, lapic: self.lapic, tsc_adjust: self.tsc_adjust_of(ring) }
     }
 
     fn trace_tick(&self, handled: &Handled) {
@@ -176,16 +179,16 @@ impl Shared {
             host_ns: host.map(|host| host.0),
             early_wakes: record.early_wakes,
         };
-        // The guest says no other number of the CPU than that of its ring.
+        // The record has no number of the vCPU, only that of its ring.
         self.event(CpuIndex::at(*ring), now, &tick);
     }
 
-    /// What is shared of vCPU `index`.
+    /// The shared part of vCPU `index`.
     pub(crate) fn vcpu(&self, index: CpuIndex) -> Option<&VcpuShared> {
         index.of(&self.vcpus)
     }
 
-    /// The patched site at `address`, unless the guest has overwritten it: then what stands there is the guest's own.
+    /// The patched site at `address`; none if the guest has overwritten it with an instruction of its own.
     pub(crate) fn site_at(&self, address: u64) -> Option<Kind> {
         let kind = self.sites.at(address)?;
         let mut bytes = [0; 2];
@@ -200,8 +203,9 @@ impl Shared {
         }
     }
 
-    /// Notes that only a message can wake vCPU `index`. If that holds for all vCPUs and no message is on its way, the guest
-    /// has ended: no vCPU is left to send one. The last vCPU to note it sees the others' notes, so that the end is not missed.
+    /// Notes that only a message can wake vCPU `index`. If that holds for all vCPUs and no message is on its way, the
+    /// guest has ended: no vCPU is left to send one. The last vCPU to note it sees the others' notes, so that the end
+    /// is not missed.
     pub(crate) fn set_unwakeable(&self, index: CpuIndex, why: Unwakeable) -> Option<End> {
         let vcpu_shared = self.vcpu(index)?;
         *vcpu_shared.unwakeable.lock() = Some(why);
@@ -215,13 +219,13 @@ impl Shared {
         Some(halted.unwrap_or(End::AllParked))
     }
 
-    /// The tick ring of vCPU `index`: guests number their CPUs as they come, and keep both rings and kvmclock pages in that
-    /// order.
+    /// The number of vCPU `index`'s tick ring: guests number their CPUs in the order in which these start, and keep
+    /// both rings and kvmclock pages in that order.
     pub(crate) fn ring_of(&self, index: CpuIndex) -> usize {
         rank(&self.vcpus, index)
     }
 
-    /// Of the vCPU with tick ring number `ring`.
+    /// IA32_TSC_ADJUST of the vCPU with tick ring number `ring`.
     pub(crate) fn tsc_adjust_of(&self, ring: usize) -> TscAdjust {
         let of = |(index, vcpu_shared): (CpuIndex, &VcpuShared)| {
             (self.ring_of(index) == ring).then(|| TscAdjust(vcpu_shared.tsc_adjust.load(Ordering::Relaxed)))
@@ -229,7 +233,7 @@ impl Shared {
         CpuIndex::all().zip(&self.vcpus).find_map(of).unwrap_or_default()
     }
 
-    /// Makes every vCPU come back at its next boundary.
+    /// Makes every vCPU's loop end at the next instruction boundary.
     pub(crate) fn stop_all(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         for vcpu_shared in &self.vcpus {

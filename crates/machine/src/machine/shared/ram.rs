@@ -1,4 +1,4 @@
-//! Guest RAM, for what the VMM publishes in it.
+//! Guest RAM, as `kvm_pv` writes the kvmclock page and the PV EOI word.
 
 use std::sync::atomic::Ordering;
 
@@ -15,7 +15,7 @@ impl GuestWrite for Ram<'_> {
         let outside = |_| OutsideRam { addr, bytes: bytes.len() };
         let address = GuestAddress(addr);
         match <[u8; 4]>::try_from(bytes) {
-            // A version: one store that no reader sees half of.
+            // The page's version: a single atomic store, so that no reader sees a part of it.
             Ok(word) if addr.is_multiple_of(4) => {
                 self.0.store(u32::from_le_bytes(word), address, Ordering::Release).map_err(outside)
             }

@@ -10,20 +10,20 @@ use vlapic::{Inbox, Route};
 use super::{doorbell::Doorbell, host_stop::LastRun};
 use crate::machine::{cpu_index::CpuIndex, lock::Ranked};
 
-/// What other threads read and write of one vCPU.
+/// The part of one vCPU that other threads read and write.
 #[derive(Default)]
 pub struct VcpuShared {
     /// Kicks its thread.
     pub(crate) doorbell: Arc<Doorbell>,
     /// Messages from other LAPICs.
     pub(crate) inbox: Ranked<Inbox, 7>,
-    /// What its LAPIC answers to; none before the vCPU is there.
+    /// The destinations that its LAPIC answers to; none before the vCPU exists.
     pub(crate) route: Ranked<Option<Route>, 8>,
     /// Why only a message can wake it; none if it runs, or a timer or device can wake it.
     pub(crate) unwakeable: Ranked<Option<Unwakeable>, 9>,
     /// Where its kvmclock page is; 0 if it has none.
     pub(crate) page: AtomicU64,
-    /// What its TSC is ahead of the base, modulo 2^64.
+    /// How far its TSC is ahead of the base, modulo 2^64.
     pub(crate) tsc_adjust: AtomicU64,
     /// Until when it may have run.
     pub(crate) last_run: LastRun,
@@ -41,7 +41,7 @@ pub(crate) enum Unwakeable {
     Parked,
 }
 
-/// Which of the kvmclock pages that there are is vCPU `index`'s, by address; its own number if it has none.
+/// The rank of vCPU `index`'s kvmclock page among all of them, by address; the vCPU's own number if it has none.
 pub(super) fn rank(vcpus: &[VcpuShared], index: CpuIndex) -> usize {
     let page = |vcpu_shared: &VcpuShared| vcpu_shared.page.load(Ordering::Relaxed);
     let own = index.of(vcpus).map_or(0, page);

@@ -1,5 +1,5 @@
-//! The vCPUs whose LAPICs are in user space, all together: made, stopped, started again, saved, restored.
-//! [`super::kvm_lapic`] has the others.
+//! Creates, saves, restores and resumes the vCPUs of a machine whose LAPICs are in user space. [`super::kvm_lapic`]
+//! does that for KVM's LAPICs.
 
 mod thaw;
 
@@ -43,7 +43,7 @@ pub(crate) fn boot(
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: true,
         pv_eoi: options.pv_eoi,
-        // With the host's TSC a start does not wait for a probe of KVM's offset; `scaled` has been probed anyway.
+        // With the host's TSC a probe of KVM's offset would delay the start; with `scaled` it has run anyway.
         tsc_adjust: match chosen.source {
             TscSource::Trapped => true,
             TscSource::Scaled => probe.tsc_offset()?,
@@ -104,8 +104,8 @@ pub(crate) fn states(
     let msrs = env.msrs()?;
     let mut states = Vec::new();
     for (Cpu { vcpu, local }, cpuid) in cpus.iter_mut().zip(cpuids) {
-        // An STI shadow that the VMM tracks is in KVM's events too, or does not outlive the step that made it.
-        // Flags, counts and messages are made again: a message is delivered before its receiver is saved.
+        // The STI shadow is in KVM's events too, or ends with the step that made it. Flags and counts are computed
+        // again. Messages have been delivered before their receiver is saved.
         let Local {
             index: _,
             apic,
@@ -121,7 +121,7 @@ pub(crate) fn states(
             sti_shadow: _,
         } = local;
         let mut kvm = vcpu.state(msrs)?;
-        // KVM's copy of CR8 is only as fresh as the last entry.
+        // KVM's copy of CR8 is as of the last entry, and the LAPIC's TPR may have changed since.
         kvm.system.cr8 = u64::from(apic.cr8());
         states.push(CpuState {
             cpuid: cpuid.clone(),
@@ -138,7 +138,7 @@ pub(crate) fn states(
     Ok(states)
 }
 
-/// RAM that every machine has.
+/// An address at which every machine has RAM.
 const ANY_RAM: u64 = 0x1000;
 
 /// The vCPUs as they were saved.
@@ -153,7 +153,7 @@ pub(crate) fn restore(
         let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
             cpu;
         let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
-        // Features that this host lacks were told above: what KVM refuses now is no state of any CPU.
+        // Features that this host lacks were reported before. So what KVM refuses here is a state that no CPU has.
         let mut vcpu = probe.vcpu(vm, index.get(), seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
         vcpu.set_state(kvm).map_err(|e| bad(e.to_string()))?;
         let config = vlapic::Config::from_state(*apic_config, cpuid::physical_bits(seen));
@@ -180,7 +180,7 @@ pub(crate) fn restore(
     Ok(cpus)
 }
 
-/// Every feature that the guest saw must be here, whether KVM or we provide it.
+/// Checks that this host has every feature that the guest saw, whether KVM or the VMM emulates it.
 pub(crate) fn check_features(probe: &FirstVmProbe<'_>, cpu: &CpuState, chosen: &Chosen) -> Result<(), RunError> {
     let mut missing = cpuid::missing(&cpu.cpuid, probe.env.features()?);
     if cpu.apic_config.x2apic && !probe.facts.x2apic_exits {

@@ -1,4 +1,4 @@
-//! Starting a vCPU again whose machine stood still.
+//! Resumes a vCPU whose LAPIC is in user space.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ use crate::machine::{
     vcpu::{Local, ipi},
 };
 
-/// Lets one vCPU go on whose machine's clock was started again.
+/// Prepares one vCPU to run again, after the machine's clock was started.
 pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> Result<(), RunError> {
     let Restart { policies, moment, adjusted } = restart;
     let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
@@ -26,8 +26,8 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
         vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
         vcpu_shared.tsc_adjust.store(local.tsc_adjust.0, Ordering::Relaxed);
     }
-    // The page last: from here on the guest computes with the new numbers. GUEST_STOPPED goes with it, at resume and
-    // not at save, so that a snapshot taken twice is the same snapshot.
+    // The page last: its numbers describe the TSC and the timer, which are now in place. GUEST_STOPPED is set with it,
+    // at resume and not at save, so that two saves of one stop make the same snapshot.
     let (page, khz) = {
         let clock = shared.clock.lock();
         (clock.page(local.tsc_adjust), clock.khz())

@@ -1,4 +1,4 @@
-//! Where a vCPU's accesses go: LAPIC, kvmclock, TSC, devices.
+//! Emulates a vCPU's accesses: to its LAPIC, kvmclock, TSC and the devices.
 
 use std::sync::atomic::Ordering;
 
@@ -29,11 +29,11 @@ const APIC_PAGE: u64 = 0x1000;
 pub(crate) struct VcpuBus<'a> {
     pub local: &'a mut Local,
     pub shared: &'a Shared,
-    /// What KVM must be told.
+    /// What must be set in KVM afterwards.
     pub changed: Changed,
 }
 
-/// What KVM must be told after an access, besides its completion.
+/// What must be set in KVM after an access, besides completing it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changed {
     /// IA32_APIC_BASE.
@@ -47,7 +47,7 @@ impl<'a> VcpuBus<'a> {
         Self { local, shared, changed: Changed::default() }
     }
 
-    /// An operation passes; the instant at which it takes effect.
+    /// Counts an operation, and returns the instant at which it takes effect.
     pub(crate) fn operation(&mut self) -> Now {
         let (mut clock, host) = self.shared.read_clock();
         clock.spend_operation();
@@ -77,8 +77,9 @@ impl<'a> VcpuBus<'a> {
         }
     }
 
-    /// After an access of `port` the first CPU, whose LINT0 the 8259 pair drives, looks again.
-    fn tell_first_cpu(&self, port: u16) {
+    /// After an access of `port` that may have changed the output of the 8259 pair: makes the first CPU, whose LINT0 it
+    /// drives, sample it again.
+    fn ring_first_cpu(&self, port: u16) {
         if self.local.index != CpuIndex::FIRST
             && Devices::may_change_interrupts(port)
             && let Some(vcpu_shared) = self.shared.vcpus.first()
@@ -87,9 +88,9 @@ impl<'a> VcpuBus<'a> {
         }
     }
 
-    /// The guest moves its TSC, at `now`.
+    /// The guest writes its TSC or IA32_TSC_ADJUST, at `now`.
     fn move_tsc(&mut self, adjust: TscAdjust, now: Now) -> Result<(), GpFault> {
-        if !self.shared.clock.lock().tsc_moves() {
+        if !self.shared.clock.lock().tsc_is_settable() {
             log::warn!(
                 "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
             );
@@ -104,8 +105,8 @@ impl<'a> VcpuBus<'a> {
         }
         self.changed.tsc = true;
         if self.shared.vcpus.len() > 1 {
-            // Even if the guest makes them equal again: it cannot do so at one instant, and who read a page between
-            // would have been told wrong.
+            // The flag stays clear even if the guest makes the TSCs equal again. It cannot write all of them at one
+            // instant, so a page with the flag would have been wrong in between.
             self.shared.tsc_stable.store(false, Ordering::SeqCst);
         }
         self.publish()
@@ -114,21 +115,21 @@ impl<'a> VcpuBus<'a> {
     /// Publishes again if another CPU's TSC write made this page's flags untrue.
     pub(crate) fn refresh_page(&mut self) {
         if self.local.pvclock.address().is_some() && self.local.published_flags != self.shared.page_flags() {
-            // A page that cannot be written has been told of when it was registered.
+            // A page that cannot be written was refused when the guest registered it.
             let _ = self.publish();
         }
     }
 
-    /// The vCPU is about to enter.
-    pub(crate) fn settle_eoi(&mut self) {
+    /// Call it before an entry: clears the PV EOI bit if the interrupt in service can no longer end without an exit.
+    pub(crate) fn withdraw_pv_eoi(&mut self) {
         let Local { apic, pv_eoi, .. } = &mut *self.local;
         if let Some(pv_eoi) = pv_eoi {
-            pv_eoi.settle(apic.silent_end(), &Ram(&self.shared.memory));
+            pv_eoi.withdraw_unless(apic.silent_end(), &Ram(&self.shared.memory));
         }
     }
 
-    /// An interrupt was acknowledged and enters.
-    pub(crate) fn lend_eoi(&mut self) {
+    /// Call it when an interrupt was acknowledged: sets the PV EOI bit if that interrupt may end without an exit.
+    pub(crate) fn lend_pv_eoi(&mut self) {
         let Local { apic, pv_eoi, .. } = &mut *self.local;
         if let Some(pv_eoi) = pv_eoi {
             pv_eoi.lend(apic.silent_end(), &Ram(&self.shared.memory));
@@ -222,14 +223,14 @@ impl Bus for VcpuBus<'_> {
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
         self.shared.devices.lock().port_in(port, data, now.vm);
-        self.tell_first_cpu(port);
+        self.ring_first_cpu(port);
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
         self.shared.devices.lock().port_out(port, data, now.vm);
-        self.tell_first_cpu(port);
+        self.ring_first_cpu(port);
         self.trace(now, &Event::PortOut { port, data });
     }
 
@@ -267,7 +268,7 @@ impl Bus for VcpuBus<'_> {
 }
 
 impl VcpuBus<'_> {
-    /// WRMSR that the VMM performs itself.
+    /// WRMSR that the VMM performs in place of the guest's instruction at a trap site.
     pub(crate) fn msr_write_at_site(&mut self, index: u32, value: u64) -> Result<(), GpFault> {
         let now = self.operation();
         let result = self.write(index, value, now);

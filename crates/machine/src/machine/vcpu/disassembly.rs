@@ -1,12 +1,12 @@
-//! Guest code for people.
+//! Disassembles guest instructions for messages.
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
 /// Longest x86 instruction, in bytes.
 pub const INSTRUCTION_MAX: usize = 15;
 
-/// The first instruction in `bytes`, which stand at `address` in a code segment of `bits` (16, 32 or 64): its length and its
-/// text. Without bytes the length is 0.
+/// Disassembles the first instruction in `bytes`, which are at `address` in a code segment of `bits` (16, 32 or 64).
+/// Returns its length and its text. Without bytes the length is 0.
 #[must_use]
 pub fn disassemble(bytes: &[u8], address: u64, bits: u32) -> (usize, String) {
     let mut decoder = Decoder::with_ip(bits, bytes, address, DecoderOptions::NONE);
@@ -23,7 +23,8 @@ pub fn disassemble(bytes: &[u8], address: u64, bits: u32) -> (usize, String) {
     (instruction.len(), text)
 }
 
-/// The first instruction in `bytes`, as bytes and text: `0f 0b: ud2`. What is no instruction is shown whole.
+/// Describes the first instruction in `bytes`, as bytes and text: `0f 0b: ud2`. If they are no instruction, shows all
+/// of them.
 pub(crate) fn describe(bytes: &[u8], address: u64, bits: u32) -> String {
     let (length, text) = disassemble(bytes, address, bits);
     let no_instruction = text == "(bad)";
@@ -43,7 +44,7 @@ mod tests {
         assert_eq!(disassemble(&[], 0x1000, 64).0, 0);
     }
 
-    // FINIT is two instructions, of which the first is what KVM stops at; two bytes of it were shown.
+    // Catches: bytes of the next instruction. FINIT is two instructions (FWAIT, FNINIT), and KVM stops at the first.
     #[test]
     fn an_instruction_is_described_whole_and_alone() {
         assert_eq!(describe(&[0x9b, 0xdb, 0xe3, 0x90], 0x10_0020, 32), "9b: fwait");

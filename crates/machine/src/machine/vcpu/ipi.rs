@@ -1,8 +1,8 @@
 //! Messages between LAPICs.
 //!
-//! Every vCPU keeps its entry in a table of routes: who it answers to, and how busy it is. The sender finds the targets
-//! there, puts the message into their [`Inbox`](vlapic::Inbox)es, which hold any number, and rings. No CPU ever touches another one's LAPIC, so that nothing is
-//! locked while guests run.
+//! Every vCPU publishes its [`Route`]: the destinations that its LAPIC answers to, and its priority. The sender finds
+//! the targets by these routes, puts the message into their [`Inbox`](vlapic::Inbox)es, which hold any number, and
+//! rings their doorbells. No vCPU accesses another one's LAPIC, so no LAPIC needs a lock while guests run.
 
 use std::sync::atomic::Ordering;
 
@@ -15,7 +15,7 @@ use crate::machine::{
     shared::{Shared, VcpuShared},
 };
 
-/// Makes the table say what `local`'s LAPIC answers to.
+/// Publishes which destinations `local`'s LAPIC answers to.
 pub(crate) fn publish_route(shared: &Shared, local: &Local) {
     if let Some(vcpu_shared) = shared.vcpu(local.index) {
         *vcpu_shared.route.lock() = Some(local.apic.route());
@@ -41,14 +41,14 @@ pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
     for (index, _) in targets {
         let Some(vcpu_shared) = shared.vcpus.get(index) else { continue };
         vcpu_shared.inbox.lock().post(&ipi);
-        // The sender looks into its own inbox before it enters the guest again.
+        // The sender reads its own inbox before it enters the guest again.
         if index != own {
             vcpu_shared.doorbell.ring();
         }
     }
 }
 
-/// Takes what waits for `cpu`.
+/// Takes all messages from `cpu`'s inbox and carries them out.
 pub(crate) fn receive(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     loop {
         let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Ok(()) };
@@ -58,17 +58,17 @@ pub(crate) fn receive(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     }
 }
 
-/// What the CPU does about a message or a pin that its LAPIC passed on.
+/// Carries out on `cpu` what its LAPIC passed on from a message or a pin.
 pub(crate) fn carry_out(cpu: &mut Cpu, shared: &Shared, delivery: Delivery) -> Result<(), RunError> {
     match delivery {
-        // System management mode does not exist here. What the 8259 pair asks for is injected when it can enter.
+        // There is no system management mode here. The interrupt of the 8259 pair is injected when it can enter.
         Delivery::None | Delivery::Accepted | Delivery::ExtInt | Delivery::Smi => {}
         Delivery::Nmi => {
             if cpu.local.phase == Phase::Running {
                 cpu.drain(shared)?;
                 cpu.vcpu.nmi()?;
                 cpu.local.nmi = true;
-                // One that halted in its NMI handler sleeps on.
+                // NMIs are masked in an NMI handler: a CPU that halted there stays halted.
                 cpu.local.halted &= cpu.vcpu.nmis().1;
             }
         }
@@ -88,8 +88,8 @@ pub(crate) fn carry_out(cpu: &mut Cpu, shared: &Shared, delivery: Delivery) -> R
     Ok(())
 }
 
-/// What INIT does to what is ours of a CPU. It takes every paravirtual registration away (the nanosecond deadline is the
-/// LAPIC's), so that nothing is written any more where the guest may since have put something else.
+/// The effect of INIT on what the VMM holds of a CPU. It removes every paravirtual registration (the nanosecond
+/// deadline is the LAPIC's), so that the VMM no longer writes where the guest may since have put something else.
 fn init(local: &mut Local, shared: &Shared) {
     let Local {
         index: _,
@@ -112,10 +112,11 @@ fn init(local: &mut Local, shared: &Shared) {
     if let Some(pv_eoi) = pv_eoi {
         pv_eoi.reset();
     }
-    // All CPUs share this one, which is a number to read back and no more: what it names was written long ago.
+    // All CPUs share this registration. Only RDMSR uses it: the structure that it names was written when it was
+    // registered.
     *shared.wall.lock() = WallRegistration::default();
-    // The bootstrap processor restarts at the reset vector, where a PC has its firmware, others wait for a start-up message
-    // (SDM vol. 3, "MP Initialization Protocol Algorithm").
+    // The bootstrap processor restarts at the reset vector, where a PC has its firmware, others wait for a start-up
+    // message (SDM vol. 3, "MP Initialization Protocol Algorithm").
     *phase = if apic.config().bsp { Phase::Running } else { Phase::WaitForSipi };
     (*halted, *nmi, *sti_shadow) = (false, false, false);
     if let Some(vcpu_shared) = shared.vcpu(local.index) {

@@ -1,7 +1,7 @@
 //! The virtual wire: from the 8259 pair to LINT0 of the first CPU.
 //!
-//! Only the first CPU has it, as PCs leave it after firmware. Its vCPU samples the line at each turn, and in between
-//! waits for the timer's next edge as it waits for its LAPIC's.
+//! Only the first CPU is wired to it, as PCs are after firmware. Its vCPU samples the line at each step. While it is
+//! idle, the next edge of the 8254 wakes it as its LAPIC's timer does.
 
 use vlapic::LocalSource;
 use vmtime::{GuestTsc, Now};
@@ -9,7 +9,7 @@ use vmtime::{GuestTsc, Now};
 use super::{Cpu, Local, ipi};
 use crate::machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
 
-/// Gives `cpu`, if it is the first, the level of the line at `now`.
+/// Sets LINT0 of `cpu`, if it is the first, to the level of the line at `now`.
 pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
     if cpu.local.index != CpuIndex::FIRST {
         return Ok(());
@@ -23,16 +23,16 @@ pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), Run
     ipi::carry_out(cpu, shared, delivery)
 }
 
-/// The CPU takes the 8259's interrupt: its vector. Later ones show at the next sample.
+/// Acknowledges the 8259 pair's interrupt and returns its vector. The next sample shows whether another one waits.
 pub(crate) fn acknowledge(local: &mut Local, shared: &Shared) -> u8 {
     let mut devices = shared.devices.lock();
     let vector = devices.acknowledge();
-    // The line falls, if only to rise again at once.
+    // The acknowledgement lowers the line, even if it rises again at once.
     let _ = local.apic.local(LocalSource::Lint0, false);
     vector
 }
 
-/// The base TSC at which the line can next ask something of this CPU; none if nothing is to be waited for.
+/// The base TSC at which the line can next interrupt this CPU; none if it cannot.
 pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
     if local.index != CpuIndex::FIRST || !local.apic.heeds_lint0() {
         return None;

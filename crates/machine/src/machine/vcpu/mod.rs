@@ -1,4 +1,4 @@
-//! One vCPU with what belongs to it alone.
+//! One vCPU: KVM's part of it, and the VMM's part with the LAPIC.
 
 pub mod bus;
 pub mod disassembly;
@@ -20,18 +20,18 @@ use crate::kvm::Vcpu;
 
 /// One vCPU.
 pub struct Cpu {
-    /// KVM's half.
+    /// The part that KVM holds.
     pub vcpu: Vcpu,
-    /// Our half.
+    /// The part that the VMM holds.
     pub local: Local,
 }
 
-/// Whether a vCPU executes instructions. KVM can hold no other than the first without an in-kernel LAPIC, so the second
-/// is ours.
+/// Whether a vCPU executes instructions. Without an in-kernel LAPIC KVM has no MP state but runnable, so the VMM holds
+/// the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// It does.
+    /// It executes instructions.
     Running,
     /// After reset or INIT an application processor waits for a start-up message.
     WaitForSipi,
@@ -48,7 +48,7 @@ pub struct Local {
     pub pvclock: Registration,
     /// Its PV EOI word, if it was offered one.
     pub pv_eoi: Option<PvEoi>,
-    /// IA32_TSC_ADJUST: what this CPU's TSC is ahead of the base, modulo 2^64.
+    /// IA32_TSC_ADJUST: how far this CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: TscAdjust,
     /// Whether it executes instructions at all.
     pub phase: Phase,
@@ -56,13 +56,14 @@ pub struct Local {
     pub halted: bool,
     /// Timer interrupts that entered it so far, in this process.
     pub timer_interrupts: u64,
-    /// VM time by the host's account for which the timer was armed, if it has expired since and the interrupt has not entered.
+    /// The VM time for which the timer was armed, by the reference clock; none unless it has expired and its interrupt
+    /// has not entered yet.
     pub(crate) expired: Option<VmTime>,
-    /// KVM was given an NMI, and may hold it still.
+    /// An NMI was queued in KVM, and may still wait there.
     pub(crate) nmi: bool,
     /// The flags its page was last published with.
     pub(crate) published_flags: u8,
-    /// The last stepped instruction was an STI: interrupts wait for one more.
+    /// The last stepped instruction was an STI: interrupts are blocked for one more instruction.
     pub(crate) sti_shadow: bool,
 }
 
@@ -73,7 +74,7 @@ impl Local {
         clock.now_at(host, self.tsc_adjust)
     }
 
-    /// Takes its LAPIC to `now`, and notes for when the timer was armed if it interrupts.
+    /// Advances its LAPIC to `now`. If the timer expires, notes for when it was armed.
     pub(crate) fn advance(&mut self, clock: &Clock, now: Now) {
         let armed = self.apic.next_deadline();
         if self.apic.advance(now) && self.expired.is_none() {
@@ -87,24 +88,24 @@ impl Local {
     /// The next instant at which its timer could interrupt it.
     #[must_use]
     pub fn next_wake(&self) -> Option<Deadline> {
-        // Halted, it ends no interrupt.
+        // While it is halted, it cannot end an interrupt.
         let may_end_silently = !self.halted && self.pv_eoi.is_some_and(|pv_eoi| pv_eoi.is_lent());
-        // It may be too early: the guest may not have ended the interrupt yet.
+        // This instant may be too early: the guest may not have ended the interrupt yet.
         if may_end_silently { self.apic.next_wake_after_end() } else { self.apic.next_wake() }
     }
 }
 
 impl Cpu {
-    /// Completes the last instruction, answering what it still accesses.
+    /// Completes the last instruction, and emulates the accesses that it still makes.
     pub(crate) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
         let mut access = VcpuBus::new(&mut self.local, shared);
         self.vcpu.drain(&mut access)?;
         let changed = access.changed;
-        self.tell_kvm(changed, shared)
+        self.apply_to_kvm(changed, shared)
     }
 
-    /// Tells KVM what an access changed. The vCPU must be drained.
-    pub(crate) fn tell_kvm(&mut self, changed: Changed, shared: &Shared) -> Result<(), RunError> {
+    /// Sets in KVM what an access changed. The vCPU must be drained.
+    pub(crate) fn apply_to_kvm(&mut self, changed: Changed, shared: &Shared) -> Result<(), RunError> {
         if changed.apic_base {
             self.vcpu.set_apic_base(self.local.apic.apic_base());
         }

@@ -1,8 +1,9 @@
-//! One instruction at a time: until an interrupt that waits can enter.
+//! Single-steps a guest until an interrupt that waits can enter.
 //!
-//! In virtual time an interrupt must enter at the first boundary that lets it, or two runs would differ; and hosts that
-//! look for an open window only now and then would miss a short one. HLT, trap sites and IRETQ need care: hosts differ
-//! in what stepping over them reports, so the VMM performs the first two itself and catches the third with a breakpoint.
+//! In virtual time an interrupt must enter at the first instruction boundary at which it can, or two runs would differ.
+//! Hosts that check only now and then for an open interrupt window would miss a short one. Hosts also differ in what
+//! they report when HLT, a trap site or IRETQ is stepped over. So the VMM performs the first two itself, and stops
+//! after the third with a breakpoint.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -21,8 +22,8 @@ const STI: u8 = 0xfb;
 const IRET: u8 = 0xcf;
 const REX_W: u8 = 0x48;
 
-/// Runs one instruction; also gives what KVM must be told.
-pub(crate) fn one(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, Changed), RunError> {
+/// Runs one instruction. Also returns what must then be set in KVM.
+pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, Changed), RunError> {
     cpu.drain(shared)?;
     let registers = cpu.vcpu.registers();
     cpu.local.sti_shadow = false;
@@ -47,13 +48,14 @@ pub(crate) fn one(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, Changed), Run
     let mut access = VcpuBus::new(&mut cpu.local, shared);
     let exit = cpu.vcpu.step(&mut access, breakpoint)?;
     let changed = access.changed;
-    Ok((arrived(cpu, exit, |rip| rip != registers.rip), changed))
+    Ok((debug_if_arrived(cpu, exit, |rip| rip != registers.rip), changed))
 }
 
-/// Lets the injected `vector` enter, up to its handler's first instruction; gives what [`one`] gives.
+/// Lets the injected `vector` enter, and stops before its handler's first instruction. Returns the same as
+/// [`one_instruction`].
 ///
-/// By a breakpoint, not by a step: some hosts stop only after the handler's first instruction, and the frame that the
-/// guest returns by would hold the trap flag. Without a table to find the handler in, this is a run to the next exit.
+/// It uses a breakpoint, not a step: some hosts stop only after the handler's first instruction, and the interrupt
+/// frame would hold the trap flag. If the handler's address cannot be found, runs to the next exit.
 pub(crate) fn into_handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result<(Exit, Changed), RunError> {
     let handler = handler(cpu, shared, vector)?;
     let mut access = VcpuBus::new(&mut cpu.local, shared);
@@ -62,30 +64,31 @@ pub(crate) fn into_handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result
         None => cpu.vcpu.run(&mut access)?,
     };
     let changed = access.changed;
-    Ok((arrived(cpu, exit, |rip| Some(rip) == handler), changed))
+    Ok((debug_if_arrived(cpu, exit, |rip| Some(rip) == handler), changed))
 }
 
-/// A kick that comes as the step is done must not hide that it is: a boundary would be missing.
-fn arrived(cpu: &mut Cpu, exit: Exit, there: impl Fn(u64) -> bool) -> Exit {
+/// Returns a debug exit in place of `exit` if a kick ended KVM_RUN after the vCPU had already arrived `there`.
+/// Otherwise this instruction boundary would be missing in the run.
+fn debug_if_arrived(cpu: &mut Cpu, exit: Exit, there: impl Fn(u64) -> bool) -> Exit {
     if exit == Exit::Interrupted && there(cpu.vcpu.registers().rip) { Exit::Debug } else { exit }
 }
 
-/// Where `vector` goes, by the interrupt descriptor table (SDM vol. 3, "IDT Descriptors"); none outside long mode, or if
-/// the table is not in RAM.
+/// The address of `vector`'s handler, from the interrupt descriptor table (SDM vol. 3, "IDT Descriptors"); none outside
+/// long mode, or if the table is not in RAM.
 fn handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result<Option<u64>, RunError> {
     /// Size of a gate in long mode.
     const GATE: u64 = 16;
     let Some(table) = cpu.vcpu.long_mode_idt() else { return Ok(None) };
     let gate = table.wrapping_add(u64::from(vector) * GATE);
     let (low, high) = (u64_at(cpu, shared, gate)?, u64_at(cpu, shared, gate.wrapping_add(8))?);
-    // Offset bits 15:0 and 31:16 stand around the selector and the attributes, 63:32 in the upper half.
+    // Offset bits 15:0 and 31:16 are on both sides of the selector and the attributes, bits 63:32 in the upper half.
     Ok(low.zip(high).map(|(low, high)| low & 0xffff | low >> 32 & 0xffff_0000 | high << 32))
 }
 
 /// The first bytes of the instruction at the linear address `rip`; zeros where there is no RAM.
 pub(crate) fn bytes_at(vcpu: &Vcpu, shared: &Shared, rip: u64) -> Result<[u8; 2], RunError> {
     let mut bytes = [0; 2];
-    // Asking KVM for an address costs as much as the step: once, unless the two are in different pages.
+    // KVM_TRANSLATE costs as much as the step. So it is called once, unless the two bytes are in different pages.
     if rip & 0xfff != 0xfff {
         if let Some(physical) = vcpu.translate(rip)? {
             let _ = shared.memory.read_slice(&mut bytes, GuestAddress(physical));
@@ -103,7 +106,7 @@ pub(crate) fn bytes_at(vcpu: &Vcpu, shared: &Shared, rip: u64) -> Result<[u8; 2]
     Ok(bytes)
 }
 
-/// What stands at linear address `rip`, as far as there is RAM: at most the longest instruction.
+/// The bytes at linear address `rip`, as far as there is RAM: at most as many as the longest instruction has.
 pub(crate) fn instruction_at(vcpu: &Vcpu, shared: &Shared, rip: u64) -> Result<Vec<u8>, RunError> {
     let mut bytes = Vec::new();
     for offset in (0..).take(INSTRUCTION_MAX) {

@@ -1,4 +1,5 @@
-//! One step of one vCPU: messages, time, injection, entry, exit. [`crate::machine::sched`] chooses the vCPU.
+//! One step of one vCPU: takes messages, reads the clock, injects, enters, handles the exit. [`crate::machine::sched`]
+//! chooses the vCPU.
 
 use guest_abi::sites::Kind;
 use vmtime::{GuestTsc, Now};
@@ -24,9 +25,9 @@ use crate::{
 /// The vector of an NMI.
 const NMI_VECTOR: u8 = 2;
 
-/// What a step came to: that of one vCPU ([`step`]), or in virtual time that of the round robin, which steps one of all vCPUs
-/// ([`RoundRobin::step`]). The loops in [`crate::machine::sched`] and the [`Stepper`](crate::machine::stepper::Stepper) act on
-/// it.
+/// The result of a step: of one vCPU ([`step`]), or in virtual time of the round robin, which steps one of all vCPUs
+/// ([`RoundRobin::step`]). The loops in [`crate::machine::sched`] and the [`Stepper`](crate::machine::stepper::Stepper)
+/// act on it.
 ///
 /// [`RoundRobin::step`]: crate::machine::sched::round_robin::RoundRobin::step
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,15 +37,15 @@ pub(crate) enum Stepped {
         /// The vCPU's number.
         cpu: CpuIndex,
     },
-    /// Nothing to act on: a kick or an open interrupt window ended KVM_RUN, or kept it from being called. In the round robin
-    /// also: the vCPU is idle, or VM time advanced to the next deadline. Step again.
+    /// The caller is to step again: a kick or an open interrupt window ended KVM_RUN, or prevented the entry. In the
+    /// round robin also: the vCPU is idle, or VM time advanced to the next deadline.
     Again,
     /// The buffer of an output is full: wait until its reader has taken some of it.
     OutputFull,
-    /// The vCPU waits in HLT or for a start-up message, and no interrupt can be delivered. In the round robin: all of them do,
-    /// and no timer is armed.
+    /// The vCPU waits in HLT or for a start-up message, and no interrupt can be delivered. In the round robin: all
+    /// vCPUs wait, and no timer is armed.
     Idle {
-        /// No timer will end that: only a message from another vCPU can, or a request.
+        /// No timer can wake it, only a message from another vCPU or a request.
         unwakeable: bool,
     },
     /// There is no next step.
@@ -56,12 +57,21 @@ pub(crate) enum Stepped {
 pub enum Pace {
     /// To the next exit.
     Free,
-    /// To the next instruction boundary; virtual time only. An interrupt that enters is a boundary of its own: before the
-    /// handler's first instruction.
+    /// To the next instruction boundary; virtual time only. An interrupt that enters is a boundary of its own: before
+    /// the handler's first instruction.
     Step,
 }
 
-/// One step of `cpu`: take messages, read the clock, inject, enter once, answer the exit.
+/// One step of `cpu`: takes its messages, reads the clock, injects an interrupt, enters once and handles the exit.
+///
+/// Why in this order:
+///
+/// - Messages are taken, and the clock is read once, before the injection: the LAPIC chooses among all interrupts up to
+///   that instant.
+/// - The wake timer is set after the injection, which decides whether a halted vCPU runs. The next deadline to wait for
+///   depends on that.
+/// - The PV EOI bit and the interrupt window come after the injection too: they depend on what is still pending.
+/// - The check for a gap comes directly before the entry. It compares the clock reading with the present TSC.
 pub(crate) fn step(
     cpu: &mut Cpu,
     shared: &Shared,
@@ -73,11 +83,13 @@ pub(crate) fn step(
     if let Some(exit) = shared.devices.lock().take_exit() {
         return Ok(Stepped::Stop(StopReason::Ended(End::Guest(exit))));
     }
+    // Before messages are taken. Otherwise the last of the other vCPUs to halt could find this vCPU marked as
+    // unwakeable and its inbox already empty, and would end the machine although this vCPU is about to run.
     shared.set_wakeable(cpu.local.index);
     ipi::receive(cpu, shared)?;
     VcpuBus::new(&mut cpu.local, shared).refresh_page();
-    // As late as can be: what is done before the wait is not done after it. A halted guest has less to lose: see
-    // `WakeTimer::sleep`.
+    // Polls for the deadline as late as possible: everything that is done before the deadline need not be done after
+    // it. A halted vCPU polls in `WakeTimer::sleep` instead.
     if !cpu.local.halted {
         wake_timer.poll(shared);
     }
@@ -95,9 +107,9 @@ pub(crate) fn step(
         return Ok(Stepped::Stop(StopReason::Reached));
     }
     if shared.waits_for_reader() {
-        // It is not the host that keeps it from running.
+        // This wait for a reader must not be taken for a stop by the host.
         if let Some(vcpu_shared) = shared.vcpu(cpu.local.index) {
-            vcpu_shared.last_run.idle(host, None);
+            vcpu_shared.last_run.note_idle(host, None);
         }
         return Ok(Stepped::OutputFull);
     }
@@ -111,7 +123,7 @@ pub(crate) fn step(
     if cpu.local.halted {
         shared.read_rings();
         let unwakeable = !cpu.vcpu.interrupts_enabled();
-        // Another CPU could still send an NMI or INIT.
+        // Another vCPU could still send an NMI or INIT.
         if unwakeable {
             let address = cpu.vcpu.registers().linear_rip;
             if let Some(end) = shared.set_unwakeable(cpu.local.index, Unwakeable::Halted { address }) {
@@ -122,7 +134,7 @@ pub(crate) fn step(
         }
         return Ok(Stepped::Idle { unwakeable });
     }
-    VcpuBus::new(&mut cpu.local, shared).settle_eoi();
+    VcpuBus::new(&mut cpu.local, shared).withdraw_pv_eoi();
     set_timer(wake_timer, &cpu.local, shared, mode, stop);
     if mode == TimeMode::Real
         && let Some(vcpu_shared) = shared.vcpu(cpu.local.index)
@@ -132,25 +144,27 @@ pub(crate) fn step(
     }
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
     let (exit, changed) = match entry {
-        // What waits for priority may be let in by MOV CR8, which exits on no host that we know of but one.
+        // The guest may lower its TPR by MOV CR8, which does not exit on most hosts. So it is stepped until the
+        // interrupt can enter.
         Injection::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
-            single_step::one(cpu, shared)?
+            single_step::one_instruction(cpu, shared)?
         }
         Injection::Injected { vector, .. } if pace == Pace::Step => single_step::into_handler(cpu, shared, vector)?,
         _ if pace == Pace::Step => match cpu.vcpu.entering() {
-            // A kick came before it could enter.
+            // A kick ended the last KVM_RUN before the injected interrupt could enter.
             Some(vector) => single_step::into_handler(cpu, shared, vector)?,
-            None => single_step::one(cpu, shared)?,
+            None => single_step::one_instruction(cpu, shared)?,
         },
         _ => {
             cpu.vcpu.stop_stepping()?;
             if entry == Injection::Masked && mode == TimeMode::Real {
-                wake_timer.set_soon(shared);
+                wake_timer.set_for_retry(shared);
             }
-            // In virtual time what else waits enters at the next operation: windows open when the host looks.
+            // In virtual time another pending interrupt enters at the next operation. A window exit would come at an
+            // instant that depends on the host.
             let more = mode == TimeMode::Real && matches!(entry, Injection::Injected { more: true, .. });
             cpu.vcpu.request_window(entry == Injection::Blocked || more);
-            // Whatever the guest executes first ends it.
+            // The first instruction that the guest executes ends the STI shadow.
             cpu.local.sti_shadow = false;
             let mut access = VcpuBus::new(&mut cpu.local, shared);
             let exit = cpu.vcpu.run(&mut access)?;
@@ -159,9 +173,9 @@ pub(crate) fn step(
     };
     if changed != Changed::default() {
         cpu.drain(shared)?;
-        cpu.tell_kvm(changed, shared)?;
+        cpu.apply_to_kvm(changed, shared)?;
     }
-    match handle(cpu, shared, exit)? {
+    match handle_exit(cpu, shared, exit)? {
         None if matches!(exit, Exit::Interrupted | Exit::WindowOpen) => Ok(Stepped::Again),
         None => Ok(Stepped::Ran { cpu: cpu.local.index }),
         Some(end) => {
@@ -175,8 +189,9 @@ fn set_timer(wake_timer: &mut WakeTimer, local: &Local, shared: &Shared, mode: T
     wake_timer.set(shared, mode, stop, local.halted, |clock| next_due::interrupt_due(local, shared, clock));
 }
 
-/// Leaves the vCPU in a state that may be read: no step, no window, nothing incomplete.
-pub(crate) fn settle(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
+/// Ends single-stepping and the window request, and completes the last instruction, so that the vCPU's state can be
+/// read.
+pub(crate) fn quiesce(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     cpu.vcpu.stop_stepping()?;
     cpu.vcpu.request_window(false);
     let drained = cpu.drain(shared);
@@ -187,28 +202,29 @@ pub(crate) fn settle(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
 /// How the vCPU is to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Injection {
-    /// Nothing waits.
+    /// No interrupt is pending.
     Free,
-    /// This vector waits no longer: it enters first.
+    /// This vector was injected: it enters before the guest executes an instruction.
     Injected {
         /// Its number.
         vector: u8,
-        /// Another interrupt waits for it to end.
+        /// Another interrupt is pending.
         more: bool,
     },
-    /// An interrupt waits and cannot enter yet.
+    /// An interrupt is pending and cannot enter yet.
     Blocked,
-    /// An interrupt waits for an NMI, which waits for the end of another one's handler. No host tells of that: look again
-    /// soon. (Not by stepping: the NMI would enter in the step that ends the handler, and push a trap flag.)
+    /// An interrupt is pending behind an NMI, which KVM holds until the handler of an earlier NMI ends. No exit reports
+    /// that end, so the VMM tries again shortly after. (It cannot step: the NMI would enter in the step that ends the
+    /// handler, and its frame would hold the trap flag.)
     Masked,
 }
 
-/// Injects the highest pending interrupt if it would enter at once; that of the 8259 pair, which knows no priority of the
-/// LAPIC's, before all.
+/// Injects the highest pending interrupt if it can enter at once. NMIs come first, then the interrupt of the 8259 pair,
+/// which has no LAPIC priority, then the LAPIC's.
 fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<Injection, RunError> {
     if cpu.local.nmi {
-        // KVM lets it in when it can enter. It comes before all interrupts, also before those that came before it: hosts
-        // would let in what is injected first.
+        // KVM delivers the NMI as soon as it can enter. Until then nothing else is injected, although interrupts may
+        // have been pending longer: an injected interrupt would enter before the NMI on these hosts.
         cpu.drain(shared)?;
         let (waiting, masked) = cpu.vcpu.nmis();
         cpu.local.nmi = waiting > 0;
@@ -226,7 +242,8 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
         let waits = cpu.local.apic.blocked_by_priority() && blocked_by_tpr(&cpu.local);
         return Ok(if waits && !cpu.local.halted { Injection::Blocked } else { Injection::Free });
     }
-    // Before it is drained, the last access is incomplete and the flags below are those of its beginning.
+    // Completes the last access first: until then RFLAGS, which decides below, is that of the beginning of the
+    // instruction.
     cpu.drain(shared)?;
     let (pending, external) = (cpu.local.apic.pending(), cpu.local.apic.external_interrupt());
     if pending.is_none() && !external {
@@ -244,7 +261,7 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
     }
     let Some(vector) = pending else { return Ok(Injection::Free) };
     cpu.local.apic.acknowledge(vector);
-    VcpuBus::new(&mut cpu.local, shared).lend_eoi();
+    VcpuBus::new(&mut cpu.local, shared).lend_pv_eoi();
     cpu.vcpu.inject(vector);
     cpu.local.halted = false;
     if vector == cpu.local.apic.timer_vector() {
@@ -257,12 +274,13 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
     Ok(Injection::Injected { vector, more: false })
 }
 
-/// Whether TPR alone (not an interrupt in service, whose EOI exits) could hold back what is requested.
+/// Whether the requested interrupt may be blocked by TPR alone. (If one in service blocks it, the EOI of that one
+/// exits.)
 fn blocked_by_tpr(local: &Local) -> bool {
     local.apic.blocked_by_priority() && local.apic.cr8() != 0
 }
 
-fn handle(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
+fn handle_exit(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) => Ok(shared.devices.lock().take_exit().map(End::Guest)),
         Exit::Halt => {
@@ -277,19 +295,14 @@ fn handle(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, Run
             }
             Ok(None)
         }
-        // Kicked: the loop looks why.
+        // After a kick the caller's loop checks for messages and requests.
         Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
-        exit => cannot_go_on(cpu.local.index, &mut cpu.vcpu, shared, exit),
+        exit => fatal_end(cpu.local.index, &mut cpu.vcpu, shared, exit),
     }
 }
 
-/// The end that an exit of vCPU number `cpu` means which nothing can be done about; none for the others.
-pub(crate) fn cannot_go_on(
-    cpu: CpuIndex,
-    vcpu: &mut Vcpu,
-    shared: &Shared,
-    exit: Exit,
-) -> Result<Option<End>, RunError> {
+/// The end of the guest, if the exit of vCPU number `cpu` is one after which it cannot continue.
+pub(crate) fn fatal_end(cpu: CpuIndex, vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {
     match exit {
         Exit::Operation(_) | Exit::Halt | Exit::Interrupted | Exit::WindowOpen | Exit::Debug => Ok(None),
         Exit::Shutdown => Ok(Some(End::TripleFault { cpu })),
@@ -321,12 +334,12 @@ fn cannot_execute(cpu: CpuIndex, vcpu: &mut Vcpu, shared: &Shared, reason: Strin
     Ok(End::CannotExecute { at, instruction, reason })
 }
 
-/// Where vCPU number `cpu` is, as of the last exit.
+/// The address of vCPU number `cpu`'s next instruction, as of the last exit.
 pub(crate) fn at(cpu: CpuIndex, vcpu: &mut Vcpu) -> At {
     At { cpu, address: vcpu.registers().linear_rip }
 }
 
-/// Does what the guest's own instruction at a trap site would have done. All are two bytes long.
+/// Emulates the guest's own instruction at a trap site. All of them are two bytes long.
 fn perform_site(cpu: &mut Cpu, shared: &Shared, kind: Kind, at: u64) -> Result<(), RunError> {
     let next = at.wrapping_add(2);
     let registers = cpu.vcpu.registers();
@@ -343,7 +356,7 @@ fn perform_site(cpu: &mut Cpu, shared: &Shared, kind: Kind, at: u64) -> Result<(
                 [registers.rcx, registers.rax, registers.rdx].map(|r| u32::try_from(r & 0xffff_ffff).unwrap_or(0));
             let written = access.msr_write_at_site(index, u64::from(high) << 32 | u64::from(low));
             let changed = access.changed;
-            cpu.tell_kvm(changed, shared)?;
+            cpu.apply_to_kvm(changed, shared)?;
             match written {
                 Ok(()) => cpu.vcpu.continue_at(next),
                 Err(_) => cpu.vcpu.raise_gp_at(at),

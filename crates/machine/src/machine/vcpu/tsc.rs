@@ -1,4 +1,4 @@
-//! Gives vCPUs the TSC that the machine's clock says they have, where KVM provides it.
+//! Sets the vCPUs' TSCs in KVM to what the machine's clock says, unless the VMM emulates RDTSC.
 
 use vmtime::{Adjusted, Khz, TscAdjust};
 
@@ -10,13 +10,13 @@ use crate::{
 /// A vCPU, and how far its TSC is ahead of the machine's.
 pub(crate) type Of<'a> = (&'a Vcpu, TscAdjust);
 
-/// Before the clock is started: where the TSC cannot be moved, the clock has to be told what it is.
+/// Call it before the clock is started, if the TSC cannot be set: the clock then continues with the TSC that KVM has.
 pub(crate) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
     match clock.source() {
         TscSource::Trapped => {}
         TscSource::Host => {
             for (vcpu, adjust) in vcpus {
-                // A probe saw that the TSC then is the host's.
+                // A probe has shown that the TSC is then the host's.
                 drop(vcpu.set_tsc_offset(adjust.0));
             }
         }
@@ -24,27 +24,27 @@ pub(crate) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(
             for (vcpu, _) in vcpus {
                 vcpu.set_tsc_khz(khz.get())?;
                 let (host, tsc) = vcpu.measured_tsc()?;
-                clock.measured(host, tsc, khz);
+                clock.adopt_measured_tsc(host, tsc, khz);
             }
         }
     }
     Ok(())
 }
 
-/// After the clock was started at `adjusted`, whose TSC KVM can provide by an offset: the same one for all vCPUs, so that
-/// their TSCs are equal.
+/// Call it after the clock was started at `adjusted`, if the TSC can be set: sets the offset with which KVM continues
+/// that TSC. All vCPUs have the same offset, so that their TSCs are equal.
 pub(crate) fn set(vcpus: &[Of<'_>], clock: &mut Clock, adjusted: &Adjusted, khz: Khz) -> Result<(), RunError> {
     let offset = match clock.source() {
         TscSource::Trapped => return Ok(()),
         TscSource::Host => clock.ahead_of_host(),
         TscSource::Scaled => {
             let Some((first, _)) = vcpus.first() else { return Ok(()) };
-            // The frequency first: KVM may start the TSC anew with it.
+            // The frequency first: setting it may restart the TSC.
             vcpus.iter().try_for_each(|(vcpu, _)| vcpu.set_tsc_khz(khz.get()))?;
             // KVM adds the offset to the scaled TSC of the host.
             first.set_tsc_offset(0)?;
             let (host, scaled) = first.measured_tsc()?;
-            clock.measured(host, adjusted.tsc, khz);
+            clock.adopt_measured_tsc(host, adjusted.tsc, khz);
             adjusted.tsc.0.wrapping_sub(scaled.0)
         }
     };

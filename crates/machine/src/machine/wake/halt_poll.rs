@@ -1,59 +1,60 @@
-//! How much sooner than its deadline a sleeping vCPU's thread is called, so that it looks at the TSC when the time comes.
+//! How much sooner than its deadline the wake timer of a sleeping vCPU's thread expires, so that the thread polls the
+//! TSC when the deadline comes.
 //!
-//! A host takes tens of microseconds from a timer's expiry to the thread that it wakes, and never the same number of them.
-//! Called sooner by about what the host takes at worst, the thread waits for the rest by looking at the TSC: it costs a
-//! little of a CPU, and what the guest sees is then the TSC's precision and not the scheduler's. KVM does likewise
-//! (`halt_poll_ns`), but polls after a halt and in the hope of a wake; here the instant is known.
+//! From a timer's expiry until the thread runs, a host takes tens of microseconds, and the number varies. So the timer
+//! is set earlier by about the worst of these latencies, and the thread polls the TSC for the rest. That costs a little
+//! CPU time, and the guest's timer is then as precise as the TSC and not as the scheduler. KVM also polls
+//! (`halt_poll_ns`), but after a HLT and without knowing when a wake-up comes. Here the instant is known.
 
 use std::time::Duration;
 
-/// What is polled at most, as a share of all time, in percent.
+/// Polling takes at most this share of all time, in percent.
 const SHARE_PERCENT: u64 = 8;
-/// The window shrinks by this part of what it was too wide, and grows by half of what it was too narrow: it settles where
-/// one wake in a hundred or fewer comes late.
+/// A window that was too wide shrinks by the excess divided by SHRINK. One that was too narrow grows by the lack
+/// divided by GROW. So it converges to a width at which at most one wake-up in a hundred is late.
 const SHRINK: u64 = 1024;
 const GROW: u64 = 2;
-/// Where it begins: what hosts take at worst, so that the first ticks are not late either.
+/// The first window: the worst latency of most hosts, so that the first ticks are not late either.
 const FIRST_NS: u64 = 100_000;
 
 /// The window of one vCPU, learned from its wakes. Times are host nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HaltPoll {
-    most: u64,
-    window: u64,
-    /// What may be polled at once, earned as time passes.
-    credit: u64,
+    max_ns: u64,
+    window_ns: u64,
+    /// How long the next poll may last. It grows as time passes, and polling uses it up.
+    credit_ns: u64,
 }
 
 impl HaltPoll {
-    /// A window of `most` or less; zero never polls.
-    pub(crate) fn new(most: Duration) -> Self {
-        let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        Self { most, window: FIRST_NS.min(most), credit: most }
+    /// A window of `max` or less; zero never polls.
+    pub(crate) fn new(max: Duration) -> Self {
+        let max_ns = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
+        Self { max_ns, window_ns: FIRST_NS.min(max_ns), credit_ns: max_ns }
     }
 
-    /// How much sooner than the deadline to be called.
-    pub(crate) fn window(&self) -> u64 {
-        self.window.min(self.credit)
+    /// How much sooner than the deadline the timer is to expire.
+    pub(crate) fn window_ns(&self) -> u64 {
+        self.window_ns.min(self.credit_ns)
     }
 
-    /// So much time passed.
-    pub(crate) fn earn(&mut self, passed: u64) {
-        self.credit = self.credit.saturating_add(passed.saturating_mul(SHARE_PERCENT) / 100).min(self.most);
+    /// Adds what may be polled after `passed_ns` of time.
+    pub(crate) fn add_credit(&mut self, passed_ns: u64) {
+        self.credit_ns = self.credit_ns.saturating_add(passed_ns.saturating_mul(SHARE_PERCENT) / 100).min(self.max_ns);
     }
 
-    /// A call came so late.
-    pub(crate) fn woke(&mut self, late: u64) {
+    /// Adapts the window: the thread ran `late_ns` after the timer was to expire.
+    pub(crate) fn learn(&mut self, late_ns: u64) {
         // One stall of the host is no reason to poll for a second.
-        let late = late.min(self.window.saturating_mul(2).max(FIRST_NS));
-        let wider = late.saturating_sub(self.window) / GROW;
-        let narrower = self.window.saturating_sub(late).div_ceil(SHRINK);
-        self.window = self.window.saturating_add(wider).saturating_sub(narrower).min(self.most);
+        let late_ns = late_ns.min(self.window_ns.saturating_mul(2).max(FIRST_NS));
+        let wider = late_ns.saturating_sub(self.window_ns) / GROW;
+        let narrower = self.window_ns.saturating_sub(late_ns).div_ceil(SHRINK);
+        self.window_ns = self.window_ns.saturating_add(wider).saturating_sub(narrower).min(self.max_ns);
     }
 
-    /// So much was polled.
-    pub(crate) fn spend(&mut self, polled: u64) {
-        self.credit = self.credit.saturating_sub(polled);
+    /// Subtracts a poll that lasted `polled_ns`.
+    pub(crate) fn spend(&mut self, polled_ns: u64) {
+        self.credit_ns = self.credit_ns.saturating_sub(polled_ns);
     }
 }
 
@@ -62,34 +63,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn late(ns: &[u64]) -> HaltPoll {
-        let mut early = HaltPoll::new(Duration::from_micros(200));
+    /// After many wake-ups with these latencies.
+    fn after(latencies_ns: &[u64]) -> HaltPoll {
+        let mut halt_poll = HaltPoll::new(Duration::from_micros(200));
         for _ in 0..4_000 {
-            for ns in ns {
-                early.woke(*ns);
-                early.earn(1_000_000);
+            for ns in latencies_ns {
+                halt_poll.learn(*ns);
+                halt_poll.add_credit(1_000_000);
             }
         }
-        early
+        halt_poll
     }
 
     #[test]
-    fn the_window_covers_what_the_host_takes() {
-        let steady = late(&[50_000]).window();
+    fn the_window_covers_the_hosts_latency() {
+        let steady = after(&[50_000]).window_ns();
         assert!((50_000..52_000).contains(&steady), "{steady}");
-        // Nineteen in twenty at 40 µs, one at 120: the window is for that one too, or for most of it.
+        // Nineteen of twenty wake-ups take 40 µs, one takes 120 µs: the window covers most of that one too.
         let mut usual = [40_000; 20];
         usual[0] = 120_000;
-        let mixed = late(&usual).window();
+        let mixed = after(&usual).window_ns();
         assert!((80_000..120_000).contains(&mixed), "{mixed}");
     }
 
     #[test]
-    fn one_stall_does_not_open_it() {
-        let mut early = late(&[40_000]);
-        let before = early.window();
-        early.woke(50_000_000);
-        assert!(early.window() < before * 2, "{before} {}", early.window());
+    fn one_stall_does_not_double_the_window() {
+        let mut halt_poll = after(&[40_000]);
+        let before = halt_poll.window_ns();
+        halt_poll.learn(50_000_000);
+        assert!(halt_poll.window_ns() < before * 2, "{before} {}", halt_poll.window_ns());
     }
 
     proptest! {
@@ -97,16 +99,16 @@ mod tests {
         fn no_more_is_polled_than_was_earned(
             most in 0_u64..1_000_000, wakes in prop::collection::vec((0_u64..300_000, 1_000_u64..20_000_000), 1..500)
         ) {
-            let mut early = HaltPoll::new(Duration::from_nanos(most));
+            let mut halt_poll = HaltPoll::new(Duration::from_nanos(most));
             let (mut polled, mut passed) = (0, 0);
             for (late, period) in wakes {
-                early.earn(period);
+                halt_poll.add_credit(period);
                 passed += period;
-                let window = early.window();
+                let window = halt_poll.window_ns();
                 prop_assert!(window <= most);
                 let now = window.saturating_sub(late);
-                early.woke(late);
-                early.spend(now);
+                halt_poll.learn(late);
+                halt_poll.spend(now);
                 polled += now;
                 prop_assert!(polled <= most + passed * SHARE_PERCENT / 100);
             }

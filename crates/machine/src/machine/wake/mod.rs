@@ -1,8 +1,8 @@
-//! What brings a vCPU's thread back by itself, out of KVM_RUN or out of its sleep; another thread rings its
-//! [`doorbell`](super::shared::doorbell).
+//! The timers by which a vCPU's thread leaves KVM_RUN or its sleep. (Other threads ring its
+//! [`doorbell`](super::shared::doorbell) for that.)
 //!
-//! [`wake_timer`]: an instant has come; how much sooner the timer expires than that, [`halt_poll`] learns. [`pulse`]: the
-//! vCPU has run for a while, and its thread notes that.
+//! [`wake_timer`] expires for a deadline of the guest, or a little before it; [`halt_poll`] computes how much.
+//! [`pulse`] ends long entries, so that the thread notes regularly that the vCPU runs.
 
 pub(crate) mod halt_poll;
 pub(crate) mod pulse;

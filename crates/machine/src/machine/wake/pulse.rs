@@ -1,4 +1,5 @@
-//! The end of each entry after a while, so that a gap in which no vCPU ran can be told from a guest that computes.
+//! Ends each entry after [`PULSE`]. Otherwise a guest that computes without exits would look like a gap in which no
+//! vCPU ran.
 
 use vmtime::HostTsc;
 
@@ -13,7 +14,8 @@ use crate::{
     },
 };
 
-/// Whether the host has slept, without counting, since some vCPU last ran; if not, one runs now.
+/// Whether the host has slept, and its TSC has not counted meanwhile, since some vCPU last ran. If not, notes that one
+/// runs now.
 fn did_sleep(shared: &Shared, host: HostClock) -> bool {
     let now = HostInstant::now(host);
     let known = std::mem::replace(&mut *shared.known_to_run.lock(), now);
@@ -23,7 +25,7 @@ fn did_sleep(shared: &Shared, host: HostClock) -> bool {
     true
 }
 
-/// Ends the entries of one vCPU, by a timer of its thread's.
+/// The timer that ends the entries of one vCPU, by a kick of its thread.
 pub(crate) struct Pulse {
     timer: KickTimer,
     /// When the timer kicks or kicked.
@@ -36,15 +38,15 @@ impl Pulse {
         Ok(Self { timer: KickTimer::new()?, due: None })
     }
 
-    /// The thread was kicked, at `now`: whether this timer did it, or did it too.
-    pub(crate) fn came(&mut self, now: HostTsc) -> bool {
-        let came = self.due.is_some_and(|due| due <= now);
-        self.due = self.due.filter(|_| !came);
-        came
+    /// Call it when the thread was kicked, with the time: whether this timer has expired. It is then no longer set.
+    pub(crate) fn take_expired(&mut self, now: HostTsc) -> bool {
+        let expired = self.due.is_some_and(|due| due <= now);
+        self.due = self.due.filter(|_| !expired);
+        expired
     }
 
-    /// The vCPU of `vcpu_shared` is about to be entered, as the clock was when the host's TSC was `read`. False if it must not be:
-    /// there was a gap in between.
+    /// Call it before an entry: sets the timer, and notes until when the vCPU of `vcpu_shared` may run. False if the
+    /// vCPU must not be entered, because there was a gap since the clock was read, when the host's TSC was `read`.
     pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, host: HostClock, read: HostTsc) -> bool {
         let now = host.tsc();
         if host.duration(read, now) > GAP {

@@ -1,7 +1,7 @@
-//! The timer that calls a vCPU's thread, out of KVM_RUN or out of its sleep.
+//! The timer that kicks a vCPU's thread out of KVM_RUN or out of its sleep.
 //!
-//! In real time: for what the guest waits for, a little before it (see [`super::halt_poll`]). In virtual time: when a guest has
-//! spun for longer than it may.
+//! In real time it expires a little before the guest's next deadline (see [`super::halt_poll`]). In virtual time it
+//! expires when a guest has spun for too long.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -22,82 +22,81 @@ use crate::{
     },
 };
 
-/// Real time: what a guest may at least run before a timer kicks it. An entry and an exit cost some 10 µs.
+/// Real time: the shortest time that a guest runs before this timer kicks it. An entry and an exit cost some 10 µs.
 const SHORTEST_RUN: Duration = Duration::from_micros(30);
 
-/// Real time: what is too short to set a timer for: the timer's clock and the TSC go apart by up to 500 ppm, as NTP slews
-/// the one, and a timer that came so much sooner than the TSC says would be set once more.
+/// Real time: a wait of this length is polled, without setting the timer again. NTP slews the timer's clock by up to
+/// 500 ppm against the TSC, so the timer may expire this much before the TSC reaches the deadline.
 const SLEW_NS: u64 = 2_000;
 
-/// Real time: a halt that is long enough to give pages back in.
+/// Real time: a halt that is long enough for [`release_start_pages`].
 const LONG_PAUSE: Duration = Duration::from_millis(5);
 
-/// By what part of its time a long timer may come too soon, for the same reason and with room to spare.
+/// A long timer may expire this part of its time too soon: because of the same slewing, with a margin.
 const SLEW_PART: u32 = 1024;
 
-/// The timer of one thread.
+/// The wake timer of one vCPU's thread.
 pub(crate) struct WakeTimer {
     timer: KickTimer,
     armed: Option<Armed>,
-    /// Real time: kicks at the instant that the caller wants the vCPU back. Apart, so that it is set once, and not each
-    /// time that the guest waits for nothing.
+    /// Real time: kicks at the TSC at which the caller wants to stop. A timer of its own, so that it is set only once.
     stop_timer: KickTimer,
-    /// What that is set for, and the host TSC from which on it may come.
+    /// The stop that it is set for, and the earliest host TSC at which it may expire.
     stop: Option<(GuestTsc, HostTsc)>,
-    early: HaltPoll,
+    halt_poll: HaltPoll,
     pulse: Pulse,
-    /// Up to when time was counted for [`HaltPoll::earn`].
-    earned: HostTsc,
+    /// The host TSC of the last [`HaltPoll::add_credit`].
+    credited_until: HostTsc,
 }
 
-/// What the alarm is set for, so that it is not set again on every exit.
+/// What the timer is set for, so that it is not set again on every exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Armed {
-    /// Real time.
-    At(Call),
-    /// Real time: the call came, and this host TSC is to be waited for.
-    Come(HostTsc),
-    /// Virtual time: the spin budget.
-    Budget,
+    /// Real time: the guest's next deadline.
+    Deadline(Expiry),
+    /// Real time: the timer has expired, and the thread is to poll until this host TSC.
+    PollUntil(HostTsc),
+    /// Virtual time: the spin limit.
+    SpinLimit,
 }
 
-/// Real time: a call, and what it is for.
+/// Real time: when the timer expires, and for which deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Call {
-    /// The base TSC that is waited for.
+struct Expiry {
+    /// The deadline, as a base TSC.
     target: GuestTsc,
-    /// The host TSC at which it is reached.
+    /// The deadline, as a host TSC.
     due: HostTsc,
-    /// When the call is to come.
-    at: HostTsc,
-    /// How long before `due` it may come, in nanoseconds.
-    window: u64,
+    /// When the timer is to expire.
+    expires: HostTsc,
+    /// How long before `due` the thread may begin to poll.
+    window_ns: u64,
 }
 
-impl Call {
-    /// Whether the rest is to be polled for.
-    fn came(&self, host: HostClock, now: HostTsc) -> bool {
-        ns(host, now, self.due) <= self.window.saturating_add(SLEW_NS)
+impl Expiry {
+    /// Whether `due` is near enough at `now` to poll for it.
+    fn is_near(&self, host: HostClock, now: HostTsc) -> bool {
+        ns(host, now, self.due) <= self.window_ns.saturating_add(SLEW_NS)
     }
 }
 
 impl WakeTimer {
-    /// An alarm for the calling thread.
+    /// The wake timer of the calling thread.
     pub(crate) fn new(shared: &Shared) -> Result<Self, RunError> {
-        let earned = shared.clock.lock().host().tsc();
+        let credited_until = shared.clock.lock().host().tsc();
         Ok(Self {
             timer: KickTimer::new()?,
             armed: None,
             stop_timer: KickTimer::new()?,
             stop: None,
-            early: HaltPoll::new(shared.poll),
+            halt_poll: HaltPoll::new(shared.poll),
             pulse: Pulse::new()?,
-            earned,
+            credited_until,
         })
     }
 
-    /// Sets it before an entry, or before the vCPU's thread sleeps because it is `halted`; `target` gives the base TSC at
-    /// which something is to interrupt the vCPU.
+    /// Sets the timer before an entry, or before the thread sleeps because its vCPU is `halted`. `target` returns the
+    /// base TSC of the vCPU's next deadline.
     pub(crate) fn set(
         &mut self,
         shared: &Shared,
@@ -109,8 +108,9 @@ impl WakeTimer {
         match mode {
             TimeMode::Virtual => {
                 if let Some(limit) = shared.spin_limit.filter(|_| self.armed.is_none()) {
-                    self.armed = Some(Armed::Budget);
-                    // What is left of it: each run has an alarm of its own, the budget is the guest's.
+                    self.armed = Some(Armed::SpinLimit);
+                    // Only what is left of the limit: each run has a timer of its own, but the limit goes from one
+                    // operation of the guest to the next.
                     self.arm(shared, limit.saturating_sub(shared.clock.lock().since_operation()));
                 }
             }
@@ -121,25 +121,25 @@ impl WakeTimer {
         }
     }
 
-    /// Real time: the vCPU of `vcpu_shared` is about to be entered, as the clock was when the host's TSC was `read`. False if it must
-    /// not be: see [`Pulse::enter`].
+    /// Real time: call it before an entry of the vCPU of `vcpu_shared`, with the host TSC at which the clock was
+    /// `read`. False if the vCPU must not be entered: see [`Pulse::enter`].
     pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, read: HostTsc) -> bool {
         let host = shared.clock.lock().host();
         self.pulse.enter(shared, vcpu_shared, host, read)
     }
 
-    /// Real time: the vCPU of `vcpu_shared` waits; `unwakeable`: for nothing that a timer could bring.
-    pub(crate) fn idle(&self, shared: &Shared, vcpu_shared: &VcpuShared, unwakeable: bool) {
+    /// Real time: notes that the vCPU of `vcpu_shared` is idle. `unwakeable`: no timer can wake it.
+    pub(crate) fn note_idle(&self, shared: &Shared, vcpu_shared: &VcpuShared, unwakeable: bool) {
         let due = match self.armed {
-            Some(Armed::At(call)) if !unwakeable => Some(call.due),
-            Some(Armed::Come(due)) if !unwakeable => Some(due),
+            Some(Armed::Deadline(expiry)) if !unwakeable => Some(expiry.due),
+            Some(Armed::PollUntil(due)) if !unwakeable => Some(due),
             _ => None,
         };
         let now = shared.clock.lock().host().tsc();
-        vcpu_shared.last_run.idle(now, due);
+        vcpu_shared.last_run.note_idle(now, due);
     }
 
-    /// Real time: kicks at `stop`, whatever the vCPU then does.
+    /// Real time: sets the timer that kicks the thread at `stop`.
     pub(crate) fn set_for_stop(&mut self, shared: &Shared, stop: Option<GuestTsc>) {
         let Some(stop) = stop.filter(|stop| self.stop.is_none_or(|(set, _)| set != *stop)) else { return };
         let (host, at) = {
@@ -161,26 +161,26 @@ impl WakeTimer {
             (clock.host(), target, target.and_then(|target| clock.host_at(target)))
         };
         let (Some(target), Some(due)) = (target, due) else {
-            // What it is still set for comes for nothing, once.
+            // The timer may still expire once. That kick has no effect.
             self.armed = None;
             return;
         };
-        // A halted guest still waits for what the call came for.
+        // While the vCPU is halted, the thread has yet to poll for the deadline of the timer that has expired.
         let same = match self.armed {
-            Some(Armed::At(call)) => call.target == target,
-            Some(Armed::Come(_)) => halted,
-            Some(Armed::Budget) | None => false,
+            Some(Armed::Deadline(expiry)) => expiry.target == target,
+            Some(Armed::PollUntil(_)) => halted,
+            Some(Armed::SpinLimit) | None => false,
         };
         if same {
             return;
         }
         let now = host.tsc();
-        self.early.earn(ns(host, self.earned, now));
-        self.earned = now;
+        self.halt_poll.add_credit(ns(host, self.credited_until, now));
+        self.credited_until = now;
         let left = host.duration(now, due);
-        let window = self.early.window();
-        let sooner = match left.checked_sub(Duration::from_nanos(window)) {
-            // Sooner than a guest gets to its next instruction would keep it from it.
+        let window_ns = self.halt_poll.window_ns();
+        let sooner = match left.checked_sub(Duration::from_nanos(window_ns)) {
+            // A shorter timer could expire before the guest executes an instruction, each time.
             Some(sooner) if !halted => sooner.max(SHORTEST_RUN),
             None if !halted => SHORTEST_RUN,
             Some(sooner) => sooner,
@@ -189,11 +189,11 @@ impl WakeTimer {
         if !sooner.is_zero() {
             self.arm(shared, sooner);
         }
-        self.armed = Some(Armed::At(Call { target, due, at: host.after(now, sooner), window }));
+        self.armed = Some(Armed::Deadline(Expiry { target, due, expires: host.after(now, sooner), window_ns }));
     }
 
-    /// Kicks the thread as soon as the guest got anywhere.
-    pub(crate) fn set_soon(&mut self, shared: &Shared) {
+    /// Kicks the thread shortly after the entry, so that it tries again to inject.
+    pub(crate) fn set_for_retry(&mut self, shared: &Shared) {
         self.arm(shared, SHORTEST_RUN);
         self.armed = None;
     }
@@ -203,72 +203,74 @@ impl WakeTimer {
         shared.costs.timers_set.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Real time: gives back, once, the pages that only the start needed. That stops every thread for some hundred
-    /// microseconds, so it waits for a guest that halts for longer than that.
-    fn settle_down(&self, shared: &Shared) {
+    /// Real time: releases, once, the pages that only the start needed. That stops every thread for some hundred
+    /// microseconds, so it is done only when the guest halts for longer than that.
+    fn release_start_pages_in_long_halt(&self, shared: &Shared) {
         let long = match self.armed {
-            Some(Armed::At(call)) => {
+            Some(Armed::Deadline(expiry)) => {
                 let host = shared.clock.lock().host();
-                host.duration(host.tsc(), call.at) >= LONG_PAUSE
+                host.duration(host.tsc(), expiry.expires) >= LONG_PAUSE
             }
-            Some(Armed::Come(_)) => false,
-            Some(Armed::Budget) | None => true,
+            Some(Armed::PollUntil(_)) => false,
+            Some(Armed::SpinLimit) | None => true,
         };
-        if long && !shared.settled_down.swap(true, Ordering::Relaxed) {
+        if long && !shared.start_pages_released.swap(true, Ordering::Relaxed) {
             release_start_pages();
         }
     }
 
-    /// Real time: sleeps until `doorbell` rings or the call comes; if it has come, polls. (What there was to do before that
-    /// has then just been done once, in vain: it is done again in a third of the time, with warm caches.)
+    /// Real time: sleeps until `doorbell` rings or the timer expires. If the timer has expired, polls instead.
+    ///
+    /// A halted vCPU polls here, after the step that found nothing to do, and not before that step: the step that
+    /// follows the poll then runs with warm caches, in a third of the time.
     pub(crate) fn sleep(&mut self, doorbell: &Doorbell, shared: &Shared, unwakeable: bool) {
-        let came = match self.armed {
-            Some(Armed::At(call)) => {
+        let expired = match self.armed {
+            Some(Armed::Deadline(expiry)) => {
                 let host = shared.clock.lock().host();
-                call.came(host, host.tsc())
+                expiry.is_near(host, host.tsc())
             }
-            Some(Armed::Come(_)) => {
+            Some(Armed::PollUntil(_)) => {
                 self.poll(shared);
                 true
             }
-            Some(Armed::Budget) | None => false,
+            Some(Armed::SpinLimit) | None => false,
         };
-        if !came {
-            // A CPU that was not started yet is no sign that the guest's start is over.
-            if !unwakeable && !shared.settled_down.load(Ordering::Relaxed) {
-                self.settle_down(shared);
+        if !expired {
+            // A CPU that waits for a start-up message does not show that the guest has booted.
+            if !unwakeable && !shared.start_pages_released.load(Ordering::Relaxed) {
+                self.release_start_pages_in_long_halt(shared);
             }
             shared.costs.sleeps.fetch_add(1, Ordering::Relaxed);
             doorbell.sleep();
         }
     }
 
-    /// Real time: looks whether the call has come. `kicked`: the thread was kicked, perhaps by this timer, perhaps sooner
-    /// than the TSC says (NTP slews the timer's clock): then it is set again.
-    pub(crate) fn look(&mut self, kicked: bool, shared: &Shared) {
+    /// Real time: checks whether the timer has expired. `kicked`: the thread was kicked, perhaps by this timer, and
+    /// perhaps before the TSC reached the instant (NTP slews the timer's clock). The timer is then set again.
+    pub(crate) fn check_expiry(&mut self, kicked: bool, shared: &Shared) {
         let host = shared.clock.lock().host();
         let now = host.tsc();
-        // If it came for the stop and the stop is not reached, it is set once more.
+        // The stop's timer has expired. If the stop is not reached, it is set again.
         if kicked && self.stop.is_some_and(|(_, soonest)| now >= soonest) {
             self.stop = None;
         }
-        let for_pulse = kicked && self.pulse.came(now);
-        let Some(Armed::At(call)) = self.armed else { return };
-        if !call.came(host, now) {
+        let for_pulse = kicked && self.pulse.take_expired(now);
+        let Some(Armed::Deadline(expiry)) = self.armed else { return };
+        if !expiry.is_near(host, now) {
             if kicked && !for_pulse {
                 self.armed = None;
             }
             return;
         }
         if kicked {
-            self.early.woke(ns(host, call.at, now));
+            self.halt_poll.learn(ns(host, expiry.expires, now));
         }
-        self.armed = Some(Armed::Come(call.due));
+        self.armed = Some(Armed::PollUntil(expiry.due));
     }
 
-    /// Real time: if the call has come, waits for what it was for.
+    /// Real time: if the timer has expired, polls the TSC until the deadline.
     pub(crate) fn poll(&mut self, shared: &Shared) {
-        let Some(Armed::Come(due)) = self.armed else { return };
+        let Some(Armed::PollUntil(due)) = self.armed else { return };
         self.armed = None;
         let host = shared.clock.lock().host();
         let now = host.tsc();
@@ -278,14 +280,14 @@ impl WakeTimer {
             end = host.tsc();
         }
         let polled = ns(host, now, end);
-        self.early.spend(polled);
+        self.halt_poll.spend(polled);
         shared.costs.polled_ns.fetch_add(polled, Ordering::Relaxed);
     }
 
-    /// Virtual time: the thread was kicked, perhaps because the budget is over. If it is: what it was.
-    pub(crate) fn rang(&mut self, shared: &Shared) -> Option<Duration> {
-        let budget = self.armed.take() == Some(Armed::Budget);
-        shared.spin_limit.filter(|limit| budget && shared.clock.lock().since_operation() >= *limit)
+    /// Virtual time: call it when the thread was kicked. Returns the spin limit if the guest has exceeded it.
+    pub(crate) fn spin_limit_exceeded(&mut self, shared: &Shared) -> Option<Duration> {
+        let was_armed = self.armed.take() == Some(Armed::SpinLimit);
+        shared.spin_limit.filter(|limit| was_armed && shared.clock.lock().since_operation() >= *limit)
     }
 }
 

@@ -10,13 +10,13 @@ fn evidence(ticks: Option<&Summary>) -> Evidence<'_> {
 }
 
 fn reasons(checks: &str, ticks: &Summary) -> Vec<String> {
-    checks.parse::<Checks>().unwrap().judge(&evidence(Some(ticks))).reasons
+    checks.parse::<Checks>().unwrap().verdict(&evidence(Some(ticks))).reasons
 }
 
 // A run all of whose ticks were 5 ms late could not fail.
 #[test]
 fn lateness_fails_if_it_is_asked_for_and_above_the_limit() {
-    assert!(Checks::default().judge(&evidence(Some(&ticks()))).pass);
+    assert!(Checks::default().verdict(&evidence(Some(&ticks()))).pass);
     assert_eq!(reasons("late=5000001ns", &ticks()), [""; 0]);
     let [reason] = &reasons("late=5ms", &ticks())[..] else { panic!() };
     assert_eq!(reason, "the latest tick, by the guest's clock, was 5ms 1ns late, the limit is 5ms");
@@ -40,7 +40,7 @@ fn each_check_fails_on_its_own_count_alone() {
         for check in ["early", "lost", "clock", "accounts"] {
             assert_eq!(reasons(check, &bad).len(), usize::from(check == name), "{check} {bad:?}");
         }
-        assert_eq!(Checks::default().judge(&evidence(Some(&bad))).pass, name == "early", "{bad:?}");
+        assert_eq!(Checks::default().verdict(&evidence(Some(&bad))).pass, name == "early", "{bad:?}");
         assert_eq!(reasons("none", &bad), [""; 0]);
     }
 }
@@ -48,20 +48,20 @@ fn each_check_fails_on_its_own_count_alone() {
 #[test]
 fn a_run_that_was_ended_from_outside_loses_no_tick() {
     let half = Summary { next_seq: 25, ..ticks() };
-    assert!(!Checks::default().judge(&evidence(Some(&half))).pass);
-    assert!(Checks::default().judge(&Evidence { ended: false, ..evidence(Some(&half)) }).pass);
+    assert!(!Checks::default().verdict(&evidence(Some(&half))).pass);
+    assert!(Checks::default().verdict(&Evidence { ended: false, ..evidence(Some(&half)) }).pass);
 }
 
 #[test]
 fn what_cannot_be_judged_fails_only_if_it_was_asked_for() {
-    let verdict = Checks::default().judge(&evidence(None));
+    let verdict = Checks::default().verdict(&evidence(None));
     assert!(verdict.pass);
     let json = serde_json::to_value(&verdict).unwrap();
     assert_eq!(json["checks"]["lost"], "not-judged");
     assert_eq!(json["checks"]["run"], "pass");
     let asked: Checks = "lost,clock".parse().unwrap();
     assert_eq!(
-        asked.judge(&evidence(None)).reasons,
+        asked.verdict(&evidence(None)).reasons,
         ["lost cannot be judged: no ring", "clock cannot be judged: no ring"]
     );
     // Ticks that did not come were not on time.
@@ -73,20 +73,20 @@ fn what_cannot_be_judged_fails_only_if_it_was_asked_for() {
 fn interrupts_are_judged_where_there_are_no_ticks() {
     let late = Some(Lateness { worst_ns: 2_000, ..Lateness::default() });
     let timer = TimerSummary { interrupts: 3, early: 0, late };
-    let judge = |checks: &str, timer: &TimerSummary| {
+    let passes = |checks: &str, timer: &TimerSummary| {
         let evidence = Evidence { timer: Some(timer), ..evidence(None) };
-        checks.parse::<Checks>().unwrap().judge(&evidence).pass
+        checks.parse::<Checks>().unwrap().verdict(&evidence).pass
     };
-    assert!(judge("late=2us,early", &timer));
-    assert!(!judge("late=1us", &timer));
-    assert!(!judge("early", &TimerSummary { early: 1, ..timer }));
-    assert!(!judge("lost", &timer));
+    assert!(passes("late=2us,early", &timer));
+    assert!(!passes("late=1us", &timer));
+    assert!(!passes("early", &TimerSummary { early: 1, ..timer }));
+    assert!(!passes("lost", &timer));
 }
 
 #[test]
 fn a_run_that_failed_fails_whatever_is_checked() {
     let none: Checks = "none".parse().unwrap();
-    let verdict = none.judge(&Evidence { failed: Some("it crashed"), ..evidence(Some(&ticks())) });
+    let verdict = none.verdict(&Evidence { failed: Some("it crashed"), ..evidence(Some(&ticks())) });
     assert_eq!((verdict.pass, verdict.reasons), (false, vec!["it crashed".to_owned()]));
 }
 
