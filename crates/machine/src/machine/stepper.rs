@@ -1,9 +1,7 @@
-//! A machine in virtual time, driven from outside: one instruction at a time or freely, back to checkpoints, migrated
-//! in place.
+//! Drives a machine in virtual time: one instruction at a time or freely, back to checkpoints, with migrations in place.
 //!
-//! [`Machine::run`] is for guests that run; a stepper stops at every instruction of a stretch. It keeps the thread's
-//! wake timer and the copies of RAM, and leaves the order of the vCPUs alone, so that stepping changes nothing of what
-//! the guest will do.
+//! [`Machine::run`] runs a guest; a stepper can stop at every instruction. It has the thread's wake timer and the copies
+//! of RAM. It does not change the order of the vCPUs, so that stepping does not change what the guest will do.
 
 use vmtime::{GuestTsc, Khz, ReferenceClock, TscAdjust, VmTime};
 
@@ -40,7 +38,7 @@ pub struct Place {
     pub cpu: CpuIndex,
     /// The instruction that it executes next.
     pub rip: u64,
-    /// It halted and waits.
+    /// It executed HLT and waits.
     pub halted: bool,
     /// Guest operations so far.
     pub operations: u64,
@@ -109,13 +107,13 @@ impl Stepper {
                         return Ok(StopReason::Requested);
                     }
                 }
-                // A machine that is stepped does not wait for a reader of its outputs.
+                // A stepped machine does not wait for a reader of its outputs.
                 Stepped::Again | Stepped::OutputFull => {}
                 Stepped::Idle { .. } => {
                     return Ok(StopReason::Ended(nothing_will_wake(self.machine.vcpus.user_mut())));
                 }
                 Stepped::Stop(ended @ StopReason::Ended(_)) => return Ok(ended),
-                // Either the limit is reached or the page is to be renewed: VM time says which.
+                // VM time shows which of the two is reached, the limit or the renewal of the page.
                 Stepped::Stop(StopReason::Reached | StopReason::Requested | StopReason::HostStopped { .. }) => {
                     let now = self.machine.shared.clock.lock().now(TscAdjust::ZERO);
                     if now.vm >= renewal {
@@ -160,7 +158,7 @@ impl Stepper {
         })
     }
 
-    /// Keeps the present instant as checkpoint number `level`, instead of what that was.
+    /// Takes checkpoint number `level` now, replacing an older one of that number and all later ones.
     ///
     /// # Errors
     /// [`RunError`].
@@ -174,7 +172,7 @@ impl Stepper {
         Ok(())
     }
 
-    /// Goes back to checkpoint number `level`; later ones are forgotten.
+    /// Returns to checkpoint number `level`.
     ///
     /// # Errors
     /// [`RunError`].
@@ -188,15 +186,15 @@ impl Stepper {
         self.machine.go_back(checkpoint)
     }
 
-    /// Whether RAM is what it was at checkpoint number `level`, by every byte of it.
+    /// Whether every byte of RAM is as it was at checkpoint number `level`.
     #[must_use]
     pub fn ram_is(&self, level: usize) -> bool {
         self.copies.is(level)
     }
 
-    /// Saves and restores in place: what the guest sees of a migration to another host, with the TSC frequency `khz`.
+    /// Pauses and resumes the machine with the TSC frequency `khz`: the guest sees the same as in a migration to another host.
     ///
-    /// Returns the reference clock as it was until then, and the TSC up to which it holds.
+    /// Returns the reference clock as it was before, and the last TSC for which it is valid.
     ///
     /// # Errors
     /// [`RunError`].
@@ -217,7 +215,7 @@ impl Stepper {
         self.machine.shared.audit.lock().take_log()
     }
 
-    /// What a checkpoint does not hold, of every vCPU.
+    /// The state of every vCPU that a checkpoint does not contain.
     ///
     /// # Errors
     /// [`RunError`].
@@ -227,7 +225,7 @@ impl Stepper {
         self.machine.vcpus.user().iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()
     }
 
-    /// The machine, with nothing incomplete.
+    /// Ends the stepping and returns the machine, with its vCPUs quiesced.
     ///
     /// # Errors
     /// [`RunError`].

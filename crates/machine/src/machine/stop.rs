@@ -1,7 +1,7 @@
 //! Why the vCPUs stopped.
 //!
-//! Three enums say what a vCPU came to, from the inside out. [`kvm::Exit`](crate::kvm::Exit) is why KVM_RUN returned;
-//! the step acts on it. `Stepped` is what the step came to; the loop around the steps acts on it. [`StopReason`] is why
+//! Three enums are involved, from the inside out. [`kvm::Exit`](crate::kvm::Exit) is why KVM_RUN returned;
+//! the step acts on it. `Stepped` is the result of the step; the loop around the steps acts on it. [`StopReason`] is why
 //! that loop ended; the session or the sweep acts on it.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::devices::GuestExit;
 /// [`Stepper::run`](super::stepper::Stepper::run) to the sweep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The guest does not go on.
+    /// The guest has ended.
     Ended(End),
     /// VM time reached the instant that the caller named.
     Reached,
@@ -56,10 +56,10 @@ pub struct At {
     pub address: u64,
 }
 
-/// Why the guest does not go on.
+/// Why the guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The guest asked for it.
+    /// The guest ended itself through a device.
     Guest(GuestExit),
     /// Triple fault of this vCPU.
     TripleFault {
@@ -68,20 +68,20 @@ pub enum End {
     },
     /// HLT with interrupts off: nothing can wake it. The address is that after the HLT.
     HaltedForever(At),
-    /// Every CPU waits for a start-up message: none is left to send it.
+    /// Every CPU waits for a start-up message, so none can send it.
     AllParked,
     /// HLT in virtual time with no timer armed: nothing will wake it. The address is that after the HLT.
     NothingWillWake(At),
-    /// Virtual time: the guest ran for this long without an operation, so that time stands still.
+    /// Virtual time: the guest ran for this long without an operation, so that VM time did not advance.
     Spins {
         /// Where it was.
         at: At,
         /// The limit, in host time.
         limit: Duration,
     },
-    /// The guest went where there is no RAM.
+    /// The guest executes at an address without RAM.
     NoMemory(At),
-    /// KVM cannot execute what the guest executes.
+    /// KVM cannot execute the guest's next instruction.
     CannotExecute {
         /// Where.
         at: At,
@@ -93,7 +93,7 @@ pub enum End {
 }
 
 impl End {
-    /// One line for people; `None` for an orderly end.
+    /// One line of text; `None` for an orderly end.
     #[must_use]
     pub fn message(&self) -> Option<String> {
         match self {
@@ -126,7 +126,8 @@ impl End {
 mod tests {
     use super::*;
 
-    // Catches: the end of the guest on one vCPU, or the VM time reached, lost because another vCPU stopped for less.
+    // Catches: the end of the guest on one vCPU, or the VM time reached, lost because another vCPU stopped for a weaker
+    // reason.
     #[test]
     fn the_strongest_reason_of_two_vcpus_is_the_machines() {
         let ended = |cpu| StopReason::Ended(End::TripleFault { cpu: CpuIndex::new(cpu) });

@@ -43,20 +43,20 @@ impl Machine {
         Ok(Some(changes.pages.clone()))
     }
 
-    /// The snapshot that is being made has all of RAM: patches trap sites again, so that the guest may run on.
+    /// Call it when the snapshot that is being made has all of RAM: patches trap sites again, so that the guest may run.
     pub fn memory_is_saved(&mut self) {
         self.shared.sites.patch(&self.shared.memory);
         let Some(changes) = &mut self.changes else { return };
         changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
-        // What the VMM wrote meanwhile are the guest's own instructions at trap sites and its patches again: no change.
-        // The guest wrote nothing.
+        // Since the save began the VMM has written the guest's own instructions at trap sites, and now its patches again:
+        // together no change. The guest has written nothing.
         for region in self.shared.memory.iter() {
             let _ = write_log(region).take();
         }
     }
 
-    /// That snapshot is whole, and is `id`; or there is none, and what it had counts as changed again.
+    /// Call it when that snapshot is complete, with its `id`. With none it has failed, and its pages count as changed again.
     pub fn saved_as(&mut self, id: Option<SnapshotId>) {
         let Some(changes) = &mut self.changes else { return };
         match (id, changes.in_save.take()) {
@@ -66,7 +66,7 @@ impl Machine {
         }
     }
 
-    /// Takes the account out, with all there is to know, before the virtual machine is closed.
+    /// Takes out the set of changed pages, with all writes so far, before the virtual machine is closed.
     pub(crate) fn take_changes(&mut self) -> Result<Option<Changes>, RunError> {
         let mut changes = self.changes.take();
         if let Some(changes) = &mut changes {
@@ -75,7 +75,7 @@ impl Machine {
         Ok(changes)
     }
 
-    /// Goes on with an account in a new virtual machine that has the same RAM and has not run.
+    /// Continues with a set of changed pages in a new virtual machine that has the same RAM and has not run.
     pub(crate) fn set_changes(&mut self, changes: Option<Changes>) -> Result<(), RunError> {
         if changes.is_some() {
             self.vm.log_dirty_pages()?;

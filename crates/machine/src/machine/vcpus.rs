@@ -1,4 +1,4 @@
-//! The vCPUs of a machine, wherever their LAPICs are.
+//! The vCPUs of a machine: operations that differ between LAPICs in user space and KVM's.
 
 use std::sync::Arc;
 
@@ -38,13 +38,13 @@ use crate::{
 pub(crate) enum Vcpus {
     /// The LAPICs are in user space.
     User(Vec<Cpu>),
-    /// KVM has them, and kvmclock.
+    /// KVM emulates the LAPICs, and kvmclock.
     Kvm(Vec<KvmCpu>),
 }
 
 /// A new VM with its vCPUs.
 pub(crate) struct NewVm {
-    /// Where the guest's TSC comes from.
+    /// The guest's TSC source.
     pub chosen: Chosen,
     pub vcpus: Vcpus,
     /// The CPUID that each vCPU sees.
@@ -52,7 +52,7 @@ pub(crate) struct NewVm {
     pub vm: Vm,
 }
 
-/// What a saved machine needs of a host.
+/// What a saved machine needs from the host.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     /// The image's name, for messages.
@@ -65,7 +65,7 @@ pub(crate) struct Wanted<'a> {
     pub stopped: StoppedTsc,
 }
 
-/// What a vCPU's timer and kvmclock page were at a stop, or are after it.
+/// A vCPU's armed timer and kvmclock page, at a stop or after a resume.
 pub(crate) struct InFlight {
     /// The vCPU.
     pub cpu: CpuIndex,
@@ -76,8 +76,8 @@ pub(crate) struct InFlight {
 }
 
 impl Vcpus {
-    /// The vCPUs of a machine about to boot, number 0 at `entry`. `khz` gives the TSC frequency that they see, once it
-    /// is known where the TSC comes from.
+    /// Creates the vCPUs of a machine about to boot, number 0 at `entry`. `khz` returns the TSC frequency that they see with
+    /// the chosen TSC source.
     pub(crate) fn boot(
         env: &HostEnvironment,
         image: &Image,
@@ -105,11 +105,11 @@ impl Vcpus {
         }
     }
 
-    /// The vCPUs as they were saved.
+    /// Creates the vCPUs as they were saved.
     ///
-    /// The order is the one that real hosts need (CPUID, control registers, LAPIC, TSC, deadline, page), although with
-    /// our LAPICs only the first three are KVM's: TSC, deadline and page follow in [`super::Machine::resume`],
-    /// together. With KVM's, the LAPIC follows there too.
+    /// The order is that of a VMM with KVM's LAPIC: CPUID, control registers, LAPIC, TSC, deadline, page. With LAPICs in user
+    /// space only the first two are KVM's; the LAPIC is set here, and TSC, deadline and page together in
+    /// [`super::Machine::resume`]. With KVM's LAPIC, the LAPIC is set there too.
     pub(crate) fn restore(
         env: &HostEnvironment,
         saved: &CpuStates,
@@ -136,7 +136,7 @@ impl Vcpus {
         }
     }
 
-    /// Where the LAPICs are.
+    /// Whether the VMM or KVM emulates the LAPICs.
     pub(crate) const fn lapic(&self) -> LapicKind {
         match self {
             Self::User(_) => LapicKind::User,
@@ -144,7 +144,7 @@ impl Vcpus {
         }
     }
 
-    /// Those with LAPICs in user space: all or none.
+    /// The vCPUs with LAPICs in user space: all or none.
     pub(crate) fn user(&self) -> &[Cpu] {
         match self {
             Self::User(cpus) => cpus,
@@ -160,7 +160,7 @@ impl Vcpus {
         }
     }
 
-    /// Completes the last instruction of each, answering what it still accesses.
+    /// Completes the last instruction of each, and emulates the accesses that it still makes.
     pub(crate) fn drain(&mut self, shared: &Shared) -> Result<(), RunError> {
         match self {
             Self::User(cpus) => cpus.iter_mut().try_for_each(|cpu| cpu.drain(shared)),
@@ -168,7 +168,7 @@ impl Vcpus {
         }
     }
 
-    /// The vCPUs, to be saved; they are drained.
+    /// The state of the vCPUs, which must be drained.
     pub(crate) fn states(
         &mut self,
         cpuids: &[Vec<Leaf>],
@@ -180,7 +180,7 @@ impl Vcpus {
             Self::Kvm(cpus) => {
                 let msrs = env.msrs()?;
                 let states = cpus.iter().zip(cpuids).map(|(cpu, cpuid)| {
-                    // The MP state first, which `frozen` has read: it may change the rest.
+                    // `frozen` has read the MP state, before the rest: reading it may change the rest.
                     let lapic = cpu.frozen()?;
                     Ok(KvmCpuState { cpuid: cpuid.clone(), kvm: cpu.vcpu.state(msrs)?, lapic })
                 });
@@ -200,7 +200,7 @@ impl Vcpus {
     ) -> Result<StopReason, RunError> {
         match (self, mode) {
             (Self::Kvm(cpus), _) => {
-                // Renewing its page is KVM's business.
+                // KVM renews its page itself.
                 let stopped = sched::run_threads(cpus, shared, mailbox, until.stop, kvm_lapic::run)?;
                 if !shared.has_gap() {
                     shared.clock.lock().adopt_kvm_clock(vm.clock()?);
@@ -214,9 +214,9 @@ impl Vcpus {
         }
     }
 
-    /// Stops TSC and VM time; gives where they stand. `since`: no vCPU has run since this host TSC.
+    /// Stops TSC and VM time, and returns the instant. `since`: no vCPU has run since this host TSC.
     pub(crate) fn freeze(&mut self, vm: &Vm, shared: &Shared, since: Option<HostTsc>) -> Result<Moment, RunError> {
-        // What was sent has arrived: messages are in no snapshot.
+        // Delivers all messages, because no snapshot contains any.
         for cpu in self.user_mut() {
             ipi::receive(cpu, shared)?;
         }
@@ -226,14 +226,14 @@ impl Vcpus {
             Self::Kvm(cpus) => kvm_lapic::freeze(cpus, vm, &mut clock, since)?,
         }
         for Cpu { local, .. } in self.user_mut() {
-            // What fell due before the stop is an interrupt, not a deadline in flight.
+            // A deadline before the stop becomes an interrupt. Otherwise the deadline policy would be applied to it.
             let now = clock.now(local.tsc_adjust);
             local.advance(&clock, now);
         }
         Ok(clock.moment())
     }
 
-    /// Of a machine that stands still.
+    /// The armed timers and kvmclock pages of a stopped machine.
     pub(crate) fn in_flight(&self, shared: &Shared) -> Result<Vec<InFlight>, RunError> {
         match self {
             Self::User(cpus) => Ok(cpus.iter().map(InFlight::of).collect()),
@@ -244,7 +244,7 @@ impl Vcpus {
         }
     }
 
-    /// What is to be told which TSC it has.
+    /// The vCPUs in KVM, to set their TSCs.
     pub(crate) fn tscs(&self) -> Vec<tsc::Of<'_>> {
         match self {
             Self::User(cpus) => cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust)).collect(),
@@ -252,7 +252,8 @@ impl Vcpus {
         }
     }
 
-    /// The machine's clock was started at `adjusted`; gives where it then stands.
+    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`. Returns the instant
+    /// from which the guest continues.
     pub(crate) fn start_clock(&self, vm: &Vm, clock: &mut Clock, adjusted: Adjusted) -> Result<Adjusted, RunError> {
         match self {
             Self::User(_) => Ok(adjusted),
@@ -260,12 +261,12 @@ impl Vcpus {
         }
     }
 
-    /// They are about to run for the first time.
+    /// Publishes their routes. Call it before they run for the first time.
     pub(crate) fn publish_routes(&self, shared: &Shared) {
         self.user().iter().for_each(|cpu| ipi::publish_route(shared, &cpu.local));
     }
 
-    /// Lets them go on after the clock was started again; gives what their timers then wait for.
+    /// Prepares them to run again after the clock was started. Returns what their timers then wait for.
     pub(crate) fn thaw(&mut self, vm: &Vm, shared: &Shared, restart: Restart<'_>) -> Result<Vec<InFlight>, RunError> {
         match self {
             Self::User(cpus) => cpus

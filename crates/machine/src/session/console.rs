@@ -1,4 +1,4 @@
-//! Standard input as the serial console's.
+//! Standard input as the input of the serial console.
 
 use std::{
     fs::File,

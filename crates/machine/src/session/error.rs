@@ -62,7 +62,7 @@ mod tests {
     // Catches: exit code 2 for a disk that became full while a snapshot was written, exit code 1 for damaged memory,
     // and a wrapper that changes the blame.
     #[test]
-    fn what_a_session_cannot_write_is_the_runs_and_what_it_was_given_is_the_users() {
+    fn a_failed_write_is_blamed_on_the_run_and_a_bad_input_on_the_user() {
         all_blame(Blame::Run, file_errors().map(SessionError::Snapshot));
         all_blame(Blame::Usage, file_errors().map(SessionError::Damaged));
         all_blame(Blame::Run, [SessionError::Events(String::new()), SessionError::Lost]);

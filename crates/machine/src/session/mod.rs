@@ -56,7 +56,7 @@ pub struct Options {
     pub policies: Policies,
     /// Save at this VM time into this directory, and end.
     pub save: Option<(VmTime, PathBuf)>,
-    /// Migrate in process every so much VM time.
+    /// Migrate in process, at a fixed interval of VM time.
     pub migrate: Option<Cycle>,
     /// Read standard input as the console's.
     pub console: bool,
@@ -73,7 +73,7 @@ pub struct Cycle {
     pub khz: Vec<Khz>,
 }
 
-/// How a session ended: as its machine did, or for a reason that only the session knows.
+/// How a session ended: with its machine, or for a reason of the session's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// The guest ended.
@@ -111,15 +111,15 @@ pub struct Report {
     pub summary: Option<Summary>,
     /// Why there is none, as text.
     pub no_ring: String,
-    /// What the timers of the LAPICs did; none where they are KVM's.
+    /// Counts of the LAPICs' timer interrupts; none if KVM emulates the LAPICs.
     pub timer: Option<TimerSummary>,
     /// Counters of what the run cost.
     pub costs: Costs,
     /// VM time at the end.
     pub vm_ns: VmTime,
-    /// Migrations since the guest booted, in whatever process.
+    /// Migrations since the guest booted, in all processes.
     pub migrations: u64,
-    /// Those within this process.
+    /// Migrations within this process.
     pub migrations_here: u64,
     /// How often the host ran no vCPU for a while, without a pause having been requested.
     pub host_stops: u64,

@@ -1,4 +1,4 @@
-//! Saving a machine while its session goes on.
+//! Saves a machine while its session continues.
 //!
 //! A thread writes the snapshot and posts two requests to the machine's own thread: [`Request::MemorySaved`] when all
 //! of RAM is written, so that the guest may run again, and [`Request::Saved`] when the snapshot is complete or has
@@ -29,9 +29,9 @@ pub(super) struct Save<'scope> {
     then: Then,
 }
 
-/// What comes after a save.
+/// What to do after a save.
 enum Then {
-    /// A client is answered.
+    /// Answer the client.
     Answer {
         to: Answer<Result<Reply, ApiError>>,
         /// The VM ran before.
@@ -39,7 +39,7 @@ enum Then {
         /// The VM stays paused.
         stay_paused: bool,
     },
-    /// The session ends.
+    /// End the session.
     End,
 }
 
@@ -83,7 +83,7 @@ impl<'env> Worker<'_, '_, 'env> {
         self.begin(dir, None, Then::End)?.map_err(|(error, _)| error.into())
     }
 
-    /// Starts to save the paused machine. If that fails for a reason that a client can be told, returns the reason and
+    /// Starts to save the paused machine. If that fails for a reason that does not end the session, returns the reason and
     /// `then`.
     fn begin(
         &mut self,

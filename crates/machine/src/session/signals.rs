@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM end the session cleanly; the second of them ends the process.
+//! SIGINT and SIGTERM end the session cleanly. A second one ends the process at once.
 
 use std::io;
 
