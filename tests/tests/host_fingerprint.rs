@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vm_tests::{Lab, require_kvm, state_file::change_sections};
 
 /// CPUID.1:ECX bit 16, which is reserved: no host has it.
-const NOBODYS: u64 = 1 << 16;
+const RESERVED_FEATURE: u64 = 1 << 16;
 
 /// A snapshot of a guest with most of its ticks to come.
 fn saved(lab: &Lab) {
@@ -18,10 +18,10 @@ fn saved(lab: &Lab) {
 fn add_reserved_feature(leaves: &mut Value) {
     let leaves = leaves.as_array_mut().expect("leaves");
     let leaf = leaves.iter_mut().find(|leaf| leaf["function"] == 1).expect("leaf 1");
-    leaf["ecx"] = json!(leaf["ecx"].as_u64().unwrap() | NOBODYS);
+    leaf["ecx"] = json!(leaf["ecx"].as_u64().unwrap() | RESERVED_FEATURE);
 }
 
-/// The guest in `state` saw that bit.
+/// Changes the snapshot's `state` as if its guest had seen that bit.
 fn guest_saw_reserved_feature(state: &Path) {
     change_sections(state, |name, mut payload| {
         if name == "cpus" {
@@ -33,7 +33,7 @@ fn guest_saw_reserved_feature(state: &Path) {
 
 const REASON: [&str; 2] = ["this host lacks CPU features that the guest saw", "CPUID.1:ECX[16]"];
 
-// Catches: a feature check that is left out when the host is known, or asked for nothing when it is not.
+// Catches: a feature check that is skipped on the same boot, or on a host without an identity.
 #[test]
 fn features_are_compared_on_every_host() {
     require_kvm!();
@@ -43,14 +43,14 @@ fn features_are_compared_on_every_host() {
     guest_saw_reserved_feature(&state);
     // On the boot that it was saved on.
     lab.run("restore snapshot").refused(3, &REASON);
-    // A snapshot without a note, as it comes from a host that does not tell who it is.
+    // A snapshot without a fingerprint, as a host without an identity makes it.
     change_sections(&state, |name, payload| (name != "host").then_some(payload));
     lab.run("restore snapshot").refused(3, &REASON);
 }
 
 // Catches: a fingerprint that is never used.
 #[test]
-fn on_the_same_boot_the_note_counts() {
+fn on_the_same_boot_the_fingerprint_is_used() {
     require_kvm!();
     let lab = Lab::new();
     saved(&lab);
@@ -65,27 +65,27 @@ fn on_the_same_boot_the_note_counts() {
     lab.restore("snapshot", "").in_order(16);
 }
 
-// Catches: an emulated peculiarity that is saved as one of the host.
+// Catches: an emulated peculiarity that is saved as one of the host's.
 #[test]
-fn a_pretended_host_is_not_noted() {
+fn an_emulated_hosts_facts_are_not_saved() {
     require_kvm!();
     let lab = Lab::new();
     let flags = "--time virtual --tsc-khz 2600000 --save-at 50ms --save-to snapshot --emulate-host swallow-deadline";
     let _ = lab.boot("count=20", flags);
-    let mut noted = 0;
+    let mut fingerprints = 0;
     change_sections(&lab.path("snapshot/state"), |name, payload| {
         if name == "host" {
-            noted += 1;
+            fingerprints += 1;
             assert_eq!(payload["facts"], Value::Null, "{payload:#}");
         }
         Some(payload)
     });
-    assert_eq!(noted, 1);
+    assert_eq!(fingerprints, 1);
 }
 
-// Catches: another boot's features, or another KVM's, taken for this one's.
+// Catches: features of another boot or of another KVM that are used for this one.
 #[test]
-fn a_note_of_another_host_is_not_believed() {
+fn the_fingerprint_of_another_host_is_not_used() {
     require_kvm!();
     let lab = Lab::new();
     saved(&lab);
@@ -113,25 +113,25 @@ fn a_note_of_another_host_is_not_believed() {
 
 // Catches: a fingerprint that changes a guest's behaviour, or that is lost when the VM is saved again or merged.
 #[test]
-fn the_note_changes_nothing_but_the_way_there() {
+fn the_fingerprint_does_not_change_what_the_guest_does() {
     require_kvm!();
     let lab = Lab::new();
     saved(&lab);
-    let note = |dir: &str| -> Value {
+    let fingerprint = |dir: &str| -> Value {
         let shown = lab.run(&format!("snapshot show --json {dir}")).expect(0).stdout;
         let shown: Value = serde_json::from_str(&shown).unwrap();
         let sections = shown["sections"].as_array().unwrap();
-        sections.iter().find(|section| section["name"] == "host").expect("a note")["payload"].clone()
+        sections.iter().find(|section| section["name"] == "host").expect("a fingerprint")["payload"].clone()
     };
     lab.run("restore snapshot --save-at 60ms --save-to again").expect(0);
     lab.run("snapshot merge again merged").expect(0);
-    assert_eq!([note("again"), note("merged")], [note("snapshot"), note("snapshot")]);
+    assert_eq!([fingerprint("again"), fingerprint("merged")], [fingerprint("snapshot"), fingerprint("snapshot")]);
 
-    let known = lab.restore("snapshot", "");
+    let with_fingerprint = lab.restore("snapshot", "");
     let trace = fs::read(lab.path("trace")).unwrap();
     change_sections(&lab.path("snapshot/state"), |name, payload| (name != "host").then_some(payload));
-    let unknown = lab.restore("snapshot", "");
-    known.in_order(16);
-    unknown.in_order(16);
+    let without = lab.restore("snapshot", "");
+    with_fingerprint.in_order(16);
+    without.in_order(16);
     assert!(fs::read(lab.path("trace")).unwrap() == trace, "the traces differ");
 }

@@ -4,9 +4,9 @@
 //! processes restore that snapshot, at the same, a slower and a faster TSC, and let it run to its end. All of it uses
 //! the public command line, so that users can repeat each line of the table by hand.
 
-mod judgement;
 mod report;
 mod table;
+mod verdict;
 
 use std::{
     path::{Path, PathBuf},
@@ -14,10 +14,10 @@ use std::{
 };
 
 use guest_image::GUEST_ELF;
-use judgement::Verdict;
 use lab::report::timeline::Timeline;
 use machine::{TimeMode, audit::Summary, blame::Blame};
 use serde::{Deserialize, Serialize};
+use verdict::Verdict;
 
 use super::{
     args::Run,
@@ -131,7 +131,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
                 tsc_khz: khz,
                 ticks: before.ticks.ticks + after.ticks.ticks,
                 lost: before.lost + after.lost,
-                verdict: judgement::judge(clockevent, khz, time, before.lost + after.lost, &after.ticks),
+                verdict: verdict::check(clockevent, khz, time, before.lost + after.lost, &after.ticks),
                 after: after.ticks,
                 timeline,
             });

@@ -8,7 +8,7 @@ use lab::report::{
 };
 use machine::{TimeMode, audit::Lateness};
 
-use super::{BASE_KHZ, CLOCKEVENTS, COUNT, HZ, Row, SAVE_AT, judgement::Verdict, table};
+use super::{BASE_KHZ, CLOCKEVENTS, COUNT, HZ, Row, SAVE_AT, table, verdict::Verdict};
 use crate::cli::output;
 
 pub(super) fn page(rows: &[Row], time: TimeMode) -> Page {

@@ -2,7 +2,7 @@
 
 use machine::{TimeMode, audit::Lateness};
 
-use super::{BASE_KHZ, COUNT, HZ, Row, judgement::Verdict};
+use super::{BASE_KHZ, COUNT, HZ, Row, verdict::Verdict};
 use crate::cli::{
     text::{Text, plain},
     units::time,

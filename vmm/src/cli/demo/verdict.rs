@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{BASE_KHZ, HZ};
 
-/// The verdict on one line.
+/// The verdict on one line of the table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
@@ -45,7 +45,8 @@ fn tolerance(time: TimeMode) -> f64 {
     }
 }
 
-pub(super) fn judge(clockevent: &str, khz: u32, time: TimeMode, lost: u64, after: &Summary) -> Verdict {
+/// Compares one line of the table with what is expected: `lost` ticks in all, and the counts `after` the migration to `khz`.
+pub(super) fn check(clockevent: &str, khz: u32, time: TimeMode, lost: u64, after: &Summary) -> Verdict {
     let unexpected = |reason: String| Verdict::Unexpected { reason };
     if lost != 0 {
         return unexpected(format!("{lost} ticks lost"));
@@ -88,20 +89,20 @@ mod tests {
     #[test]
     fn the_native_clockevent_must_fail_and_the_others_must_not() {
         let virt = TimeMode::Virtual;
-        assert_eq!(judge("kvm-ns-deadline", BASE_KHZ / 2, virt, 0, &after(1.0)), Verdict::Good);
-        assert!(!judge("kvm-ns-deadline", BASE_KHZ / 2, virt, 0, &after(2.0)).as_expected());
-        assert!(matches!(judge("lapic-deadline", BASE_KHZ / 2, virt, 0, &after(2.0)), Verdict::WrongAsExpected { .. }));
+        assert_eq!(check("kvm-ns-deadline", BASE_KHZ / 2, virt, 0, &after(1.0)), Verdict::Good);
+        assert!(!check("kvm-ns-deadline", BASE_KHZ / 2, virt, 0, &after(2.0)).as_expected());
+        assert!(matches!(check("lapic-deadline", BASE_KHZ / 2, virt, 0, &after(2.0)), Verdict::WrongAsExpected { .. }));
         // If the native clockevent is right after the migration, the frequency did not change.
-        assert!(!judge("lapic-deadline", BASE_KHZ / 2, virt, 0, &after(1.0)).as_expected());
+        assert!(!check("lapic-deadline", BASE_KHZ / 2, virt, 0, &after(1.0)).as_expected());
     }
 
     #[test]
     fn lost_ticks_and_clock_steps_are_never_expected() {
         let virt = TimeMode::Virtual;
-        assert!(!judge("lapic-deadline", BASE_KHZ / 2, virt, 1, &after(2.0)).as_expected());
+        assert!(!check("lapic-deadline", BASE_KHZ / 2, virt, 1, &after(2.0)).as_expected());
         let stepped = Summary { clock_steps_back: 1, ..after(1.0) };
-        assert!(!judge("kvm-ns-deadline", BASE_KHZ, virt, 0, &stepped).as_expected());
+        assert!(!check("kvm-ns-deadline", BASE_KHZ, virt, 0, &stepped).as_expected());
         let early = Summary { early_by_host: 1, ..after(1.0) };
-        assert!(!judge("kvm-ns-deadline", BASE_KHZ, virt, 0, &early).as_expected());
+        assert!(!check("kvm-ns-deadline", BASE_KHZ, virt, 0, &early).as_expected());
     }
 }
