@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     let outputs = Outputs::new(Box::new(io::stdout()), None); // the guest's console, and no trace
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;
 
-    // Nobody else wants anything of the machine, such as a pause: it runs to this VM time, 5 ms before the next tick.
+    // No other thread posts requests, such as a pause. So the machine runs to this VM time, 5 ms before the next tick.
     let stop = machine.run(&NoRequests, Some(VmTime(505_000_000)))?;
     ensure!(stop == StopReason::Reached, "the guest ended early: {stop:?}");
 

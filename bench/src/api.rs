@@ -31,7 +31,7 @@ impl Api {
                 Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                     return Err(error).with_context(|| format!("control socket {}", path.display()));
                 }
-                Err(_) if begin.elapsed() > PATIENCE => bail!("nobody listens at {}", path.display()),
+                Err(_) if begin.elapsed() > PATIENCE => bail!("no process listens at {}", path.display()),
                 Err(_) => thread::sleep(Duration::from_millis(1)),
             }
         }

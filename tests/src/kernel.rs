@@ -1,7 +1,7 @@
 //! Kernels of a few instructions that have interrupt handlers, and perhaps a second CPU.
 //!
 //! They are PVH images at 0x8000, in flat 32-bit mode without paging. They run in virtual time
-//! too, for which an RDTSC and a PAUSE that nobody executes are trap sites.
+//! too. Virtual time needs trap sites: these are an RDTSC and a PAUSE that no CPU executes.
 
 use guest_abi::{lapic, sites::Kind};
 

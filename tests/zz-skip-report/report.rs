@@ -3,7 +3,7 @@
 use std::{env, io};
 
 fn main() -> io::Result<()> {
-    // Whoever asks for a list of tests runs none.
+    // With --list no test runs.
     if env::args().any(|arg| arg == "--list") {
         return Ok(());
     }

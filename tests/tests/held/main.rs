@@ -1,5 +1,5 @@
-//! What nobody reads holds nobody: not a guest's end, not a client's answer, not a signal. Nor does a client that stays
-//! ([`clients`]), or a disk that is slow ([`saves`]).
+//! An output without a reader does not block the VMM: neither the guest's end, nor the answer to a client, nor a signal.
+//! Neither does a client that stays connected ([`clients`]), or a slow disk ([`saves`]).
 
 mod clients;
 mod saves;
@@ -91,7 +91,7 @@ fn idle(lab: &Lab, how: End, more: &str) -> Command {
     vmm
 }
 
-/// That a VM which writes to something that nobody reads ends however it is asked to.
+/// Checks that a VM whose output has no reader ends on each kind of request.
 fn ends_all_the_same(lab: &Lab, more: &str, output: impl Fn(&mut Command) -> Option<std::io::PipeReader>) {
     for how in ENDS {
         let mut vmm = idle(lab, how, more);
@@ -99,11 +99,11 @@ fn ends_all_the_same(lab: &Lab, more: &str, output: impl Fn(&mut Command) -> Opt
         let mut child = vmm.spawn().unwrap();
         drop(vmm);
         if how != End::Timeout {
-            // It answers although nobody reads it.
+            // It answers although its output has no reader.
             until(|| status(lab).is_some());
         }
         let code = end(lab, &mut child, how);
-        // A trace that nobody read is not whole, unless all of it is in the pipe.
+        // A trace without a reader is not complete, unless all of it is in the pipe.
         let wanted = i32::from(how == End::Timeout);
         assert!(code == wanted || code == 2 && more.contains("trace"), "{how:?} {more}: {code}");
         if let Some(mut stderr) = child.stderr.take() {

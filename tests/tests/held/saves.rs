@@ -115,9 +115,9 @@ fn commands_wait_for_a_save_in_order() {
     assert_eq!(end(&lab, &mut child, End::Quit), 0);
 }
 
-// Catches: a handler of SIGBUS that waits until somebody reads its last word.
+// Catches: a handler of SIGBUS that blocks because its last message has no reader.
 #[test]
-fn lost_memory_ends_a_vm_that_nobody_hears() {
+fn lost_memory_ends_a_vm_whose_output_has_no_reader() {
     require_kvm!();
     // A resume writes the kvmclock page: the VMM itself touches what is lost. A snapshot reads everything.
     for (flags, command) in [("--verify now --paused", "resume"), ("", "snapshot second")] {

@@ -109,7 +109,7 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
             machine::say!("{}", printable(line, LINE_CHARS));
         }
     } else {
-        // Nobody is there to be told that nobody listens.
+        // There is no other output to report a failed write to.
         let _ = error.print();
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Blame::Usage.exit_code()))

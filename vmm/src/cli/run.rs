@@ -246,7 +246,7 @@ fn finish_console(console: &Outlet, limit: FinishLimit) {
     }
     if console.dropped() > 0 {
         machine::say!(
-            "vmm: {} bytes of the console's output were dropped, because nobody read them",
+            "vmm: {} bytes of the console's output were dropped, because they were not read",
             console.dropped()
         );
     }

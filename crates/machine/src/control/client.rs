@@ -26,8 +26,8 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// There is a socket file, but no process accepts connections.
-    #[error("nobody listens at {}: the VM that made this socket has ended", path.display())]
-    NobodyListens {
+    #[error("no process listens at {}: the VM that made this socket has ended", path.display())]
+    NotListening {
         /// The path.
         path: PathBuf,
     },
@@ -71,7 +71,7 @@ pub enum ClientError {
 impl Blamed for ClientError {
     fn blame(&self) -> Blame {
         match self {
-            Self::NoSocket { .. } | Self::NobodyListens { .. } => Blame::Usage,
+            Self::NoSocket { .. } | Self::NotListening { .. } => Blame::Usage,
             Self::Timeout { .. } | Self::Io { .. } | Self::Command(_) | Self::Answer { .. } | Self::Refused { .. } => {
                 Blame::Run
             }
@@ -164,7 +164,7 @@ fn failed(path: &Path, action: &'static str, source: io::Error) -> ClientError {
     let path = path.to_owned();
     match source.kind() {
         ErrorKind::NotFound if action == "connect" => ClientError::NoSocket { path },
-        ErrorKind::ConnectionRefused => ClientError::NobodyListens { path },
+        ErrorKind::ConnectionRefused => ClientError::NotListening { path },
         // A socket's timeout is reported as "would block". From connect(2) it means that the listener's queue is full.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Timeout { path },
         _ => ClientError::Io { path, action, source },
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_path_without_a_vm_is_the_users() {
         let path = || PathBuf::from("socket");
-        all_blame(Blame::Usage, [ClientError::NoSocket { path: path() }, ClientError::NobodyListens { path: path() }]);
+        all_blame(Blame::Usage, [ClientError::NoSocket { path: path() }, ClientError::NotListening { path: path() }]);
         let errors = [
             ClientError::Timeout { path: path() },
             ClientError::Io { path: path(), action: "read", source: io::Error::other("x") },
@@ -244,7 +244,7 @@ mod tests {
         );
         drop(UnixListener::bind(&path).unwrap());
         let error = call(&path, &Command::Status).unwrap_err().to_string();
-        assert!(error.starts_with("nobody listens at "), "{error}");
+        assert!(error.starts_with("no process listens at "), "{error}");
     }
 
     #[test]

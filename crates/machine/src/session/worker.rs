@@ -35,7 +35,7 @@ pub enum Request {
     Type(Vec<u8>, Answer<usize>),
     /// A signal, or the event loop's failure, ends the session.
     Stop,
-    /// This much wall time is over ([`Options::timeout`]).
+    /// This much wall time has passed ([`Options::timeout`]).
     TimedOut(Duration),
     /// The restored memory is not what was saved.
     Damaged,
@@ -152,7 +152,7 @@ impl<'env> Worker<'_, '_, 'env> {
         Ok(after(now, cycle.every))
     }
 
-    /// The VM time until which the helper threads are not started; none if they are needed at once.
+    /// The VM time at which the helper threads are started; none if they are needed at once.
     fn head_start(&mut self) -> Result<Option<VmTime>, SessionError> {
         let Options { api_sock, paused, .. } = self.options;
         let no_client = api_sock.is_none() && !paused;
@@ -220,7 +220,7 @@ impl<'env> Worker<'_, '_, 'env> {
         // There can be thousands. The message is logged for the first only.
         if self.host_stops == 1 {
             log::warn!(
-                "no vCPU ran for {length:.1?}, although nobody paused the VM (a stopped process, a frozen cgroup, a host that \
+                "no vCPU ran for {length:.1?}, although the VM was not paused (a stopped process, a frozen cgroup, a host that \
                  slept): taken for a pause under --downtime {}, by which VM time advanced {:?}",
                 policies.downtime.as_str(),
                 Duration::from_nanos(resumed.map_or(0, |resumed| resumed.downtime_ns)),
