@@ -29,7 +29,7 @@ impl Job<'_> {
         let chosen = self.chosen(number, samples);
         let mut outcomes: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
         let Some(last) = chosen.last() else { return Ok(outcomes) };
-        walk.stepper.keep(FIRST)?;
+        walk.stepper.take_checkpoint(FIRST)?;
         let track = walk.track.clone();
         let mut reached = 0;
         clock.lap(&mut cost.save);
@@ -42,14 +42,14 @@ impl Job<'_> {
                     clock.lap(&mut cost.step);
                     // Before the checkpoint, which discards the ticks handled so far.
                     attempt.collect(walk);
-                    walk.stepper.keep(SECOND)?;
+                    walk.stepper.take_checkpoint(SECOND)?;
                     let here = walk.track.clone();
                     clock.lap(&mut cost.save);
                     let mut back = attempt.clone();
                     back.migrate(&self.plan.experiment, walk, self.options.khz)?;
                     outcomes.entry(second).or_default().push(back.finish(&self.plan.experiment, walk)?);
                     clock.lap(&mut cost.run);
-                    walk.stepper.go_back(SECOND)?;
+                    walk.stepper.restore_checkpoint(SECOND)?;
                     walk.track = here;
                     clock.lap(&mut cost.restore);
                     cost.tries = cost.tries.saturating_add(1);
@@ -74,7 +74,7 @@ impl Job<'_> {
                 }
                 break;
             }
-            walk.stepper.go_back(FIRST)?;
+            walk.stepper.restore_checkpoint(FIRST)?;
             walk.track = track.clone();
         }
         // Second points that no ratio reached are dropped. If the guest ended, they stay: the first migration is then

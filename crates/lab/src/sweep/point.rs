@@ -75,7 +75,7 @@ impl Experiment {
                 experiment.ticks
             )));
         }
-        walk.stepper.go_back(level)?;
+        walk.stepper.restore_checkpoint(level)?;
         let expiries: Vec<u64> = ticks.iter().filter(|tick| tick.cpu == 0).map(|tick| tick.record.expires_ns).collect();
         let period_ns = expiries.array_windows().map(|[a, b]| b.saturating_sub(*a)).max().unwrap_or(0);
         if period_ns == 0 {
@@ -270,7 +270,7 @@ pub fn replay(
     let experiment = {
         let outputs = Outputs::new(Box::new(std::io::sink()), None);
         let mut walk = Walk::begin(env, image, &program, options, outputs, cancel)?;
-        walk.stepper.keep(0)?;
+        walk.stepper.take_checkpoint(0)?;
         Experiment::measure(&mut walk, options, 0)?
     };
     let outputs = Outputs { trace, ..Outputs::new(Box::new(std::io::sink()), None) };

@@ -247,6 +247,6 @@ impl Walk {
 
     /// The ticks since the last call.
     pub(super) fn take_handled(&mut self) -> Vec<Handled> {
-        self.stepper.handled()
+        self.stepper.take_handled_ticks()
     }
 }

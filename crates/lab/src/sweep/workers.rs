@@ -120,7 +120,7 @@ pub fn sweep(
                 thread::Builder::new().name(format!("sweep{worker}")).spawn_scoped(scope, move || {
                     // A program of its own: its cache of line tables cannot be shared between threads.
                     let mut walk = begin(env, image, &Program::read(image.bytes()), options, cancel)?;
-                    walk.stepper.keep(BEGINNING)?;
+                    walk.stepper.take_checkpoint(BEGINNING)?;
                     job.work(&mut walk, share(worker))
                 })
             })
@@ -210,8 +210,8 @@ fn begin(
 /// Going back restores what a tick can change, not FPU, debug registers and most MSRs. So the walk ends with two
 /// checks: these have not changed, and RAM is again as it was.
 fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &AtomicBool) -> Result<Plan, SweepError> {
-    walk.stepper.keep(BEGINNING)?;
-    let resting = walk.stepper.resting(env)?;
+    walk.stepper.take_checkpoint(BEGINNING)?;
+    let resting = walk.stepper.state_outside_checkpoint(env)?;
     let beginning = walk.track.clone();
     let experiment = Experiment::measure(walk, options, BEGINNING)?;
     let mut extent = Extent {
@@ -234,10 +234,10 @@ fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &Atom
             return Err(SweepError::TooLong { from: options.from.to_string(), to, limit: STRETCH_MAX });
         }
     }
-    if walk.stepper.resting(env)? != resting {
+    if walk.stepper.state_outside_checkpoint(env)? != resting {
         return Err(SweepError::NotBack("it changes its FPU, its debug registers or MSRs in the stretch"));
     }
-    walk.stepper.go_back(BEGINNING)?;
+    walk.stepper.restore_checkpoint(BEGINNING)?;
     walk.track = beginning;
     if !walk.stepper.ram_is(BEGINNING) {
         return Err(SweepError::NotBack(
@@ -260,7 +260,7 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     fn work(&self, walk: &mut Walk, share: Share) -> Result<Part, SweepError> {
         let mut part = Part::default();
-        let resting = walk.stepper.resting(self.env)?;
+        let resting = walk.stepper.state_outside_checkpoint(self.env)?;
         let mut clock = Lap::begin(self.env);
         let (mut number, mut ordinal) = (0u64, 0u64);
         loop {
@@ -283,8 +283,8 @@ impl Job<'_> {
             number = number.saturating_add(1);
         }
         clock.lap(&mut part.cost.step);
-        walk.stepper.go_back(BEGINNING)?;
-        if walk.stepper.resting(self.env)? != resting || !walk.stepper.ram_is(BEGINNING) {
+        walk.stepper.restore_checkpoint(BEGINNING)?;
+        if walk.stepper.state_outside_checkpoint(self.env)? != resting || !walk.stepper.ram_is(BEGINNING) {
             return Err(SweepError::NotBack(
                 "after a migration it changed its FPU, its debug registers, MSRs, or memory unseen",
             ));
@@ -305,13 +305,13 @@ impl Job<'_> {
         };
         let points = match self.options.depth {
             Depth::One => {
-                walk.stepper.keep(FIRST)?;
+                walk.stepper.take_checkpoint(FIRST)?;
                 clock.lap(&mut cost.save);
                 let mut outcomes = Vec::new();
                 for target in self.targets {
                     outcomes.push(self.plan.experiment.try_at(walk, target.tsc_khz)?);
                     clock.lap(&mut cost.run);
-                    walk.stepper.go_back(FIRST)?;
+                    walk.stepper.restore_checkpoint(FIRST)?;
                     clock.lap(&mut cost.restore);
                     cost.tries = cost.tries.saturating_add(1);
                 }

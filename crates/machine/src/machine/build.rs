@@ -249,7 +249,7 @@ impl Parts {
         let vcpus: Vec<VcpuShared> = (0..cpus).map(|_| VcpuShared::default()).collect();
         Shared {
             audit: Ranked::new(audit),
-            known_to_run: Ranked::new(HostInstant::now(clock.host())),
+            last_known_running: Ranked::new(HostInstant::now(clock.host())),
             clock: Ranked::new(clock),
             devices: Ranked::new(devices),
             wall: Ranked::new(wall),

@@ -110,7 +110,7 @@ impl Blamed for RunError {
     }
 }
 
-/// The numbers come from a snapshot and from --downtime-length.
+/// The values that lead to these errors are from a snapshot or from --downtime-length.
 impl Blamed for AdjustError {
     fn blame(&self) -> Blame {
         match self {

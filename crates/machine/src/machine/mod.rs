@@ -75,7 +75,7 @@ pub struct Machine {
     cpuid: Vec<Vec<Leaf>>,
     /// Why this TSC source.
     why: String,
-    /// The TSC source that was asked for.
+    /// The user's choice of the TSC source.
     choice: SourceChoice,
     /// When it was paused; none while it runs.
     paused: Option<Paused>,

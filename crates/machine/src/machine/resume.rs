@@ -63,14 +63,14 @@ impl Machine {
         let mut clock = self.shared.clock.lock();
         let khz = clock.achievable_khz(khz);
         check_ratio(moment.khz, khz)?;
-        let vcpus = self.vcpus.tscs();
+        let vcpus = self.vcpus.vcpu_tscs();
         // At boot the guest's TSC may begin with any value. So with source `host` it stays the host's own. With
         // `scaled` KVM adds an offset, so that it begins with the clock's value.
         let hold = clock.tsc_is_settable() && (self.has_run || clock.source() == TscSource::Scaled);
         // A TSC that cannot be set is measured before the clock starts, because the clock continues with it. One that
         // can be set is set after the clock has started, because its value depends on the downtime.
         if !hold {
-            tsc::prepare(&vcpus, &mut clock, khz)?;
+            tsc::measure_before_start(&vcpus, &mut clock, khz)?;
         }
         let host_stop = policies.fault.and_then(InjectedFault::host_stop);
         // The injected fault leaves the clocks running, as a host does that stops the process: as catch-up.
@@ -83,7 +83,7 @@ impl Machine {
         };
         let mut adjusted = clock.start(&moment, khz, downtime, stood, hold)?;
         if hold {
-            tsc::set(&vcpus, &mut clock, &adjusted, khz)?;
+            tsc::set_after_start(&vcpus, &mut clock, &adjusted, khz)?;
         }
         // After the TSCs: KVM's kvmclock computes its page from them.
         adjusted = self.vcpus.start_clock(&self.vm, &mut clock, adjusted)?;

@@ -80,8 +80,8 @@ impl Stepper {
         &self.machine
     }
 
-    /// Runs at `pace` until the guest ends, VM time reaches `limit`, or `here` returns true
-    /// ([`StopReason::Requested`]). `here` is called after each step in which the guest ran, with the number of its
+    /// Runs at `pace` until the guest ends, VM time reaches `limit`, or `stop_here` returns true
+    /// ([`StopReason::Requested`]). `stop_here` is called after each step in which the guest ran, with the number of its
     /// vCPU. [`StopReason::HostStopped`] is never returned: a host that stops does not move virtual time.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Stepper {
         &mut self,
         pace: Pace,
         limit: Option<VmTime>,
-        mut here: impl FnMut(&mut Machine, CpuIndex) -> bool,
+        mut stop_here: impl FnMut(&mut Machine, CpuIndex) -> bool,
     ) -> Result<StopReason, RunError> {
         self.machine.shared.clock.lock().restart_spin_budget();
         loop {
@@ -103,7 +103,7 @@ impl Stepper {
             let Machine { vcpus, round_robin, shared, .. } = &mut self.machine;
             match round_robin.step(vcpus.user_mut(), shared, until, &mut self.wake_timer, pace)? {
                 Stepped::Ran { cpu } => {
-                    if here(&mut self.machine, cpu) {
+                    if stop_here(&mut self.machine, cpu) {
                         return Ok(StopReason::Requested);
                     }
                 }
@@ -162,9 +162,9 @@ impl Stepper {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn keep(&mut self, level: usize) -> Result<(), RunError> {
+    pub fn take_checkpoint(&mut self, level: usize) -> Result<(), RunError> {
         self.drain()?;
-        let own = self.machine.own_writes();
+        let own = self.machine.vmm_written_addresses();
         self.copies.take(&self.machine.vm, level, &own)?;
         let checkpoint = self.machine.checkpoint();
         self.checkpoints.truncate(level);
@@ -176,14 +176,14 @@ impl Stepper {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn go_back(&mut self, level: usize) -> Result<(), RunError> {
+    pub fn restore_checkpoint(&mut self, level: usize) -> Result<(), RunError> {
         self.quiesce()?;
-        let own = self.machine.own_writes();
+        let own = self.machine.vmm_written_addresses();
         self.copies.go_back(&self.machine.vm, level, &own)?;
         let checkpoint = self.checkpoints.get(level);
         let checkpoint =
             checkpoint.ok_or_else(|| RunError::BadState(format!("there is no checkpoint number {level}")))?;
-        self.machine.go_back(checkpoint)
+        self.machine.restore_checkpoint(checkpoint)
     }
 
     /// Whether every byte of RAM is as it was at checkpoint number `level`.
@@ -209,8 +209,8 @@ impl Stepper {
         Ok(before)
     }
 
-    /// The ticks that the guest handled since the last call or the last [`Self::go_back`].
-    pub fn handled(&mut self) -> Vec<Handled> {
+    /// Takes the ticks that the guest handled since the last call or the last [`Self::restore_checkpoint`].
+    pub fn take_handled_ticks(&mut self) -> Vec<Handled> {
         self.machine.shared.read_rings();
         self.machine.shared.audit.lock().take_log()
     }
@@ -219,7 +219,7 @@ impl Stepper {
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn resting(&mut self, env: &HostEnvironment) -> Result<Vec<Resting>, RunError> {
+    pub fn state_outside_checkpoint(&mut self, env: &HostEnvironment) -> Result<Vec<Resting>, RunError> {
         self.quiesce()?;
         let msrs = env.msrs()?;
         self.machine.vcpus.user().iter().map(|cpu| cpu.vcpu.resting_state(msrs).map_err(RunError::from)).collect()

@@ -245,7 +245,7 @@ impl Vcpus {
     }
 
     /// The vCPUs in KVM, to set their TSCs.
-    pub(crate) fn tscs(&self) -> Vec<tsc::Of<'_>> {
+    pub(crate) fn vcpu_tscs(&self) -> Vec<tsc::VcpuTsc<'_>> {
         match self {
             Self::User(cpus) => cpus.iter().map(|Cpu { vcpu, local }| (vcpu, local.tsc_adjust)).collect(),
             Self::Kvm(cpus) => cpus.iter().map(|cpu| (&cpu.vcpu, cpu.tsc_adjust())).collect(),

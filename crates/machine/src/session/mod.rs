@@ -60,7 +60,7 @@ pub struct Options {
     pub migrate: Option<Cycle>,
     /// Read standard input as the console's.
     pub console: bool,
-    /// The wall time after which the session ends, whatever the guest does.
+    /// The wall time after which the session ends, even if the guest has not ended.
     pub timeout: Option<Duration>,
 }
 
@@ -177,7 +177,7 @@ type Subscriber = Box<dyn MutEventSubscriber + Send>;
 /// thread is started.
 ///
 /// # Errors
-/// [`SessionError`]; [`SessionError::Damaged`] whatever else happened.
+/// [`SessionError`]. If restored memory was damaged, [`SessionError::Damaged`] in place of any other error.
 pub fn run(
     env: &HostEnvironment,
     machine: Machine,

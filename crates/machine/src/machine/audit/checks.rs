@@ -13,15 +13,15 @@ use super::{Lateness, Summary, TimerSummary};
 /// One check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// No tick came later after its expiry than this, by the guest's account or by the host's.
+    /// No tick fired later after its expiry than this, by the guest's clock or by the host's.
     Late(Duration),
-    /// No interrupt came before its tick's expiry.
+    /// No interrupt was delivered before its tick's expiry.
     Early,
     /// No tick is missing.
     Lost,
     /// The guest's clock never went back.
     Clock,
-    /// The guest's records of its ticks agree with the host's account.
+    /// The guest's records of its ticks agree with the host's clocks.
     Accounts,
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct ClockReading {
     pub clock: Clock,
     /// The VM is paused because the host had stopped it. Records may be from within that gap.
     pub has_gap: bool,
-    /// Who emulates kvmclock.
+    /// Whether the VMM or KVM emulates kvmclock.
     pub lapic: LapicKind,
     /// How far the CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: TscAdjust,
@@ -68,7 +68,7 @@ impl RecordCheck {
     }
 }
 
-/// The tolerance at VM time `vm`. Each restore adds to it, because its page rounds anew.
+/// The tolerance at VM time `vm`. Each restore adds to it, because it rounds the page's base again.
 fn tolerance_ns(vm: VmTime, restores: u64) -> u64 {
     CLOCKS_AGREE_NS.saturating_add(vm.0 / DRIFT_NS).saturating_add(restores.saturating_mul(2))
 }

@@ -19,7 +19,7 @@ pub struct Summary {
     pub unread: u64,
     /// Records whose bytes cannot be a record.
     pub malformed: u64,
-    /// Interrupts that came before their tick's expiry.
+    /// Interrupts that were delivered before their tick's expiry.
     pub early_wakes: u64,
     /// Ticks that the guest took before their expiry, by its own clock.
     pub taken_early: u64,

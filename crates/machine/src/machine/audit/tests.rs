@@ -96,7 +96,7 @@ fn an_instant_that_has_not_come_is_a_clock_error() {
     // All three instants, and the TSC with them: each by itself is right.
     assert_eq!(check.clock_error(&tick(10_000_000, 20_000_000, far)), ahead(50_000_000));
     assert_eq!(check.clock_error(&tick(far, 20_000_000, 20_003_000)), ahead(20_003_000));
-    // Within its time, but armed after it came.
+    // Its instants are in the past, but it was armed after it fired.
     assert_eq!(check.clock_error(&tick(40_000_000, 20_000_000, 20_003_000)), Some(19_997_000));
     // The guest read the right TSC, and computed a wrong VM time from it.
     let slow = Record { fired_tsc: 30_003_000, ..tick(10_000_000, 20_000_000, 20_003_000) };

@@ -4,7 +4,7 @@
 //! contains the whole machine, for another process and another host. A checkpoint works for this machine only.
 //!
 //! What it is not: it holds no FPU state, debug registers or MSRs, which cost an ioctl each. A guest that changes them
-//! is detected ([`super::stepper::Stepper::resting`]), and cannot be returned to a checkpoint.
+//! is detected ([`super::stepper::Stepper::state_outside_checkpoint`]), and cannot be returned to a checkpoint.
 
 pub mod ram;
 
@@ -74,7 +74,7 @@ impl Machine {
     }
 
     /// Goes back to `checkpoint`. Every vCPU must be drained.
-    pub(crate) fn go_back(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
+    pub(crate) fn restore_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
         let Checkpoint { cpus, vcpus, round_robin, clock, devices: saved, wall, audit, tsc_stable, paused } =
             checkpoint;
         for (cpu, (running, local)) in self.vcpus.user_mut().iter_mut().zip(cpus) {
@@ -104,7 +104,7 @@ impl Machine {
     }
 
     /// The guest physical addresses that the VMM itself writes while the guest runs.
-    pub(crate) fn own_writes(&self) -> Vec<u64> {
+    pub(crate) fn vmm_written_addresses(&self) -> Vec<u64> {
         /// The offset of the last byte of the largest structure. A structure that crosses a page boundary counts for
         /// both pages.
         const LAST: u64 = 31;

@@ -84,7 +84,7 @@ impl Clock {
         self.tsc_settable
     }
 
-    /// Where RDTSC answers come from.
+    /// The source of the values that the guest's RDTSC returns.
     #[must_use]
     pub fn source(&self) -> TscSource {
         self.source
@@ -125,7 +125,7 @@ impl Clock {
             TimeMode::Real => {
                 let before = self.host.tsc();
                 let wall = wall_ns();
-                // The wall clock was read half-way between the two, give or take some ten nanoseconds.
+                // The wall clock was read half-way between the two TSC readings, to within some ten nanoseconds.
                 let half = self.host.tsc().0.saturating_sub(before.0) / 2;
                 let tsc = self.timeline.tsc(HostTsc(before.0.saturating_add(half)));
                 wall.saturating_sub(self.page.vm_time(tsc).0)

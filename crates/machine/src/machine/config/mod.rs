@@ -70,7 +70,7 @@ pub struct BootOptions {
     pub lapic: LapicKind,
     /// How time passes.
     pub time: TimeMode,
-    /// Where RDTSC answers come from.
+    /// The source of the values that the guest's RDTSC returns.
     pub source: SourceChoice,
     /// The guest's TSC frequency; the host's if none.
     pub khz: Option<Khz>,
@@ -221,7 +221,7 @@ impl HostEnvironment {
         }
     }
 
-    /// This host's facts: measured now, in VMs of their own, if they are not known yet.
+    /// This host's facts. If they have not been measured, measures them now, in VMs of their own.
     ///
     /// # Errors
     /// If KVM fails in a way that says nothing about the facts.

@@ -70,7 +70,7 @@ pub struct Chosen {
     pub why: String,
     /// IA32_TSC_DEADLINE works, one way or another.
     pub tsc_deadline: bool,
-    /// Who emulates the LAPICs, and how KVM is set up for that.
+    /// Whether the VMM or KVM emulates the LAPICs, and how KVM is set up for that.
     pub lapics: Lapics,
     /// The sites to patch.
     pub patched: Sites,
@@ -122,7 +122,7 @@ pub(crate) fn why_not_host<E>(
 /// The facts about a guest on which the choice of the source depends.
 #[derive(Clone, Copy)]
 pub(crate) struct Guest<'a> {
-    /// The image it came from, for messages.
+    /// The name of its image, for messages.
     pub name: &'a str,
     /// Its trap sites.
     pub sites: &'a Sites,

@@ -23,11 +23,11 @@ use crate::{
 /// in 102 ms.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
 
-/// Runs `cpu` on the calling thread until it stops, `stop` is reached or `wanted` returns true.
+/// Runs `cpu` on the calling thread until it stops, `stop` is reached or `stop_requested` returns true.
 pub fn run(
     cpu: &mut KvmCpu,
     shared: &Shared,
-    wanted: &dyn Fn() -> bool,
+    stop_requested: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.index) else { return Err(RunError::Cpus(cpu.index.get())) };
@@ -41,7 +41,7 @@ pub fn run(
     let result = loop {
         let kicked = cpu.vcpu.clear_kicks();
         vcpu_shared.doorbell.clear();
-        if wanted() || shared.stopping.load(Ordering::SeqCst) {
+        if stop_requested() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(StopReason::Requested);
         }
         let (host, read, reached) = {

@@ -74,11 +74,11 @@ pub(crate) fn run_threads<C: Send>(
 fn run_one<C>(
     cpu: &mut C,
     shared: &Shared,
-    wanted: &dyn Fn() -> bool,
+    stop_requested: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
     run: VcpuLoop<C>,
 ) -> Result<StopReason, RunError> {
-    let result = run(cpu, shared, wanted, stop);
+    let result = run(cpu, shared, stop_requested, stop);
     shared.stop_all();
     result
 }
@@ -87,7 +87,7 @@ fn run_one<C>(
 pub(crate) fn run_vcpu(
     cpu: &mut Cpu,
     shared: &Shared,
-    wanted: &dyn Fn() -> bool,
+    stop_requested: &dyn Fn() -> bool,
     stop: Option<GuestTsc>,
 ) -> Result<StopReason, RunError> {
     let Some(vcpu_shared) = shared.vcpu(cpu.local.index) else { return Err(RunError::Cpus(cpu.local.index.get())) };
@@ -100,7 +100,7 @@ pub(crate) fn run_vcpu(
     let result = loop {
         wake_timer.check_expiry(cpu.vcpu.clear_kicks(), shared);
         doorbell.clear();
-        if wanted() || shared.stopping.load(Ordering::SeqCst) {
+        if stop_requested() || shared.stopping.load(Ordering::SeqCst) {
             break Ok(StopReason::Requested);
         }
         match step::step(cpu, shared, &mut wake_timer, stop, Pace::Free) {

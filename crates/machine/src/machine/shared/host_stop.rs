@@ -32,7 +32,7 @@ pub(crate) const GAP: Duration = Duration::from_millis(500);
 pub(crate) struct LastRun {
     until: AtomicU64,
     /// 0 = always; [`u64::MAX`] = never, unless another vCPU wakes it.
-    wanted_from: AtomicU64,
+    runnable_from: AtomicU64,
 }
 
 impl LastRun {
@@ -46,10 +46,10 @@ impl LastRun {
         self.note(now, due);
     }
 
-    /// Notes that the vCPU may run until `until`, and is to run again from `wanted_from` on; none = never.
-    pub(crate) fn note(&self, until: HostTsc, wanted_from: Option<HostTsc>) {
+    /// Notes that the vCPU may run until `until`, and is to run again from `runnable_from` on; none = never.
+    pub(crate) fn note(&self, until: HostTsc, runnable_from: Option<HostTsc>) {
         self.until.store(until.0, Ordering::SeqCst);
-        self.wanted_from.store(wanted_from.map_or(u64::MAX, |due| due.0), Ordering::SeqCst);
+        self.runnable_from.store(runnable_from.map_or(u64::MAX, |due| due.0), Ordering::SeqCst);
     }
 }
 
@@ -85,14 +85,14 @@ pub(crate) fn gap<'a>(
     known: HostInstant,
     now: HostTsc,
 ) -> Option<Gap> {
-    let (mut until, mut wanted_from) = (0, u64::MAX);
+    let (mut until, mut runnable_from) = (0, u64::MAX);
     for vcpu_shared in vcpus {
         until = until.max(vcpu_shared.until.load(Ordering::SeqCst));
-        wanted_from = wanted_from.min(vcpu_shared.wanted_from.load(Ordering::SeqCst));
+        runnable_from = runnable_from.min(vcpu_shared.runnable_from.load(Ordering::SeqCst));
     }
     // A TSC that is behind by less than this is that of another CPU, and was not reset.
     let tsc_restarted = host.duration(now, HostTsc(until)) > PULSE.saturating_add(GAP);
-    let from = HostTsc(if tsc_restarted { until } else { until.max(wanted_from) });
+    let from = HostTsc(if tsc_restarted { until } else { until.max(runnable_from) });
     let boot = known.boot.after(host.duration(known.tsc, from));
     let gap = Gap { from: HostInstant { tsc: from, boot }, tsc_restarted };
     (tsc_restarted || host.duration(from, now) > GAP).then_some(gap)
@@ -123,13 +123,13 @@ mod tests {
         HostInstant { tsc: ticks(ms), boot: BootTime::start().after(Duration::from_millis(ms)) }
     }
 
-    fn vcpu(until: u64, wanted_from: Option<u64>) -> LastRun {
+    fn vcpu(until: u64, runnable_from: Option<u64>) -> LastRun {
         let last = LastRun::default();
-        last.note(ticks(until), wanted_from.map(|ms| if ms == 0 { HostTsc(0) } else { ticks(ms) }));
+        last.note(ticks(until), runnable_from.map(|ms| if ms == 0 { HostTsc(0) } else { ticks(ms) }));
         last
     }
 
-    /// When the gap that ends at `now` began, in ms; none if there is none. An instant at 0 ms is known.
+    /// When the gap that ends at `now` began, in ms; none if there is none. Some vCPU ran at 0 ms.
     fn began(vcpus: &[LastRun], now: u64) -> Option<u64> {
         let gap = gap(vcpus.iter(), host(), known(0), ticks(now))?;
         assert!(!gap.tsc_restarted);

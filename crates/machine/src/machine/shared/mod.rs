@@ -54,7 +54,7 @@ use crate::{boot::sites::Sites, devices::Devices, mem::ram::GuestRam, output::Ou
 ///   trace comes after both, so that ticks are in it in their order.
 /// - `clock`, then `devices` or `inbox`: the next deadline depends on the clock, the 8254 and the messages at one
 ///   instant.
-/// - `clock`, then `known_to_run` and `gap`: a gap stops the clock before any thread computes from it.
+/// - `clock`, then `last_known_running` and `gap`: a gap stops the clock before any thread computes from it.
 pub struct Shared {
     /// Compares the guest's records of its ticks with the host's.
     pub(crate) audit: Ranked<TickAudit, 1>,
@@ -65,12 +65,12 @@ pub struct Shared {
     /// The wall-clock registration.
     pub(crate) wall: Ranked<WallRegistration, 4>,
     /// Real time: an instant at which some vCPU ran.
-    pub(crate) known_to_run: Ranked<HostInstant, 5>,
+    pub(crate) last_known_running: Ranked<HostInstant, 5>,
     /// A gap in which no vCPU ran, which ended the run: the machine is to be paused as of its beginning.
     pub(crate) gap: Ranked<Option<Gap>, 6>,
     /// One for each vCPU.
     pub(crate) vcpus: Vec<VcpuShared>,
-    /// Unknown MSRs that the log has named.
+    /// Unknown MSRs for which a warning was logged.
     pub(crate) warned_msrs: Ranked<BTreeSet<u32>, 10>,
     /// Guest RAM.
     pub(crate) memory: Arc<GuestRam>,
@@ -93,7 +93,7 @@ pub struct Shared {
     pub(crate) spin_limit: Option<Duration>,
     /// The pages that only the start needed were returned to the host.
     pub(crate) start_pages_released: AtomicBool,
-    /// Who emulates the local APICs, and with them kvmclock.
+    /// Whether the VMM or KVM emulates the local APICs, and with them kvmclock.
     pub(crate) lapic: LapicKind,
     /// What running costs.
     pub(crate) costs: Counters,
@@ -107,7 +107,7 @@ impl Shared {
         let host = clock.host();
         let now = host.tsc();
         if clock.counts_with_host() {
-            let known = *self.known_to_run.lock();
+            let known = *self.last_known_running.lock();
             let vcpus = self.vcpus.iter().map(|vcpu_shared| &vcpu_shared.last_run);
             if let Some(gap) = host_stop::gap(vcpus, host, known, now) {
                 self.stop_for(gap, &mut clock);
@@ -142,7 +142,7 @@ impl Shared {
     /// Notes that the clock was started and no vCPU has run since.
     pub(crate) fn begin_to_run(&self) {
         let now = HostInstant::now(self.clock.lock().host());
-        *self.known_to_run.lock() = now;
+        *self.last_known_running.lock() = now;
         for vcpu_shared in &self.vcpus {
             vcpu_shared.last_run.begin(now.tsc);
         }

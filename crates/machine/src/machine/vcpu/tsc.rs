@@ -8,10 +8,10 @@ use crate::{
 };
 
 /// A vCPU, and how far its TSC is ahead of the machine's.
-pub(crate) type Of<'a> = (&'a Vcpu, TscAdjust);
+pub(crate) type VcpuTsc<'a> = (&'a Vcpu, TscAdjust);
 
 /// Call it before the clock is started, if the TSC cannot be set: the clock then continues with the TSC that KVM has.
-pub(crate) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
+pub(crate) fn measure_before_start(vcpus: &[VcpuTsc<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
     match clock.source() {
         TscSource::Trapped => {}
         TscSource::Host => {
@@ -33,7 +33,12 @@ pub(crate) fn prepare(vcpus: &[Of<'_>], clock: &mut Clock, khz: Khz) -> Result<(
 
 /// Call it after the clock was started at `adjusted`, if the TSC can be set: sets the offset with which KVM continues
 /// that TSC. All vCPUs have the same offset, so that their TSCs are equal.
-pub(crate) fn set(vcpus: &[Of<'_>], clock: &mut Clock, adjusted: &Adjusted, khz: Khz) -> Result<(), RunError> {
+pub(crate) fn set_after_start(
+    vcpus: &[VcpuTsc<'_>],
+    clock: &mut Clock,
+    adjusted: &Adjusted,
+    khz: Khz,
+) -> Result<(), RunError> {
     let offset = match clock.source() {
         TscSource::Trapped => return Ok(()),
         TscSource::Host => clock.ahead_of_host(),

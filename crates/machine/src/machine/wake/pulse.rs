@@ -18,7 +18,7 @@ use crate::{
 /// runs now.
 fn did_sleep(shared: &Shared, host: HostClock) -> bool {
     let now = HostInstant::now(host);
-    let known = std::mem::replace(&mut *shared.known_to_run.lock(), now);
+    let known = std::mem::replace(&mut *shared.last_known_running.lock(), now);
     let Some(slept) = slept(host, known, now) else { return false };
     let from = HostInstant { tsc: now.tsc, boot: now.boot.before(slept) };
     shared.found_gap(Gap { from, tsc_restarted: false });

@@ -64,7 +64,7 @@ fn what_cannot_be_judged_fails_only_if_it_was_asked_for() {
         asked.verdict(&evidence(None)).reasons,
         ["lost cannot be judged: no ring", "clock cannot be judged: no ring"]
     );
-    // Ticks that did not come were not on time.
+    // Without ticks the lateness cannot be judged.
     let none = Summary { ticks: 0, late_by_guest: None, ..ticks() };
     assert_eq!(reasons("late=1ms", &none), ["late=1ms cannot be judged: there was no tick"]);
 }
