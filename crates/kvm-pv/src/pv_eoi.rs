@@ -1,13 +1,13 @@
 //! Paravirtual EOI: a bit in guest memory by which the guest ends an interrupt without an exit.
 //!
-//! Source: Linux `Documentation/virt/kvm/x86/msr.rst`, MSR_KVM_PV_EOI_EN. The host sets bit 0 of the guest's word when it
-//! injects an interrupt for whose end nothing waits; the guest clears it instead of writing EOI, or finds it clear and
-//! writes EOI.
+//! Source: Linux `Documentation/virt/kvm/x86/msr.rst`, MSR_KVM_PV_EOI_EN. The host sets bit 0 of the guest's word when
+//! it injects an interrupt for whose end nothing waits; the guest clears it instead of writing EOI, or finds it clear
+//! and writes EOI.
 //!
 //! KVM takes the bit back at every exit. Here it stays set while the vCPU is out, which saves two writes an exit: only
 //! the vCPU's own thread reads the word then. After every exit, before anything else, the thread checks whether the
-//! guest has cleared it ([`PvEoi::look`]); before every entry it takes the bit back if something now waits for the end of
-//! the interrupt ([`PvEoi::withdraw_unless`]), so that the guest writes EOI, which exits.
+//! guest has cleared it ([`PvEoi::look`]); before every entry it takes the bit back if something now waits for the end
+//! of the interrupt ([`PvEoi::withdraw_unless`]), so that the guest writes EOI, which exits.
 
 use guest_abi::pv_eoi::{ENABLE, PENDING};
 
@@ -92,8 +92,8 @@ impl PvEoi {
         if ended { self.lent.take() } else { None }
     }
 
-    /// An interrupt was injected and acknowledged. `silent_end` is the vector in service if nothing waits for its end: the
-    /// guest may then end it without a write.
+    /// An interrupt was injected and acknowledged. `silent_end` is the vector in service if nothing waits for its end:
+    /// the guest may then end it without a write.
     pub fn lend(&mut self, silent_end: Option<u8>, mem: &impl GuestWrite) {
         let Some(address) = self.address() else { return };
         if silent_end.is_some() && set(address, true, mem).is_ok() {
@@ -109,8 +109,8 @@ impl PvEoi {
         }
     }
 
-    /// The interrupt in service may end without an exit, so that the VMM does not see when it ends. The timer must then be
-    /// watched as if the interrupt had ended.
+    /// The interrupt in service may end without an exit, so that the VMM does not see when it ends. The timer must then
+    /// be watched as if the interrupt had ended.
     #[must_use]
     pub const fn is_lent(&self) -> bool {
         self.lent.is_some()

@@ -1,5 +1,5 @@
-//! An output without a reader does not block the VMM: neither the guest's end, nor the answer to a client, nor a signal.
-//! Neither does a client that stays connected ([`clients`]), or a slow disk ([`saves`]).
+//! An output without a reader does not block the VMM: neither the guest's end, nor the answer to a client, nor a
+//! signal. Neither does a client that stays connected ([`clients`]), or a slow disk ([`saves`]).
 
 mod clients;
 mod saves;
@@ -139,7 +139,8 @@ fn messages_that_nobody_reads_hold_nobody() {
     });
 }
 
-// Catches: a trace that is written on a vCPU's thread into a pipe without a reader, and one that lacks a part without a word.
+// Catches: a trace that is written on a vCPU's thread into a pipe without a reader, and one that lacks a part without a
+// word.
 #[test]
 fn a_trace_that_nobody_reads_holds_nobody() {
     require_kvm!();

@@ -13,8 +13,8 @@ use crate::{End, end, full_pipe, idle, status, until};
 
 /// A guest that changes every page of 512 MiB and halts, with interrupts on and the 8259's masked.
 fn touches() -> Vec<u8> {
-    // MOV EDI, 0x1000000; MOV ECX, 131072; MOV [EDI], EDI; ADD EDI, 4096; LOOP; MOV AL, 0xff; OUT 0x21; MOV DX, 0x3f8; MOV AL,
-    // '!'; OUT; STI; HLT; JMP
+    // MOV EDI, 0x1000000; MOV ECX, 131072; MOV [EDI], EDI; ADD EDI, 4096; LOOP; MOV AL, 0xff; OUT 0x21; MOV DX, 0x3f8;
+    // MOV AL, '!'; OUT; STI; HLT; JMP
     let code = [
         0xbf, 0, 0, 0, 0x01, 0xb9, 0, 0, 0x02, 0, 0x89, 0x3f, 0x81, 0xc7, 0, 0x10, 0, 0, 0xe2, 0xf6, 0xb0, 0xff, 0xe6,
         0x21, 0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xfb, 0xf4, 0xeb, 0xfc,

@@ -15,8 +15,8 @@ use super::text::{LINE_CHARS, printable};
 /// What a command comes to.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a command failed. `?` makes it from any error type of the libraries that implements [`Blamed`], and does not compile
-/// for another.
+/// Why a command failed. `?` makes it from any error type of the libraries that implements [`Blamed`], and does not
+/// compile for another.
 #[derive(Debug)]
 pub struct Error {
     blame: Blame,
@@ -100,8 +100,8 @@ impl<T, E: error::Error> OrFailed<T> for Result<T, E> {
     }
 }
 
-/// Says what is wrong with the command line, or the help that was asked for. Where words are very long, their middle is left
-/// out.
+/// Says what is wrong with the command line, or the help that was asked for. Where words are very long, their middle is
+/// left out.
 pub fn refuse(error: &clap::Error) -> ExitCode {
     let said = error.render().to_string();
     if said.lines().any(|line| line.chars().count() > LINE_CHARS) && error.use_stderr() {

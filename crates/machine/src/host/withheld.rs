@@ -1,8 +1,8 @@
 //! Guest RAM that is mapped from its file block by block, each before its first use.
 //!
-//! Until a block is mapped, every access to it waits: the guest's, KVM's for the guest, or the VMM's own. userfaultfd makes
-//! it wait (Linux `Documentation/admin-guide/mm/userfaultfd.rst`). Here that works with anonymous memory only. So RAM is
-//! first mapped as anonymous memory, and [`Withheld::map_and_wake`] replaces that with the file's mapping.
+//! Until a block is mapped, every access to it waits: the guest's, KVM's for the guest, or the VMM's own. userfaultfd
+//! makes it wait (Linux `Documentation/admin-guide/mm/userfaultfd.rst`). Here that works with anonymous memory only. So
+//! RAM is first mapped as anonymous memory, and [`Withheld::map_and_wake`] replaces that with the file's mapping.
 
 use std::{
     fs::File,
@@ -81,11 +81,12 @@ pub struct Piece {
 }
 
 impl Withheld {
-    /// Withholds `pieces` of `memory`, whose regions are private mappings of files. None of them may have been accessed yet.
+    /// Withholds `pieces` of `memory`, whose regions are private mappings of files. None of them may have been accessed
+    /// yet.
     ///
     /// # Errors
-    /// Above all EPERM: KVM accesses guest memory in the kernel, and to stop such accesses an unprivileged process needs the
-    /// sysctl `vm.unprivileged_userfaultfd` or access to `/dev/userfaultfd`. `memory` is then unusable.
+    /// Above all EPERM: KVM accesses guest memory in the kernel, and to stop such accesses an unprivileged process
+    /// needs the sysctl `vm.unprivileged_userfaultfd` or access to `/dev/userfaultfd`. `memory` is then unusable.
     pub fn new(memory: &Arc<GuestRam>, pieces: &[Piece]) -> io::Result<Self> {
         let withheld = Self { fd: open()?, memory: Arc::clone(memory) };
         let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
@@ -96,8 +97,8 @@ impl Withheld {
             let (target, length) = (region.as_ptr().wrapping_add(piece.inside.start), piece.inside.len());
             let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED | libc::MAP_ANONYMOUS;
             let rights = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: the range is in a mapping of `memory`. There are no references into it (vm-memory hands out none), and
-            // the new mapping has the same size and rights.
+            // SAFETY: the range is in a mapping of `memory`. There are no references into it (vm-memory hands out
+            // none), and the new mapping has the same size and rights.
             let mapped = unsafe { libc::mmap(target.cast(), length, rights, flags, -1, 0) };
             if mapped == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
@@ -135,9 +136,9 @@ impl Withheld {
             .ok_or_else(|| io::Error::other("userfaultfd reported an event that is not a page fault in guest memory"))
     }
 
-    /// Maps the file at `piece`, which is whole pages that are still withheld, and wakes the threads that wait for it. Where
-    /// `pages` (offset in the piece, content) has a page, that replaces the file's. A thread that wakes sees the complete
-    /// piece.
+    /// Maps the file at `piece`, which is whole pages that are still withheld, and wakes the threads that wait for it.
+    /// Where `pages` (offset in the piece, content) has a page, that replaces the file's. A thread that wakes sees the
+    /// complete piece.
     ///
     /// # Errors
     /// If the kernel refuses; the piece is then still withheld.
@@ -150,8 +151,8 @@ impl Withheld {
         if pages.is_empty() {
             map(target, inside.len(), libc::MAP_FIXED, behind.file(), offset)?;
         } else {
-            // The pages are written into a mapping elsewhere, which mremap then moves to the piece. Guest memory never shows
-            // the file's own content there, not even for a moment.
+            // The pages are written into a mapping elsewhere, which mremap then moves to the piece. Guest memory never
+            // shows the file's own content there, not even for a moment.
             let elsewhere = map(ptr::null_mut(), inside.len(), 0, behind.file(), offset)?;
             for (at, page) in pages {
                 let end = at.checked_add(page.len()).filter(|end| *end <= inside.len()).ok_or_else(outside)?;
@@ -160,8 +161,8 @@ impl Withheld {
                 unsafe { ptr::copy_nonoverlapping(page.as_ptr(), to, page.len()) };
             }
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            // SAFETY: it moves the mapping that was just made to a range of `self.memory`. There are no references into that
-            // range; size and rights are those of the mapping that it replaces.
+            // SAFETY: it moves the mapping that was just made to a range of `self.memory`. There are no references into
+            // that range; size and rights are those of the mapping that it replaces.
             let moved = unsafe { libc::mremap(elsewhere, inside.len(), inside.len(), flags, target) };
             if moved == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
@@ -230,8 +231,8 @@ fn map(
 ) -> io::Result<*mut libc::c_void> {
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | fixed;
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: without MAP_FIXED it changes no other mapping. With it the caller's range is within guest RAM. There are no
-    // references into that, and the new mapping has the size and rights of the one that it replaces.
+    // SAFETY: without MAP_FIXED it changes no other mapping. With it the caller's range is within guest RAM. There are
+    // no references into that, and the new mapping has the size and rights of the one that it replaces.
     let mapped = unsafe { libc::mmap(target, length, rights, flags, file.as_raw_fd(), offset) };
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapped) }
 }

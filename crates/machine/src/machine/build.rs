@@ -213,8 +213,8 @@ fn warn_of_unlisted(unlisted: &Unlisted, source: TscSource, image: &str) {
     if source == TscSource::Trapped && !unlisted.is_empty() {
         let reads = if unlisted.any_is_sure() { "reads" } else { "may read" };
         log::warn!(
-            "guest image {image} {reads} the TSC where its trap-site table has no entry, and gets the host's there, not its \
-             own: {unlisted}"
+            "guest image {image} {reads} the TSC where its trap-site table has no entry, and gets the host's there, \
+             not its own: {unlisted}"
         );
     }
 }

@@ -59,8 +59,8 @@ pub enum RunError {
     Thread(String),
     /// No memory for a copy of guest RAM.
     #[error(
-        "the host has no memory for a copy of the guest's {0} bytes, of which every worker of a sweep holds three; use a \
-         smaller --memory or fewer --workers"
+        "the host has no memory for a copy of the guest's {0} bytes, of which every worker of a sweep holds three; \
+         use a smaller --memory or fewer --workers"
     )]
     Copy(usize),
     /// The frequency is out of the range for a migration.

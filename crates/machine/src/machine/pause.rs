@@ -35,8 +35,8 @@ impl Machine {
         let Gap { from, tsc_restarted } = gap;
         if tsc_restarted && self.shared.clock.lock().source() != TscSource::Trapped {
             return Err(RunError::HostLacks(
-                "the host's TSC began anew while the VM ran (has the host slept?), and the guest's with it; use --tsc trapped \
-                 with a guest that has trap sites"
+                "the host's TSC began anew while the VM ran (has the host slept?), and the guest's with it; use --tsc \
+                 trapped with a guest that has trap sites"
                     .to_owned(),
             ));
         }

@@ -1,7 +1,8 @@
-//! Drives a machine in virtual time: one instruction at a time or freely, back to checkpoints, with migrations in place.
+//! Drives a machine in virtual time: one instruction at a time or freely, back to checkpoints, with migrations in
+//! place.
 //!
-//! [`Machine::run`] runs a guest; a stepper can stop at every instruction. It has the thread's wake timer and the copies
-//! of RAM. It does not change the order of the vCPUs, so that stepping does not change what the guest will do.
+//! [`Machine::run`] runs a guest; a stepper can stop at every instruction. It has the thread's wake timer and the
+//! copies of RAM. It does not change the order of the vCPUs, so that stepping does not change what the guest will do.
 
 use vmtime::{GuestTsc, Khz, ReferenceClock, TscAdjust, VmTime};
 
@@ -81,8 +82,8 @@ impl Stepper {
     }
 
     /// Runs at `pace` until the guest ends, VM time reaches `limit`, or `stop_here` returns true
-    /// ([`StopReason::Requested`]). `stop_here` is called after each step in which the guest ran, with the number of its
-    /// vCPU. [`StopReason::HostStopped`] is never returned: a host that stops does not move virtual time.
+    /// ([`StopReason::Requested`]). `stop_here` is called after each step in which the guest ran, with the number of
+    /// its vCPU. [`StopReason::HostStopped`] is never returned: a host that stops does not move virtual time.
     ///
     /// # Errors
     /// [`RunError`].
@@ -192,7 +193,8 @@ impl Stepper {
         self.copies.is(level)
     }
 
-    /// Pauses and resumes the machine with the TSC frequency `khz`: the guest sees the same as in a migration to another host.
+    /// Pauses and resumes the machine with the TSC frequency `khz`: the guest sees the same as in a migration to
+    /// another host.
     ///
     /// Returns the reference clock as it was before, and the last TSC for which it is valid.
     ///

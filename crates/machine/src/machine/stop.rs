@@ -1,8 +1,8 @@
 //! Why the vCPUs stopped.
 //!
 //! Three enums are involved, from the inside out. [`kvm::Exit`](crate::kvm::Exit) is why KVM_RUN returned;
-//! the step acts on it. `Stepped` is the result of the step; the loop around the steps acts on it. [`StopReason`] is why
-//! that loop ended; the session or the sweep acts on it.
+//! the step acts on it. `Stepped` is the result of the step; the loop around the steps acts on it. [`StopReason`] is
+//! why that loop ended; the session or the sweep acts on it.
 
 use std::time::Duration;
 
@@ -108,8 +108,8 @@ impl End {
                 "cpu {cpu}: the guest halted at {address:#x} with no timer armed: nothing will wake it in virtual time"
             )),
             Self::Spins { at: At { cpu, address }, limit } => Some(format!(
-                "cpu {cpu}: the guest ran {} near {address:#x} without any operation that moves virtual time; use --time real for guests \
-                 that spin, or a longer --spin-limit for one that is only slow on this host",
+                "cpu {cpu}: the guest ran {} near {address:#x} without any operation that moves virtual time; use \
+                 --time real for guests that spin, or a longer --spin-limit for one that is only slow on this host",
                 Length(*limit)
             )),
             Self::NoMemory(At { cpu, address }) => {

@@ -43,20 +43,22 @@ impl Machine {
         Ok(Some(changes.pages.clone()))
     }
 
-    /// Call it when the snapshot that is being made has all of RAM: patches trap sites again, so that the guest may run.
+    /// Call it when the snapshot that is being made has all of RAM: patches trap sites again, so that the guest may
+    /// run.
     pub fn memory_is_saved(&mut self) {
         self.shared.sites.patch(&self.shared.memory);
         let Some(changes) = &mut self.changes else { return };
         changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
-        // Since the save began the VMM has written the guest's own instructions at trap sites, and now its patches again:
-        // together no change. The guest has written nothing.
+        // Since the save began the VMM has written the guest's own instructions at trap sites, and now its patches
+        // again: together no change. The guest has written nothing.
         for region in self.shared.memory.iter() {
             let _ = write_log(region).take();
         }
     }
 
-    /// Call it when that snapshot is complete, with its `id`. With none it has failed, and its pages count as changed again.
+    /// Call it when that snapshot is complete, with its `id`. With none it has failed, and its pages count as changed
+    /// again.
     pub fn saved_as(&mut self, id: Option<SnapshotId>) {
         let Some(changes) = &mut self.changes else { return };
         match (id, changes.in_save.take()) {

@@ -76,8 +76,8 @@ pub(crate) struct InFlight {
 }
 
 impl Vcpus {
-    /// Creates the vCPUs of a machine about to boot, number 0 at `entry`. `khz` returns the TSC frequency that they see with
-    /// the chosen TSC source.
+    /// Creates the vCPUs of a machine about to boot, number 0 at `entry`. `khz` returns the TSC frequency that they see
+    /// with the chosen TSC source.
     pub(crate) fn boot(
         env: &HostEnvironment,
         image: &Image,
@@ -107,8 +107,8 @@ impl Vcpus {
 
     /// Creates the vCPUs as they were saved.
     ///
-    /// The order is that of a VMM with KVM's LAPIC: CPUID, control registers, LAPIC, TSC, deadline, page. With LAPICs in user
-    /// space only the first two are KVM's; the LAPIC is set here, and TSC, deadline and page together in
+    /// The order is that of a VMM with KVM's LAPIC: CPUID, control registers, LAPIC, TSC, deadline, page. With LAPICs
+    /// in user space only the first two are KVM's; the LAPIC is set here, and TSC, deadline and page together in
     /// [`super::Machine::resume`]. With KVM's LAPIC, the LAPIC is set there too.
     pub(crate) fn restore(
         env: &HostEnvironment,
@@ -252,8 +252,8 @@ impl Vcpus {
         }
     }
 
-    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`. Returns the instant
-    /// from which the guest continues.
+    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`. Returns the
+    /// instant from which the guest continues.
     pub(crate) fn start_clock(&self, vm: &Vm, clock: &mut Clock, adjusted: Adjusted) -> Result<Adjusted, RunError> {
         match self {
             Self::User(_) => Ok(adjusted),

@@ -83,8 +83,8 @@ impl<'env> Worker<'_, '_, 'env> {
         self.begin(dir, None, Then::End)?.map_err(|(error, _)| error.into())
     }
 
-    /// Starts to save the paused machine. If that fails for a reason that does not end the session, returns the reason and
-    /// `then`.
+    /// Starts to save the paused machine. If that fails for a reason that does not end the session, returns the reason
+    /// and `then`.
     fn begin(
         &mut self,
         dir: &Path,

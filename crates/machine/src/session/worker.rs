@@ -220,8 +220,8 @@ impl<'env> Worker<'_, '_, 'env> {
         // There can be thousands. The message is logged for the first only.
         if self.host_stops == 1 {
             log::warn!(
-                "no vCPU ran for {length:.1?}, although the VM was not paused (a stopped process, a frozen cgroup, a host that \
-                 slept): taken for a pause under --downtime {}, by which VM time advanced {:?}",
+                "no vCPU ran for {length:.1?}, although the VM was not paused (a stopped process, a frozen cgroup, a \
+                 host that slept): taken for a pause under --downtime {}, by which VM time advanced {:?}",
                 policies.downtime.as_str(),
                 Duration::from_nanos(resumed.map_or(0, |resumed| resumed.downtime_ns)),
             );

@@ -45,7 +45,8 @@ fn tolerance(time: TimeMode) -> f64 {
     }
 }
 
-/// Compares one line of the table with what is expected: `lost` ticks in all, and the counts `after` the migration to `khz`.
+/// Compares one line of the table with what is expected: `lost` ticks in all, and the counts `after` the migration to
+/// `khz`.
 pub(super) fn check(clockevent: &str, khz: u32, time: TimeMode, lost: u64, after: &Summary) -> Verdict {
     let unexpected = |reason: String| Verdict::Unexpected { reason };
     if lost != 0 {

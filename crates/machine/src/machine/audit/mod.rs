@@ -295,8 +295,8 @@ impl TickAudit {
         }
         let Record { seq, cpu: in_record, reserved, .. } = record;
         log::warn!(
-            "record {number} in the tick ring of CPU {cpu} at {address:#x} is none (tick {seq} of CPU {in_record}, last field \
-             {reserved}): records are {} bytes from one to the next; the ring is read no further",
+            "record {number} in the tick ring of CPU {cpu} at {address:#x} is none (tick {seq} of CPU {in_record}, \
+             last field {reserved}): records are {} bytes from one to the next; the ring is read no further",
             guest_abi::report::RECORD_BYTES
         );
         *broken = true;

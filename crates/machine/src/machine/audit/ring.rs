@@ -24,8 +24,8 @@ pub enum OtherRing {
     Magic([u8; 8]),
     /// Another layout.
     #[error(
-        "it has layout {layout} and {capacity} records; this vmm reads layout {LAYOUT}, whose rings have {CAPACITY} records \
-         of {RECORD_BYTES} bytes"
+        "it has layout {layout} and {capacity} records; this vmm reads layout {LAYOUT}, whose rings have {CAPACITY} \
+         records of {RECORD_BYTES} bytes"
     )]
     Layout {
         /// Its layout.

@@ -112,8 +112,8 @@ pub(crate) fn why_not_host<E>(
         return Ok(None);
     }
     Ok(Some(format!(
-        "the guest's TSC stopped at {} and the host's is at {}, which is another counter (the host was booted since, or \
-         it is another host), and KVM does not move a guest's TSC here (probed)",
+        "the guest's TSC stopped at {} and the host's is at {}, which is another counter (the host was booted since, \
+         or it is another host), and KVM does not move a guest's TSC here (probed)",
         stopped.tsc.0,
         host.tsc().0
     )))
@@ -148,8 +148,8 @@ pub(crate) fn choose(
     let trappable = sites.has(Kind::Rdtsc);
     let need_sites = |what: &str| {
         RunError::Usage(format!(
-            "{what} needs a guest with trap sites, and {name} has none (ELF section {}); use --time real --tsc host, or \
-             the embedded guest",
+            "{what} needs a guest with trap sites, and {name} has none (ELF section {}); use --time real --tsc host, \
+             or the embedded guest",
             guest_abi::sites::SECTION
         ))
     };
@@ -176,8 +176,8 @@ pub(crate) fn choose(
             }
             if stopped.is_some() && !probe.tsc_offset()? {
                 return Err(RunError::HostLacks(
-                    "--tsc scaled: KVM does not move a guest's TSC by an offset here (probed), so that the saved TSC cannot be \
-                     continued; use --tsc trapped"
+                    "--tsc scaled: KVM does not move a guest's TSC by an offset here (probed), so that the saved TSC \
+                     cannot be continued; use --tsc trapped"
                         .to_owned(),
                 ));
             }
@@ -188,8 +188,8 @@ pub(crate) fn choose(
     let swallowed = probe.facts.deadline_write == DeadlineWrite::Swallowed;
     if time == TimeMode::Virtual && cpus > 1 && !sites.has(Kind::Pause) {
         return Err(RunError::Usage(format!(
-            "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {name} lists none: one vCPU's \
-             spin loop would never let the others run; use --cpus 1 or --time real"
+            "--time virtual with several vCPUs needs a guest that lists its PAUSE sites, and {name} lists none: one \
+             vCPU's spin loop would never let the others run; use --cpus 1 or --time real"
         )));
     }
     let yields = time == TimeMode::Virtual && cpus > 1;
@@ -203,8 +203,8 @@ pub(crate) fn choose(
         (false, _) => "",
         (true, true) => "; it swallows the TSC deadline, so the guest's deadline sites are patched",
         (true, false) => {
-            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden (--lapic kvm \
-             has it)"
+            "; it swallows the TSC deadline and the guest has no deadline sites, so TSC-deadline is hidden (--lapic \
+             kvm has it)"
         }
     };
     Ok(Chosen {
@@ -240,13 +240,13 @@ fn auto(
     }
     if let Some(why) = another_counter {
         return Err(RunError::HostLacks(format!(
-            "this host cannot go on with {guest}: {why}, and the guest has no trap sites; use a host whose KVM moves a guest's \
-             TSC (vmm doctor says), or a guest with trap sites"
+            "this host cannot go on with {guest}: {why}, and the guest has no trap sites; use a host whose KVM moves \
+             a guest's TSC (vmm doctor says), or a guest with trap sites"
         )));
     }
     Err(RunError::HostLacks(format!(
-        "this host cannot run {guest} at {khz}: its own TSC has {host_khz}, KVM does not scale it (probed), and the guest \
-         has no trap sites; use a host with TSC scaling or a guest with trap sites"
+        "this host cannot run {guest} at {khz}: its own TSC has {host_khz}, KVM does not scale it (probed), and the \
+         guest has no trap sites; use a host with TSC scaling or a guest with trap sites"
     )))
 }
 

@@ -38,8 +38,8 @@ pub fn choose(
 ) -> Result<Chosen, RunError> {
     let excluded = |what: &str| {
         RunError::Usage(format!(
-            "{what} needs the guest's instructions trapped, which KVM's LAPIC does not allow: HLT does not exit; boot with \
-             --lapic user"
+            "{what} needs the guest's instructions trapped, which KVM's LAPIC does not allow: HLT does not exit; boot \
+             with --lapic user"
         ))
     };
     if time == TimeMode::Virtual {
@@ -81,8 +81,9 @@ pub fn choose(
                 "KVM does not scale it (probed)"
             };
             return Err(RunError::HostLacks(format!(
-                "--lapic kvm: {guest} cannot have a TSC of {khz} here: the host's has {host_khz}, {tsc}, and with KVM's \
-                 LAPIC it cannot be trapped; use a host with TSC scaling, or boot a guest that has trap sites with --lapic user"
+                "--lapic kvm: {guest} cannot have a TSC of {khz} here: the host's has {host_khz}, {tsc}, and with \
+                 KVM's LAPIC it cannot be trapped; use a host with TSC scaling, or boot a guest that has trap sites \
+                 with --lapic user"
             )));
         }
     };

@@ -70,19 +70,19 @@ impl InjectedFault {
     pub const fn story(self) -> &'static str {
         match self {
             Self::DeadlineBeforeLapic => {
-                "the deadline MSR is written before LVTT selects deadline mode, and so ignored: the timer is lost (Firecracker \
-                 issues 4099 and 4618, Cloud Hypervisor issue 7930)"
+                "the deadline MSR is written before LVTT selects deadline mode, and so ignored: the timer is lost \
+                 (Firecracker issues 4099 and 4618, Cloud Hypervisor issue 7930)"
             }
             Self::DeadlineBeforeTsc => {
-                "the deadline MSR is written while the fresh vCPU's TSC still counts from 0: the timer is set for the guest's \
-                 whole uptime (Firecracker's DEFERRED_MSRS keep the order)"
+                "the deadline MSR is written while the fresh vCPU's TSC still counts from 0: the timer is set for the \
+                 guest's whole uptime (Firecracker's DEFERRED_MSRS keep the order)"
             }
             Self::PageNotRepublished => {
                 "the kvmclock page keeps the numbers of the old TSC frequency: the guest's clock runs at the wrong rate"
             }
             Self::NoGuestStopped => {
-                "PVCLOCK_GUEST_STOPPED is not set at resume: the guest is not told of the gap, and its watchdogs take it for a \
-                 hang (Firecracker issue 5494)"
+                "PVCLOCK_GUEST_STOPPED is not set at resume: the guest is not told of the gap, and its watchdogs take \
+                 it for a hang (Firecracker issue 5494)"
             }
             Self::ZeroToNow => {
                 "a deadline of 0 (disarmed) is restored as \"now\", as Firecracker does to survive lost interrupts: an \
@@ -90,12 +90,12 @@ impl InjectedFault {
             }
             Self::TscJump => "the TSC goes on one second ahead of the saved value, and the page does not know",
             Self::PageBaseAhead => {
-                "page and TSC are taken at different instants: the page's base is a TSC that the guest reaches only 1 ms later, \
-                 and until then the unsigned difference wraps"
+                "page and TSC are taken at different instants: the page's base is a TSC that the guest reaches only 1 \
+                 ms later, and until then the unsigned difference wraps"
             }
             Self::HostStop(_) => {
-                "the VMM's process is stopped (SIGSTOP, a frozen cgroup, a host that sleeps) and nobody notices: the guest's clocks \
-                 go on, its timers are late, and it is not told; no migration, so --ratio is 1"
+                "the VMM's process is stopped (SIGSTOP, a frozen cgroup, a host that sleeps) and nobody notices: the \
+                 guest's clocks go on, its timers are late, and it is not told; no migration, so --ratio is 1"
             }
         }
     }

@@ -191,7 +191,8 @@ pub(crate) fn check_features(probe: &FirstVmProbe<'_>, cpu: &CpuState, chosen: &
     }
     if cpuid::has_tsc_adjust(&cpu.cpuid) && chosen.source != TscSource::Trapped && !probe.tsc_offset()? {
         missing.push(format!(
-            "tsc_adjust (KVM does not move a guest's TSC here, so that one from --tsc {} cannot be moved; use --tsc trapped)",
+            "tsc_adjust (KVM does not move a guest's TSC here, so that one from --tsc {} cannot be moved; use --tsc \
+             trapped)",
             chosen.source.as_str()
         ));
     }

@@ -92,7 +92,8 @@ impl<'a> VcpuBus<'a> {
     fn move_tsc(&mut self, adjust: TscAdjust, now: Now) -> Result<(), GpFault> {
         if !self.shared.clock.lock().tsc_is_settable() {
             log::warn!(
-                "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc trapped can"
+                "the guest's write of its TSC gets a #GP: KVM does not move a guest's TSC here (probed), --tsc \
+                 trapped can"
             );
             return Err(GpFault);
         }
