@@ -67,8 +67,8 @@ impl Machine {
         // At boot the guest's TSC may begin with any value. So with source `host` it stays the host's own. With
         // `scaled` KVM adds an offset, so that it begins with the clock's value.
         let hold = clock.tsc_is_settable() && (self.has_run || clock.source() == TscSource::Scaled);
-        // A TSC that cannot be set is measured before the clock starts, because the clock continues with it. One that
-        // can be set is set after the clock has started, because its value depends on the downtime.
+        // A TSC that is not held at its value is read before the clock starts, because the clock continues with it. One
+        // that is held is set after the clock has started, because its value depends on the downtime.
         if !hold {
             tsc::measure_before_start(&vcpus, &mut clock, khz)?;
         }

@@ -86,9 +86,9 @@ pub(crate) fn gap<'a>(
     now: HostTsc,
 ) -> Option<Gap> {
     let (mut until, mut runnable_from) = (0, u64::MAX);
-    for vcpu_shared in vcpus {
-        until = until.max(vcpu_shared.until.load(Ordering::SeqCst));
-        runnable_from = runnable_from.min(vcpu_shared.runnable_from.load(Ordering::SeqCst));
+    for last_run in vcpus {
+        until = until.max(last_run.until.load(Ordering::SeqCst));
+        runnable_from = runnable_from.min(last_run.runnable_from.load(Ordering::SeqCst));
     }
     // A TSC that is behind by less than this is that of another CPU, and was not reset.
     let tsc_restarted = host.duration(now, HostTsc(until)) > PULSE.saturating_add(GAP);

@@ -144,8 +144,9 @@ pub(crate) fn step(
     }
     cpu.vcpu.set_cr8(cpu.local.apic.cr8());
     let (exit, changed) = match entry {
-        // The guest may lower its TPR by MOV CR8, which does not exit on most hosts. So it is stepped until the
-        // interrupt can enter.
+        // Steps until the interrupt can enter. In virtual time it must enter at the first boundary at which it can. In
+        // real time that is needed only if TPR blocks it: MOV CR8 does not exit on most hosts. All else that blocks an
+        // interrupt ends with an exit, or with the window that is requested below.
         Injection::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
             single_step::one_instruction(cpu, shared)?
         }

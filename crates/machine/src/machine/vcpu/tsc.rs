@@ -10,7 +10,8 @@ use crate::{
 /// A vCPU, and how far its TSC is ahead of the machine's.
 pub(crate) type VcpuTsc<'a> = (&'a Vcpu, TscAdjust);
 
-/// Call it before the clock is started, if the TSC cannot be set: the clock then continues with the TSC that KVM has.
+/// Call it before the clock is started, if the TSC does not continue from its value at the stop: the clock then
+/// continues with the TSC that KVM has.
 pub(crate) fn measure_before_start(vcpus: &[VcpuTsc<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
     match clock.source() {
         TscSource::Trapped => {}
