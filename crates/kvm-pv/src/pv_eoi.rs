@@ -6,7 +6,7 @@
 //!
 //! KVM takes the bit back at every exit. Here it stays set while the vCPU is out, which saves two writes an exit: only
 //! the vCPU's own thread reads the word then. After every exit, before anything else, the thread checks whether the
-//! guest has cleared it ([`PvEoi::look`]); before every entry it takes the bit back if something now waits for the end
+//! guest has cleared it ([`PvEoi::take_ended`]); before every entry it takes the bit back if something now waits for the end
 //! of the interrupt ([`PvEoi::withdraw_unless`]), so that the guest writes EOI, which exits.
 
 use guest_abi::pv_eoi::{ENABLE, PENDING};
@@ -60,7 +60,7 @@ impl PvEoi {
         (self.msr & ENABLE != 0).then_some(self.msr & !ENABLE)
     }
 
-    /// WRMSR. The old word's bit is taken back.
+    /// WRMSR. Clears the bit in the old word.
     ///
     /// # Errors
     /// [`PvEoiFault`] for a reserved bit, or an enabled address that is not in RAM; nothing has changed then.
@@ -83,17 +83,18 @@ impl PvEoi {
         *self = Self::default();
     }
 
-    /// The vCPU came out: the vector whose interrupt the guest has ended by clearing the bit. The LAPIC must be told.
+    /// Call it after an exit: returns the vector whose interrupt the guest has ended by clearing the bit. The caller must
+    /// end it in the LAPIC too.
     #[must_use]
-    pub fn look(&mut self, mem: &impl GuestWrite) -> Option<u8> {
+    pub fn take_ended(&mut self, mem: &impl GuestWrite) -> Option<u8> {
         self.lent?;
         // A word that was RAM is RAM.
         let ended = word(self.address()?, mem).is_ok_and(|word| word & PENDING == 0);
         if ended { self.lent.take() } else { None }
     }
 
-    /// An interrupt was injected and acknowledged. `silent_end` is the vector in service if nothing waits for its end:
-    /// the guest may then end it without a write.
+    /// Call it when an interrupt was injected and acknowledged. `silent_end` is the vector in service if nothing waits
+    /// for its end: the bit is then set, so that the guest may end it without a write.
     pub fn lend(&mut self, silent_end: Option<u8>, mem: &impl GuestWrite) {
         let Some(address) = self.address() else { return };
         if silent_end.is_some() && set(address, true, mem).is_ok() {
@@ -101,8 +102,8 @@ impl PvEoi {
         }
     }
 
-    /// The vCPU is about to enter, with `silent_end` as for [`Self::lend`]: takes the bit back if the interrupt may no
-    /// longer end without a write.
+    /// Call it before an entry, with `silent_end` as for [`Self::lend`]: clears the bit if the interrupt may no longer end
+    /// without a write.
     pub fn withdraw_unless(&mut self, silent_end: Option<u8>, mem: &impl GuestWrite) {
         if self.lent.is_some() && self.lent != silent_end {
             self.take_back(mem);

@@ -98,7 +98,7 @@ impl Bench {
     }
 
     fn look(&mut self) {
-        if let Some(vector) = self.pv_eoi.look(&self.ram) {
+        if let Some(vector) = self.pv_eoi.take_ended(&self.ram) {
             self.apic.end_silently(vector);
         }
     }

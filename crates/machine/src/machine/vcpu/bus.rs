@@ -213,7 +213,7 @@ impl<'a> VcpuBus<'a> {
 impl Bus for VcpuBus<'_> {
     fn cr8(&mut self, cr8: u8) {
         let Local { apic, pv_eoi, .. } = &mut *self.local;
-        if let Some(vector) = pv_eoi.as_mut().and_then(|pv_eoi| pv_eoi.look(&Ram(&self.shared.memory))) {
+        if let Some(vector) = pv_eoi.as_mut().and_then(|pv_eoi| pv_eoi.take_ended(&Ram(&self.shared.memory))) {
             apic.end_silently(vector);
         }
         if self.local.apic.cr8() != cr8 {
