@@ -40,6 +40,8 @@ fn a_wall_clock_that_was_set_back_is_no_time_at_all() {
     assert_eq!((new.tsc, new.vm, new.downtime_ns, new.clamped), (saved.tsc, saved.vm, 0, true));
     let new = restore(&saved, khz(2_000_000), DowntimePolicy::Freeze, Stood::UntilWall(49), None).unwrap();
     assert!(!new.clamped, "freeze does not look at the wall clock");
+    let new = restore(&saved, khz(2_000_000), DowntimePolicy::CatchUp, Stood::UntilWall(50), None).unwrap();
+    assert!(!new.clamped, "a wall clock that has not advanced was not set back");
 }
 
 // Catches: a downtime of more than 584 years that is clipped to what 64 bits hold.
