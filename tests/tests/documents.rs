@@ -234,6 +234,7 @@ macro_rules! pages {
 pages! {
     readme: "README.md",
     api: "docs/api.md",
+    conformance: "docs/conformance.md",
     cpuid: "docs/cpuid.md",
     doctor: "docs/doctor.md",
     guest_kernel: "docs/guest.md",

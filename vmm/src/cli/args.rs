@@ -192,17 +192,6 @@ pub enum SnapshotCommand {
     },
 }
 
-/// Find out what this host does, and what vmm will do about it.
-#[derive(Debug, Args)]
-pub struct Doctor {
-    /// As JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Pretend to be a host with this peculiarity.
-    #[arg(long, value_enum, value_name = "PECULIARITY")]
-    pub emulate_host: Option<EmulateHost>,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Lapic {
     /// vmm: every access to them exits.

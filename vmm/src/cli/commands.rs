@@ -8,8 +8,9 @@ use std::ffi::OsStr;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::{
-    args::{Cli, Doctor, Restore, Snapshot},
+    args::{Cli, Restore, Snapshot},
     ctl_args::Ctl,
+    doctor_args::Doctor,
     sweep_args::{Study, Sweep},
 };
 

@@ -3,10 +3,12 @@
 pub mod args;
 mod closing;
 pub mod commands;
+mod conformance;
 mod control;
 pub mod ctl_args;
 mod demo;
 mod doctor;
+pub mod doctor_args;
 pub mod exit;
 pub mod logging;
 pub mod output;

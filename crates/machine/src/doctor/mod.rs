@@ -4,6 +4,7 @@
 //! some hosts they differ. The report is data ([`Report`]); [`text`] is its form for people. The JSON's layout is in
 //! `docs/doctor.md`.
 
+pub mod conformance;
 pub mod text;
 
 use std::{fs, time::Duration};

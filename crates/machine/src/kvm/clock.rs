@@ -1,10 +1,19 @@
 //! KVM's own kvmclock, for a VM whose LAPICs are KVM's.
 
-use kvm_bindings::{KVM_CLOCK_HOST_TSC, kvm_clock_data};
+use guest_abi::pvclock::TIME_INFO_BYTES;
+use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVMIO, kvm_clock_data};
+use vmm_sys_util::{
+    ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
+    ioctl_ior_nr, ioctl_iow_nr,
+};
 use vmtime::{HostTsc, VmTime};
 
 use super::{Error, Vcpu, Vm};
 use crate::host::tsc::read_tsc;
+
+// Proposed: lore.kernel.org/kvm/20260703212145.343527-1-dwmw2@infradead.org.
+ioctl_iow_nr!(KVM_SET_CLOCK_GUEST, KVMIO, 0xd6, [u8; TIME_INFO_BYTES]);
+ioctl_ior_nr!(KVM_GET_CLOCK_GUEST, KVMIO, 0xd7, [u8; TIME_INFO_BYTES]);
 
 /// A reading of KVM's kvmclock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +30,7 @@ impl Vm {
     /// # Errors
     /// If the ioctl fails.
     pub fn clock(&self) -> Result<KvmClock, Error> {
-        let data = self.fd.get_clock().map_err(Error::call("KVM_GET_CLOCK"))?;
+        let data = self.clock_data()?;
         // KVM reports the TSC only while all vCPUs share one base and the host's own clock is the TSC. Otherwise it is
         // read after the call. VM time is then computed too low by the length of a call, and no deadline is taken to be
         // due before it is.
@@ -36,7 +45,15 @@ impl Vm {
     pub fn set_clock(&self, vm: VmTime) -> Result<(), Error> {
         // Without KVM_CLOCK_REALTIME: KVM would add the wall-clock time that has passed, which the downtime policy has done.
         let data = kvm_clock_data { clock: vm.0, ..Default::default() };
-        self.fd.set_clock(&data).map_err(Error::call("KVM_SET_CLOCK"))
+        self.set_clock_data(&data)
+    }
+
+    pub(super) fn clock_data(&self) -> Result<kvm_clock_data, Error> {
+        self.fd.get_clock().map_err(Error::call("KVM_GET_CLOCK"))
+    }
+
+    pub(super) fn set_clock_data(&self, data: &kvm_clock_data) -> Result<(), Error> {
+        self.fd.set_clock(data).map_err(Error::call("KVM_SET_CLOCK"))
     }
 }
 
@@ -47,5 +64,30 @@ impl Vcpu {
     /// If KVM refuses, as it does for a guest that has registered no page.
     pub fn mark_kvmclock_stopped(&self) -> Result<(), Error> {
         self.fd.kvmclock_ctrl().map_err(Error::call("KVM_KVMCLOCK_CTRL"))
+    }
+
+    /// The vCPU's kvmclock page, by an ioctl that is proposed.
+    ///
+    /// # Errors
+    /// If KVM does not have the ioctl, or its clock is not a function of the guest's TSC.
+    pub(super) fn clock_guest(&self) -> Result<[u8; TIME_INFO_BYTES], Error> {
+        let mut page = [0; TIME_INFO_BYTES];
+        // SAFETY: the ioctl writes as many bytes as its number says, which is the size of this live local.
+        if unsafe { ioctl_with_mut_ref(&self.fd, KVM_GET_CLOCK_GUEST(), &mut page) } != 0 {
+            return Err(Error::last("KVM_GET_CLOCK_GUEST"));
+        }
+        Ok(page)
+    }
+
+    /// Makes KVM's kvmclock the function of this vCPU's TSC that `page` says.
+    ///
+    /// # Errors
+    /// As [`Self::clock_guest`]; also for a frequency that is not the vCPU's.
+    pub(super) fn set_clock_guest(&self, page: &[u8; TIME_INFO_BYTES]) -> Result<(), Error> {
+        // SAFETY: the ioctl reads as many bytes as its number says, which is the size of the page.
+        if unsafe { ioctl_with_ref(&self.fd, KVM_SET_CLOCK_GUEST(), page) } != 0 {
+            return Err(Error::last("KVM_SET_CLOCK_GUEST"));
+        }
+        Ok(())
     }
 }

@@ -13,6 +13,7 @@
 
 mod bus;
 mod clock;
+pub mod conformance;
 mod debug;
 mod entry_failure;
 mod error;

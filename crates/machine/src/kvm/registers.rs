@@ -74,6 +74,11 @@ impl Vcpu {
         (interrupt.injected != 0).then_some(interrupt.nr)
     }
 
+    /// KVM's bits for an interrupt shadow of MOV SS (1) and of STI (2), as of the last exit.
+    pub(super) fn interrupt_shadow(&mut self) -> u8 {
+        self.fd.sync_regs_mut().events.interrupt.shadow
+    }
+
     /// The address of the interrupt descriptor table, as of the last exit; none outside long mode.
     pub fn long_mode_idt(&mut self) -> Option<u64> {
         let system = &self.fd.sync_regs_mut().sregs;

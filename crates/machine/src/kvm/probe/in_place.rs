@@ -6,7 +6,7 @@ use guest_abi::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{APIC_FEATURES, Exit, HostFacts, Last, Operation, PROBE_OFFSET, TSC_PORT};
+use super::{APIC_FEATURES, Exit, HostFacts, Operation, PROBE_OFFSET, Recorder, TSC_PORT};
 use crate::{
     host::tsc::read_tsc,
     kvm::{Error, Vcpu},
@@ -51,9 +51,9 @@ fn run_program(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
     let mut as_assumed = follows_offset(vcpu, 0)?;
     let tsc_offset = as_assumed && follows_offset(vcpu, PROBE_OFFSET)?;
     let _ = vcpu.set_tsc_offset(0);
-    let mut last = Last::default();
+    let mut last = Recorder::default();
     for msr in [IA32_TSC_DEADLINE, x2apic_msr(lapic::ID)] {
-        last = Last::default();
+        last = Recorder::default();
         as_assumed = as_assumed && vcpu.run(&mut last)? == Exit::Operation(Operation::Msr) && last.msr == Some(msr);
     }
     vcpu.drain(&mut last)?;
@@ -64,7 +64,7 @@ fn run_program(vcpu: &mut Vcpu, at: u64) -> Result<Option<HostFacts>, Error> {
 fn follows_offset(vcpu: &mut Vcpu, offset: u64) -> Result<bool, Error> {
     // An error is ignored: only the value that RDTSC returns counts.
     let _ = vcpu.set_tsc_offset(offset);
-    let mut last = Last::default();
+    let mut last = Recorder::default();
     let before = read_tsc();
     let exit = vcpu.run(&mut last)?;
     let after = read_tsc();

@@ -9,6 +9,7 @@ mod in_place;
 mod kernel_lapic;
 mod measure;
 mod rate;
+mod recorder;
 
 use std::sync::Arc;
 
@@ -18,13 +19,16 @@ use guest_abi::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use self::rate::Reading;
+pub(super) use self::{
+    rate::{Reading, tightest},
+    recorder::Recorder,
+};
 pub use in_place::{can_probe, probe_in_place};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, exit_ns, instruction_ns, single_step, tsc_offset};
 pub use rate::{TscRate, Verdict, tsc_rate, tsc_scales};
 
-use super::{Bus, Error, Exit, GpFault, Host, Lapics, Operation, Vcpu, Vm};
+use super::{Error, Exit, Host, Lapics, Operation, Vcpu, Vm};
 use crate::{
     host::tsc::read_tsc,
     mem::ram::GuestRam,
@@ -82,39 +86,10 @@ const TSC_LOOP: [u8; 17] =
 /// CPUID.1:ECX: TSC-deadline and x2APIC.
 const APIC_FEATURES: u32 = 1 << 24 | 1 << 21;
 
-/// A bus that records the last access.
-#[derive(Default)]
-struct Last {
-    port: Option<u16>,
-    msr: Option<u32>,
-}
-
-impl Bus for Last {
-    fn cr8(&mut self, _: u8) {}
-    fn port_in(&mut self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_out(&mut self, port: u16, _: &[u8]) {
-        self.port = Some(port);
-    }
-    fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: u64, _: &[u8]) {}
-    fn msr_read(&mut self, index: u32) -> Result<u64, GpFault> {
-        self.msr = Some(index);
-        Ok(0)
-    }
-    fn msr_write(&mut self, index: u32, _: u64) -> Result<(), GpFault> {
-        self.msr = Some(index);
-        Ok(())
-    }
-}
-
 struct Probe {
     vcpu: Vcpu,
     memory: Arc<GuestRam>,
-    last: Last,
+    last: Recorder,
 }
 
 impl Probe {
@@ -126,12 +101,12 @@ impl Probe {
         let vm = Vm::new(host, Arc::clone(&memory), lapics)?;
         let mut vcpu = Vcpu::new(&vm, 0, leaves)?;
         vcpu.set_flat_32bit_entry(&EntryState { rip: CODE, ..EntryState::default() })?;
-        Ok(Self { vcpu, memory, last: Last::default() })
+        Ok(Self { vcpu, memory, last: Recorder::default() })
     }
 
     /// Runs to the next exit.
     fn next(&mut self) -> Result<Exit, Error> {
-        self.last = Last::default();
+        self.last = Recorder::default();
         self.vcpu.run(&mut self.last)
     }
 
@@ -194,7 +169,7 @@ fn deadline_exits(probe: &mut Probe) -> Result<bool, Error> {
 }
 
 /// The leaves with TSC-deadline and x2APIC on, so that the guest CPU has those MSRs.
-fn with_apic_features(supported: &[Leaf]) -> Vec<Leaf> {
+pub(super) fn with_apic_features(supported: &[Leaf]) -> Vec<Leaf> {
     let mut leaves = supported.to_vec();
     for leaf in leaves.iter_mut().filter(|leaf| leaf.function == 1) {
         leaf.ecx |= APIC_FEATURES;

@@ -22,7 +22,7 @@ const LONGEST: Duration = Duration::from_millis(200);
 
 /// A reading of a guest's TSC, bracketed by two of the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reading {
+pub(in crate::kvm) struct Reading {
     /// The host's TSC before the entry.
     pub before: u64,
     /// The value that the guest's RDTSC returned.
@@ -75,7 +75,7 @@ impl TscRate {
 }
 
 /// The reading with the shortest bracket, in which the two counters belong together best.
-fn tightest(readings: &[Reading]) -> Option<Reading> {
+pub(in crate::kvm) fn tightest(readings: &[Reading]) -> Option<Reading> {
     readings.iter().copied().min_by_key(Reading::bracket)
 }
 

@@ -17,7 +17,7 @@ pub(super) use fpu::XSTATE_BV;
 pub use fpu::{DebugRegisters, Fpu, Xcr};
 pub use lapic::{KernelLapicState, LapicPage, MpState};
 pub use msrs::Msr;
-pub(super) use msrs::read as read_msr;
+pub(super) use msrs::{read as read_msr, write as write_msr};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 
 use super::{Error, Vcpu};

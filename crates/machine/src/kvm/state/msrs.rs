@@ -51,7 +51,7 @@ pub(in crate::kvm) fn read(fd: &VcpuFd, index: u32) -> Result<u64, Error> {
 }
 
 /// Sets one MSR.
-pub(super) fn write(fd: &VcpuFd, index: u32, value: u64) -> Result<(), Error> {
+pub(in crate::kvm) fn write(fd: &VcpuFd, index: u32, value: u64) -> Result<(), Error> {
     let written = fd.set_msrs(&one(index, value)?).map_err(Error::call("KVM_SET_MSRS"))?;
     if written == 1 { Ok(()) } else { Err(Error::Msr { index, value }) }
 }
