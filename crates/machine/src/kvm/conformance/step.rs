@@ -35,7 +35,7 @@ pub(super) const CHECKS: &[Check] = &[
                When Switching Stacks\")",
         kernel: "vmx_set_interrupt_shadow (vmx/vmx.c)",
         run: |cx| {
-            let code = guest_code!("mov ss, eax", "nop", "nop", "hlt");
+            let code = guest_code!("mov ss, eax", "nop", "nop", "nop", "nop", "hlt");
             steps(cx, "MOV SS, NOP, NOP", code, &[&[2, 3, 4], &[3, 4, 5]])
         },
     },
