@@ -238,6 +238,7 @@ pages! {
     cpuid: "docs/cpuid.md",
     doctor: "docs/doctor.md",
     guest_kernel: "docs/guest.md",
+    hosts: "docs/hosts.md",
     kvm_unit_tests: "docs/kvm-unit-tests.md",
     lapic_kvm: "docs/lapic-kvm.md",
     migration: "docs/migration.md",

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use machine::doctor::conformance::{SCHEMA, Verdict};
 use serde::Deserialize;
 
@@ -43,14 +42,13 @@ pub fn compare(files: &[PathBuf]) -> Result<Text> {
             checks.push(&answer.id);
         }
     }
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header(std::iter::once("check".to_owned()).chain(reports.iter().map(Report::name)));
-    for check in checks {
-        table.add_row(std::iter::once(check.to_owned()).chain(reports.iter().map(|report| report.cell(check))));
-    }
     let mut out = Text::default();
-    out.table(table, 0..0);
+    let mut row = |first: &str, cells: Vec<String>| out.line(format!("| {first} | {} |", cells.join(" | ")));
+    row("check", reports.iter().map(Report::name).collect());
+    row("---", vec!["---".to_owned(); reports.len()]);
+    for check in checks {
+        row(&cell(check), reports.iter().map(|report| report.cell(check)).collect());
+    }
     Ok(out)
 }
 
