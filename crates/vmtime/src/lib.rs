@@ -3,6 +3,7 @@
 //!
 //! - [`scale`]: ticks to nanoseconds by multiplier and shift, and the exact way back.
 //! - [`page`]: what VM time *is*: the numbers of the published page, used in both directions.
+//! - [`rate`]: how many ticks a guest's TSC makes for some of the host's, as a CPU that scales it computes them.
 //! - [`timeline`]: how the guest's TSC runs against the host's, or by itself in virtual time.
 //! - [`reference_clock`]: a second opinion on VM time that knows nothing of pages.
 //! - [`adjust`]: what a restore does to TSC, VM time and the deadline in flight.
@@ -13,6 +14,7 @@
 pub mod adjust;
 pub mod length;
 pub mod page;
+pub mod rate;
 pub mod reference_clock;
 pub mod scale;
 pub mod timeline;
@@ -21,6 +23,7 @@ pub mod units;
 pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment, Stood};
 pub use length::Length;
 pub use page::PageClock;
+pub use rate::Rate;
 pub use reference_clock::{ReferenceClock, ReferenceClockState};
 pub use scale::{BadScale, Scale};
 pub use timeline::Timeline;

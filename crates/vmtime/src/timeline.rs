@@ -1,6 +1,6 @@
 //! How the guest's TSC runs: not at all, at a rate of the host's TSC, or by itself in virtual time.
 
-use crate::{GuestTsc, HostTsc, Khz, saturate};
+use crate::{GuestTsc, HostTsc, Khz, Rate};
 
 /// What gives the guest's TSC its value.
 ///
@@ -20,10 +20,8 @@ pub enum Timeline {
         host: HostTsc,
         /// Base on the guest's side: the guest TSC at `host`.
         tsc: GuestTsc,
-        /// The host TSC's frequency.
-        host_khz: Khz,
-        /// The guest TSC's frequency.
-        khz: Khz,
+        /// How it follows the host's from there.
+        rate: Rate,
     },
     /// Virtual time: the TSC moves only when the VMM says so.
     Virtual {
@@ -37,33 +35,24 @@ pub enum Timeline {
 impl Timeline {
     /// The guest TSC when the host's is `host` (which only [`Self::Running`] looks at).
     ///
-    /// `tsc + ⌊(host − base) · khz / host_khz⌋`. With `khz == host_khz` the quotient is the difference itself, so the
-    /// TSC source `host` is an exact offset. A host TSC before the base (another core's, a few ticks behind) gives the
+    /// With equal frequencies the ticks are the difference itself, so the TSC source `host` is an exact offset. A host TSC before the base (another core's, a few ticks behind) gives the
     /// base: the guest's TSC never runs backwards.
     #[must_use]
     pub fn tsc(&self, host: HostTsc) -> GuestTsc {
         match *self {
             Self::Stopped { tsc } | Self::Virtual { tsc, .. } => tsc,
-            Self::Running { host: base, tsc, host_khz, khz } => {
-                let ticks = u128::from(host.0.saturating_sub(base.0)); // · khz: below 2⁶⁴ · 2²⁷
-                let guest = ticks * u128::from(khz.get()) / u128::from(host_khz.get());
-                GuestTsc(saturate(u128::from(tsc.0) + guest))
-            }
+            Self::Running { host: base, tsc, rate } => GuestTsc(tsc.0.saturating_add(rate.ticks(base.0, host.0))),
         }
     }
 
     /// The least host TSC, not before the base, at which the guest's is `tsc` or later. `None` if the host's TSC ends
     /// before that, and where the host's TSC does not move the guest's.
-    ///
-    /// `⌊x · khz / host_khz⌋ ≥ n` exactly if `x · khz ≥ n · host_khz`, so `x = ⌈n · host_khz / khz⌉`.
     #[must_use]
     pub fn host_at(&self, tsc: GuestTsc) -> Option<HostTsc> {
         match *self {
             Self::Stopped { .. } | Self::Virtual { .. } => None,
-            Self::Running { host, tsc: base, host_khz, khz } => {
-                let ticks = u128::from(tsc.0.saturating_sub(base.0));
-                let x = (ticks * u128::from(host_khz.get())).div_ceil(u128::from(khz.get()));
-                host.0.checked_add(u64::try_from(x).ok()?).map(HostTsc)
+            Self::Running { host, tsc: base, rate } => {
+                rate.host_after(host.0, tsc.0.saturating_sub(base.0)).map(HostTsc)
             }
         }
     }
@@ -101,7 +90,8 @@ mod tests {
     }
 
     fn running(host: u64, tsc: u64, host_khz: u32, guest_khz: u32) -> Timeline {
-        Timeline::Running { host: HostTsc(host), tsc: GuestTsc(tsc), host_khz: khz(host_khz), khz: khz(guest_khz) }
+        let rate = Rate::Quotient { guest: khz(guest_khz), host: khz(host_khz) };
+        Timeline::Running { host: HostTsc(host), tsc: GuestTsc(tsc), rate }
     }
 
     #[test]

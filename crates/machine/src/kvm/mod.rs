@@ -34,5 +34,6 @@ pub use open::Host;
 pub use probe::HostFacts;
 pub use registers::Registers;
 pub use running::{Resting, Running};
+pub use tsc::ScaledTsc;
 pub use vcpu::{Calls, Exit, Vcpu};
 pub use vm::{Lapics, Vm};

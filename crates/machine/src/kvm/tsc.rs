@@ -3,7 +3,7 @@
 use guest_abi::msr::IA32_TSC;
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
 use vmm_sys_util::{ioctl::ioctl_with_mut_ref, ioctl_iow_nr};
-use vmtime::{GuestTsc, HostTsc};
+use vmtime::{GuestTsc, HostTsc, Khz, Rate};
 
 use super::{Error, Vcpu};
 use crate::host::tsc::read_tsc;
@@ -68,14 +68,59 @@ impl Vcpu {
         Ok(value)
     }
 
-    /// The vCPU's TSC as KVM reports it, and the host TSC at about the same instant.
+    /// How the vCPU's TSC follows the host's, after KVM was asked to scale it to `khz` on a host of `host_khz`.
+    ///
+    /// A CPU multiplies the host's TSC with a ratio that is rounded down, so that the exact quotient of the frequencies is
+    /// not the guest's rate. KVM tells the ratio only in versions to come; its number of fraction bits is the CPU's. A rate
+    /// is taken only if the TSC that KVM reports is the one that it gives. If none does, the quotient is taken, from that
+    /// TSC on.
     ///
     /// # Errors
-    /// If the ioctl fails.
-    pub fn measured_tsc(&self) -> Result<(HostTsc, GuestTsc), Error> {
+    /// If an ioctl fails.
+    pub fn scaled_tsc(&self, khz: Khz, host_khz: Khz) -> Result<ScaledTsc, Error> {
+        let told = self.tsc_attribute::<[u64; 2]>(TSC_SCALE).ok();
+        let told = told.and_then(|[ratio, bits]| Rate::from_ratio(ratio, u8::try_from(bits).ok()?));
+        let by_bits = fraction_bits().map(|bits| Rate::fixed_point(khz, host_khz, bits));
+        let rates = [told].into_iter().chain(by_bits).flatten();
+        let offset = self.tsc_attribute::<u64>(TSC_OFFSET);
+        let before = read_tsc();
         let guest = super::state::read_msr(&self.fd, IA32_TSC)?;
-        // The host's TSC is read second. The guest's TSC is then computed too low rather than too high, and no deadline is
-        // taken to be due before it is.
-        Ok((HostTsc(read_tsc()), GuestTsc(guest)))
+        // The host's TSC is read last. Where the two are paired, the guest's is then taken to be too low rather than too
+        // high, and no deadline is taken to be due before it is.
+        let after = read_tsc();
+        if let Ok(offset) = offset {
+            for rate in rates {
+                let at = |host| rate.scaled(host).wrapping_add(offset);
+                if (at(before)..=at(after)).contains(&guest) {
+                    return Ok(ScaledTsc { host: HostTsc(after), guest: GuestTsc(at(after)), rate });
+                }
+            }
+        }
+        let rate = Rate::Quotient { guest: khz, host: host_khz };
+        Ok(ScaledTsc { host: HostTsc(after), guest: GuestTsc(guest), rate })
+    }
+}
+
+/// How a vCPU's TSC follows the host's: two values of one instant, and the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaledTsc {
+    /// The host's TSC.
+    pub host: HostTsc,
+    /// The guest's.
+    pub guest: GuestTsc,
+    /// How the guest's follows.
+    pub rate: Rate,
+}
+
+/// The fraction bits of the TSC ratio: those of this CPU's vendor first. On a host that was booted a short time ago both
+/// ratios may give a TSC that was read.
+fn fraction_bits() -> [u8; 2] {
+    // "Auth", "Hygo": the first four letters of the vendors with SVM.
+    let svm = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];
+    // CPUID has no side effects; x86-64 always has it.
+    if svm.contains(&core::arch::x86_64::__cpuid(0).ebx) {
+        [Rate::SVM_BITS, Rate::VMX_BITS]
+    } else {
+        [Rate::VMX_BITS, Rate::SVM_BITS]
     }
 }

@@ -1,7 +1,8 @@
 //! Changes of the clock: by an operation in virtual time, a stop, a start, or a reading of KVM's clock.
 
 use vmtime::{
-    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, PageClock, Scale, Stood, Timeline, adjust,
+    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, PageClock, Rate, Scale, Stood, Timeline,
+    adjust,
 };
 
 use super::{Clock, OPERATIONS_PER_MS};
@@ -67,7 +68,11 @@ impl Clock {
         self.page = adjusted.page;
         self.timeline = match self.mode {
             TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },
-            TimeMode::Real => Timeline::Running { host, tsc: adjusted.tsc, host_khz: self.host.khz(), khz },
+            TimeMode::Real => {
+                // With source `scaled`, `follow_scaled_tsc` then says what the CPU makes of the host's TSC.
+                let rate = Rate::Quotient { guest: khz, host: self.host.khz() };
+                Timeline::Running { host, tsc: adjusted.tsc, rate }
+            }
         };
         Ok(adjusted)
     }
@@ -81,8 +86,8 @@ impl Clock {
         self.timeline = match self.timeline {
             Timeline::Stopped { .. } => Timeline::Stopped { tsc: ahead },
             Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: ahead, khz },
-            Timeline::Running { host, tsc, host_khz, khz } => {
-                Timeline::Running { host, tsc: GuestTsc(tsc.0.saturating_add(ticks)), host_khz, khz }
+            Timeline::Running { host, tsc, rate } => {
+                Timeline::Running { host, tsc: GuestTsc(tsc.0.saturating_add(ticks)), rate }
             }
         };
         ahead
@@ -101,8 +106,8 @@ impl Clock {
         self.timeline = Timeline::Stopped { tsc: self.page.tsc_timestamp };
     }
 
-    /// Source `scaled`: continues from a vCPU's TSC that was measured as `tsc` when the host's TSC was `host`.
-    pub fn adopt_measured_tsc(&mut self, host: HostTsc, tsc: GuestTsc, khz: Khz) {
-        self.timeline = Timeline::Running { host, tsc, host_khz: self.host.khz(), khz };
+    /// Source `scaled`: the TSC is `tsc` when the host's is `host`, and follows it as the CPU scales it.
+    pub fn follow_scaled_tsc(&mut self, host: HostTsc, tsc: GuestTsc, rate: Rate) {
+        self.timeline = Timeline::Running { host, tsc, rate };
     }
 }

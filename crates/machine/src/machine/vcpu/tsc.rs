@@ -3,7 +3,7 @@
 use vmtime::{Adjusted, Khz, TscAdjust};
 
 use crate::{
-    kvm::Vcpu,
+    kvm::{ScaledTsc, Vcpu},
     machine::{clock::Clock, config::source::TscSource, error::RunError},
 };
 
@@ -13,6 +13,7 @@ pub(crate) type VcpuTsc<'a> = (&'a Vcpu, TscAdjust);
 /// Call it before the clock is started, if the TSC does not continue from its value at the stop: the clock then
 /// continues with the TSC that KVM has.
 pub(crate) fn measure_before_start(vcpus: &[VcpuTsc<'_>], clock: &mut Clock, khz: Khz) -> Result<(), RunError> {
+    let host_khz = clock.host().as_it_is().khz();
     match clock.source() {
         TscSource::Trapped => {}
         TscSource::Host => {
@@ -24,8 +25,8 @@ pub(crate) fn measure_before_start(vcpus: &[VcpuTsc<'_>], clock: &mut Clock, khz
         TscSource::Scaled => {
             for (vcpu, _) in vcpus {
                 vcpu.set_tsc_khz(khz.get())?;
-                let (host, tsc) = vcpu.measured_tsc()?;
-                clock.adopt_measured_tsc(host, tsc, khz);
+                let ScaledTsc { host, guest, rate } = vcpu.scaled_tsc(khz, host_khz)?;
+                clock.follow_scaled_tsc(host, guest, rate);
             }
         }
     }
@@ -40,6 +41,7 @@ pub(crate) fn set_after_start(
     adjusted: &Adjusted,
     khz: Khz,
 ) -> Result<(), RunError> {
+    let host_khz = clock.host().as_it_is().khz();
     let offset = match clock.source() {
         TscSource::Trapped => return Ok(()),
         TscSource::Host => clock.ahead_of_host(),
@@ -49,9 +51,9 @@ pub(crate) fn set_after_start(
             vcpus.iter().try_for_each(|(vcpu, _)| vcpu.set_tsc_khz(khz.get()))?;
             // KVM adds the offset to the scaled TSC of the host.
             first.set_tsc_offset(0)?;
-            let (host, scaled) = first.measured_tsc()?;
-            clock.adopt_measured_tsc(host, adjusted.tsc, khz);
-            adjusted.tsc.0.wrapping_sub(scaled.0)
+            let ScaledTsc { host, guest, rate } = first.scaled_tsc(khz, host_khz)?;
+            clock.follow_scaled_tsc(host, adjusted.tsc, rate);
+            adjusted.tsc.0.wrapping_sub(guest.0)
         }
     };
     clock.set_vcpu_offset(offset);
