@@ -16,15 +16,21 @@ use super::{
 };
 
 impl Machine {
-    /// Stops TSC and VM time. A machine that is paused stays as it is.
+    /// Stops TSC and VM time. A machine that is paused stays as it is. If no vCPU ran for a while before, the machine is
+    /// paused as of the beginning of that gap; returns the gap's length, up to now.
     ///
     /// # Errors
-    /// If a message in a vCPU's inbox cannot be delivered.
-    pub fn pause(&mut self) -> Result<(), RunError> {
+    /// If a message in a vCPU's inbox cannot be delivered, or as [`Self::run`] after such a gap.
+    pub fn pause(&mut self) -> Result<Option<Duration>, RunError> {
         if self.paused.is_some() {
-            return Ok(());
+            return Ok(None);
         }
-        self.stop_clocks(BootTime::now(), None)
+        // Reading the clock finds a gap. `run` has found one that ended while it ran; the process may have been stopped before.
+        drop(self.shared.read_clock());
+        match self.take_gap() {
+            Some(gap) => self.pause_at_gap(gap).map(Some),
+            None => self.stop_clocks(BootTime::now(), None).map(|()| None),
+        }
     }
 
     /// Pauses the machine as of the beginning of `gap`, in which no vCPU ran. Returns the gap's length, up to now.

@@ -12,7 +12,7 @@ use super::{
     policy::Policies,
     record::trace::Event,
     sched::{mailbox::RequestSource, round_robin::Until},
-    shared::Ram,
+    shared::{Ram, host_stop::Gap},
     stop::StopReason,
     vcpu::Cpu,
 };
@@ -31,13 +31,7 @@ impl Machine {
         let stopped = self.run_and_renew(mailbox, stop);
         mailbox.set_doorbell(None);
         let stopped = stopped?;
-        if self.shared.has_gap() {
-            // Reads the rings while `gap` is still set: a tick that the guest handled before the gap was found may have
-            // an instant within the gap.
-            self.shared.read_rings();
-        }
-        let gap = self.shared.gap.lock().take();
-        match (stopped, gap) {
+        match (stopped, self.take_gap()) {
             (StopReason::Ended(end), _) => {
                 let now = self.shared.clock.lock().now(TscAdjust::ZERO);
                 let reason = end.message().unwrap_or_else(|| "done".to_owned());
@@ -47,6 +41,16 @@ impl Machine {
             (_, Some(gap)) => Ok(StopReason::HostStopped { length: self.pause_at_gap(gap)? }),
             (stopped, None) => Ok(stopped),
         }
+    }
+
+    /// Takes the gap that was found, if one was; the caller makes it a pause.
+    pub(crate) fn take_gap(&mut self) -> Option<Gap> {
+        if self.shared.has_gap() {
+            // Reads the rings while `gap` is still set: a tick that the guest handled before the gap was found may have
+            // an instant within the gap.
+            self.shared.read_rings();
+        }
+        self.shared.gap.lock().take()
     }
 
     /// Runs, and renews the page when that is due. No vCPU runs during the renewal.

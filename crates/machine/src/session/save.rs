@@ -70,7 +70,7 @@ impl<'env> Worker<'_, '_, 'env> {
     ) -> Result<(), SessionError> {
         let api::Snapshot { dir, base, stay_paused } = snapshot;
         let ran = !self.machine()?.is_paused();
-        self.machine()?.pause()?;
+        self.pause()?;
         if let Err((error, then)) = self.begin(&dir, base.as_deref(), Then::Answer { to, ran, stay_paused })? {
             self.answer(then, Err(error.into()), false)?;
         }
@@ -79,7 +79,7 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// Starts the snapshot with which the session ends.
     pub(super) fn save_and_end(&mut self, dir: &Path) -> Result<(), SessionError> {
-        self.machine()?.pause()?;
+        self.pause()?;
         self.begin(dir, None, Then::End)?.map_err(|(error, _)| error.into())
     }
 

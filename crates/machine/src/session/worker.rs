@@ -212,6 +212,17 @@ impl<'env> Worker<'_, '_, 'env> {
         }
     }
 
+    /// Pauses the machine. A stop by the host that ends with it counts, and belongs to the pause.
+    pub(super) fn pause(&mut self) -> Result<(), SessionError> {
+        if let Some(length) = self.machine()?.pause()? {
+            self.host_stops = self.host_stops.saturating_add(1);
+            if self.host_stops == 1 {
+                log::warn!("no vCPU ran for {length:.1?} before this pause: taken for a part of it");
+            }
+        }
+        Ok(())
+    }
+
     fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
         self.host_stops = self.host_stops.saturating_add(1);
         // The length of this stop was measured. A length given for a restore's downtime does not apply.
@@ -243,8 +254,9 @@ impl<'env> Worker<'_, '_, 'env> {
     }
 
     fn migrate(&mut self, khz: Khz, policies: &Policies) -> Result<(), SessionError> {
+        let was_paused = self.machine()?.is_paused();
+        self.pause()?;
         let machine = self.machine.take().ok_or(SessionError::Lost)?;
-        let was_paused = machine.is_paused();
         let (mut machine, migration) = machine.migrate(self.env, khz, policies)?;
         log::debug!("migrated from {} to {}", migration.from_khz, migration.to_khz);
         if was_paused {
@@ -328,7 +340,7 @@ impl<'env> Worker<'_, '_, 'env> {
             }
             Command::Status => Ok(Reply::Status(Box::new(status(machine, saving)))),
             Command::Pause => {
-                machine.pause()?;
+                self.pause()?;
                 Ok(Reply::Done)
             }
             Command::Resume(api::Resume { deadline, downtime }) => {
