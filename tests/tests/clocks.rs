@@ -97,17 +97,27 @@ struct Ticking {
 }
 
 impl Ticking {
-    /// Started, with a control socket `s`, and seen to have ticked. It ticks for 3 s of VM time.
+    /// Started, with a control socket `s`, and seen to have ticked. It ticks until [`Self::end`], however long a busy machine
+    /// takes to get there.
     fn start(cmdline: &str, flags: &str) -> Self {
         let lab = Lab::new();
         let flags = format!("{flags} --api-sock s --trace trace --summary summary");
-        let process = start(&mut lab.guest(&format!("hz=100 count=300 {cmdline}"), &flags));
+        let process = start(&mut lab.guest(&format!("hz=100 count=1000000 {cmdline}"), &flags));
         let mut ticking = Self { lab, process };
-        ticking.until(|status| status["ticks"].as_u64().is_some_and(|ticks| ticks > 20));
+        ticking.tick(20);
         ticking
     }
 
-    fn until(&mut self, condition: impl Fn(&Value) -> bool) {
+    /// Waits for so many more ticks.
+    fn tick(&mut self, more: u64) {
+        let mut first = None;
+        self.until(|status| {
+            let Some(ticks) = status["ticks"].as_u64() else { return false };
+            ticks > *first.get_or_insert(ticks) + more
+        });
+    }
+
+    fn until(&mut self, mut condition: impl FnMut(&Value) -> bool) {
         for _ in 0..LOOKS {
             let status = self.lab.run("ctl --api-sock s status");
             if status.code() == 0 && condition(&serde_json::from_str(&status.stdout).expect("JSON")) {
@@ -127,8 +137,10 @@ impl Ticking {
         kill(process, Signal::SIGCONT).expect("it is there");
     }
 
-    /// Its summary, its trace, and its messages.
-    fn end(self) -> (Value, Trace, String) {
+    /// Its summary, its trace, and its messages, after some more ticks.
+    fn end(mut self) -> (Value, Trace, String) {
+        self.tick(50);
+        self.lab.run("ctl --api-sock s quit").expect(0);
         let ended = self.process.finish().expect(0);
         let summary = serde_json::from_slice(&fs::read(self.lab.path("summary")).unwrap()).unwrap();
         (summary, Trace::read(&self.lab.path("trace")), ended.stderr)
