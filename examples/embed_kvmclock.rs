@@ -1,7 +1,7 @@
 //! A kvmclock page in an array, as a VMM without KVM's own kvmclock publishes it, and as a guest reads it.
 //!
-//! The guest registers the page. The VMM publishes it, and publishes it again when the guest has moved to a TSC of half the
-//! frequency. The guest's clock goes on from where it stood.
+//! The guest registers the page. The VMM publishes it, and publishes it again when the guest has moved to a TSC of half
+//! the frequency. The guest's clock goes on from where it stood.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,7 +12,8 @@ use vmtime::{GuestTsc, Khz, PageClock, Scale, VmTime};
 
 const WORD_BYTES: usize = 4;
 
-/// Guest memory of 4 KiB. It consists of words, because four aligned bytes have to be one store: a guest may be reading.
+/// Guest memory of 4 KiB. It consists of words, because four aligned bytes have to be one store: a guest may be
+/// reading.
 struct Ram([AtomicU32; 1024]);
 
 impl Ram {
@@ -75,8 +76,8 @@ fn main() -> anyhow::Result<()> {
         println!("  TSC {tsc}: {} ns", guest_clock(&ram, page, tsc)?);
     }
 
-    // Migration: the CPU stands still at TSC 3·10⁹, and goes on there at half the frequency. The guest is told that it was
-    // stopped (GUEST_STOPPED), so that its watchdogs do not count the time.
+    // Migration: the CPU stands still at TSC 3·10⁹, and goes on there at half the frequency. The guest is told that it
+    // was stopped (GUEST_STOPPED), so that its watchdogs do not count the time.
     let stood_at = GuestTsc(3_000_000_000);
     let scale = Scale::from_khz(Khz::new(1_000_000)?);
     let slow = PageClock { tsc_timestamp: stood_at, system_time: fast.vm_time(stood_at), scale };

@@ -1,7 +1,7 @@
 //! A local APIC in the loop of a toy VMM. There is no KVM here: the guest is a list of what a real one would exit for.
 //!
-//! It shows what a VMM has to do: pass accesses on with the time, do what they ask of the outside, wait for the timer while
-//! the CPU halts, and inject what is pending.
+//! It shows what a VMM has to do: pass accesses on with the time, do what they ask of the outside, wait for the timer
+//! while the CPU halts, and inject what is pending.
 
 use anyhow::Context;
 use guest_abi::{
@@ -36,8 +36,8 @@ const GUEST: &[Exit] = &[
 ];
 
 fn main() -> anyhow::Result<()> {
-    // The guest's clocks: a TSC of 2 GHz, and VM time as a kvmclock page of that frequency shows it. A real VMM reads the
-    // TSC at each exit.
+    // The guest's clocks: a TSC of 2 GHz, and VM time as a kvmclock page of that frequency shows it. A real VMM reads
+    // the TSC at each exit.
     let scale = Scale::from_khz(Khz::new(2_000_000)?);
     let clock = PageClock { tsc_timestamp: GuestTsc(0), system_time: VmTime(0), scale };
     let mut now = clock.now(GuestTsc(0));

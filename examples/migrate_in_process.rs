@@ -36,8 +36,8 @@ fn main() -> anyhow::Result<()> {
     let stop = machine.run(&NoRequests, Some(VmTime(505_000_000)))?;
     ensure!(stop == StopReason::Reached, "the guest ended early: {stop:?}");
 
-    // As after a live migration: the deadline that the guest has armed is in ticks of the old TSC. `Rescale` gives it the
-    // value at which the new TSC reaches the same VM time. With `Keep` this tick would be 5 ms late.
+    // As after a live migration: the deadline that the guest has armed is in ticks of the old TSC. `Rescale` gives it
+    // the value at which the new TSC reaches the same VM time. With `Keep` this tick would be 5 ms late.
     machine.pause()?;
     let policies = Policies { deadline: DeadlinePolicy::Rescale, ..Policies::default() };
     let migration = machine.resume_at(Khz::new(1_300_000)?, &policies)?.context("a machine that has run migrates")?;

@@ -11,8 +11,8 @@
 //! | `goes on` | its last command does not end: it is ended when it has printed what is shown |
 //! | `file: NAME` | no example: the content of a file that later ones use |
 //!
-//! What is shown may leave lines out, and `…` stands for anything. Numbers that differ from run to run or from host to host
-//! are compared as numbers only.
+//! What is shown may leave lines out, and `…` stands for anything. Numbers that differ from run to run or from host to
+//! host are compared as numbers only.
 
 use std::sync::OnceLock;
 

@@ -5,7 +5,8 @@ use guest_abi::sites::Kind;
 /// Where [`multiboot`] is loaded, and where its code begins.
 pub const LOAD: u32 = 0x10_0000;
 const CODE: usize = 0x20;
-/// Where [`with_tables`] has its handler, its GDT and what loads it and the IDT, a counter for the handler, and the IDT.
+/// Where [`with_tables`] has its handler, its GDT and what loads it and the IDT, a counter for the handler, and the
+/// IDT.
 const HANDLER: usize = 0x60;
 const GDT: usize = 0x80;
 const GDTR: usize = 0xa0;
@@ -131,8 +132,8 @@ pub fn pvh_with_sites(address: u32, contents: &[u8], sites: &[(u32, Kind)]) -> V
     bytes
 }
 
-/// As [`pvh`], of `code` at 0x100000, with a section `.tick_ring` that holds `ring`, at 0x101000. A guest that is loaded with a
-/// ring needs no code to fill it.
+/// As [`pvh`], of `code` at 0x100000, with a section `.tick_ring` that holds `ring`, at 0x101000. A guest that is
+/// loaded with a ring needs no code to fill it.
 #[must_use]
 pub fn pvh_with_ring(code: &[u8], ring: &[u8]) -> Vec<u8> {
     const RING: usize = 0x1000;

@@ -1,13 +1,14 @@
 //! Which tests were skipped, and why, counted over one run of `cargo test`.
 //!
-//! Each test program of such a run is a process of its own, so a skip appends a line to a file, `TARGET/skipped/RUN`. `RUN`
-//! is the `cargo` process that started the program: programs of one run share it, and two runs do not. Cargo has no hook
-//! for the end of a run. It runs test programs in the order of their packages' names, so the only test program of the
-//! package `zz-skip-report` comes last; it calls [`report`], which prints the counts and removes the file. A run that does
-//! not get there (a test failed, or one program was asked for) leaves its file, and the next report removes it.
+//! Each test program of such a run is a process of its own, so a skip appends a line to a file, `TARGET/skipped/RUN`.
+//! `RUN` is the `cargo` process that started the program: programs of one run share it, and two runs do not. Cargo has
+//! no hook for the end of a run. It runs test programs in the order of their packages' names, so the only test program
+//! of the package `zz-skip-report` comes last; it calls [`report`], which prints the counts and removes the file. A run
+//! that does not get there (a test failed, or one program was asked for) leaves its file, and the next report removes
+//! it.
 //!
-//! The test harness shows what a test prints only if it fails. So that a program run alone says that it skips, too, the first
-//! skip for a reason is written past the harness.
+//! The test harness shows what a test prints only if it fails. So that a program run alone says that it skips, too, the
+//! first skip for a reason is written past the harness.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

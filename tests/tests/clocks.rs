@@ -97,8 +97,8 @@ struct Ticking {
 }
 
 impl Ticking {
-    /// Started, with a control socket `s`, and seen to have ticked. It ticks until [`Self::end`], however long a busy machine
-    /// takes to get there.
+    /// Started, with a control socket `s`, and seen to have ticked. It ticks until [`Self::end`], however long a busy
+    /// machine takes to get there.
     fn start(cmdline: &str, flags: &str) -> Self {
         let lab = Lab::new();
         let flags = format!("{flags} --api-sock s --trace trace --summary summary");

@@ -36,8 +36,8 @@ fn every_check_stands_in_the_page() {
     assert_eq!(documented, ids);
 }
 
-// Catches: a guest that does not get to what it is to do (a wrong page table, a wrong descriptor), on this backend; a check
-// whose result depends on load.
+// Catches: a guest that does not get to what it is to do (a wrong page table, a wrong descriptor), on this backend; a
+// check whose result depends on load.
 #[test]
 fn no_check_fails_and_a_second_run_has_the_same_verdicts() {
     require_kvm!();
@@ -49,7 +49,8 @@ fn no_check_fails_and_a_second_run_has_the_same_verdicts() {
     }
 }
 
-// Catches: a check that measures something else than it says. `vmm doctor` finds the same with 32-bit guests of its own.
+// Catches: a check that measures something else than it says. `vmm doctor` finds the same with 32-bit guests of its
+// own.
 #[test]
 fn it_agrees_with_doctor() {
     require_kvm!();
@@ -95,7 +96,8 @@ fn report(kernel: &str, id: &str, verdict: &str, measured: &str) -> String {
         .to_string()
 }
 
-// Catches: reports matched by position, a cell that breaks the table or the terminal, a file that is not a report accepted.
+// Catches: reports matched by position, a cell that breaks the table or the terminal, a file that is not a report
+// accepted.
 #[test]
 fn reports_are_compared_by_check_and_foreign_files_refused() {
     let lab = Lab::new();

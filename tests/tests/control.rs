@@ -136,8 +136,8 @@ fn every_command() {
     let _ = vm.ends();
 }
 
-// Catches: with KVM's LAPIC, whose clock and timers go on when the vCPUs stop: a pause that VM time counts, a timer that
-// does not outlive it, a refused migration that takes the VM with it.
+// Catches: with KVM's LAPIC, whose clock and timers go on when the vCPUs stop: a pause that VM time counts, a timer
+// that does not outlive it, a refused migration that takes the VM with it.
 #[test]
 fn every_command_with_kvms_lapic() {
     require_kvm!();
@@ -299,8 +299,8 @@ fn it_can_start_paused() {
     let _ = vm.ends();
 }
 
-// Catches: a resume that has no policies of its own, one that forgets those of the command line after a migration, and a
-// migration that needs the guest's present frequency as a parameter.
+// Catches: a resume that has no policies of its own, one that forgets those of the command line after a migration, and
+// a migration that needs the guest's present frequency as a parameter.
 #[test]
 fn a_resume_and_a_migration_may_leave_out_what_stays() {
     require_kvm!();

@@ -7,12 +7,12 @@ use vm_tests::{Lab, finish, require, require_kvm, strace};
 
 const CMDLINE: &str = "clockevent=kvm-tsc-deadline hz=250";
 
-/// Tries, of which one must be within the bounds: a machine that is busy elsewhere adds kicks and late ticks to any of them,
-/// and what a tick costs shows in all.
+/// Tries, of which one must be within the bounds: a machine that is busy elsewhere adds kicks and late ticks to any of
+/// them, and what a tick costs shows in all.
 const TRIES: usize = 8;
 
-/// What `costs/{name}` counts for a thousand ticks: the difference of a long and a short run, so that the start does not
-/// count.
+/// What `costs/{name}` counts for a thousand ticks: the difference of a long and a short run, so that the start does
+/// not count.
 fn a_thousand_ticks(lab: &Lab, flags: &str, names: &[&str]) -> Vec<u64> {
     let counts = |count: u64| -> Vec<u64> {
         let run = lab.boot(&format!("{CMDLINE} count={count}"), flags);
@@ -23,8 +23,8 @@ fn a_thousand_ticks(lab: &Lab, flags: &str, names: &[&str]) -> Vec<u64> {
     few.into_iter().zip(many).map(|(few, many)| many.saturating_sub(few) * 4).collect()
 }
 
-// Catches: another exit in the tick, an ioctl where the shared registers would do, a timer set twice, a second sleep. In
-// virtual time exits are exact: see ticks.rs.
+// Catches: another exit in the tick, an ioctl where the shared registers would do, a timer set twice, a second sleep.
+// In virtual time exits are exact: see ticks.rs.
 #[test]
 fn a_tick_in_real_time_takes_two_exits_one_timer_and_no_other_vcpu_ioctl() {
     require_kvm!();
@@ -36,8 +36,8 @@ fn a_tick_in_real_time_takes_two_exits_one_timer_and_no_other_vcpu_ioctl() {
         let mut tries = Vec::new();
         let within = (0..TRIES).any(|_| {
             let counts = a_thousand_ticks(&lab, flags, &names);
-            // Each tick arms its deadline: less is a counter that does not count. (On a machine that is too slow the next
-            // deadline has passed before the guest halts, and it does not exit for that.)
+            // Each tick arms its deadline: less is a counter that does not count. (On a machine that is too slow the
+            // next deadline has passed before the guest halts, and it does not exit for that.)
             assert!(counts[0] >= 1000, "{flags}: {names:?} of 1000 ticks: {counts:?}");
             let within = counts.iter().zip(&most).all(|(count, most)| count <= most);
             tries.push(counts);
@@ -64,8 +64,8 @@ fn a_tick_in_real_time_takes_five_system_calls() {
         let total = table.lines().find(|line| line.trim_end().ends_with("total")).unwrap_or_else(|| panic!("{table}"));
         total.split_whitespace().next().and_then(|calls| calls.parse().ok()).unwrap_or_else(|| panic!("{table}"))
     };
-    // Of each of the 200: KVM_RUN twice, the timer set, the sleep, the return from the timer's signal. One in ten more for
-    // a guest that strace makes late.
+    // Of each of the 200: KVM_RUN twice, the timer set, the sleep, the return from the timer's signal. One in ten more
+    // for a guest that strace makes late.
     let mut tries = Vec::new();
     let within = (0..TRIES).any(|_| {
         let took = calls(250).saturating_sub(calls(50));

@@ -73,8 +73,8 @@ fn sleeps_beyond_275_s_end() {
     }
 }
 
-// Catches: a page that is never renewed. As posted, `split` measures its cap of 275 s from the page's base: with an older
-// page every wait ends at once, and the guest is woken for ever.
+// Catches: a page that is never renewed. As posted, `split` measures its cap of 275 s from the page's base: with an
+// older page every wait ends at once, and the guest is woken for ever.
 #[test]
 fn split_still_waits_after_275_s() {
     require_kvm!();

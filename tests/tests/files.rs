@@ -22,8 +22,8 @@ fn truncate(lab: &Lab, bytes: u64) {
     File::options().write(true).open(lab.path("snapshot/memory")).unwrap().set_len(bytes).unwrap();
 }
 
-// Catches: a VM that ends by SIGBUS, with nothing said, when its memory file becomes shorter; one that goes on with what KVM
-// makes of memory that it cannot read; and one that ends well.
+// Catches: a VM that ends by SIGBUS, with nothing said, when its memory file becomes shorter; one that goes on with
+// what KVM makes of memory that it cannot read; and one that ends well.
 #[test]
 fn a_memory_file_that_is_truncated_under_the_vm_is_reported() {
     require_kvm!();

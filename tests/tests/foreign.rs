@@ -138,8 +138,8 @@ fn compare(comparisons: &[&[u8]]) -> Vec<u8> {
     checks.chain(raw::SUCCESS).collect()
 }
 
-// Catches: a BIOS data area of zeros, from which a kernel computes that RAM ends below address 0; and one that contradicts
-// the memory map.
+// Catches: a BIOS data area of zeros, from which a kernel computes that RAM ends below address 0; and one that
+// contradicts the memory map.
 #[test]
 fn the_bios_data_area_says_where_the_first_megabytes_ram_ends() {
     require_kvm!();

@@ -1,13 +1,15 @@
-//! Snapshots that were saved once, and kept: a build that reads their versions reads them as the build that wrote them did.
+//! Snapshots that were saved once, and kept: a build that reads their versions reads them as the build that wrote them
+//! did.
 //!
-//! Each folder of tests/data/golden-snapshots has `whole`, a snapshot of two CPUs amid their ticks, in virtual time, and
-//! `changes`, a snapshot based on it, of the same VM after a migration; and of each what a restore then traces, `whole.jsonl`
-//! and `changes.jsonl`: each restore, interrupt, tick and end, with its instants. Folders are numbered. A build restores those whose versions it writes, and
-//! refuses the others; a change that raises a version needs a new one (CONTRIBUTING.md says how).
+//! Each folder of tests/data/golden-snapshots has `whole`, a snapshot of two CPUs amid their ticks, in virtual time,
+//! and `changes`, a snapshot based on it, of the same VM after a migration; and of each what a restore then traces,
+//! `whole.jsonl` and `changes.jsonl`: each restore, interrupt, tick and end, with its instants. Folders are numbered. A
+//! build restores those whose versions it writes, and refuses the others; a change that raises a version needs a new
+//! one (CONTRIBUTING.md says how).
 //!
-//! They hold nothing that is the host's, so that any host can restore them: no CPU features but those that every x86-64 CPU
-//! has, no MSRs but those that each has, no XSAVE, the LAPIC behind its page of memory, because x2APIC's MSRs do not exit
-//! everywhere.
+//! They hold nothing that is the host's, so that any host can restore them: no CPU features but those that every x86-64
+//! CPU has, no MSRs but those that each has, no XSAVE, the LAPIC behind its page of memory, because x2APIC's MSRs do
+//! not exit everywhere.
 
 use std::{
     collections::BTreeMap,
@@ -68,8 +70,8 @@ fn current() -> (u32, BTreeMap<String, u32>) {
     versions(&lab.path("changes/state"))
 }
 
-// Catches: a section that is read otherwise than it was written, under the same version; a version that was raised and has
-// no golden snapshot; a snapshot of another version that is not refused, or not by its name.
+// Catches: a section that is read otherwise than it was written, under the same version; a version that was raised and
+// has no golden snapshot; a snapshot of another version that is not refused, or not by its name.
 #[test]
 fn golden_snapshots_go_on_as_they_did() {
     require_kvm!();
@@ -78,7 +80,8 @@ fn golden_snapshots_go_on_as_they_did() {
     for (number, path) in golden() {
         let lab = Lab::new();
         let (its_format, its_sections) = versions(&path.join("changes/state"));
-        // Where this build writes no section `host`, because the host does not tell who it is, the snapshot may have one.
+        // Where this build writes no section `host`, because the host does not tell who it is, the snapshot may have
+        // one.
         let same =
             its_format == format && sections.iter().all(|(name, version)| its_sections.get(name) == Some(version));
         if !same {
@@ -124,8 +127,8 @@ fn make_portable(state: &Path) {
                     let leaves = &mut cpu["cpuid"];
                     // TSC-deadline, hypervisor.
                     mask(leaves, 1, "ecx", 1 << 24 | 1 << 31);
-                    // What 64-bit mode needs: FPU, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, MMX, FXSR, SSE, SSE2.
-                    // Emulated hosts lack some of the others.
+                    // What 64-bit mode needs: FPU, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, MMX, FXSR, SSE,
+                    // SSE2. Emulated hosts lack some of the others.
                     mask(leaves, 1, "edx", 0x0781_ab79);
                     for function in [7, 0xd] {
                         ["eax", "ebx", "ecx", "edx"].iter().for_each(|register| mask(leaves, function, register, 0));

@@ -54,8 +54,8 @@ fn arm_before_the_wrap() -> Vec<u8> {
     .concat()
 }
 
-// Catches: a deadline that is compared with a TSC that has wrapped since. An operation of the guest takes 2,600 ticks in
-// virtual time and more in real time, so that no reading of the TSC is between the deadline and the wrap.
+// Catches: a deadline that is compared with a TSC that has wrapped since. An operation of the guest takes 2,600 ticks
+// in virtual time and more in real time, so that no reading of the TSC is between the deadline and the wrap.
 #[test]
 fn a_deadline_just_before_the_tsc_wraps_comes() {
     require_kvm!();
@@ -103,8 +103,8 @@ fn a_write_of_the_tsc_moves_the_deadline_that_is_armed() {
     }
 }
 
-// Catches: a timer interrupt whose lateness the host counts from another instant than its deadline's, because the guest has
-// moved its TSC.
+// Catches: a timer interrupt whose lateness the host counts from another instant than its deadline's, because the guest
+// has moved its TSC.
 #[test]
 fn the_lateness_of_a_deadline_is_that_of_a_tsc_that_was_moved() {
     require_kvm!();
@@ -159,8 +159,9 @@ fn between(vector: u8, least: u32, most: u32) -> Vec<u8> {
     [below(least, at_least), below(most + 1, at_most)].concat()
 }
 
-// Catches: a guest that asks for interrupts faster than it can handle them, and takes its VM along: KVM has a least period
-// of 200 µs. In virtual time those of a millisecond are 5, and the handlers' own operations lengthen it a little.
+// Catches: a guest that asks for interrupts faster than it can handle them, and takes its VM along: KVM has a least
+// period of 200 µs. In virtual time those of a millisecond are 5, and the handlers' own operations lengthen it a
+// little.
 #[test]
 fn a_period_that_is_too_short_lets_the_guest_go_on() {
     require_kvm!();
@@ -325,8 +326,8 @@ fn second_vcpu(process: &Child) -> Pid {
     Pid::from_raw(task.file_name().unwrap().to_str().unwrap().parse().unwrap())
 }
 
-/// A `vmm` whose guest has printed R and whose second vCPU's thread does not run until it is let go; none if the guest is
-/// past its wait already.
+/// A `vmm` whose guest has printed R and whose second vCPU's thread does not run until it is let go; none if the guest
+/// is past its wait already.
 fn held(lab: &Lab) -> nix::Result<Option<(Child, ChildStdout, Pid)>> {
     let mut command = lab.vmm("--guest image --cpus 2 --x2apic off --timeout 60s");
     let mut vmm = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();

@@ -136,8 +136,8 @@ fn many_migrations_in_process() {
         assert!(pairs.len() >= 3, "{cmdline} {downtime}: {} migrations", pairs.len());
         let mut steps: Vec<_> = pairs.iter().map(|(save, restore)| beyond_downtime(save, restore)).collect();
         assert!(steps.iter().all(|step| *step >= 0), "VM time went back: {steps:?}");
-        // KVM's clock goes on from the moment at which it is set; reading it is the next call. A busy host may come between
-        // the two now and then, not always: the migration itself takes some 10 ms.
+        // KVM's clock goes on from the moment at which it is set; reading it is the next call. A busy host may come
+        // between the two now and then, not always: the migration itself takes some 10 ms.
         steps.sort_unstable();
         assert!(steps[steps.len() / 2] < 1_000_000, "VM time went on while the VM was down: {steps:?}");
         let catches_up = pairs.iter().all(|(_, restore)| restore.field("downtime_ns") > 0);

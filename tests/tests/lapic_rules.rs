@@ -84,7 +84,8 @@ fn a_masked_expiry_is_not_delivered_later() {
     assert_eq!(ours, "0");
 }
 
-// SDM vol. 3, "Error Handling": Send Illegal Vector (bit 5) and Receive Illegal Vector (bit 6), the latter for the LVT too.
+// SDM vol. 3, "Error Handling": Send Illegal Vector (bit 5) and Receive Illegal Vector (bit 6), the latter for the LVT
+// too.
 #[test]
 fn vectors_below_16_are_errors() {
     require_kvm!();
@@ -109,7 +110,8 @@ fn vectors_below_16_are_errors() {
     assert_eq!(ours, "64");
 }
 
-/// x2APIC registers that the manual's table does not have (SDM vol. 3, "Local APIC Register Address Map Supported by x2APIC").
+/// x2APIC registers that the manual's table does not have (SDM vol. 3, "Local APIC Register Address Map Supported by
+/// x2APIC").
 fn reserved() -> impl Iterator<Item = u32> {
     let ranges = [0x800..=0x801, 0x804..=0x807, 0x809..=0x809, 0x80c..=0x80c, 0x80e..=0x80e];
     let more = [0x829..=0x82e, 0x831..=0x831, 0x83a..=0x83d];
@@ -162,8 +164,8 @@ fn faulting() -> Vec<Access> {
     accesses
 }
 
-// SDM vol. 3, "Reserved Bit Checking": RDMSR and WRMSR of a reserved register, and WRMSR of a reserved bit, cause #GP; so do
-// a read of a write-only register and a write of a read-only one.
+// SDM vol. 3, "Reserved Bit Checking": RDMSR and WRMSR of a reserved register, and WRMSR of a reserved bit, cause #GP;
+// so do a read of a write-only register and a write of a read-only one.
 #[test]
 fn reserved_x2apic_accesses_fault() {
     require_kvm!();

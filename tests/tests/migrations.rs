@@ -117,8 +117,8 @@ fn a_chain_of_snapshots() {
         let end = &runs.last().unwrap().summary;
         assert_eq!((end.word("finish"), end.count("ticks/next_seq")), ("ended", 30));
         let seen = end.count("ticks/guest_stopped_seen");
-        // A busy host can hold the guest from one save to the next: two stops are then one flag. A tick reads the page, so that
-        // each run with a tick saw its stop.
+        // A busy host can hold the guest from one save to the next: two stops are then one flag. A tick reads the page,
+        // so that each run with a tick saw its stop.
         let ran = runs.iter().skip(1).filter(|run| run.summary.count("ticks/ticks") > 0).count();
         let least = if *time == *"real" { u64::try_from(ran).unwrap() } else { 6 };
         assert!((least..=6).contains(&seen), "{clockevent} {time}: {seen} seen, {ran} runs with ticks");
@@ -140,8 +140,8 @@ fn a_snapshot_can_be_restored_twice() {
     assert!(first.trace().bytes == second.trace().bytes, "the second restore saw another machine");
 }
 
-// Catches: an operation of the guest after which a save loses or moves the tick: between the reading of the page and the
-// arming, between EOI and arming, with an interrupt pending.
+// Catches: an operation of the guest after which a save loses or moves the tick: between the reading of the page and
+// the arming, between EOI and arming, with an interrupt pending.
 #[test]
 fn a_migration_after_every_operation_of_a_tick() {
     require_kvm!();
@@ -172,7 +172,8 @@ fn a_migration_after_every_operation_of_a_tick() {
     }
 }
 
-// Catches: the demonstration's point lost: a guest that keeps its boot frequency must fail by the ratio, the others not.
+// Catches: the demonstration's point lost: a guest that keeps its boot frequency must fail by the ratio, the others
+// not.
 #[test]
 fn only_the_native_timer_is_off_by_the_ratio() {
     require_kvm!();

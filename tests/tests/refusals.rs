@@ -169,7 +169,8 @@ fn hostile_state_files_cost_little() {
     assert!(shown.len() < MESSAGE_BYTES && !shown.contains('\u{1b}') && shown.contains('…'), "{shown}");
 }
 
-// Catches: a snapshot that no VM was saved as, and that is shown or merged as if it were, or that ends with another exit code.
+// Catches: a snapshot that no VM was saved as, and that is shown or merged as if it were, or that ends with another
+// exit code.
 #[test]
 fn snapshots_that_contradict_themselves_are_refused_by_all() {
     require_kvm!();

@@ -40,8 +40,8 @@ fn damage_is_reported_before_the_guest_runs() {
     }
 }
 
-/// A snapshot of a guest that has written, and goes on writing, more than is checked before it runs; and where the file has
-/// the last page of that.
+/// A snapshot of a guest that has written, and goes on writing, more than is checked before it runs; and where the file
+/// has the last page of that.
 fn large(lab: &Lab) -> u64 {
     lab.boot("scenario=idle hz=100 touch=600", "--save-at 300ms --save-to snapshot");
     let memory = File::open(lab.path("snapshot/memory")).unwrap();
@@ -62,8 +62,8 @@ fn flip(lab: &Lab, at: u64) {
     memory.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
 }
 
-// Catches: a page that reaches the guest before it is checked; and a VM that never ends because every thread that could end it
-// waits for that page.
+// Catches: a page that reaches the guest before it is checked; and a VM that never ends because every thread that could
+// end it waits for that page.
 #[test]
 fn a_damaged_page_that_the_guest_uses_ends_the_vm() {
     require_kvm!();

@@ -57,8 +57,8 @@ fn a_vcpu_that_cannot_tell_is_not_asked() {
     assert!(vms >= 2, "{vms} VMs, and none of them for the probe: {calls:#?}");
 }
 
-// Catches: a restore that asks again what the snapshot says of this very boot, or that runs code of its own in the guest's
-// vCPU to find it out.
+// Catches: a restore that asks again what the snapshot says of this very boot, or that runs code of its own in the
+// guest's vCPU to find it out.
 #[test]
 fn a_restore_on_the_same_boot_asks_nothing_twice() {
     require_kvm!();

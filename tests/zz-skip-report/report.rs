@@ -1,4 +1,5 @@
-//! The last program of `cargo test`: it tests nothing, and prints how many tests the programs before it skipped, and why.
+//! The last program of `cargo test`: it tests nothing, and prints how many tests the programs before it skipped, and
+//! why.
 
 use std::{env, io};
 

@@ -34,7 +34,8 @@ impl Registration {
     /// vCPU runs on; with bit 0 clear, the page is no longer written.
     ///
     /// # Errors
-    /// [`RegistrationFault`] for an enabled address that is not a multiple of 4 or not wholly in RAM. Nothing has changed then.
+    /// [`RegistrationFault`] for an enabled address that is not a multiple of 4 or not wholly in RAM. Nothing has
+    /// changed then.
     pub fn write_msr(&mut self, value: u64, mem: &impl GuestWrite) -> Result<(), RegistrationFault> {
         if let Some(addr) = enabled(value) {
             place::<TIME_INFO_BYTES>(addr, mem)?;
@@ -43,8 +44,8 @@ impl Registration {
         Ok(())
     }
 
-    /// INIT: no page any more, as with KVM (`kvmclock_reset`, Linux `arch/x86/kvm/x86.c`). The memory may be anything by
-    /// now, and is not touched. The version counts on: a page that is registered later must not repeat one.
+    /// INIT: no page any more, as with KVM (`kvmclock_reset`, Linux `arch/x86/kvm/x86.c`). The memory may be anything
+    /// by now, and is not touched. The version counts on: a page that is registered later must not repeat one.
     pub fn reset(&mut self) {
         let Self { msr, version: _ } = self;
         *msr = 0;

@@ -6,8 +6,8 @@
 //!
 //! KVM takes the bit back at every exit. Here it stays set while the vCPU is out, which saves two writes an exit: only
 //! the vCPU's own thread reads the word then. After every exit, before anything else, the thread checks whether the
-//! guest has cleared it ([`PvEoi::take_ended`]); before every entry it takes the bit back if something now waits for the end
-//! of the interrupt ([`PvEoi::withdraw_unless`]), so that the guest writes EOI, which exits.
+//! guest has cleared it ([`PvEoi::take_ended`]); before every entry it takes the bit back if something now waits for
+//! the end of the interrupt ([`PvEoi::withdraw_unless`]), so that the guest writes EOI, which exits.
 
 use guest_abi::pv_eoi::{ENABLE, PENDING};
 
@@ -83,8 +83,8 @@ impl PvEoi {
         *self = Self::default();
     }
 
-    /// Call it after an exit: returns the vector whose interrupt the guest has ended by clearing the bit. The caller must
-    /// end it in the LAPIC too.
+    /// Call it after an exit: returns the vector whose interrupt the guest has ended by clearing the bit. The caller
+    /// must end it in the LAPIC too.
     #[must_use]
     pub fn take_ended(&mut self, mem: &impl GuestWrite) -> Option<u8> {
         self.lent?;
@@ -102,8 +102,8 @@ impl PvEoi {
         }
     }
 
-    /// Call it before an entry, with `silent_end` as for [`Self::lend`]: clears the bit if the interrupt may no longer end
-    /// without a write.
+    /// Call it before an entry, with `silent_end` as for [`Self::lend`]: clears the bit if the interrupt may no longer
+    /// end without a write.
     pub fn withdraw_unless(&mut self, silent_end: Option<u8>, mem: &impl GuestWrite) {
         if self.lent.is_some() && self.lent != silent_end {
             self.take_back(mem);

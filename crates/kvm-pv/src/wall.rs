@@ -30,7 +30,8 @@ impl WallRegistration {
     /// in 2106, as KVM's do.
     ///
     /// # Errors
-    /// [`RegistrationFault`] for an address that is not a multiple of 4 or a structure not wholly in RAM. Nothing has changed then.
+    /// [`RegistrationFault`] for an address that is not a multiple of 4 or a structure not wholly in RAM. Nothing has
+    /// changed then.
     pub fn write_msr(
         &mut self,
         value: u64,

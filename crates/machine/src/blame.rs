@@ -1,14 +1,14 @@
 //! Whose fault an error is, and the exit code that `vmm` ends with for it.
 //!
-//! Every error type that a command can end with implements [`Blamed`] with a match that names each variant: a new variant
-//! does not compile before its blame is decided. A variant that holds another error returns that error's blame.
+//! Every error type that a command can end with implements [`Blamed`] with a match that names each variant: a new
+//! variant does not compile before its blame is decided. A variant that holds another error returns that error's blame.
 //! [`ApiError`](crate::control::ApiError) has HTTP status codes instead, which say the same to a client.
 
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The run's: it began, and then the guest failed, a check failed, a snapshot could not be written or a thread of the VMM
-    /// ended. Exit code 1.
+    /// The run's: it began, and then the guest failed, a check failed, a snapshot could not be written or a thread of
+    /// the VMM ended. Exit code 1.
     Run,
     /// The user's: a flag, an image, a snapshot or the path of a result cannot be used. Exit code 2.
     Usage,

@@ -1,5 +1,5 @@
-//! A KVM virtual machine whose local APIC, timer and kvmclock page are in user space: it boots, runs, saves, and goes on
-//! with another TSC frequency.
+//! A KVM virtual machine whose local APIC, timer and kvmclock page are in user space: it boots, runs, saves, and goes
+//! on with another TSC frequency.
 //!
 //! # Example
 //!

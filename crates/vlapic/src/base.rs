@@ -65,8 +65,8 @@ impl Base {
     /// The value after a WRMSR of `value` (SDM vol. 3, "x2APIC State Transitions").
     ///
     /// # Errors
-    /// [`MsrFault`] for a value that the MSR cannot hold, and for the two transitions that must go through another state:
-    /// x2APIC to xAPIC, and disabled to x2APIC.
+    /// [`MsrFault`] for a value that the MSR cannot hold, and for the two transitions that must go through another
+    /// state: x2APIC to xAPIC, and disabled to x2APIC.
     pub(super) fn write(self, value: u64, config: &Config) -> Result<Self, MsrFault> {
         let new = Self::new(value, config).ok_or(MsrFault)?;
         match (self.mode(), new.mode()) {

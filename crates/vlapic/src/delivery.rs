@@ -60,10 +60,10 @@ impl LocalApic {
     /// A message arrives that is for this CPU: [`addressed_by`](Self::addressed_by) says so, or it was the choice of
     /// [`lowest_priority`](crate::lowest_priority).
     ///
-    /// An APIC that SVR disables still "responds normally to INIT, NMI, SMI, and SIPI messages" (SDM vol. 3, "Local APIC
-    /// State After It Has Been Software Disabled"). One that IA32_APIC_BASE disables does not listen at all: the CPU is
-    /// "functionally equivalent to a processor without an on-chip APIC" ("Enabling or Disabling the Local APIC"). INIT
-    /// level de-assert is "not supported in the Pentium 4 and Intel Xeon processors" and does nothing.
+    /// An APIC that SVR disables still "responds normally to INIT, NMI, SMI, and SIPI messages" (SDM vol. 3, "Local
+    /// APIC State After It Has Been Software Disabled"). One that IA32_APIC_BASE disables does not listen at all: the
+    /// CPU is "functionally equivalent to a processor without an on-chip APIC" ("Enabling or Disabling the Local
+    /// APIC"). INIT level de-assert is "not supported in the Pentium 4 and Intel Xeon processors" and does nothing.
     pub fn deliver(&mut self, ipi: &Ipi) -> Delivery {
         let level = ipi.trigger == Trigger::Level;
         if self.base.mode() == Mode::Disabled || (level && !ipi.assert) {
@@ -199,8 +199,8 @@ impl LocalApic {
         Some(vector).filter(|_| level)
     }
 
-    /// The vector in service whose end nothing waits for, so that it changes nothing but ISR: no other is in service, none
-    /// is requested, and it is not level-triggered.
+    /// The vector in service whose end nothing waits for, so that it changes nothing but ISR: no other is in service,
+    /// none is requested, and it is not level-triggered.
     #[must_use]
     pub fn silent_end(&self) -> Option<u8> {
         let vector = self.isr.highest().filter(|vector| !self.tmr.contains(*vector))?;
@@ -209,17 +209,17 @@ impl LocalApic {
         (others == Vectors::default() && self.irr == Vectors::default()).then_some(vector)
     }
 
-    /// The guest has ended the interrupt `vector` without a write, as [`silent_end`](Self::silent_end) allowed when it was
-    /// last asked. Nothing happens if that is not the highest in service.
+    /// The guest has ended the interrupt `vector` without a write, as [`silent_end`](Self::silent_end) allowed when it
+    /// was last asked. Nothing happens if that is not the highest in service.
     pub fn end_silently(&mut self, vector: u8) {
         if self.isr.highest() == Some(vector) {
             let _ = self.end_of_interrupt();
         }
     }
 
-    /// The CPU receives INIT. "The state of the local APIC following an INIT reset is the same as it is after a power-up
-    /// or hardware reset, except that the APIC ID and arbitration ID registers are not affected" (SDM vol. 3, "Local
-    /// APIC State After It Receives an INIT Reset"); and IA32_APIC_BASE stays, with the mode ("x2APIC State
+    /// The CPU receives INIT. "The state of the local APIC following an INIT reset is the same as it is after a
+    /// power-up or hardware reset, except that the APIC ID and arbitration ID registers are not affected" (SDM vol. 3,
+    /// "Local APIC State After It Receives an INIT Reset"); and IA32_APIC_BASE stays, with the mode ("x2APIC State
     /// Transitions").
     pub fn init(&mut self) {
         self.restart(self.base, self.xapic_id);

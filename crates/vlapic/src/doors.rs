@@ -108,8 +108,8 @@ impl LocalApic {
     /// A guest executes WRMSR.
     ///
     /// # Errors
-    /// [`MsrFault`] for an MSR that does not exist, in this mode or at all, or that is read-only, and for a value with a
-    /// reserved bit or a reserved meaning.
+    /// [`MsrFault`] for an MSR that does not exist, in this mode or at all, or that is read-only, and for a value with
+    /// a reserved bit or a reserved meaning.
     pub fn msr_write(&mut self, index: u32, value: u64, now: Now) -> Result<Effects, MsrFault> {
         self.timed(now, |apic| {
             let mode = apic.lvt.timer.timer_mode();

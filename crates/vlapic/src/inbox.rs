@@ -1,8 +1,8 @@
 //! What others have sent to a CPU that does not look: pending state, not a queue.
 //!
-//! A CPU's thread may not run for a while, and others go on sending. What their messages will do is kept, in a few bytes
-//! however many they are, and when the CPU looks, it finds what it would have found had it taken them one by one. So no
-//! message is ever lost for want of room. These rules make it so:
+//! A CPU's thread may not run for a while, and others go on sending. What their messages will do is kept, in a few
+//! bytes however many they are, and when the CPU looks, it finds what it would have found had it taken them one by one.
+//! So no message is ever lost for want of room. These rules make it so:
 //!
 //! - Vectors are a set, as in IRR: the same one twice is one. The last one's trigger mode counts, as in TMR. Illegal
 //!   ones are kept as well, since the receiver logs them in its ESR.

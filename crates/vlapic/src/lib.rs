@@ -44,8 +44,8 @@ pub struct Config {
     pub tsc_deadline: bool,
     /// [`guest_abi::ns_deadline::FEATURE_NS_DEADLINE`]: the nanosecond deadline MSR exists.
     pub ns_deadline: bool,
-    /// CPUID.80000008H:EAX bits 7:0, the physical address width. IA32_APIC_BASE takes no address with more bits, and never
-    /// one with more than [`MOST_PHYSICAL_BITS`].
+    /// CPUID.80000008H:EAX bits 7:0, the physical address width. IA32_APIC_BASE takes no address with more bits, and
+    /// never one with more than [`MOST_PHYSICAL_BITS`].
     pub physical_bits: u8,
 }
 
@@ -119,8 +119,8 @@ impl LocalApic {
         Self::from_checked(&State::reset(&config), base::Base::reset(config.bsp), config)
     }
 
-    /// As PC firmware leaves the first CPU's APIC, in virtual wire mode (Intel, "MultiProcessor Specification", section 3.6.2.2):
-    /// enabled by SVR, LINT0 passing on the 8259's interrupts, LINT1 the NMI.
+    /// As PC firmware leaves the first CPU's APIC, in virtual wire mode (Intel, "MultiProcessor Specification", section
+    /// 3.6.2.2): enabled by SVR, LINT0 passing on the 8259's interrupts, LINT1 the NMI.
     #[must_use]
     pub fn in_virtual_wire_mode(mut self) -> Self {
         self.svr |= SOFTWARE_ENABLE;
@@ -175,7 +175,8 @@ impl LocalApic {
         self.lvt.timer.timer_mode() == timer::Mode::Deadline
     }
 
-    /// A guest's write moves this CPU's TSC: at one instant it read what `before` says, and now reads what `after` says.
+    /// A guest's write moves this CPU's TSC: at one instant it read what `before` says, and now reads what `after`
+    /// says.
     ///
     /// A deadline in TSC ticks is absolute, so that it is now due at another instant, perhaps at once (SDM vol. 3,
     /// "TSC-Deadline Mode": it is compared with the TSC).
@@ -187,8 +188,8 @@ impl LocalApic {
 
     /// The next instant at which the timer expires, also when its LVT entry is masked.
     ///
-    /// One-shot counts and deadlines may follow each other as fast as the guest arms them: a VMM that waits in real time
-    /// must limit how often it wakes.
+    /// One-shot counts and deadlines may follow each other as fast as the guest arms them: a VMM that waits in real
+    /// time must limit how often it wakes.
     #[must_use]
     pub const fn next_deadline(&self) -> Option<Deadline> {
         self.timer.next_deadline()

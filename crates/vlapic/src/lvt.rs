@@ -139,8 +139,8 @@ impl Lvt {
 
     /// Stores what a guest wrote.
     ///
-    /// Remote IRR is read-only, and "undefined for edge-triggered interrupts and other delivery modes": there it becomes
-    /// 0, so that a guest has a way out of an EOI that never comes.
+    /// Remote IRR is read-only, and "undefined for edge-triggered interrupts and other delivery modes": there it
+    /// becomes 0, so that a guest has a way out of an EOI that never comes.
     ///
     /// SDM vol. 3, "Local APIC State After It Has Been Software Disabled": attempts to clear a mask bit while the APIC
     /// is software disabled are ignored.

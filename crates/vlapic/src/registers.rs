@@ -1,8 +1,8 @@
 //! The one table of registers, with the rights that each door has on each.
 //!
 //! A register's number is its xAPIC offset divided by 16, which is also its x2APIC MSR minus the first of those (SDM
-//! vol. 3, "Local APIC Register Address Map" and "x2APIC Register Address Space"). What the table does not list is reserved through
-//! both doors: an error in ESR through the xAPIC page, #GP through an x2APIC MSR.
+//! vol. 3, "Local APIC Register Address Map" and "x2APIC Register Address Space"). What the table does not list is
+//! reserved through both doors: an error in ESR through the xAPIC page, #GP through an x2APIC MSR.
 
 use guest_abi::lapic::{self, REGISTER_STRIDE};
 

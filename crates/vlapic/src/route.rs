@@ -32,8 +32,8 @@ pub struct Route {
 impl Route {
     /// Whether a message for `destination` is for this CPU; `from_itself` says that this CPU sent it.
     ///
-    /// CPUs in xAPIC and in x2APIC mode may be mixed, of which the manual says nothing: each compares the number that it
-    /// is sent with what it has, so that an xAPIC, whose IDs have 8 bits, is addressed by no greater number.
+    /// CPUs in xAPIC and in x2APIC mode may be mixed, of which the manual says nothing: each compares the number that
+    /// it is sent with what it has, so that an xAPIC, whose IDs have 8 bits, is addressed by no greater number.
     #[must_use]
     pub fn addressed_by(&self, destination: Destination, from_itself: bool) -> bool {
         match (destination, self.mode) {
@@ -100,7 +100,8 @@ impl LocalApic {
 
     /// Whether a message for `destination` is for this CPU; `from_itself` says that this CPU sent it.
     ///
-    /// To deliver an [`Effects::ipi`](crate::Effects::ipi), call it for every CPU, the sender included, or for its [`Route`].
+    /// To deliver an [`Effects::ipi`](crate::Effects::ipi), call it for every CPU, the sender included, or for its
+    /// [`Route`].
     #[must_use]
     pub fn addressed_by(&self, destination: Destination, from_itself: bool) -> bool {
         self.address().addressed_by(destination, from_itself)

@@ -40,8 +40,8 @@ impl SavedAt {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct State {
-    /// When it was saved. The APIC itself does not need it, as its deadlines are absolute. A VMM needs it to adjust them for
-    /// another TSC frequency, or to show how much time is left.
+    /// When it was saved. The APIC itself does not need it, as its deadlines are absolute. A VMM needs it to adjust
+    /// them for another TSC frequency, or to show how much time is left.
     pub saved_at: SavedAt,
     /// IA32_APIC_BASE.
     pub base: u64,
@@ -197,8 +197,8 @@ impl LvtState {
 
 impl LocalApic {
     /// The state to save, at `now`. Evaluates nothing: a deadline that is already due stays armed, and fires after the
-    /// restore when the APIC is first told the time. But the state does not say whether the TSC has wrapped since it was
-    /// armed: [`advance`](Self::advance) to `now` first where that can be.
+    /// restore when the APIC is first told the time. But the state does not say whether the TSC has wrapped since it
+    /// was armed: [`advance`](Self::advance) to `now` first where that can be.
     #[must_use]
     pub fn state(&self, now: Now) -> State {
         // The configuration is saved with the machine.

@@ -6,8 +6,8 @@
 //! that restores sees exactly which instants there are to convert.
 //!
 //! The guest TSC wraps at 2^64, and a guest may write it to just below. A deadline before the wrap would be lost if the
-//! TSC were compared with it after. So beside the deadline there is the base TSC at which it is due, which does not wrap:
-//! it is made when the deadline is armed, and anew when the guest moves its TSC.
+//! TSC were compared with it after. So beside the deadline there is the base TSC at which it is due, which does not
+//! wrap: it is made when the deadline is armed, and anew when the guest moves its TSC.
 //!
 //! A period is [`LEAST_PERIOD_NS`] at least. A guest could else ask for one that is shorter than its own handler, and
 //! would never get past it; in virtual time, where an operation takes a microsecond, nor would anything else happen.
@@ -89,8 +89,8 @@ pub const fn tick_ns(divide: u32) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timer {
     armed: Armed,
-    /// The base TSC at which [`Armed::Tsc`] is due; none for one that lies behind the base TSC's end, which never comes,
-    /// and with nothing of the kind armed.
+    /// The base TSC at which [`Armed::Tsc`] is due; none for one that lies behind the base TSC's end, which never
+    /// comes, and with nothing of the kind armed.
     due: Option<GuestTsc>,
     /// TMICT.
     pub(super) initial_count: u32,
@@ -197,8 +197,8 @@ impl Timer {
         self.arm(armed, now);
     }
 
-    /// A write of TDCR: the ticks that are left, a part of one included, now take longer or less long. What a period was
-    /// made longer by is no ticks, and stays.
+    /// A write of TDCR: the ticks that are left, a part of one included, now take longer or less long. What a period
+    /// was made longer by is no ticks, and stays.
     pub(super) fn write_divide(&mut self, divide: u32, now: Now) {
         let old = self.tick_ns();
         self.divide = divide;

@@ -2,8 +2,8 @@
 
 use core::{fmt, time::Duration};
 
-/// A length of time as it is written on the command line, and as that reads it: `3s`, `1ms 522us`, `8760h`. Hours are the
-/// largest unit: months and years have no one length.
+/// A length of time as it is written on the command line, and as that reads it: `3s`, `1ms 522us`, `8760h`. Hours are
+/// the largest unit: months and years have no one length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Length(pub Duration);
 

@@ -65,7 +65,8 @@ impl Rate {
         }
     }
 
-    /// The least host TSC, not before `from`, by which the guest makes `ticks`; none if the host's TSC ends before that.
+    /// The least host TSC, not before `from`, by which the guest makes `ticks`; none if the host's TSC ends before
+    /// that.
     #[must_use]
     pub fn host_after(&self, from: u64, ticks: u64) -> Option<u64> {
         match *self {
@@ -116,8 +117,8 @@ mod tests {
         assert_eq!(Rate::fixed_point(khz(100_000_000), khz(10_000), 63), None);
     }
 
-    // Catches: a deadline under the source `scaled` that is computed with the exact quotient. A CPU's ratio is rounded down, so
-    // its guest's TSC is behind: after 275 s at a third of 3 GHz by some 40 ticks with SVM's 32 bits.
+    // Catches: a deadline under the source `scaled` that is computed with the exact quotient. A CPU's ratio is rounded
+    // down, so its guest's TSC is behind: after 275 s at a third of 3 GHz by some 40 ticks with SVM's 32 bits.
     #[test]
     fn a_rounded_ratio_is_slower_than_the_quotient() {
         let (guest, host) = (khz(1_000_000), khz(3_000_000));

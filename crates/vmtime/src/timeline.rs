@@ -35,8 +35,8 @@ pub enum Timeline {
 impl Timeline {
     /// The guest TSC when the host's is `host` (which only [`Self::Running`] looks at).
     ///
-    /// With equal frequencies the ticks are the difference itself, so the TSC source `host` is an exact offset. A host TSC before the base (another core's, a few ticks behind) gives the
-    /// base: the guest's TSC never runs backwards.
+    /// With equal frequencies the ticks are the difference itself, so the TSC source `host` is an exact offset. A host
+    /// TSC before the base (another core's, a few ticks behind) gives the base: the guest's TSC never runs backwards.
     #[must_use]
     pub fn tsc(&self, host: HostTsc) -> GuestTsc {
         match *self {

@@ -97,8 +97,8 @@ impl TscAdjust {
         GuestTsc(tsc.0.wrapping_sub(self.0))
     }
 
-    /// After a write that makes the vCPU's TSC read `to` instead of `from` (SDM vol. 3, "IA32_TSC_ADJUST Register": both
-    /// move by the same amount).
+    /// After a write that makes the vCPU's TSC read `to` instead of `from` (SDM vol. 3, "IA32_TSC_ADJUST Register":
+    /// both move by the same amount).
     #[must_use]
     pub const fn moved(self, from: GuestTsc, to: GuestTsc) -> Self {
         Self(self.0.wrapping_add(to.0.wrapping_sub(from.0)))

@@ -75,8 +75,8 @@ fn read<const N: usize>(address: u64) -> Option<[u8; N]> {
     Some(unsafe { (address as *const [u8; N]).read_volatile() })
 }
 
-/// The command line from the start info, without its NUL: empty if there is none, cut after `max` bytes if it is longer.
-/// `None` if the start info is none, or has an address that is not mapped.
+/// The command line from the start info, without its NUL: empty if there is none, cut after `max` bytes if it is
+/// longer. `None` if the start info is none, or has an address that is not mapped.
 pub fn command_line(start_info: u32, max: usize) -> Option<&'static [u8]> {
     let start = u64::from(start_info);
     if u32::from_le_bytes(read(start)?) != START_MAGIC {

@@ -112,8 +112,8 @@ fn reachable<'a>(graph: &'a Graph, from: &str) -> BTreeSet<&'a String> {
 
 /// Which file depends on which, followed to the file that defines what is named.
 ///
-/// A test module and what it tests always name each other, so tests are left out. So are re-exports: the file that uses one
-/// depends on the definition.
+/// A test module and what it tests always name each other, so tests are left out. So are re-exports: the file that uses
+/// one depends on the definition.
 fn files(reading: &Reading<'_>) -> Graph {
     let mut graph = Graph::new();
     for resolved in &reading.mentions.0 {

@@ -7,8 +7,8 @@ use crate::Reading;
 use crate::circles::Graph;
 use crate::rooms;
 
-/// One table for each room. A line has a level, a child, and the children that it depends on. The level is the length of
-/// the longest chain of dependencies below, so each line names only lines further down.
+/// One table for each room. A line has a level, a child, and the children that it depends on. The level is the length
+/// of the longest chain of dependencies below, so each line names only lines further down.
 #[must_use]
 pub fn picture(reading: &Reading<'_>) -> String {
     let tables = reading.table.rooms.keys().map(|room| table(reading, room.get_ref()));

@@ -24,8 +24,8 @@ fn layers_hold() {
     assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
 }
 
-// Catches: a row of the table that finds nothing, because its folder is misspelt or the reading of the sources misses it.
-// Every row is broken once, in a file that is added to its folder.
+// Catches: a row of the table that finds nothing, because its folder is misspelt or the reading of the sources misses
+// it. Every row is broken once, in a file that is added to its folder.
 #[test]
 fn every_row_finds_its_violation() {
     let table = table();

@@ -57,7 +57,8 @@ pub struct Run {
     /// Whether the CPU offers x2APIC where the host can.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
     pub x2apic: OnOff,
-    /// Whether the guest is offered to end interrupts without an exit (KVM's paravirtual EOI); not with KVM's local APICs.
+    /// Whether the guest is offered to end interrupts without an exit (KVM's paravirtual EOI); not with KVM's local
+    /// APICs.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
     pub pv_eoi: OnOff,
     /// The guest's TSC frequency in kHz; the host's by default.
@@ -82,8 +83,8 @@ pub struct Session {
     /// Do not start the vCPUs until `vmm ctl … resume`.
     #[arg(long, requires = "api_sock")]
     pub paused: bool,
-    /// Keep account of the pages that change, for `vmm ctl … snapshot --base`. A page's first change after each snapshot
-    /// costs a little more.
+    /// Keep account of the pages that change, for `vmm ctl … snapshot --base`. A page's first change after each
+    /// snapshot costs a little more.
     #[arg(long)]
     pub track_dirty: bool,
     /// Write what happens to this file, one JSON object a line; - is standard output.
@@ -94,15 +95,15 @@ pub struct Session {
     pub summary: Option<PathBuf>,
     #[command(flatten)]
     pub report: ReportFile,
-    /// What becomes of what the guest prints when nobody reads it and 1 MiB waits: the guest waits too, or it is dropped and
-    /// counted.
+    /// What becomes of what the guest prints when nobody reads it and 1 MiB waits: the guest waits too, or it is
+    /// dropped and counted.
     #[arg(long, value_enum, value_name = "HOW", default_value = "wait")]
     pub console_full: ConsoleFull,
     #[command(flatten)]
     pub cases: CaseFiles,
-    /// What ends a run with exit code 1, and only that: late=TIME (a tick came later after its expiry), early (an interrupt
-    /// came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the guest says of a
-    /// tick cannot be, by the host's account); or none. By default lost,clock,accounts.
+    /// What ends a run with exit code 1, and only that: late=TIME (a tick came later after its expiry), early (an
+    /// interrupt came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the
+    /// guest says of a tick cannot be, by the host's account); or none. By default lost,clock,accounts.
     #[arg(long, value_name = "CHECK,…", value_parser = checks)]
     pub fail_on: Option<Checks>,
     /// Migrate within the process every so much VM time, for example 500ms.
@@ -132,8 +133,8 @@ pub struct Session {
     /// scheduler.
     #[arg(long, value_name = "NS", default_value = "200000", value_parser = clap::value_parser!(u64).range(..=10_000_000))]
     pub poll_ns: u64,
-    /// Virtual time: end with exit code 1 a guest that runs for this long without an operation, which is what moves virtual
-    /// time. Host time; off = never.
+    /// Virtual time: end with exit code 1 a guest that runs for this long without an operation, which is what moves
+    /// virtual time. Host time; off = never.
     #[arg(long, value_name = "TIME|off", default_value = "10s", value_parser = spin_limit)]
     pub spin_limit: SpinLimit,
     /// End with exit code 1, telling where each vCPU is, if the guest has not ended after this wall time.
@@ -158,8 +159,8 @@ pub struct Restore {
     /// How time passes; as saved by default.
     #[arg(long, value_enum, value_name = "MODE")]
     pub time: Option<Time>,
-    /// When the saved memory is checked: all of it before the guest goes on, or each block before its first use. Damage ends
-    /// the VM either way, and reaches no guest.
+    /// When the saved memory is checked: all of it before the guest goes on, or each block before its first use. Damage
+    /// ends the VM either way, and reaches no guest.
     #[arg(long, value_enum, value_name = "WHEN", default_value = "background")]
     pub verify: Verify,
     #[command(flatten)]

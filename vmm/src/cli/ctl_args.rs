@@ -36,8 +36,8 @@ pub enum CtlCommand {
     Snapshot {
         /// The directory.
         dir: PathBuf,
-        /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. Needs a VM with
-        /// --track-dirty.
+        /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. Needs a VM
+        /// with --track-dirty.
         #[arg(long, value_name = "DIR")]
         base: Option<PathBuf>,
         /// Leave the VM paused.

@@ -67,8 +67,8 @@ pub struct Sweep {
     /// Let every restore go wrong in this way.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
     pub inject: Option<InjectedFault>,
-    /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in what
-    /// it arms after the migration.
+    /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in
+    /// what it arms after the migration.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub ticks: Option<u64>,
     /// 2: migrate a second time, back to the first frequency, at another point before those ticks.
@@ -92,8 +92,8 @@ pub struct Sweep {
     /// Try only this point (with --depth 2: K,J), once, at --ratio or else the first default, and say what happened.
     #[arg(long, value_name = "K", value_delimiter = ',', conflicts_with = "shard")]
     pub point: Vec<u64>,
-    /// With --point: write everything that happens to this file, one JSON object a line; - is standard output, instead of
-    /// what happened.
+    /// With --point: write everything that happens to this file, one JSON object a line; - is standard output, instead
+    /// of what happened.
     #[arg(long, value_name = "FILE", requires = "point")]
     pub trace: Option<PathBuf>,
     /// Pretend to be a host with this peculiarity, to test the way out of it.

@@ -1,8 +1,8 @@
 //! Writes results for people and CI: one self-contained HTML page, JUnit XML, TAP.
 //!
-//! **What it is.** Typed data in, text out. A page is made of sections, a section of paragraphs, tables, charts and heat
-//! maps ([`Page`], [`Section`]). A sweep's findings and a trace become sections of their own ([`sweep`], [`timeline`]).
-//! Test results are [`cases`], written as JUnit or TAP.
+//! **What it is.** Typed data in, text out. A page is made of sections, a section of paragraphs, tables, charts and
+//! heat maps ([`Page`], [`Section`]). A sweep's findings and a trace become sections of their own ([`sweep`],
+//! [`timeline`]). Test results are [`cases`], written as JUnit or TAP.
 //!
 //! **What it is not.** It computes no verdict: verdicts are part of its input. It opens no file, and does not depend on
 //! the command line.

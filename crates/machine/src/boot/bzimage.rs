@@ -19,8 +19,8 @@ use super::{
 };
 use crate::x86::EntryState;
 
-/// Offsets in the file: of the setup header; of the byte that holds the header's length; and of the byte from which that
-/// length counts.
+/// Offsets in the file: of the setup header; of the byte that holds the header's length; and of the byte from which
+/// that length counts.
 const HEADER: usize = 0x1f1;
 const HEADER_END_AT: usize = 0x201;
 const HEADER_END_BASE: usize = 0x202;
@@ -62,8 +62,8 @@ pub(super) fn load(
     }
     let cmdline = cmdline_bytes(cmdline, usize::try_from(header.cmdline_size).unwrap_or(usize::MAX))?;
 
-    // The order of what follows: everything that the kernel will overwrite is taken before the initrd and the boot data are
-    // placed. That is the file's content, and, because the kernel decompresses itself, `init_size` bytes from
+    // The order of what follows: everything that the kernel will overwrite is taken before the initrd and the boot data
+    // are placed. That is the file's content, and, because the kernel decompresses itself, `init_size` bytes from
     // `pref_address` on (protocol 2.10).
     let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
     let file_size = u64::try_from(file.bytes.len()).unwrap_or(u64::MAX);

@@ -1,11 +1,11 @@
 //! The guest's CPUID leaves.
 //!
-//! They begin as what this host's KVM supports. Everything that `vmm` would have to emulate and does not (KVM's asynchronous
-//! page faults, steal time, paravirtual IPIs, …) is removed. Then what `vmm` does provide is added: the local APIC's
-//! features, kvmclock, the nanosecond deadline, and the frequencies.
+//! They begin as what this host's KVM supports. Everything that `vmm` would have to emulate and does not (KVM's
+//! asynchronous page faults, steal time, paravirtual IPIs, …) is removed. Then what `vmm` does provide is added: the
+//! local APIC's features, kvmclock, the nanosecond deadline, and the frequencies.
 //!
-//! The frequencies are those at boot, and stay so after a migration: CPUID does not change under a running guest. That is
-//! why a guest that reads its TSC frequency once goes wrong. The new frequency is in the pvclock page only.
+//! The frequencies are those at boot, and stay so after a migration: CPUID does not change under a running guest. That
+//! is why a guest that reads its TSC frequency once goes wrong. The new frequency is in the pvclock page only.
 
 use guest_abi::{ns_deadline, pv_eoi, pvclock};
 use vmtime::Khz;
@@ -59,8 +59,8 @@ pub fn leaves(supported: &[Leaf], offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let mut leaves: Vec<Leaf> = supported
         .iter()
         .copied()
-        // Hypervisor, frequency and topology leaves are replaced by ours in `stated`; leaf 0xa (performance counters) and
-        // 0x12 (SGX) would offer features whose state we do not save.
+        // Hypervisor, frequency and topology leaves are replaced by ours in `stated`; leaf 0xa (performance counters)
+        // and 0x12 (SGX) would offer features whose state we do not save.
         .filter(|leaf| !matches!(leaf.function, 0x4000_0000..=0x4fff_ffff | 0xa | 0xb | 0x12 | 0x15 | 0x16 | 0x1f))
         .collect();
     for leaf in &mut leaves {

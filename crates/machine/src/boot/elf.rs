@@ -86,12 +86,14 @@ impl Elf {
         Ok(Self { segments, entry: physical_entry, has_pvh_note, sites, ring })
     }
 
-    /// Takes the segments' memory. Checked here and not in the loader, whose message would not say how much RAM is needed.
+    /// Takes the segments' memory. Checked here and not in the loader, whose message would not say how much RAM is
+    /// needed.
     pub(super) fn take(&self, file: File<'_>, places: &mut Places<'_>) -> Result<(), ImageError> {
         self.segments.iter().try_for_each(|segment| file.take(places, segment.address, segment.size))
     }
 
-    /// Writes the segments, whose memory was taken before. The rest of a segment (bss) is zero, as fresh guest memory is.
+    /// Writes the segments, whose memory was taken before. The rest of a segment (bss) is zero, as fresh guest memory
+    /// is.
     pub(super) fn write(&self, file: File<'_>, places: &Places<'_>) -> Result<(), ImageError> {
         for segment in &self.segments {
             let cut_off = || file.failed(format!("the file ends within the segment at {:#x}", segment.address));

@@ -1,9 +1,9 @@
-//! The part of a PC firmware's memory that guests rely on: interrupt vectors for real-mode code, and the BIOS data area, in
-//! which kernels without a memory map find the end of the first megabyte's RAM.
+//! The part of a PC firmware's memory that guests rely on: interrupt vectors for real-mode code, and the BIOS data
+//! area, in which kernels without a memory map find the end of the first megabyte's RAM.
 //!
-//! There is no firmware, and so no BIOS service: every vector's handler only returns, those of the 8259 pair after an EOI.
-//! They are needed because the timer's interrupt is enabled, as a PC's firmware leaves it. Without a handler the first one
-//! would make real-mode code continue at address 0.
+//! There is no firmware, and so no BIOS service: every vector's handler only returns, those of the 8259 pair after an
+//! EOI. They are needed because the timer's interrupt is enabled, as a PC's firmware leaves it. Without a handler the
+//! first one would make real-mode code continue at address 0.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -19,8 +19,8 @@ const FIRST: (u16, &[u8]) = (0xff10, &[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]
 /// EOI to the second 8259 and to the first, which it is cascaded to.
 const SECOND: (u16, &[u8]) = (0xff20, &[0x50, 0xb0, 0x20, 0xe6, 0xa0, 0xe6, 0x20, 0x58, 0xcf]);
 
-/// The BIOS data area: address and value. For example, Xen's Multiboot entry puts its trampoline below the extended area;
-/// with zeros here that would be below address 0.
+/// The BIOS data area: address and value. For example, Xen's Multiboot entry puts its trampoline below the extended
+/// area; with zeros here that would be below address 0.
 const DATA_AREA: [(u64, u16); 3] = [
     (0x400, 0x3f8),            // the first serial port
     (0x40e, EXTENDED_SEGMENT), // the extended BIOS data area

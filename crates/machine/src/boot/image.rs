@@ -59,8 +59,8 @@ fn open(what: &'static str, path: &Path) -> Result<(fs::File, u64), ImageError> 
     }
 }
 
-/// Reads `file`, of which `bytes` have been read, up to `length` bytes in all. `length` is the size when it was opened: what
-/// is appended later is not read.
+/// Reads `file`, of which `bytes` have been read, up to `length` bytes in all. `length` is the size when it was opened:
+/// what is appended later is not read.
 fn read(
     what: &'static str,
     path: &Path,

@@ -1,8 +1,8 @@
 //! Allocation of guest memory while an image is loaded.
 //!
-//! The kernel's segments have fixed addresses. The rest (boot data, command line, modules) is placed where it overlaps no
-//! segment. The upper part of the first megabyte counts as taken: PCs have firmware and video memory there, and no memory
-//! map lists it as RAM.
+//! The kernel's segments have fixed addresses. The rest (boot data, command line, modules) is placed where it overlaps
+//! no segment. The upper part of the first megabyte counts as taken: PCs have firmware and video memory there, and no
+//! memory map lists it as RAM.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Trap sites: instructions of the guest that the VMM emulates.
 //!
-//! The image lists them (see [`guest_abi::sites`]). The VMM can patch each to `HLT; NOP`, which exits; at the address of a
-//! site it then emulates the original instruction. The table comes from an image or a snapshot and is not trusted: each
-//! entry must be the address of RAM that holds the bytes of its kind.
+//! The image lists them (see [`guest_abi::sites`]). The VMM can patch each to `HLT; NOP`, which exits; at the address
+//! of a site it then emulates the original instruction. The table comes from an image or a snapshot and is not trusted:
+//! each entry must be the address of RAM that holds the bytes of its kind.
 
 use std::collections::BTreeMap;
 

@@ -35,8 +35,8 @@ impl<T> Answers<T> {
         Ok(Answer { sender: self.sender.clone(), event, question, sent: false })
     }
 
-    /// The next answer that has arrived, with the number of its question. The answer is None if its [`Answer`] was dropped
-    /// without one.
+    /// The next answer that has arrived, with the number of its question. The answer is None if its [`Answer`] was
+    /// dropped without one.
     pub fn take(&self) -> Option<(u64, Option<T>)> {
         // The event is cleared before the channel is read: an answer that arrives in between signals it again.
         let _ = self.event.read();

@@ -9,8 +9,8 @@
 //! | `PUT /v1/migrate` | [`Migrate`] or none | 204 |
 //! | `PUT /v1/quit` | | 204 |
 //!
-//! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so that
-//! a misspelt option is an error and not a default; answers may gain fields within `v1`.
+//! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so
+//! that a misspelt option is an error and not a default; answers may gain fields within `v1`.
 
 use std::path::PathBuf;
 
@@ -55,8 +55,8 @@ pub struct Resume {
 pub struct Snapshot {
     /// The directory to create: an absolute path, because the server does not know the client's working directory.
     pub dir: PathBuf,
-    /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. An absolute path
-    /// too. The VM must have been started with --track-dirty.
+    /// Save only what differs from this snapshot: the VM's latest, or the one that it was restored from. An absolute
+    /// path too. The VM must have been started with --track-dirty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
     /// Leave the VM paused afterwards. Otherwise it is then running or paused as it was before.
@@ -193,8 +193,8 @@ impl ApiError {
     }
 }
 
-/// Carries out commands. It is called on the event loop's thread, which serves other clients, too. So it must not block; the
-/// answer may be given later, and on another thread.
+/// Carries out commands. It is called on the event loop's thread, which serves other clients, too. So it must not
+/// block; the answer may be given later, and on another thread.
 pub trait Handler {
     /// Carries out one command, or begins to. A command that fails is usually answered with [`ApiError::WrongState`] or
     /// [`ApiError::Internal`]. If `answer` is dropped, the client is answered that the VM has ended.

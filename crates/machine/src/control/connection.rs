@@ -12,11 +12,11 @@ use super::{
     http::{self, Parsed, Request},
 };
 
-/// How much a client may still send after its answer before the connection is closed, in bytes. A body that was refused for
-/// its size is such.
+/// How much a client may still send after its answer before the connection is closed, in bytes. A body that was refused
+/// for its size is such.
 const DRAIN_BYTES: usize = 256 << 20;
-/// The most steps of one [`Connection::advance`], so that a client that sends continuously does not keep the event loop from
-/// others.
+/// The most steps of one [`Connection::advance`], so that a client that sends continuously does not keep the event loop
+/// from others.
 const STEPS: usize = 64;
 
 /// What a connection needs next.

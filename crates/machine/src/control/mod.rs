@@ -1,7 +1,7 @@
 //! Control of a running VM: HTTP/1.1 and JSON over a Unix socket, and a client for it.
 //!
-//! [`api`] defines requests and answers, [`server`] handles them on the event loop, and [`client`] is the client of `vmm
-//! ctl`. Any other HTTP client that can use a Unix socket works as well:
+//! [`api`] defines requests and answers, [`server`] handles them on the event loop, and [`client`] is the client of
+//! `vmm ctl`. Any other HTTP client that can use a Unix socket works as well:
 //!
 //! ```text
 //! curl --unix-socket S http://localhost/v1/status
@@ -9,8 +9,9 @@
 //! ```
 //!
 //! It is not a web server. A connection carries one request and is closed after the answer, bodies are small and have a
-//! length, and there is no authentication but the socket's mode, 0600: a process that can open the socket can do everything.
-//! That keeps the code that parses untrusted bytes short; the grammar of HTTP itself is left to the `httparse` crate.
+//! length, and there is no authentication but the socket's mode, 0600: a process that can open the socket can do
+//! everything. That keeps the code that parses untrusted bytes short; the grammar of HTTP itself is left to the
+//! `httparse` crate.
 
 mod answer;
 pub mod api;

@@ -1,5 +1,5 @@
-//! The socket file. It has mode 0600 before a client can connect, an existing one is replaced only if no process listens
-//! on it, and it is removed when the server ends.
+//! The socket file. It has mode 0600 before a client can connect, an existing one is replaced only if no process
+//! listens on it, and it is removed when the server ends.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -73,9 +73,9 @@ pub(super) struct ControlSocket {
 impl ControlSocket {
     /// Listens at `path`, non-blocking, mode 0600.
     ///
-    /// Calls bind(2), chmod(2) and listen(2) in that order, unlike [`UnixListener::bind`]. Until listen(2), connect(2) is
-    /// refused, so that no client can connect before the file has its mode. A umask around bind(2) would do the same, but
-    /// it is a property of the process, and would change files that other threads create.
+    /// Calls bind(2), chmod(2) and listen(2) in that order, unlike [`UnixListener::bind`]. Until listen(2), connect(2)
+    /// is refused, so that no client can connect before the file has its mode. A umask around bind(2) would do the
+    /// same, but it is a property of the process, and would change files that other threads create.
     pub(super) fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
         let errno = |action| move |errno: Errno| io(action)(errno.into());
@@ -153,8 +153,9 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Removes a socket file that a VMM left when it was killed. Two VMMs that start at the same time on the same stale path may
-/// both find it stale. Then the second removes the first one's file and has the path, as if it had been started later.
+/// Removes a socket file that a VMM left when it was killed. Two VMMs that start at the same time on the same stale
+/// path may both find it stale. Then the second removes the first one's file and has the path, as if it had been
+/// started later.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
     let meta = match fs::symlink_metadata(path) {

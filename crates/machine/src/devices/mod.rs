@@ -1,8 +1,8 @@
-//! The devices: a serial console, a PC's interrupt controllers and interval timer, and two ports with which a guest ends the
-//! machine.
+//! The devices: a serial console, a PC's interrupt controllers and interval timer, and two ports with which a guest
+//! ends the machine.
 //!
-//! They are everything that a guest can access besides RAM and its LAPIC. Other addresses read as all ones, as on a PC's
-//! bus, and writes to them are ignored. Devices do not depend on KVM, and time is an argument.
+//! They are everything that a guest can access besides RAM and its LAPIC. Other addresses read as all ones, as on a
+//! PC's bus, and writes to them are ignored. Devices do not depend on KVM, and time is an argument.
 
 mod exit;
 mod pic;

@@ -1,7 +1,8 @@
-//! The pair of 8259A interrupt controllers (Intel, "8259A Programmable Interrupt Controller"), connected as in a PC: the
-//! second's output is input 2 of the first, whose output is LINT0 of the first CPU's local APIC.
+//! The pair of 8259A interrupt controllers (Intel, "8259A Programmable Interrupt Controller"), connected as in a PC:
+//! the second's output is input 2 of the first, whose output is LINT0 of the first CPU's local APIC.
 //!
-//! Inputs are edge-triggered, because no device here has a level-triggered interrupt. So there is no edge/level register.
+//! Inputs are edge-triggered, because no device here has a level-triggered interrupt. So there is no edge/level
+//! register.
 
 use serde::{Deserialize, Serialize};
 
@@ -243,8 +244,8 @@ impl Default for Pic {
 }
 
 impl Pic {
-    /// Initialised as by a PC's firmware: with the `vectors` of the two chips, and all inputs masked but the timer's and the
-    /// cascade.
+    /// Initialised as by a PC's firmware: with the `vectors` of the two chips, and all inputs masked but the timer's
+    /// and the cascade.
     #[must_use]
     pub fn initialized(vectors: [u8; 2]) -> Self {
         let mut pic = Self::default();

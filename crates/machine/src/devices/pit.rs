@@ -1,11 +1,11 @@
-//! The 8254 programmable interval timer (Intel, "82C54 CHMOS Programmable Interval Timer"), connected as in a PC: channel
-//! 0's output is input 0 of the 8259 pair; channel 2 has its gate and its output in port 0x61.
+//! The 8254 programmable interval timer (Intel, "82C54 CHMOS Programmable Interval Timer"), connected as in a PC:
+//! channel 0's output is input 0 of the 8259 pair; channel 2 has its gate and its output in port 0x61.
 //!
 //! It counts VM time at 1,193,182 Hz. It has no thread or host timer: every access has the time as an argument, and
 //! [`Pit::next_edge`] returns when channel 0 will interrupt.
 //!
-//! Periodic interrupts are at least 239 ticks (200 µs) apart, as with KVM's 8254. If the guest programs a shorter period,
-//! not every edge interrupts. Count and output are as programmed.
+//! Periodic interrupts are at least 239 ticks (200 µs) apart, as with KVM's 8254. If the guest programs a shorter
+//! period, not every edge interrupts. Count and output are as programmed.
 
 mod channel;
 
@@ -28,7 +28,8 @@ const PORT_B_OUTPUT: u8 = 1 << 5;
 /// The frequency of its counters.
 const HZ: u128 = 1_193_182;
 const NS: u128 = 1_000_000_000;
-/// How often the refresh bit of port 0x61 changes: with each memory refresh, about every 15 µs. Guests measure time with it.
+/// How often the refresh bit of port 0x61 changes: with each memory refresh, about every 15 µs. Guests measure time
+/// with it.
 const REFRESH_NS: u64 = 15_085;
 
 /// Ticks since VM time 0.

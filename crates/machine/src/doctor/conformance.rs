@@ -69,8 +69,8 @@ impl Conformance {
         out
     }
 
-    /// The report as KTAP, version 1 (Linux `Documentation/dev-tools/ktap.rst`). A check that differs or failed is "not ok",
-    /// one that the backend does not offer is skipped.
+    /// The report as KTAP, version 1 (Linux `Documentation/dev-tools/ktap.rst`). A check that differs or failed is "not
+    /// ok", one that the backend does not offer is skipped.
     #[must_use]
     pub fn ktap(&self) -> String {
         let mut out = String::new();
@@ -161,7 +161,8 @@ mod tests {
         }
     }
 
-    // Catches: a check that differs or could not be made, counted as passed; one that is not offered, counted as failed.
+    // Catches: a check that differs or could not be made, counted as passed; one that is not offered, counted as
+    // failed.
     #[test]
     fn ktap_fails_what_differs_and_skips_what_is_not_offered() {
         let ktap = report().ktap();

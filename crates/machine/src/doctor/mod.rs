@@ -1,7 +1,7 @@
 //! `vmm doctor`: what this host can do, and which features of `vmm` work on it.
 //!
-//! Everything is measured: the report has the return codes of the TSC ioctls beside what the guest's TSC did, because on
-//! some hosts they differ. The report is data ([`Report`]); [`text`] is its form for people. The JSON's layout is in
+//! Everything is measured: the report has the return codes of the TSC ioctls beside what the guest's TSC did, because
+//! on some hosts they differ. The report is data ([`Report`]); [`text`] is its form for people. The JSON's layout is in
 //! `docs/doctor.md`.
 
 pub mod conformance;
@@ -91,7 +91,8 @@ pub struct Scaling {
     pub accepted: bool,
     /// The frequency of the guest's TSC, in kHz.
     pub measured_khz: u64,
-    /// Whether KVM scales the TSC: the guest's frequency is the requested one, to 1 %, on a host with KVM_CAP_TSC_CONTROL.
+    /// Whether KVM scales the TSC: the guest's frequency is the requested one, to 1 %, on a host with
+    /// KVM_CAP_TSC_CONTROL.
     pub works: bool,
     /// Whether KVM does not scale the TSC, and instead sets it forward at each entry.
     pub catches_up: bool,
@@ -192,7 +193,8 @@ fn kvm_modules() -> Vec<String> {
     modules
 }
 
-/// Measures how late the wake timer wakes a thread: 40 waits of 1 ms. Returns the lateness of each in nanoseconds, sorted.
+/// Measures how late the wake timer wakes a thread: 40 waits of 1 ms. Returns the lateness of each in nanoseconds,
+/// sorted.
 fn wake_lateness(env: &HostEnvironment) -> Result<Vec<u64>, RunError> {
     let timer = KickTimer::new()?;
     let mut late = Vec::new();

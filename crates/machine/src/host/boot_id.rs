@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// One boot of one kernel with its KVM loaded once: what KVM supports does not change while this stays the same.
 ///
-/// When a KVM module is loaded again (perhaps with other parameters), devtmpfs creates `/dev/kvm` again, and the identity
-/// changes. In a container with its own `/dev/kvm` node this is not noticed. A host that is itself a virtual machine keeps
-/// its identity when it is live-migrated; so does everything that its kernel detected at boot.
+/// When a KVM module is loaded again (perhaps with other parameters), devtmpfs creates `/dev/kvm` again, and the
+/// identity changes. In a container with its own `/dev/kvm` node this is not noticed. A host that is itself a virtual
+/// machine keeps its identity when it is live-migrated; so does everything that its kernel detected at boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostId {

@@ -23,8 +23,8 @@ impl HostClock {
         Self { read_tsc, khz, true_khz: khz }
     }
 
-    /// The same clock, treated as if it ran at `khz`: VM time then runs faster or slower than the host's time, and nothing
-    /// else changes. With it a test shows what would differ on a host with another TSC frequency.
+    /// The same clock, treated as if it ran at `khz`: VM time then runs faster or slower than the host's time, and
+    /// nothing else changes. With it a test shows what would differ on a host with another TSC frequency.
     #[must_use]
     pub fn taken_for(self, khz: Khz) -> Self {
         Self { khz, ..self }
@@ -77,8 +77,9 @@ impl HostClock {
 
 /// Wall-clock time now, in nanoseconds since the Unix epoch; 0 before it, [`u64::MAX`] after the year 2554.
 ///
-/// Used for the guest's wall clock, and for the downtime between two processes, perhaps on two hosts, which share no other
-/// clock. The wall clock can be set back, so that a difference of two values may be negative; `adjust` handles that.
+/// Used for the guest's wall clock, and for the downtime between two processes, perhaps on two hosts, which share no
+/// other clock. The wall clock can be set back, so that a difference of two values may be negative; `adjust` handles
+/// that.
 #[must_use]
 pub fn wall_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| vmtime::saturate(since.as_nanos()))

@@ -18,7 +18,8 @@ use crate::mem::ram::GuestRam;
 /// The exit code when guest memory is lost, which is the one for every unusable snapshot.
 const EXIT_CODE: i32 = 2;
 
-/// Ignores SIGXFSZ, which by default ends a process that writes beyond its RLIMIT_FSIZE: write(2) then fails with EFBIG.
+/// Ignores SIGXFSZ, which by default ends a process that writes beyond its RLIMIT_FSIZE: write(2) then fails with
+/// EFBIG.
 ///
 /// # Errors
 /// If the system call fails.
@@ -37,16 +38,17 @@ struct Guarded {
 /// What the handler reads: null, or a value that is never freed.
 static GUARDED: AtomicPtr<Guarded> = AtomicPtr::new(ptr::null_mut());
 
-/// Installs a SIGBUS handler. When the process accesses a page of `memory` that cannot be read from the mapped file (it was
-/// truncated, or its medium fails), the handler writes `line` to standard error and ends the process with exit code 2. Only
-/// the `memory` of the latest call is guarded.
+/// Installs a SIGBUS handler. When the process accesses a page of `memory` that cannot be read from the mapped file (it
+/// was truncated, or its medium fails), the handler writes `line` to standard error and ends the process with exit code
+/// 2. Only the `memory` of the latest call is guarded.
 pub fn guard_mapped_file(memory: &GuestRam, line: &str) {
     let range = |start: usize, length: u64| start..start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
     let ranges = memory.iter().map(|region| range(region.as_ptr().addr(), region.len())).collect();
     let mut line = line.replace('\n', " ").into_bytes();
     line.truncate(libc::PIPE_BUF - 1);
     line.push(b'\n');
-    // Never freed: the handler may read it at any time, on any thread. A process loads one snapshot, so that little leaks.
+    // Never freed: the handler may read it at any time, on any thread. A process loads one snapshot, so that little
+    // leaks.
     GUARDED.store(Box::into_raw(Box::new(Guarded { ranges, line })), Ordering::Release);
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
@@ -67,8 +69,8 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         guarded.filter(|guarded| guarded.ranges.iter().any(|range| range.contains(&address)))
     {
         let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-        // Poll first, because a write to a full pipe without a reader would block forever. pipe(7), "PIPE_BUF": a pipe that
-        // has room takes so many bytes without blocking.
+        // Poll first, because a write to a full pipe without a reader would block forever. pipe(7), "PIPE_BUF": a pipe
+        // that has room takes so many bytes without blocking.
         // SAFETY: one pollfd, which outlives the call.
         if unsafe { libc::poll(&raw mut stderr, 1, 0) } > 0 {
             // SAFETY: the bytes outlive the call. The process ends whether they were written or not.
@@ -77,8 +79,8 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         // SAFETY: it ends the process and runs no code of it.
         unsafe { libc::_exit(EXIT_CODE) };
     }
-    // The address is not guarded. With the default action restored, the access is repeated, and the signal then ends the
-    // process as it would have without a handler.
+    // The address is not guarded. With the default action restored, the access is repeated, and the signal then ends
+    // the process as it would have without a handler.
     // SAFETY: all zeros is a valid sigaction: the default action, no mask, no flags.
     let default = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
     // SAFETY: it reads one sigaction, which outlives the call.

@@ -1,9 +1,9 @@
 //! Getting a vCPU thread out of KVM_RUN, or out of its sleep, without losing the kick.
 //!
-//! A kick is a signal. One that arrives just before KVM_RUN would be handled without ending it. So the handler also sets
-//! `immediate_exit` of the vCPU that its thread has bound, and KVM checks that byte after it has entered the call (Linux
-//! `api.rst`, `immediate_exit`): whenever the signal arrives, the next KVM_RUN returns. For the same reason the handler
-//! writes the word that [`wait`] sleeps on.
+//! A kick is a signal. One that arrives just before KVM_RUN would be handled without ending it. So the handler also
+//! sets `immediate_exit` of the vCPU that its thread has bound, and KVM checks that byte after it has entered the call
+//! (Linux `api.rst`, `immediate_exit`): whenever the signal arrives, the next KVM_RUN returns. For the same reason the
+//! handler writes the word that [`wait`] sleeps on.
 
 use std::{
     cell::Cell,
@@ -41,8 +41,8 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 fn handle_kicks() {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
-        // It cannot fail for a real-time signal and a valid handler. If it did, the first kick would end the process, so
-        // that the failure would be noticed.
+        // It cannot fail for a real-time signal and a valid handler. If it did, the first kick would end the process,
+        // so that the failure would be noticed.
         let _ = vmm_sys_util::signal::register_signal_handler(signal(), on_kick);
     });
 }
@@ -63,8 +63,8 @@ impl Drop for Binding {
     }
 }
 
-/// Clears kicks so far, and returns whether there were any. To be called before the caller checks what a kick may announce:
-/// a kick after the check then still ends the next wait.
+/// Clears kicks so far, and returns whether there were any. To be called before the caller checks what a kick may
+/// announce: a kick after the check then still ends the next wait.
 pub(crate) fn clear_bound(immediate_exit: &mut u8) -> bool {
     *immediate_exit = 0;
     // In this order a kick between the two stores leaves `immediate_exit` set: one needless exit. In the other order it
@@ -84,12 +84,12 @@ pub fn clear() -> bool {
     KICKED.with(|kicked| kicked.swap(0, Ordering::Relaxed) != 0)
 }
 
-/// Sleeps until the calling thread is kicked; returns at once if it was kicked since kicks were last cleared. May return
-/// without a kick.
+/// Sleeps until the calling thread is kicked; returns at once if it was kicked since kicks were last cleared. May
+/// return without a kick.
 pub fn wait() {
     KICKED.with(|kicked| {
-        // FUTEX_WAIT compares the word with 0 and goes to sleep in one step. A kick before that step has set the word, and
-        // the call returns; a kick after it is a signal, which ends the sleep.
+        // FUTEX_WAIT compares the word with 0 and goes to sleep in one step. A kick before that step has set the word,
+        // and the call returns; a kick after it is a signal, which ends the sleep.
         // SAFETY: the word is this thread's and lives as long as the thread; without a timeout nothing else is read.
         unsafe {
             libc::syscall(
@@ -103,8 +103,8 @@ pub fn wait() {
     });
 }
 
-/// Clears `immediate_exit` after our own use of it, but sets it again if a kick came meanwhile. The word is read after the
-/// byte is cleared: a kick in between sets both, and one after the read sets the byte itself.
+/// Clears `immediate_exit` after our own use of it, but sets it again if a kick came meanwhile. The word is read after
+/// the byte is cleared: a kick in between sets both, and one after the read sets the byte itself.
 pub(crate) fn release(immediate_exit: &mut u8) {
     *immediate_exit = 0;
     compiler_fence(Ordering::SeqCst);

@@ -1,7 +1,7 @@
 //! The operating system under the machine: clocks, threads, files, pages of the process.
 //!
-//! What it is: thin, typed access to system calls that have nothing to do with KVM. With `kvm` it is the only folder with
-//! `unsafe`.
+//! What it is: thin, typed access to system calls that have nothing to do with KVM. With `kvm` it is the only folder
+//! with `unsafe`.
 //!
 //! What it is not: it does not depend on the machine, and has no notion of a guest.
 

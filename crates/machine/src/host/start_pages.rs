@@ -1,8 +1,8 @@
 //! Releasing the program's pages that only its start needed.
 //!
-//! Parsing a command line and building a VM touch most of the program and of the C library; running a guest touches little
-//! of either. The pages stay resident all the same, in every VMM process. A clean page of a file can be dropped without
-//! loss: the kernel reads it again at the next access.
+//! Parsing a command line and building a VM touch most of the program and of the C library; running a guest touches
+//! little of either. The pages stay resident all the same, in every VMM process. A clean page of a file can be dropped
+//! without loss: the kernel reads it again at the next access.
 
 use std::fs;
 
@@ -19,8 +19,8 @@ pub fn release_start_pages() {
     }
 }
 
-/// The mappings, as (address, length), whose pages are all clean pages of a file: not writable, and without a page that was
-/// written once. Relocated data has such pages, and so has code with a debugger's breakpoints.
+/// The mappings, as (address, length), whose pages are all clean pages of a file: not writable, and without a page that
+/// was written once. Relocated data has such pages, and so has code with a debugger's breakpoints.
 fn clean_code(smaps: &str) -> Vec<(usize, usize)> {
     let mut clean = Vec::new();
     let mut present = None;

@@ -2,16 +2,16 @@
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
-/// Makes the kernel begin to write `file` to the disk, and does not wait for it: the later flush then has less to do. An
-/// error is ignored here, because the flush reports it.
+/// Makes the kernel begin to write `file` to the disk, and does not wait for it: the later flush then has less to do.
+/// An error is ignored here, because the flush reports it.
 pub fn begin_writeback(file: &File) {
     // SAFETY: the call takes a descriptor, which `file` keeps open, and touches no memory of ours. From 0, the length 0
     // is up to the end (sync_file_range(2)).
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Writes `length` bytes of `file` from `offset` on to the disk, and waits for it. This alone does not make them durable
-/// (sync_file_range(2)): a flush must follow.
+/// Writes `length` bytes of `file` from `offset` on to the disk, and waits for it. This alone does not make them
+/// durable (sync_file_range(2)): a flush must follow.
 ///
 /// # Errors
 /// If they could not be written.

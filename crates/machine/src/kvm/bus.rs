@@ -6,8 +6,8 @@ pub struct GpFault;
 
 /// Emulates a vCPU's I/O, MMIO and MSR accesses. Data is little endian, as long as the access.
 pub trait Bus {
-    /// Takes the guest's CR8 at this exit. It is called before the method for the exit's access, so that a MOV CR8 and a
-    /// later write of TPR keep their order.
+    /// Takes the guest's CR8 at this exit. It is called before the method for the exit's access, so that a MOV CR8 and
+    /// a later write of TPR keep their order.
     fn cr8(&mut self, cr8: u8);
     /// IN from `port`.
     fn port_in(&mut self, port: u16, data: &mut [u8]);

@@ -43,7 +43,8 @@ impl Vm {
     /// # Errors
     /// If KVM refuses.
     pub fn set_clock(&self, vm: VmTime) -> Result<(), Error> {
-        // Without KVM_CLOCK_REALTIME: KVM would add the wall-clock time that has passed, which the downtime policy has done.
+        // Without KVM_CLOCK_REALTIME: KVM would add the wall-clock time that has passed, which the downtime policy has
+        // done.
         let data = kvm_clock_data { clock: vm.0, ..Default::default() };
         self.set_clock_data(&data)
     }

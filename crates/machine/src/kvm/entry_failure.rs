@@ -1,9 +1,9 @@
 //! Why a CPU does not enter a guest: KVM_EXIT_FAIL_ENTRY's `hardware_entry_failure_reason` in words.
 //!
-//! KVM passes on the hardware's number; those of VMX and SVM do not overlap. VMX has a VM-instruction error (SDM vol. 3,
-//! "VM-Instruction Error Numbers") if VMLAUNCH or VMRESUME fails at once, and an exit reason with bit 31 set ("VMX Basic
-//! Exit Reasons") if it fails while it loads the guest's state. SVM has one exit code (APM vol. 2, "SVM Intercept Exit
-//! Codes"), which older kernels report without its upper half.
+//! KVM passes on the hardware's number; those of VMX and SVM do not overlap. VMX has a VM-instruction error (SDM vol.
+//! 3, "VM-Instruction Error Numbers") if VMLAUNCH or VMRESUME fails at once, and an exit reason with bit 31 set ("VMX
+//! Basic Exit Reasons") if it fails while it loads the guest's state. SVM has one exit code (APM vol. 2, "SVM Intercept
+//! Exit Codes"), which older kernels report without its upper half.
 
 /// The meaning of `reason`, if it is one that a vCPU's state can cause.
 #[must_use]

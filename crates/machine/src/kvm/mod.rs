@@ -3,8 +3,8 @@
 //! What it is: thin, typed access to `/dev/kvm`. It opens the device, probes what this host does, creates a VM with or
 //! without KVM's local APICs, runs a vCPU until it exits ([`Exit`]), and reads and sets a vCPU's state as plain data.
 //!
-//! What it is not: it has no policy and no device, and depends neither on our LAPIC nor on VM time; `crate::machine` has
-//! both.
+//! What it is not: it has no policy and no device, and depends neither on our LAPIC nor on VM time; `crate::machine`
+//! has both.
 //!
 //! Why one folder: KVM's return codes are not evidence (an ioctl may succeed without effect). So what a host can do is
 //! measured once, in [`probe`], and all other code uses those results.

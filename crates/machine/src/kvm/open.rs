@@ -125,8 +125,8 @@ impl Host {
         kept.map_or_else(|| self.kvm.create_vm(), Ok).map_err(Error::call("KVM_CREATE_VM"))
     }
 
-    /// The host's TSC frequency as KVM reports it, in kHz: the one that a new VM has. Older kernels report it only for a
-    /// vCPU; for those one is created.
+    /// The host's TSC frequency as KVM reports it, in kHz: the one that a new VM has. Older kernels report it only for
+    /// a vCPU; for those one is created.
     ///
     /// # Errors
     /// If the ioctl fails.

@@ -131,8 +131,9 @@ impl Vcpu {
         self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
     }
 
-    /// Makes the shared interrupt bitmap agree with the shared events. KVM sets the bit of an interrupt that waits to be
-    /// delivered, but never clears bits there. If an old bit were written back, KVM would deliver that interrupt again.
+    /// Makes the shared interrupt bitmap agree with the shared events. KVM sets the bit of an interrupt that waits to
+    /// be delivered, but never clears bits there. If an old bit were written back, KVM would deliver that interrupt
+    /// again.
     pub(super) fn sync_interrupt_bitmap(&mut self) {
         let shared = self.fd.sync_regs_mut();
         let interrupt = &shared.events.interrupt;

@@ -36,8 +36,8 @@ impl Vcpu {
         Running { regs: shared.regs, sregs: shared.sregs, events: shared.events }
     }
 
-    /// Sets `running` as the state for the next entry. Call after [`Vcpu::drain`]: an access that is still incomplete would
-    /// overwrite it with its result.
+    /// Sets `running` as the state for the next entry. Call after [`Vcpu::drain`]: an access that is still incomplete
+    /// would overwrite it with its result.
     pub fn set_running_state(&mut self, running: &Running) {
         let Running { regs, sregs, events } = *running;
         let shared = self.fd.sync_regs_mut();

@@ -12,8 +12,8 @@ use crate::host::tsc::read_tsc;
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
-/// Attributes of a vCPU's TSC (Linux `devices/vcpu.rst`). The second, a ratio and its number of fraction bits, is proposed:
-/// lore.kernel.org/kvm/20260703212145.343527-10-dwmw2@infradead.org.
+/// Attributes of a vCPU's TSC (Linux `devices/vcpu.rst`). The second, a ratio and its number of fraction bits, is
+/// proposed: lore.kernel.org/kvm/20260703212145.343527-10-dwmw2@infradead.org.
 pub(super) const TSC_OFFSET: u64 = KVM_VCPU_TSC_OFFSET as u64;
 pub(super) const TSC_SCALE: u64 = 1;
 
@@ -70,10 +70,10 @@ impl Vcpu {
 
     /// How the vCPU's TSC follows the host's, after KVM was asked to scale it to `khz` on a host of `host_khz`.
     ///
-    /// A CPU multiplies the host's TSC with a ratio that is rounded down, so that the exact quotient of the frequencies is
-    /// not the guest's rate. KVM tells the ratio only in versions to come; its number of fraction bits is the CPU's. A rate
-    /// is taken only if the TSC that KVM reports is the one that it gives. If none does, the quotient is taken, from that
-    /// TSC on.
+    /// A CPU multiplies the host's TSC with a ratio that is rounded down, so that the exact quotient of the frequencies
+    /// is not the guest's rate. KVM tells the ratio only in versions to come; its number of fraction bits is the CPU's.
+    /// A rate is taken only if the TSC that KVM reports is the one that it gives. If none does, the quotient is taken,
+    /// from that TSC on.
     ///
     /// # Errors
     /// If an ioctl fails.
@@ -85,8 +85,8 @@ impl Vcpu {
         let offset = self.tsc_attribute::<u64>(TSC_OFFSET);
         let before = read_tsc();
         let guest = super::state::read_msr(&self.fd, IA32_TSC)?;
-        // The host's TSC is read last. Where the two are paired, the guest's is then taken to be too low rather than too
-        // high, and no deadline is taken to be due before it is.
+        // The host's TSC is read last. Where the two are paired, the guest's is then taken to be too low rather than
+        // too high, and no deadline is taken to be due before it is.
         let after = read_tsc();
         if let Ok(offset) = offset {
             for rate in rates {
@@ -112,8 +112,8 @@ pub struct ScaledTsc {
     pub rate: Rate,
 }
 
-/// The fraction bits of the TSC ratio: those of this CPU's vendor first. On a host that was booted a short time ago both
-/// ratios may give a TSC that was read.
+/// The fraction bits of the TSC ratio: those of this CPU's vendor first. On a host that was booted a short time ago
+/// both ratios may give a TSC that was read.
 fn fraction_bits() -> [u8; 2] {
     // "Auth", "Hygo": the first four letters of the vendors with SVM.
     let svm = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];

@@ -141,8 +141,8 @@ impl Vcpu {
         let (data, read) = match result {
             Ok(VcpuExit::IoIn(_, data)) => (std::ptr::from_mut(data), true),
             Ok(VcpuExit::IoOut(_, data)) => (std::ptr::from_ref(data).cast_mut(), false),
-            // KVM emulates an instruction and cannot access RAM: it reports the access as MMIO. That must not be emulated
-            // as an access of a device.
+            // KVM emulates an instruction and cannot access RAM: it reports the access as MMIO. That must not be
+            // emulated as an access of a device.
             Ok(VcpuExit::MmioRead(at, _) | VcpuExit::MmioWrite(at, _))
                 if self.memory.address_in_range(GuestAddress(at)) =>
             {
@@ -215,8 +215,8 @@ impl Vcpu {
     ///
     /// An access is incomplete until the vCPU is entered again (Linux `api.rst`, KVM_RUN). State that is read before is
     /// stale, and state that is written before is overwritten. One instruction can make several accesses (a
-    /// read-modify-write, a copy between two devices, an operand across a page). So the completion of one can be the exit
-    /// of the next, which must be emulated as well: KVM uses the data in the shared page whether it was or not.
+    /// read-modify-write, a copy between two devices, an operand across a page). So the completion of one can be the
+    /// exit of the next, which must be emulated as well: KVM uses the data in the shared page whether it was or not.
     ///
     /// # Errors
     /// If KVM_RUN fails, other than by returning at once because of `immediate_exit`.
@@ -241,8 +241,8 @@ impl Vcpu {
         self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
     }
 
-    /// Sets CR8 for the next entry. Without an in-kernel LAPIC, KVM_RUN sets the guest's CR8 from the shared page at each
-    /// entry.
+    /// Sets CR8 for the next entry. Without an in-kernel LAPIC, KVM_RUN sets the guest's CR8 from the shared page at
+    /// each entry.
     pub fn set_cr8(&mut self, cr8: u8) {
         self.fd.get_kvm_run().cr8 = u64::from(cr8);
     }
@@ -281,8 +281,8 @@ impl Vcpu {
     /// # Errors
     /// If KVM refuses.
     pub fn nmi(&mut self) -> Result<(), Error> {
-        // The shared events do not contain this NMI. If they were written back, KVM would drop it. So they are read again
-        // first.
+        // The shared events do not contain this NMI. If they were written back, KVM would drop it. So they are read
+        // again first.
         self.incomplete = true;
         self.call().nmi().map_err(Error::call("KVM_NMI"))
     }

@@ -17,8 +17,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::{Error, Host};
 use crate::{mem::ram::GuestRam, x86::emulated_msrs};
 
-/// MSRs that exit with KVM's LAPICs: KVM's paravirtual MSRs except those of kvmclock, which are the first two. KVM emulates
-/// them even if the guest's CPUID does not offer them, and they hold state that is not saved here.
+/// MSRs that exit with KVM's LAPICs: KVM's paravirtual MSRs except those of kvmclock, which are the first two. KVM
+/// emulates them even if the guest's CPUID does not offer them, and they hold state that is not saved here.
 const NOT_OFFERED: MsrRange = MsrRange::new(MSR_SYSTEM_TIME_NEW + 1, msr::KVM.last());
 
 /// Who emulates the local APICs, and with them kvmclock and the TSC's MSRs.
@@ -31,14 +31,14 @@ pub enum Lapics {
     },
     /// KVM, with its "split" interrupt chip: no I/O APIC, no 8259.
     InKernel {
-        /// The guest may write its TSC. False makes the write exit: on some hosts such a write changes the value that KVM
-        /// computes for the guest's TSC, but not the TSC itself.
+        /// The guest may write its TSC. False makes the write exit: on some hosts such a write changes the value that
+        /// KVM computes for the guest's TSC, but not the TSC itself.
         tsc_moves: bool,
     },
 }
 
-/// The guest physical addresses of the TSS (three pages) and the identity map (one) that KVM needs for real mode on Intel
-/// CPUs without unrestricted guest. They are below 4 GiB and above any RAM.
+/// The guest physical addresses of the TSS (three pages) and the identity map (one) that KVM needs for real mode on
+/// Intel CPUs without unrestricted guest. They are below 4 GiB and above any RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
@@ -74,7 +74,8 @@ impl Vm {
                 filtered.map(|range| denied(range, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)).collect()
             }
             Lapics::InKernel { tsc_moves } => {
-                // Before the first vCPU, because a vCPU's LAPIC is created with it. No vector is reserved for an I/O APIC.
+                // Before the first vCPU, because a vCPU's LAPIC is created with it. No vector is reserved for an I/O
+                // APIC.
                 enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0, "KVM_CAP_SPLIT_IRQCHIP")?;
                 let mut ranges = vec![denied(NOT_OFFERED, MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE)];
                 if !tsc_moves {

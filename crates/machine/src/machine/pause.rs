@@ -16,8 +16,8 @@ use super::{
 };
 
 impl Machine {
-    /// Stops TSC and VM time. A machine that is paused stays as it is. If no vCPU ran for a while before, the machine is
-    /// paused as of the beginning of that gap; returns the gap's length, up to now.
+    /// Stops TSC and VM time. A machine that is paused stays as it is. If no vCPU ran for a while before, the machine
+    /// is paused as of the beginning of that gap; returns the gap's length, up to now.
     ///
     /// # Errors
     /// If a message in a vCPU's inbox cannot be delivered, or as [`Self::run`] after such a gap.
@@ -25,7 +25,8 @@ impl Machine {
         if self.paused.is_some() {
             return Ok(None);
         }
-        // Reading the clock finds a gap. `run` has found one that ended while it ran; the process may have been stopped before.
+        // Reading the clock finds a gap. `run` has found one that ended while it ran; the process may have been stopped
+        // before.
         drop(self.shared.read_clock());
         match self.take_gap() {
             Some(gap) => self.pause_at_gap(gap).map(Some),

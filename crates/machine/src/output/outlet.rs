@@ -17,8 +17,8 @@ use super::Sink;
 pub enum WhenFull {
     /// They are dropped and counted.
     Drop,
-    /// They are still buffered, and [`Outlet::is_full`] returns true. The producer must check it and wait; the number of
-    /// bytes that it produces between two checks bounds the buffer.
+    /// They are still buffered, and [`Outlet::is_full`] returns true. The producer must check it and wait; the number
+    /// of bytes that it produces between two checks bounds the buffer.
     Wait,
 }
 
@@ -199,8 +199,8 @@ fn push(sink: &mut Sink, bytes: &[u8]) -> io::Result<usize> {
 
 /// The thread: writes the buffer out until it is empty, or until all clones of the outlet are dropped.
 ///
-/// It waits for room without the lock, so that [`Outlet::put`] never waits for it. It holds the outlet weakly meanwhile:
-/// otherwise a reader that never reads would keep an outlet alive that is used by no other thread.
+/// It waits for room without the lock, so that [`Outlet::put`] never waits for it. It holds the outlet weakly
+/// meanwhile: otherwise a reader that never reads would keep an outlet alive that is used by no other thread.
 fn write_out(mut sink: Sink, shared: &Weak<Shared>) {
     // Signals are for the threads that expect them. This one may have been started before they were blocked.
     let _ = SigSet::all().thread_block();

@@ -31,7 +31,8 @@ enum Kind {
     NonBlocking,
     /// A socket. Other processes may share it, so its mode is left alone, and each call has MSG_DONTWAIT.
     Socket,
-    /// A pipe or terminal that could not be opened again: poll(2), and if there is room a write of at most [`ATOMIC`] bytes.
+    /// A pipe or terminal that could not be opened again: poll(2), and if there is room a write of at most [`ATOMIC`]
+    /// bytes.
     Polled,
 }
 

@@ -41,8 +41,8 @@ pub fn save<E: From<DirectoryError>>(dir: &Path, write: impl FnOnce(&Path) -> Re
     let temporary = Temporary::create(parent, &prefix)?;
     write(temporary.path())?;
     flush(temporary.path())?;
-    // rename(2): "newpath must either not exist, or it must specify an empty directory". So the rename itself checks that
-    // nothing is replaced. `refuse_occupied` above only reports it before the work instead of after it.
+    // rename(2): "newpath must either not exist, or it must specify an empty directory". So the rename itself checks
+    // that nothing is replaced. `refuse_occupied` above only reports it before the work instead of after it.
     fs::rename(temporary.path(), dir).map_err(|source| match source.kind() {
         io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
             DirectoryError::NotEmpty { dir: dir.to_owned() }
@@ -75,8 +75,8 @@ pub fn read_state(dir: &Path) -> Result<Vec<u8>, DirectoryError> {
     let file = open_file(&path)?;
     let hint = file.metadata().map_or(0, |meta| meta.len()).min(STATE_BYTES_AT_ONCE);
     let mut bytes = Vec::with_capacity(usize::try_from(hint).unwrap_or(0));
-    // One byte more than allowed is read, so that the parser can detect a file that is too large. The size that the file
-    // system has reported may be outdated by now.
+    // One byte more than allowed is read, so that the parser can detect a file that is too large. The size that the
+    // file system has reported may be outdated by now.
     let limit = u64::try_from(MAX_STATE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut bytes).map_err(|source| failed("read", &path, source))?;
     Ok(bytes)

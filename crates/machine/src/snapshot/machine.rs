@@ -123,8 +123,8 @@ fn open(dir: &Path) -> Result<(StateReader, Chain), SnapshotError> {
 pub enum Verify {
     /// All of it, before the VM is created.
     First,
-    /// Each block before its first use. If the host cannot do that, or if blocks have no checksums, all of it before the
-    /// VM is created. The function is called to end the process if a damaged block leaves no other way.
+    /// Each block before its first use. If the host cannot do that, or if blocks have no checksums, all of it before
+    /// the VM is created. The function is called to end the process if a damaged block leaves no other way.
     BeforeUse(ExitOnDamage),
 }
 
@@ -184,7 +184,8 @@ pub fn load(dir: &Path, verify: Verify) -> Result<Loaded, SnapshotError> {
     let (id, files) = (chain.id(), MemoryFiles(Arc::clone(&chain)));
     let mut loaded = Loaded { state, host, id, memory: map()?, files, pager: None };
     let Some(exit) = before_use.filter(|_| chain.has_blocks()) else {
-        // The files are checked completely, also pages that newer layers replace: a file that was changed is not to be used.
+        // The files are checked completely, also pages that newer layers replace: a file that was changed is not to be
+        // used.
         chain.verify()?;
         chain.complete(&loaded.memory, u64::MAX)?;
         return Ok(loaded);

@@ -86,7 +86,8 @@ pub(crate) mod tests {
         ]
     }
 
-    // Catches: a wrapper that changes the blame, such as a host that lacks memory for a snapshot reported as a bad snapshot.
+    // Catches: a wrapper that changes the blame, such as a host that lacks memory for a snapshot reported as a bad
+    // snapshot.
     #[test]
     fn a_snapshot_is_the_users_and_a_wrapped_error_keeps_its_blame() {
         all_blame(Blame::Usage, file_errors());

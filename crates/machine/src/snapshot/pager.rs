@@ -1,9 +1,9 @@
 //! The pager: checks the guest RAM of a restored VM block by block, each before its first use.
 //!
-//! Reading all of it takes long, a guest needs little of it at first, and damage is rare. So the guest starts at once. An
-//! access to a block that is not mapped yet waits ([`Withheld`]) while the pager's thread reads that block, checks it and
-//! maps it. When no access waits, the thread does the same with the other blocks. A block that is damaged or cannot be
-//! read is never mapped: the VM ends, and the guest has not used the damaged bytes.
+//! Reading all of it takes long, a guest needs little of it at first, and damage is rare. So the guest starts at once.
+//! An access to a block that is not mapped yet waits ([`Withheld`]) while the pager's thread reads that block, checks
+//! it and maps it. When no access waits, the thread does the same with the other blocks. A block that is damaged or
+//! cannot be read is never mapped: the VM ends, and the guest has not used the damaged bytes.
 
 #[cfg(test)]
 mod tests;
@@ -38,8 +38,8 @@ const START_MS: u16 = 20;
 /// one CPU.
 const STRETCH_BYTES: u64 = 1 << 20;
 const PAUSE_MS: u16 = 1;
-/// How long the VM has to end in good order after [`Pager::on_damage`]'s callback was called. It may never do so, because
-/// a vCPU thread may wait for the damaged block.
+/// How long the VM has to end in good order after [`Pager::on_damage`]'s callback was called. It may never do so,
+/// because a vCPU thread may wait for the damaged block.
 const REACTION_LIMIT: Duration = Duration::from_millis(500);
 
 /// Prints why the VM cannot go on, and ends the process.
@@ -290,16 +290,16 @@ impl Blocks {
         if let Some(false) = index.and_then(|index| self.mapped.get(index).copied()) {
             return self.map_block(block);
         }
-        // Mapped already: several threads can fault on one block. This fault was queued before the block was mapped, and its
-        // thread still sleeps.
+        // Mapped already: several threads can fault on one block. This fault was queued before the block was mapped,
+        // and its thread still sleeps.
         for piece in pieces(layout, block, 1) {
             self.shared.withheld.wake(&piece).map_err(SnapshotError::Paging)?;
         }
         Ok(())
     }
 
-    /// Maps the first block that is not mapped yet, and with it those that follow if all are zero. Returns how many bytes
-    /// were read for it; none if all blocks are mapped.
+    /// Maps the first block that is not mapped yet, and with it those that follow if all are zero. Returns how many
+    /// bytes were read for it; none if all blocks are mapped.
     fn map_next(&mut self) -> Result<Option<u64>, SnapshotError> {
         let missing = self.mapped.iter().skip(self.next).position(|mapped| !mapped);
         let Some(index) = missing.and_then(|ahead| self.next.checked_add(ahead)) else { return Ok(None) };

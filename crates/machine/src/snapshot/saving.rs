@@ -1,7 +1,7 @@
 //! A save in progress, which outlives the machine's pause.
 //!
-//! The machine is paused only while its RAM is written to the page cache. The guest runs again while the data reaches the
-//! disk and the snapshot gets its name. A save can be cancelled; it then leaves nothing behind.
+//! The machine is paused only while its RAM is written to the page cache. The guest runs again while the data reaches
+//! the disk and the snapshot gets its name. A save can be cancelled; it then leaves nothing behind.
 
 use std::{
     fs::File,
@@ -149,8 +149,8 @@ impl Job {
 /// How much is flushed at a time, in bytes. A cancelled save goes on for at most as long as this takes.
 const FLUSH_BYTES: u64 = 8 << 20;
 
-/// Waits until the `pages` of `file` are on the disk, piece by piece, so that there is progress to report and a point to
-/// cancel at. The fsync(2) that makes them durable then has little left to do.
+/// Waits until the `pages` of `file` are on the disk, piece by piece, so that there is progress to report and a point
+/// to cancel at. The fsync(2) that makes them durable then has little left to do.
 fn flush(file: &File, path: &Path, pages: &PageSet, progress: &Progress) -> Result<(), MemoryError> {
     let io = |source| MemoryError::Io { path: path.to_owned(), action: "write", source };
     for run in pages.runs() {

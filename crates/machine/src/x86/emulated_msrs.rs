@@ -1,6 +1,6 @@
 //! The MSRs that the VMM emulates when the LAPICs are its own. They must be neither read from KVM nor written to it.
-//! Writing a kvmclock MSR would make KVM write the guest's kvmclock page, too; and KVM may change a TSC that is written,
-//! to synchronise it with other vCPUs.
+//! Writing a kvmclock MSR would make KVM write the guest's kvmclock page, too; and KVM may change a TSC that is
+//! written, to synchronise it with other vCPUs.
 
 use guest_abi::{
     msr::{self, IA32_TSC, IA32_TSC_ADJUST, MsrRange},

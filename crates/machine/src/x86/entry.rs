@@ -13,7 +13,7 @@ pub struct EntryState {
     pub rsi: u64,
     /// The address and limit of a GDT with flat segments at selectors 0x10 (code) and 0x18, which are then loaded.
     pub gdt: Option<(u64, u16)>,
-    /// The guest expects the state in which a PC's firmware leaves the interrupt controllers: the 8259 pair's interrupts
-    /// reach the first CPU.
+    /// The guest expects the state in which a PC's firmware leaves the interrupt controllers: the 8259 pair's
+    /// interrupts reach the first CPU.
     pub pc: bool,
 }

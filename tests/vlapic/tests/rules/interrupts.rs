@@ -68,7 +68,8 @@ fn sixteen_is_the_first_legal_vector() {
     }
 }
 
-/// Paravirtual EOI ends an interrupt without a write. That may be done only where the write would change nothing but ISR.
+/// Paravirtual EOI ends an interrupt without a write. That may be done only where the write would change nothing but
+/// ISR.
 #[test]
 fn an_end_is_silent_if_nothing_waits_for_it() {
     for mut bench in [Bench::xapic(), Bench::x2apic()] {

@@ -19,7 +19,8 @@ use vmtime::{GuestTsc, Now, TscAdjust, VmTime};
 
 const ALL: Config = Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true, physical_bits: 52 };
 
-/// Offsets in the xAPIC page, and MSRs below: from the manual once more, so that a wrong number in `guest_abi` is found.
+/// Offsets in the xAPIC page, and MSRs below: from the manual once more, so that a wrong number in `guest_abi` is
+/// found.
 const ID: u64 = 0x20;
 const VERSION: u64 = 0x30;
 const TPR: u64 = 0x80;

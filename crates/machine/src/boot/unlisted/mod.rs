@@ -1,12 +1,12 @@
 //! Instructions that read the TSC and are not in the guest's trap-site table.
 //!
-//! Where the VMM emulates RDTSC at trap sites, an RDTSC that is missing from the table returns the host's TSC. The guest's
-//! results are then wrong without any error. So the image's code is searched for such instructions.
+//! Where the VMM emulates RDTSC at trap sites, an RDTSC that is missing from the table returns the host's TSC. The
+//! guest's results are then wrong without any error. So the image's code is searched for such instructions.
 //!
-//! The two or three bytes of such an instruction can also be part of another one: an immediate value, a displacement. To
-//! find out, the code is decoded from the last address before them at which an instruction is known to begin: a symbol, a
-//! trap site, the entry point, the beginning of a section. After bytes that are no instruction the decoder may be out of
-//! step, and the result is unsure until the next target of a branch.
+//! The two or three bytes of such an instruction can also be part of another one: an immediate value, a displacement.
+//! To find out, the code is decoded from the last address before them at which an instruction is known to begin: a
+//! symbol, a trap site, the entry point, the beginning of a section. After bytes that are no instruction the decoder
+//! may be out of step, and the result is unsure until the next target of a branch.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -184,8 +184,8 @@ struct Search<'a> {
     begins: Vec<(usize, Begins)>,
     /// The mode that all of it may run in, in bits: 64 or 32.
     bits: u32,
-    /// Offsets of the code at the entry point. It is entered in 32-bit mode and may switch, so that it is decoded in both
-    /// modes.
+    /// Offsets of the code at the entry point. It is entered in 32-bit mode and may switch, so that it is decoded in
+    /// both modes.
     entered: std::ops::Range<usize>,
 }
 
@@ -272,8 +272,8 @@ fn suspects(code: &[u8]) -> impl Iterator<Item = (usize, bool)> {
 
 /// Decodes `code` in the mode `bits`, and returns a result for each of `suspects`, which are sorted by offset.
 ///
-/// Two flags decide whether a result is certain. `lost`: the decoder may be in the middle of an instruction. `reached`: a
-/// path of execution leads to the current instruction. A branch target that was seen before settles both.
+/// Two flags decide whether a result is certain. `lost`: the decoder may be in the middle of an instruction. `reached`:
+/// a path of execution leads to the current instruction. A branch target that was seen before settles both.
 fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) -> Vec<Are> {
     let mut decoder = Decoder::new(bits, code, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
@@ -301,8 +301,8 @@ fn decode(code: &[u8], bits: u32, begins: Begins, suspects: &[(usize, bool)]) ->
             // Try again at the next byte.
             let _ = decoder.set_position(start.saturating_add(1));
         } else if lost && let Some(target) = next_target.filter(|target| *target < decoder.position()) {
-            // An instruction that was decoded while lost may be a wrong one. It must not run past a branch target, where an
-            // instruction is known to begin.
+            // An instruction that was decoded while lost may be a wrong one. It must not run past a branch target,
+            // where an instruction is known to begin.
             let _ = decoder.set_position(target);
         }
         let end = decoder.position();

@@ -4,8 +4,8 @@ use super::*;
 const CODE: u64 = 0x10_0000;
 const SECOND: u64 = 0x40;
 
-/// An ELF64 file with one section of code: `boot` at its beginning, which is the entry point, and `main` at 0x40, in 64-bit
-/// code. If `symbols` is false it has no symbols; if `sections` is false it has only a segment.
+/// An ELF64 file with one section of code: `boot` at its beginning, which is the entry point, and `main` at 0x40, in
+/// 64-bit code. If `symbols` is false it has no symbols; if `sections` is false it has only a segment.
 fn elf(boot: &[u8], main: &[u8], symbols: bool, sections: bool) -> Vec<u8> {
     let mut code = boot.to_vec();
     code.resize(0x40, 0x90);
@@ -66,8 +66,8 @@ fn what_the_table_forgets_is_found_in_every_kind_of_file() {
     let boot = [&[0xfa][..], RDTSC, &[0xc3]].concat();
     let all = [(1, false, true), (SECOND + 4, false, true), (SECOND + 6, true, true)];
     assert_eq!(found(&elf(&boot, &main, true, true)), all);
-    // Decoding begins at the section's beginning or at the entry point. Without symbols no path is known to reach the code
-    // after a RET.
+    // Decoding begins at the section's beginning or at the entry point. Without symbols no path is known to reach the
+    // code after a RET.
     let some = [all[0], (SECOND + 4, false, false), (SECOND + 6, true, false)];
     assert_eq!(found(&elf(&boot, &main, false, true)), some);
     assert_eq!(found(&elf(&boot, &main, false, false)), some);
@@ -113,8 +113,8 @@ fn code_that_is_entered_may_run_in_either_mode() {
 fn after_bytes_that_are_no_instruction_results_are_unsure() {
     // 06 is no instruction in 64-bit code.
     assert_eq!(found(&elf(&[], &[&[0x06][..], RDTSC].concat(), true, true)), [(SECOND + 1, false, false)]);
-    // Only up to a branch's target: the code jumps over four bytes of data, which end within an instruction (b8). From the
-    // target on the result is sure again, also at the target of the next branch.
+    // Only up to a branch's target: the code jumps over four bytes of data, which end within an instruction (b8). From
+    // the target on the result is sure again, also at the target of the next branch.
     let code = [&[0xeb, 0x04, 0x06][..], RDTSC, &[0xb8], RDTSC, &[0x74, 0x02, 0xc3, 0x06], RDTSC, &[0xc3]].concat();
     let at = [(SECOND + 3, false, false), (SECOND + 6, false, true), (SECOND + 12, false, true)];
     assert_eq!(found(&elf(&[], &code, true, true)), at);

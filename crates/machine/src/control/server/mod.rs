@@ -22,8 +22,8 @@ use super::{
 /// How many clients can be connected at a time. If there is one more, the oldest connection that waits for no answer is
 /// closed. So idle clients cannot keep others out, and no timeout is needed.
 const CLIENTS: usize = 32;
-/// How long to wait after accept(2) has failed for want of descriptors or memory, until another part of the process or of
-/// the host has freed some.
+/// How long to wait after accept(2) has failed for want of descriptors or memory, until another part of the process or
+/// of the host has freed some.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// The control socket of one VM, to be added to its event manager. The socket's file is removed when this is dropped.
@@ -118,7 +118,8 @@ impl<H: Handler> ControlServer<H> {
     fn serve(&mut self, fd: RawFd, events: EventSet, ops: &mut EventOps<'_>) {
         let Some(at) = self.clients.iter().position(|client| client.connection.as_raw_fd() == fd) else { return };
         let waits = self.clients.get(at).is_some_and(|client| client.connection.is_asking());
-        // For a client that waits for its answer no events are requested. epoll(7) reports that it hung up all the same.
+        // For a client that waits for its answer no events are requested. epoll(7) reports that it hung up all the
+        // same.
         if waits && events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             return self.remove(at, ops);
         }

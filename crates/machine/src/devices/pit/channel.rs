@@ -65,8 +65,9 @@ pub(super) struct Channel(ChannelState);
 const PERIODIC: [u8; 2] = [2, 3];
 const TRIGGERED: [u8; 2] = [1, 5];
 
-/// The fewest ticks from one periodic interrupt to the next: 200 µs, as KVM has for its own 8254 (`min_timer_period_us`,
-/// Linux `arch/x86/kvm/i8254.c`). With a shorter time a guest could spend all of it in its handler.
+/// The fewest ticks from one periodic interrupt to the next: 200 µs, as KVM has for its own 8254
+/// (`min_timer_period_us`, Linux `arch/x86/kvm/i8254.c`). With a shorter time a guest could spend all of it in its
+/// handler.
 const LEAST_TICKS: u64 = 239;
 
 fn from_decimal(digits: u16) -> u64 {
@@ -109,7 +110,8 @@ impl Channel {
         let part = elapsed % length;
         let count = match self.0.mode {
             2 => length - part,
-            // It counts by twos. An odd count begins one lower, and the output is high for one tick more than it is low.
+            // It counts by twos. An odd count begins one lower, and the output is high for one tick more than it is
+            // low.
             3 => {
                 let high = length.div_ceil(2);
                 (length & !1) - 2 * if part < high { part } else { part - high }
@@ -203,7 +205,8 @@ impl Channel {
         byte
     }
 
-    /// Sets the gate. While it is low, the count stops; a rising edge triggers or restarts the count, depending on the mode.
+    /// Sets the gate. While it is low, the count stops; a rising edge triggers or restarts the count, depending on the
+    /// mode.
     pub(super) fn set_gate(&mut self, gate: bool, now: u64) {
         let rises = gate && !self.0.gate;
         self.0.gate = gate;

@@ -52,8 +52,8 @@ fn code() -> &'static [u8] {
 const BOTH: [u64; 2] = [0x12, 0x14];
 const FIFTH: [u64; 1] = [0x14];
 
-/// The numbers of the pages in the log, of those that hold neither code nor tables: a CPU may write to its tables, and with
-/// nested paging KVM cannot tell its reads of them from writes.
+/// The numbers of the pages in the log, of those that hold neither code nor tables: a CPU may write to its tables, and
+/// with nested paging KVM cannot tell its reads of them from writes.
 fn take(rig: &Rig) -> Result<Vec<u64>, Error> {
     let words = rig.vm.take_dirty_pages(0, RAM_BYTES)?;
     let bits = (0u64..).zip(words).flat_map(|(word, bits)| (0..64).map(move |bit| (word * 64 + bit, bits >> bit & 1)));

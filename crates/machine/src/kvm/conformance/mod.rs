@@ -1,7 +1,8 @@
-//! Checks of a KVM backend's interface for time and interrupts: what a VMM asks for, KVM's answer, what a guest then sees.
+//! Checks of a KVM backend's interface for time and interrupts: what a VMM asks for, KVM's answer, what a guest then
+//! sees.
 //!
-//! What it is not: a decision. [`super::probe`] measures the facts on which `vmm` acts; these checks compare what KVM does
-//! with what its documentation says, for those who write or choose a backend.
+//! What it is not: a decision. [`super::probe`] measures the facts on which `vmm` acts; these checks compare what KVM
+//! does with what its documentation says, for those who write or choose a backend.
 
 mod answer;
 mod clock;

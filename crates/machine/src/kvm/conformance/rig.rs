@@ -25,8 +25,8 @@ use crate::{
 // Not wrapped by kvm-ioctls.
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
-/// 64-bit code for a guest, as bytes. It is assembled with the program, between two labels; the numbers of its own labels
-/// are below 200.
+/// 64-bit code for a guest, as bytes. It is assembled with the program, between two labels; the numbers of its own
+/// labels are below 200.
 macro_rules! guest_code {
     ($($line:literal),+ $(,)?) => {{
         let (begin, end): (*const u8, *const u8);
@@ -64,7 +64,8 @@ const HANDLERS: u64 = 0x9000;
 pub(super) const FREE_PAGES: u64 = 0x10_000;
 pub(super) const RAM_BYTES: usize = 0x20_000;
 
-/// Vectors with a handler: NMI, #GP, and two for interrupts. The handler exits with OUT to the port with the vector's number.
+/// Vectors with a handler: NMI, #GP, and two for interrupts. The handler exits with OUT to the port with the vector's
+/// number.
 const VECTORS: [u8; 4] = [2, GP, INTERRUPT, INTERRUPT + 1];
 pub(super) const GP: u8 = 13;
 pub(super) const INTERRUPT: u8 = 0x40;
@@ -219,8 +220,8 @@ impl Rig {
         exit == Exit::Operation(Operation::Port) && self.seen.port == Some(port)
     }
 
-    /// Reads the guest's TSC; the code must be [`tsc_loop`]. The reading with the shortest bracket of some; none if the guest
-    /// did not get there.
+    /// Reads the guest's TSC; the code must be [`tsc_loop`]. The reading with the shortest bracket of some; none if the
+    /// guest did not get there.
     pub fn read_tsc(&mut self) -> Result<Option<Reading>, Error> {
         let mut readings = Vec::new();
         for _ in 0..16 {

@@ -116,8 +116,8 @@ fn ahead(reading: Reading) -> u64 {
     reading.guest.wrapping_sub(reading.after)
 }
 
-/// Whether two differences are the same, to 20 ms: an entry takes microseconds, on an emulated host milliseconds, and what
-/// is told apart here are half a second and more.
+/// Whether two differences are the same, to 20 ms: an entry takes microseconds, on an emulated host milliseconds, and
+/// what is told apart here are half a second and more.
 fn same(cx: &Context, a: u64, b: u64) -> bool {
     a.wrapping_sub(b).cast_signed().unsigned_abs() < ticks(cx, 20)
 }
@@ -261,8 +261,9 @@ fn guest_write_code() -> &'static [u8] {
     )
 }
 
-/// By how much the guest's TSC and its IA32_TSC_ADJUST changed when the guest wrote MSR `index`, whose new value is that of
-/// `value` for the TSC that the guest has read. None, with the exit in KVM's words, if the guest did not get there.
+/// By how much the guest's TSC and its IA32_TSC_ADJUST changed when the guest wrote MSR `index`, whose new value is
+/// that of `value` for the TSC that the guest has read. None, with the exit in KVM's words, if the guest did not get
+/// there.
 fn guest_writes(cx: &Context, index: u32, value: impl Fn(u64) -> u64) -> Result<Result<(u64, u64), String>, Error> {
     let mut rig = Rig::in_kernel(cx, guest_write_code())?;
     rig.write(DATA + 0x10, &index.to_le_bytes())?;

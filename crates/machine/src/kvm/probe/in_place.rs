@@ -31,8 +31,8 @@ pub fn can_probe(leaves: &[Leaf]) -> bool {
 /// are those of [`HostFacts::WITHOUT_WORKAROUNDS`], with the TSC offset as measured; otherwise none, and all probes are
 /// needed.
 ///
-/// The probe's code is in RAM at `at` while it runs; the content of that RAM is restored. The vCPU's registers are not: the
-/// caller must set its state afterwards, as it would without a probe.
+/// The probe's code is in RAM at `at` while it runs; the content of that RAM is restored. The vCPU's registers are not:
+/// the caller must set its state afterwards, as it would without a probe.
 ///
 /// # Errors
 /// If KVM fails in a way that says nothing about the facts, or `at` is not RAM.

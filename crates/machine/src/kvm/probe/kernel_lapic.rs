@@ -8,8 +8,8 @@ use crate::{
     x86::Leaf,
 };
 
-/// 32-bit code: enable the APIC; LVTT = vector 64 in deadline mode; store TSC + 100,000 and arm it as the deadline; poll
-/// IRR, at most 200,000 times, until vector 64 is requested; RDTSC to memory; OUT 0x80. Or OUT 0x81 if that never
+/// 32-bit code: enable the APIC; LVTT = vector 64 in deadline mode; store TSC + 100,000 and arm it as the deadline;
+/// poll IRR, at most 200,000 times, until vector 64 is requested; RDTSC to memory; OUT 0x80. Or OUT 0x81 if that never
 /// happens.
 const PROGRAM: [u8; 90] = [
     0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, // SVR = 0x1ff

@@ -14,8 +14,8 @@ const COUNT_INSTRUCTIONS: u64 = 20_000;
 /// How many times they are timed.
 const COUNT_SAMPLES: usize = 6;
 
-/// NOP three times; STI; NOP; CLI; NOP; NOP; HLT. The NOP after STI must be a step of its own: STI blocks interrupts for an
-/// instruction (SDM vol. 2, "STI"), but not the trap of single-stepping.
+/// NOP three times; STI; NOP; CLI; NOP; NOP; HLT. The NOP after STI must be a step of its own: STI blocks interrupts
+/// for an instruction (SDM vol. 2, "STI"), but not the trap of single-stepping.
 const STEPS: [u8; 9] = [0x90, 0x90, 0x90, 0xfb, 0x90, 0xfa, 0x90, 0x90, 0xf4];
 
 /// The result of setting a TSC offset.
@@ -74,8 +74,9 @@ pub fn exit_ns(host: &Host, supported: &[Leaf], host_khz: u32) -> Result<u64, Er
     Ok(to_ns(median(costs), host_khz))
 }
 
-/// Measures the cost of an instruction of supervisor code, in nanoseconds. Hundreds mean that it is emulated. The result
-/// is the least of several samples, because a first entry, or other load on the host, can take longer than the loop.
+/// Measures the cost of an instruction of supervisor code, in nanoseconds. Hundreds mean that it is emulated. The
+/// result is the least of several samples, because a first entry, or other load on the host, can take longer than the
+/// loop.
 ///
 /// # Errors
 /// If KVM fails.

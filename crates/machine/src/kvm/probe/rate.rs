@@ -8,8 +8,8 @@ use crate::{
     x86::Leaf,
 };
 
-/// Entries before the first reading. During the first ones KVM builds the guest's page tables. One of them took 200 times
-/// as long as a later one, and the guest read its TSC at the end of it.
+/// Entries before the first reading. During the first ones KVM builds the guest's page tables. One of them took 200
+/// times as long as a later one, and the guest read its TSC at the end of it.
 const WARM_UP: usize = 16;
 /// How many readings are taken, of which the one with the shortest bracket is used.
 const READINGS: usize = 16;

@@ -1,5 +1,5 @@
-//! The state of a vCPU with KVM's LAPIC that [`super::VcpuState`] does not contain: the LAPIC's register page, its timer,
-//! the MP state, and kvmclock's MSRs.
+//! The state of a vCPU with KVM's LAPIC that [`super::VcpuState`] does not contain: the LAPIC's register page, its
+//! timer, the MP state, and kvmclock's MSRs.
 
 use guest_abi::{
     msr::{IA32_TSC_ADJUST, IA32_TSC_DEADLINE},
@@ -153,8 +153,8 @@ impl Vcpu {
     /// # Errors
     /// If KVM refuses.
     pub fn set_lapic_timer(&self, page: &LapicPage, tsc_deadline: u64) -> Result<(), Error> {
-        // LVTT before the deadline: KVM ignores a deadline unless LVTT is in deadline mode (`kvm_set_lapic_tscdeadline_msr`
-        // in Linux arch/x86/kvm/lapic.c), and the timer would be lost.
+        // LVTT before the deadline: KVM ignores a deadline unless LVTT is in deadline mode
+        // (`kvm_set_lapic_tscdeadline_msr` in Linux arch/x86/kvm/lapic.c), and the timer would be lost.
         self.fd.set_lapic(&page.to_kvm()).map_err(Error::call("KVM_SET_LAPIC"))?;
         // 0 would disarm the timer, which KVM_SET_LAPIC has done.
         if tsc_deadline == 0 { Ok(()) } else { msrs::write(&self.fd, IA32_TSC_DEADLINE, tsc_deadline) }

@@ -1,7 +1,7 @@
 //! Reading and setting a vCPU's state as plain data.
 //!
-//! A snapshot holds these types. The conversions name every field of KVM's structures, in both directions, so that a new
-//! field does not compile until it is handled. State that the VMM emulates (LAPIC, kvmclock, TSC) is not here.
+//! A snapshot holds these types. The conversions name every field of KVM's structures, in both directions, so that a
+//! new field does not compile until it is handled. State that the VMM emulates (LAPIC, kvmclock, TSC) is not here.
 
 mod fpu;
 mod lapic;
@@ -71,8 +71,8 @@ pub struct Events {
 impl Events {
     fn from_kvm(events: &kvm_vcpu_events) -> Self {
         // Not saved are:
-        // - SMIs and SIPIs. Without KVM's LAPIC none can be sent. With it, KVM_GET_MP_STATE, which is called before, has
-        // processed a pending SIPI, and SMIs are for firmware, which no guest has.
+        // - SMIs and SIPIs. Without KVM's LAPIC none can be sent. With it, KVM_GET_MP_STATE, which is called before,
+        //   has processed a pending SIPI, and SMIs are for firmware, which no guest has.
         // - Triple faults, which end the VM before it could be saved.
         // - Payloads, which need a capability that is not enabled.
         let kvm_vcpu_events {
@@ -145,9 +145,9 @@ impl Vcpu {
     /// If KVM refuses part of it.
     pub fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
         let VcpuState { registers, system, fpu, debug, events, msrs: saved_msrs } = state;
-        // MP state first: on some kernels an application processor does not run if it was never set. Without KVM's LAPIC
-        // only RUNNABLE can be set; the VMM itself keeps whether the guest halts. With it, the saved MP state is set at
-        // the end, after the LAPIC (`set_mp_state`).
+        // MP state first: on some kernels an application processor does not run if it was never set. Without KVM's
+        // LAPIC only RUNNABLE can be set; the VMM itself keeps whether the guest halts. With it, the saved MP state is
+        // set at the end, after the LAPIC (`set_mp_state`).
         self.fd
             .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
             .map_err(Error::call("KVM_SET_MP_STATE"))?;

@@ -79,8 +79,8 @@ fn read_all(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, Error> {
 }
 
 /// The MSRs of `saved` that must be written to a vCPU that has `present`: those that differ, and those that it does not
-/// have. Equal ones must not be written: some are read-only, and for others KVM refuses and logs every write, even of the
-/// current value.
+/// have. Equal ones must not be written: some are read-only, and for others KVM refuses and logs every write, even of
+/// the current value.
 fn to_write(saved: &[Msr], present: &[Msr]) -> Vec<Msr> {
     let present: HashMap<u32, u64> = present.iter().map(|msr| (msr.index, msr.value)).collect();
     let differs = |msr: &&Msr| !is_not_kvms(msr.index) && present.get(&msr.index) != Some(&msr.value);

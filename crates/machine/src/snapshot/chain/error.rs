@@ -88,8 +88,8 @@ pub enum ChainError {
 }
 
 impl ChainError {
-    /// Whether a save was refused because the request cannot be met, such as one with a base that does not fit. A client of
-    /// the control socket then gets status 400, not 500.
+    /// Whether a save was refused because the request cannot be met, such as one with a base that does not fit. A
+    /// client of the control socket then gets status 400, not 500.
     #[must_use]
     pub fn refuses_save(&self) -> bool {
         match self {

@@ -49,8 +49,8 @@ pub struct BaseState {
     pub id: SnapshotId,
     /// How many snapshots the chain has, from this one down to the whole one.
     pub layers: usize,
-    /// The pages that this snapshot's memory file holds, including pages that became zero: first page and number of pages of
-    /// each run, in rising order.
+    /// The pages that this snapshot's memory file holds, including pages that became zero: first page and number of
+    /// pages of each run, in rising order.
     pub pages: Vec<(usize, usize)>,
 }
 
@@ -131,9 +131,9 @@ impl Chain {
     /// Opens the memory files of the snapshot `dir` and of all snapshots that it is based on, without reading them.
     /// `state` is the `state` file of `dir`, and `reader` has its sections.
     ///
-    /// Each base is compared with the id that the snapshot above has for it before anything in it is used. The number of
-    /// snapshots is bounded during the walk; the numbers that the snapshots store are checked after it, when the true number
-    /// is known.
+    /// Each base is compared with the id that the snapshot above has for it before anything in it is used. The number
+    /// of snapshots is bounded during the walk; the numbers that the snapshots store are checked after it, when the
+    /// true number is known.
     pub(super) fn open(dir: &Path, state: Vec<u8>, reader: &mut StateReader) -> Result<Self, SnapshotError> {
         let mut upper = Vec::new();
         let mut counts = Vec::new();
@@ -173,9 +173,9 @@ impl Chain {
         memory::map(file, path, layout)
     }
 
-    /// Checks `ram`, which was just mapped, and writes the newest version of each changed page into it. It begins at the
-    /// start of RAM, and ends at the end of the block in which `most` bytes were read. Returns the number of the first
-    /// block that is still to be done, or none.
+    /// Checks `ram`, which was just mapped, and writes the newest version of each changed page into it. It begins at
+    /// the start of RAM, and ends at the end of the block in which `most` bytes were read. Returns the number of the
+    /// first block that is still to be done, or none.
     pub(super) fn complete(&self, ram: &GuestRam, most: u64) -> Result<Option<u64>, MemoryError> {
         let Layer { file, path, layout, .. } = &self.whole;
         let rest = memory::check_mapped(ram, file, path, layout, most)?;

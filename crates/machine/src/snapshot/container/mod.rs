@@ -12,10 +12,10 @@
 //! 40  payload                    JSON of one state type
 //! ```
 //!
-//! Integers are little-endian. Magic and version have fixed offsets, so that a reader can refuse a file of another version
-//! before it parses anything else. The payload is JSON because people read snapshots, too. The headers around it are binary,
-//! so that the checksum can be checked before any JSON is parsed. Every byte of the file is compared or covered by a
-//! checksum, so that every change is detected.
+//! Integers are little-endian. Magic and version have fixed offsets, so that a reader can refuse a file of another
+//! version before it parses anything else. The payload is JSON because people read snapshots, too. The headers around
+//! it are binary, so that the checksum can be checked before any JSON is parsed. Every byte of the file is compared or
+//! covered by a checksum, so that every change is detected.
 
 mod error;
 #[cfg(test)]

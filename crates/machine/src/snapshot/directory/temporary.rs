@@ -36,8 +36,8 @@ pub(super) struct Temporary {
 impl Temporary {
     /// Creates a temporary directory in `parent` that only its owner can enter, and locks it.
     ///
-    /// Another save may take it for a stale one between its creation and the lock, and remove it. So it is checked after the
-    /// lock that the directory still exists and is the one that was locked; if not, another one is created.
+    /// Another save may take it for a stale one between its creation and the lock, and remove it. So it is checked
+    /// after the lock that the directory still exists and is the one that was locked; if not, another one is created.
     pub(super) fn create(parent: &Path, prefix: &OsStr) -> Result<Self, DirectoryError> {
         let io = |source| failed("create a directory in", parent, source);
         loop {
@@ -70,8 +70,8 @@ impl Temporary {
     }
 }
 
-/// Removes the temporary directories that killed saves have left in `parent`. If one cannot be removed, it stays, and the
-/// save goes on.
+/// Removes the temporary directories that killed saves have left in `parent`. If one cannot be removed, it stays, and
+/// the save goes on.
 pub(super) fn remove_stale(parent: &Path, prefix: &OsStr) {
     let is_one = |name: &OsStr| {
         let random =

@@ -8,16 +8,16 @@ use crate::mem::ram::GuestRam;
 
 /// The most regions that a layout may have. A VM has one, or two around the hole below 4 GiB.
 pub const MAX_REGIONS: usize = 16;
-/// The smallest block that has a checksum of its own, in bytes. Reading and checking one takes some 20 µs, about as long
-/// as the page fault that requests it.
+/// The smallest block that has a checksum of its own, in bytes. Reading and checking one takes some 20 µs, about as
+/// long as the page fault that requests it.
 const SMALLEST_BLOCK: u64 = 16 * PAGE;
 /// The most blocks that a file has: larger files have larger ones, so that their checksums stay few.
 const MOST_BLOCKS: u64 = 16_384;
 /// No guest physical address reaches this: x86-64 has at most 52 address bits.
 pub const GUEST_ADDRESS_END: u64 = 1 << 52;
 
-/// The range in which no RAM may be: from the local APICs' page up to 4 GiB. It also has the pages that KVM uses for real
-/// mode.
+/// The range in which no RAM may be: from the local APICs' page up to 4 GiB. It also has the pages that KVM uses for
+/// real mode.
 const DEVICES_START: u64 = 0xfee0_0000;
 const DEVICES_END: u64 = 1 << 32;
 
@@ -75,8 +75,8 @@ impl MemoryLayout {
         Self { regions, pages: 0, checksum: 0, blocks }
     }
 
-    /// Whether the blocks' checksums belong to the file's. A tool that edits a snapshot may have updated only the file's
-    /// checksum; the blocks' are then not used.
+    /// Whether the blocks' checksums belong to the file's. A tool that edits a snapshot may have updated only the
+    /// file's checksum; the blocks' are then not used.
     #[must_use]
     pub fn has_blocks(&self) -> bool {
         self.blocks.of == self.checksum
@@ -86,8 +86,8 @@ impl MemoryLayout {
     ///
     /// # Errors
     /// [`MemoryError::Layout`] if there are no regions or too many; if one is empty, not whole pages, overlaps another,
-    /// is beyond [`GUEST_ADDRESS_END`] or where the local APICs are, or does not follow the one before it in the file; or
-    /// if the blocks are not possible.
+    /// is beyond [`GUEST_ADDRESS_END`] or where the local APICs are, or does not follow the one before it in the file;
+    /// or if the blocks are not possible.
     pub fn file_bytes(&self) -> Result<u64, MemoryError> {
         let wrong = |reason: String| Err(MemoryError::Layout { reason });
         if self.regions.is_empty() || self.regions.len() > MAX_REGIONS {

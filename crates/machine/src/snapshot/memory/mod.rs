@@ -1,9 +1,9 @@
 //! The `memory` file: guest RAM, byte for byte, with holes where it is zero.
 //!
-//! Regions follow one another in the order of their guest addresses. Only pages that are not zero are written, so that a
-//! guest that uses 3 MiB of 128 MiB takes 3 MiB of disk. A copy in which the holes are filled is still the same snapshot.
-//! The file has no header, because it is mapped into the restored VM as it is. [`MemoryLayout`] has the checksums; it is
-//! a section of the `state` file, which thereby belongs to this `memory` file only.
+//! Regions follow one another in the order of their guest addresses. Only pages that are not zero are written, so that
+//! a guest that uses 3 MiB of 128 MiB takes 3 MiB of disk. A copy in which the holes are filled is still the same
+//! snapshot. The file has no header, because it is mapped into the restored VM as it is. [`MemoryLayout`] has the
+//! checksums; it is a section of the `state` file, which thereby belongs to this `memory` file only.
 
 mod error;
 mod layout;
@@ -45,8 +45,8 @@ const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// How much is read at once, in bytes: enough to make system calls rare, small enough to stay in the cache.
 const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
 
-/// The pages of guest RAM that may hold a byte that is not zero, by their index in the file. See `touched.rs` for how they
-/// are found without reading RAM.
+/// The pages of guest RAM that may hold a byte that is not zero, by their index in the file. See `touched.rs` for how
+/// they are found without reading RAM.
 ///
 /// # Errors
 /// The layout is impossible.
@@ -55,8 +55,8 @@ pub fn in_use(memory: &GuestRam) -> Result<PageSet, MemoryError> {
     touched::pages(memory, &layout, Path::new(touched::PAGEMAP))
 }
 
-/// Writes those pages of guest RAM that are in `pages` and not zero into `file`, which is empty and named `path` in errors.
-/// No vCPU may run meanwhile.
+/// Writes those pages of guest RAM that are in `pages` and not zero into `file`, which is empty and named `path` in
+/// errors. No vCPU may run meanwhile.
 ///
 /// # Errors
 /// RAM cannot be read, is not whole pages, or the file cannot be written.
@@ -307,14 +307,15 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
         Err(errno) => return Err(errno.into()),
     };
     let stop = seek(start, Whence::SeekHole)?;
-    // A file system may use smaller blocks than our pages. `at` is a page boundary, so rounding down does not go below it.
+    // A file system may use smaller blocks than our pages. `at` is a page boundary, so rounding down does not go below
+    // it.
     let stop = stop.checked_next_multiple_of(PAGE).unwrap_or(end).min(end);
     Ok(Some((start - start % PAGE, stop)))
 }
 
-/// Maps `file` as guest RAM; checks its size, but not its content. The guest's writes stay in this process. Pages that it
-/// has not written are read from the file as long as the VM exists, so the file must not be changed in place. (Another
-/// snapshot that is saved under the same name is another file, and changes nothing.)
+/// Maps `file` as guest RAM; checks its size, but not its content. The guest's writes stay in this process. Pages that
+/// it has not written are read from the file as long as the VM exists, so the file must not be changed in place.
+/// (Another snapshot that is saved under the same name is another file, and changes nothing.)
 ///
 /// # Errors
 /// As [`check_size`], or the host cannot map the file.

@@ -250,8 +250,8 @@ fn a_check_in_place_ends_at_the_end_of_a_block() {
     assert!(check(&saved, 5 * PAGE).is_err());
 }
 
-// Catches: a file that was edited together with its checksum, and is refused because of its blocks' old checksums, or is not
-// checked at all.
+// Catches: a file that was edited together with its checksum, and is refused because of its blocks' old checksums, or
+// is not checked at all.
 #[test]
 fn blocks_of_another_checksum_are_not_used() {
     let saved = Saved::new();
@@ -295,7 +295,8 @@ fn an_unwritable_file_is_an_error_with_its_name() {
     assert!(error.contains("memory: cannot write"), "{error}");
 }
 
-/// Writes RAM with the pages that `pagemap` lists. Returns the file's bytes, its layout, and how many pages were listed.
+/// Writes RAM with the pages that `pagemap` lists. Returns the file's bytes, its layout, and how many pages were
+/// listed.
 fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
     let file = tempfile::tempfile().unwrap();
     let pages = touched::pages(ram, &MemoryLayout::of(ram), Path::new(pagemap)).unwrap();
@@ -305,7 +306,8 @@ fn written(ram: &GuestRam, pagemap: &str) -> (Vec<u8>, MemoryLayout, usize) {
     (bytes, layout, pages.count())
 }
 
-// Catches: a written page that is found neither in the pagemap nor in the restored file; and a search that finds every page.
+// Catches: a written page that is found neither in the pagemap nor in the restored file; and a search that finds every
+// page.
 #[test]
 fn pages_in_use_are_all_that_are_not_zero_also_without_a_pagemap() {
     let saved = Saved::new();

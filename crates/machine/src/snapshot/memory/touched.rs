@@ -1,10 +1,10 @@
 //! Finds the pages of guest RAM that may not be zero, without reading RAM.
 //!
 //! RAM is a private mapping: anonymous in a VM that was booted, of a snapshot's file in one that was restored. A page
-//! that was written, by the guest or by the VMM, is an anonymous page, and present or swapped. `/proc/self/pagemap` lists
-//! those (Linux `Documentation/admin-guide/mm/pagemap.rst`). A page that was not written is zero, or has the file's
-//! content. SEEK_DATA finds the file's data. A page that was only read may be listed, too, which does no harm: the writer
-//! skips pages of zeros.
+//! that was written, by the guest or by the VMM, is an anonymous page, and present or swapped. `/proc/self/pagemap`
+//! lists those (Linux `Documentation/admin-guide/mm/pagemap.rst`). A page that was not written is zero, or has the
+//! file's content. SEEK_DATA finds the file's data. A page that was only read may be listed, too, which does no harm:
+//! the writer skips pages of zeros.
 //!
 //! If one of the two fails, every page of the region counts as touched: that is slow, but the result is the same.
 
