@@ -3,8 +3,8 @@
  * Does WRMSR IA32_TSC_DEADLINE exit to user space when the VMM has asked for it?
  *
  * The VM has no in-kernel LAPIC, and an MSR filter that denies 0x6e0. The guest writes the MSR and halts. Documented is
- * KVM_EXIT_X86_WRMSR with reason KVM_MSR_EXIT_REASON_FILTER, then KVM_EXIT_HLT. If KVM_EXIT_HLT comes first, KVM has
- * swallowed the write: a VMM that emulates the local APIC never hears of the timer.
+ * KVM_EXIT_X86_WRMSR with reason KVM_MSR_EXIT_REASON_FILTER. If KVM_EXIT_HLT comes instead, KVM has swallowed the
+ * write: a VMM that emulates the local APIC does not learn of the deadline.
  *
  * Build and run: cc -O2 -Wall -o tsc_deadline_filter tsc_deadline_filter.c && ./tsc_deadline_filter
  * Output: KTAP. Exit status: 0 passed, 1 failed, 4 skipped (no KVM, or no MSR filter).
@@ -40,10 +40,19 @@ static void skip(const char *what)
 	exit(4);
 }
 
-static int checked(int result, const char *what)
+static int needed(int result, const char *what)
 {
 	if (result < 0)
 		skip(what);
+	return result;
+}
+
+static int checked(int result, const char *what)
+{
+	if (result < 0) {
+		printf("# %s: %s\nnot ok 1 tsc_deadline_filter\n", what, strerror(errno));
+		exit(1);
+	}
 	return result;
 }
 
@@ -76,8 +85,8 @@ static void allow_user_space_msrs(int vm)
 		},
 	};
 
-	checked(ioctl(vm, KVM_ENABLE_CAP, &cap), "KVM_CAP_X86_USER_SPACE_MSR");
-	checked(ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter), "KVM_X86_SET_MSR_FILTER");
+	needed(ioctl(vm, KVM_ENABLE_CAP, &cap), "KVM_CAP_X86_USER_SPACE_MSR");
+	needed(ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter), "KVM_X86_SET_MSR_FILTER");
 }
 
 /* The guest's CPUID: what KVM supports, with the TSC-deadline timer. */
@@ -118,7 +127,7 @@ int main(void)
 	struct kvm_userspace_memory_region region = { .memory_size = 0x4000 };
 
 	printf("KTAP version 1\n1..1\n");
-	kvm = checked(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	kvm = needed(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	vm = checked(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
 	allow_user_space_msrs(vm);
 	/* For CPUs that run real mode with help of memory that KVM is given. */

@@ -102,7 +102,7 @@ fn report(kernel: &str, id: &str, verdict: &str, measured: &str) -> String {
 fn reports_are_compared_by_check_and_foreign_files_refused() {
     let lab = Lab::new();
     let write = |name: &str, text: &str| fs::write(lab.path(name), text).unwrap();
-    write("a", &report("6.1", "first", "differs", "one | two\n\u{1b}[31mthree"));
+    write("a", &report("6.1", "first", "differs", "one | two\n\u{1b}[31mthree\\<b>"));
     write("b", &report("7.2", "second", "conforms", ""));
     let table = lab.run("doctor --compare a b").expect(0).stdout;
     let rows: Vec<Vec<&str>> =
@@ -110,7 +110,7 @@ fn reports_are_compared_by_check_and_foreign_files_refused() {
     assert_eq!(rows[0], ["check", "kvm_x 6.1", "kvm_x 7.2"], "{table}");
     assert_eq!((rows[3][0], rows[3][1], rows[3][2]), ("second", "–", "conforms"), "{table}");
     assert_eq!((rows.len(), table.contains('\u{1b}')), (4, false), "{table}");
-    assert!(table.contains("**differs**: one \\| two"), "{table}");
+    assert!(table.contains("**differs**: one \\| two") && table.contains("three\\\\&lt;b>"), "{table}");
 
     write("c", "{}");
     write("d", &report("7.2", "x", "conforms", "").replace("conformance/1", "conformance/9"));
@@ -118,6 +118,7 @@ fn reports_are_compared_by_check_and_foreign_files_refused() {
     lab.run("doctor --compare a c").refused(2, &["c is not a report of `vmm doctor --conformance --json`", "schema"]);
     lab.run("doctor --compare d").refused(2, &["d has the layout vmm-conformance/9", "vmm-conformance/1"]);
     lab.run("doctor --compare e").refused(2, &["e is not a report", "splendid"]);
+    lab.run("doctor --compare .").refused(2, &[". is not a file"]);
     lab.run("doctor --compare none").refused(2, &["cannot read none"]);
     lab.run("doctor --ktap").expect(2);
 }

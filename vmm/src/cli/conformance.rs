@@ -16,6 +16,7 @@ use super::{
 
 /// Far more than a report has.
 const MOST_BYTES: u64 = 1 << 20;
+const MOST_ANSWERS: usize = 1000;
 
 /// What the table shows of a report.
 #[derive(Deserialize)]
@@ -55,6 +56,10 @@ pub fn compare(files: &[PathBuf]) -> Result<Text> {
 fn read(file: &Path) -> Result<Report> {
     let name = || file.display().to_string();
     let mut bytes = Vec::new();
+    // A FIFO would block.
+    if std::fs::metadata(file).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(Error::usage(format!("{} is not a file", name())));
+    }
     let read = File::open(file).and_then(|opened| opened.take(MOST_BYTES).read_to_end(&mut bytes));
     read.map_err(|error| Error::usage(format!("cannot read {}: {error}", name())))?;
     let report: Report = serde_json::from_slice(&bytes).map_err(|error| {
@@ -63,6 +68,13 @@ fn read(file: &Path) -> Result<Report> {
     if report.schema != SCHEMA {
         let found = printable(&report.schema, LINE_CHARS);
         return Err(Error::usage(format!("{} has the layout {found}; only {SCHEMA} is known", name())));
+    }
+    if report.answers.len() > MOST_ANSWERS {
+        return Err(Error::usage(format!(
+            "{} has {} answers; {MOST_ANSWERS} are the most",
+            name(),
+            report.answers.len()
+        )));
     }
     Ok(report)
 }
@@ -88,5 +100,5 @@ impl Report {
 
 /// Text from a file as a table's cell.
 fn cell(text: &str) -> String {
-    printable(text, LINE_CHARS).replace('|', "\\|")
+    printable(text, LINE_CHARS).replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;")
 }

@@ -81,7 +81,9 @@ impl Vcpu {
         let told = self.tsc_attribute::<[u64; 2]>(TSC_SCALE).ok();
         let told = told.and_then(|[ratio, bits]| Rate::from_ratio(ratio, u8::try_from(bits).ok()?));
         let by_bits = fraction_bits().map(|bits| Rate::fixed_point(khz, host_khz, bits));
-        let rates = [told].into_iter().chain(by_bits).flatten();
+        // KVM leaves the TSC unscaled if the frequencies differ by no more than its parameter `tsc_tolerance_ppm`.
+        let unscaled = Rate::Quotient { guest: host_khz, host: host_khz };
+        let rates = [told].into_iter().chain(by_bits).flatten().chain([unscaled]);
         let offset = self.tsc_attribute::<u64>(TSC_OFFSET);
         let before = read_tsc();
         let guest = super::state::read_msr(&self.fd, IA32_TSC)?;

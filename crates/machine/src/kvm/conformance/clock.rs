@@ -120,6 +120,8 @@ fn set(cx: &Context, realtime: bool) -> Result<Found, Error> {
     // CLOCK_REALTIME and kvmclock may be slewed apart; this is far more than that in the time of two calls.
     const SLACK_NS: u64 = 1_000_000;
     let rig = Rig::new(cx, tsc_loop())?;
+    // Before the wall clock is read: what passes between the two counts as elapsed.
+    let begin = read_tsc();
     let mut data = kvm_clock_data { clock: TO_NS, ..Default::default() };
     let mut asked = "KVM_SET_CLOCK of 1000 s".to_owned();
     let mut expected = TO_NS;
@@ -129,7 +131,6 @@ fn set(cx: &Context, realtime: bool) -> Result<Found, Error> {
         asked.push_str(" with KVM_CLOCK_REALTIME of 5 s ago");
         expected += AGO_NS;
     }
-    let begin = read_tsc();
     let answer = rig.vm.set_clock_data(&data);
     if answer.is_err() {
         return Ok(Found::not_offered(asked, said(&answer)));

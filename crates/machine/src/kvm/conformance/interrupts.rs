@@ -3,7 +3,7 @@
 use super::{
     Check, Context,
     answer::{Found, Verdict, conforms, said},
-    rig::{DATA, INTERRUPT, PORT, Rig, guest_code},
+    rig::{CODE, DATA, INTERRUPT, PORT, Rig, guest_code},
 };
 use crate::kvm::{Error, Exit};
 
@@ -136,7 +136,13 @@ fn window(cx: &Context, name: &str, code: &[u8]) -> Result<Found, Error> {
     let exit = rig.run()?;
     let said = rig.describe(exit);
     let passed = rig.read_u64(DATA)?;
+    rig.complete()?;
+    // Behind STI and the instruction that its shadow covers.
+    let (at, enabled) = (rig.vcpu.registers().rip.wrapping_sub(CODE), rig.vcpu.interrupts_enabled());
     let (measured, verdict) = match exit {
+        Exit::WindowOpen if at < 2 || !enabled || !rig.vcpu.ready_for_injection() => {
+            (format!("too soon: at +{at}, IF {}", u8::from(enabled)), Verdict::Differs)
+        }
         Exit::WindowOpen if passed == 0 => ("at the first chance".to_owned(), Verdict::Conforms),
         Exit::WindowOpen => (format!("{passed} rounds late"), Verdict::Differs),
         _ => (format!("never, in {passed} rounds"), Verdict::Differs),

@@ -52,13 +52,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "msr-x2apic-read",
-        rule: "none: without an in-kernel LAPIC x2APIC is not supported (api.rst, KVM_CAP_X86_USER_SPACE_MSR)",
+        rule: "none: KVM does not support x2APIC that user space emulates (api.rst, KVM_GET_SUPPORTED_CPUID)",
         kernel: "kvm_x2apic_msr_read (lapic.c)",
         run: |cx| noted(access(cx, USER, x2apic_msr(lapic::ID), false, &["INVAL"])),
     },
     Check {
         id: "msr-x2apic-write",
-        rule: "none: without an in-kernel LAPIC x2APIC is not supported (api.rst, KVM_CAP_X86_USER_SPACE_MSR)",
+        rule: "none: KVM does not support x2APIC that user space emulates (api.rst, KVM_GET_SUPPORTED_CPUID)",
         kernel: "kvm_x2apic_msr_write (lapic.c); self-IPI and ICR: handle_fastpath_wrmsr (x86.c)",
         run: |cx| noted(access(cx, USER, x2apic_msr(lapic::TPR), true, &["INVAL"])),
     },

@@ -100,7 +100,11 @@ fn sti_shadow(cx: &Context) -> Result<Found, Error> {
     let exit = rig.step()?;
     let ended = rig.describe(exit);
     rig.complete()?;
-    let at_nop = rig.vcpu.registers().rip == CODE + 1;
+    let at = rig.vcpu.registers().rip.wrapping_sub(CODE);
+    if exit != Exit::Debug || at == 0 {
+        return Ok(Found::new(asked, ended, format!("no step: at +{at}"), Verdict::Differs));
+    }
+    let at_nop = at == 1;
     let (ready, shadow) = (rig.vcpu.ready_for_injection(), rig.vcpu.interrupt_shadow());
     let measured = format!(
         "{}, interrupt shadow {shadow}, {}",

@@ -69,8 +69,11 @@ impl Clock {
         self.timeline = match self.mode {
             TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },
             TimeMode::Real => {
-                // With source `scaled`, `follow_scaled_tsc` then says what the CPU makes of the host's TSC.
-                let rate = Rate::Quotient { guest: khz, host: self.host.khz() };
+                // With source `scaled`, `follow_scaled_tsc` says before or after this what the CPU makes of the host's TSC.
+                let rate = match self.timeline {
+                    Timeline::Running { rate, .. } if self.source == TscSource::Scaled => rate,
+                    _ => Rate::Quotient { guest: khz, host: self.host.khz() },
+                };
                 Timeline::Running { host, tsc: adjusted.tsc, rate }
             }
         };
@@ -97,7 +100,20 @@ impl Clock {
     /// rate and differs from this one by rounding.
     pub fn adopt_kvm_clock(&mut self, kvm: KvmClock) {
         let tsc = self.timeline.tsc(kvm.host);
-        self.page = PageClock { tsc_timestamp: tsc, system_time: kvm.vm, scale: Scale::from_khz(self.khz) };
+        let scale = Scale::from_khz(self.kvm_page_khz());
+        self.page = PageClock { tsc_timestamp: tsc, system_time: kvm.vm, scale };
+    }
+
+    /// The frequency from which KVM computes the page's numbers: where the CPU scales the TSC, the host's times the ratio, in
+    /// whole kHz rounded down (`kvm_guest_time_update` in Linux `arch/x86/kvm/x86.c`). It may be 1 kHz below the guest's.
+    fn kvm_page_khz(&self) -> Khz {
+        match self.timeline {
+            Timeline::Running { rate: rate @ Rate::FixedPoint { .. }, .. } => {
+                let khz = rate.scaled(u64::from(self.host.as_it_is().khz().get()));
+                Khz::new(khz).unwrap_or(self.khz)
+            }
+            _ => self.khz,
+        }
     }
 
     /// With KVM's kvmclock: stops VM time and TSC at this reading of KVM's clock.
@@ -109,5 +125,52 @@ impl Clock {
     /// Source `scaled`: the TSC is `tsc` when the host's is `host`, and follows it as the CPU scales it.
     pub fn follow_scaled_tsc(&mut self, host: HostTsc, tsc: GuestTsc, rate: Rate) {
         self.timeline = Timeline::Running { host, tsc, rate };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::clock::HostClock;
+
+    const HOST_TSC: u64 = 1 << 50;
+
+    fn khz(n: u64) -> Khz {
+        Khz::new(n).unwrap()
+    }
+
+    /// A clock whose TSC of 1 GHz a CPU scales from 3 GHz, with AMD's 32 fraction bits, and the rate.
+    fn scaled() -> (Clock, Rate) {
+        let host = HostClock::new(|| HOST_TSC, khz(3_000_000));
+        let mut clock = Clock::new(TscSource::Scaled, TimeMode::Real, host, khz(1_000_000));
+        let rate = Rate::fixed_point(khz(1_000_000), khz(3_000_000), Rate::SVM_BITS).unwrap();
+        clock.follow_scaled_tsc(HostTsc(HOST_TSC), GuestTsc(7), rate);
+        (clock, rate)
+    }
+
+    // Catches: a first start after which the guest's TSC is computed with the exact quotient, which the CPU does not have.
+    #[test]
+    fn a_start_keeps_the_rate_of_a_scaled_tsc() {
+        let (mut clock, rate) = scaled();
+        let saved = clock.moment();
+        clock.start(&saved, khz(1_000_000), DowntimePolicy::Freeze, Stood::UntilWall(0), false).unwrap();
+        assert_eq!(clock.tsc_at(HostTsc(HOST_TSC)), GuestTsc(7));
+        let later = HOST_TSC + 825_000_000_000;
+        assert_eq!(clock.tsc_at(HostTsc(later)).0, 7 + rate.ticks(HOST_TSC, later));
+        assert!(rate.ticks(HOST_TSC, later) < 275_000_000_000 - 40);
+    }
+
+    // Catches: a page of KVM's kvmclock that is taken to have the frequency that was requested. KVM computes it from the host's
+    // frequency times the ratio, rounded down: 3 GHz times a third is 999,999 kHz.
+    #[test]
+    fn kvms_page_has_the_frequency_that_the_cpu_makes() {
+        let (mut clock, _) = scaled();
+        clock.adopt_kvm_clock(KvmClock { vm: vmtime::VmTime(5), host: HostTsc(HOST_TSC) });
+        let expected = PageClock {
+            tsc_timestamp: GuestTsc(7),
+            system_time: vmtime::VmTime(5),
+            scale: Scale::from_khz(khz(999_999)),
+        };
+        assert_eq!(clock.page(vmtime::TscAdjust::ZERO), expected);
     }
 }
