@@ -6,6 +6,8 @@ use std::{
 
 use vm_memory::Bytes;
 
+use vm_tests::require;
+
 use super::*;
 use crate::{
     mem::pages::PageSet,
@@ -36,18 +38,13 @@ fn saved(parent: &Path) -> Vec<u8> {
     contents(&ram)
 }
 
-/// Starts a pager. Returns none, and prints that the test is skipped, if the host has no usable userfaultfd.
-fn start(dir: &Path, most: u64, exited: Sender<String>) -> Option<(Pager, Arc<GuestRam>)> {
+/// Starts a pager. The error is the reason to skip the test: the host has no usable userfaultfd.
+fn start(dir: &Path, most: u64, exited: Sender<String>) -> Result<(Pager, Arc<GuestRam>), String> {
     let chain = Arc::new(open(dir).unwrap());
     let memory = Arc::new(chain.map().unwrap());
     let first = chain.complete(&memory, most).unwrap().unwrap();
-    match Pager::start(&chain, &memory, first, Box::new(move |error| exited.send(error.to_string()).unwrap())) {
-        Ok(pager) => Some((pager, memory)),
-        Err(error) => {
-            eprintln!("skipped: no userfaultfd here: {error}");
-            None
-        }
-    }
+    let pager = Pager::start(&chain, &memory, first, Box::new(move |error| exited.send(error.to_string()).unwrap()));
+    pager.map(|pager| (pager, memory)).map_err(|error| format!("no userfaultfd here: {error}"))
 }
 
 // Catches: a block that is mapped without a change, twice, in another region's place, or never.
@@ -62,7 +59,7 @@ fn every_block_is_mapped_once_accessed_or_not() {
 
 fn access_and_wait(dir: &Path, most: u64, expected: &[u8]) {
     let (exited, exit) = channel();
-    let Some((pager, memory)) = start(dir, most, exited) else { return };
+    let (pager, memory) = require!(start(dir, most, exited));
     // From the last on, because the pager maps from the first on: most of these accesses wait.
     let mut page = [0; PAGE];
     for number in (0..PAGES).rev().step_by(7) {
@@ -91,7 +88,7 @@ fn damage_in_any_layer_is_reported_once_and_undamaged_blocks_are_mapped() {
         bytes[page * PAGE + 9] ^= 4;
         fs::write(&file, bytes).unwrap();
         let (exited, exit) = channel();
-        let Some((pager, memory)) = start(&parent.path().join("upper"), 65_536, exited) else { return };
+        let (pager, memory) = require!(start(&parent.path().join("upper"), 65_536, exited));
         let mut first = [0; PAGE];
         memory.read_slice(&mut first, address(2)).unwrap();
         assert_eq!(first, expected[2 * PAGE..][..PAGE]);
@@ -117,7 +114,7 @@ fn damage_before_there_is_a_callback_ends_the_process() {
     bytes[0] ^= 1;
     fs::write(&file, bytes).unwrap();
     let (exited, exit) = channel();
-    let Some((pager, _memory)) = start(&parent.path().join("whole"), 0, exited) else { return };
+    let (pager, _memory) = require!(start(&parent.path().join("whole"), 0, exited));
     assert!(exit.recv().unwrap().contains("whole/memory is not what was saved"));
     drop(pager);
 }
