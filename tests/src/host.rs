@@ -2,6 +2,8 @@
 
 use std::{env, fs::File, process::Command};
 
+use crate::Lab;
+
 /// KVM.
 ///
 /// # Errors
@@ -14,6 +16,22 @@ pub fn kvm() -> Result<(), String> {
     let reason = format!("/dev/kvm cannot be opened: {error}");
     assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "CI=true, and {reason}");
     Err(reason)
+}
+
+/// A guest whose WRMSR of IA32_TSC_DEADLINE reaches the VMM, although the guest lists no sites.
+///
+/// # Errors
+/// If this host's KVM swallows the write.
+///
+/// # Panics
+/// If `vmm doctor` fails.
+pub fn deadline_write() -> Result<(), String> {
+    let report: serde_json::Value =
+        serde_json::from_str(&Lab::new().run("doctor --json").expect(0).stdout).expect("JSON");
+    match report["deadline_wrmsr"].as_str() {
+        Some("swallowed") => Err("this host swallows IA32_TSC_DEADLINE".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 /// QEMU, without arguments yet.

@@ -21,9 +21,9 @@ use nix::{
 };
 use serde_json::{Value, json};
 use vm_tests::{
-    Ended, Lab,
+    Ended, Lab, deadline_write,
     kernel::{self, If, Kernel, again, compare, count, expect, out, store, times, times_or_until, until, word, wrmsr},
-    require_kvm, skip,
+    require, require_kvm, skip,
     state_file::change_sections,
 };
 
@@ -59,6 +59,7 @@ fn arm_before_the_wrap() -> Vec<u8> {
 #[test]
 fn a_deadline_just_before_the_tsc_wraps_comes() {
     require_kvm!();
+    require!(deadline_write());
     let lab = Lab::new();
     let busy = times_or_until(200_000, &kernel::PASS, count(VECTOR), 1);
     let kernel = Kernel::new(&[arm_before_the_wrap(), kernel::STI.to_vec(), busy, expect(count(VECTOR), 1)]);
@@ -71,6 +72,7 @@ fn a_deadline_just_before_the_tsc_wraps_comes() {
 #[test]
 fn a_deadline_of_a_halted_cpu_comes_when_another_takes_time_past_the_wrap() {
     require_kvm!();
+    require!(deadline_write());
     let lab = Lab::new();
     let busy = times_or_until(200_000, &kernel::PASS, count(VECTOR), 1);
     let kernel = Kernel::new(&[kernel::start_second(), until(word(0), 1), busy, expect(count(VECTOR), 1)])
@@ -87,6 +89,7 @@ fn a_deadline_of_a_halted_cpu_comes_when_another_takes_time_past_the_wrap() {
 #[test]
 fn a_write_of_the_tsc_moves_the_deadline_that_is_armed() {
     require_kvm!();
+    require!(deadline_write());
     let lab = Lab::new();
     for msr in [IA32_TSC, IA32_TSC_ADJUST] {
         let kernel = Kernel::new(&[
@@ -108,6 +111,7 @@ fn a_write_of_the_tsc_moves_the_deadline_that_is_armed() {
 #[test]
 fn the_lateness_of_a_deadline_is_that_of_a_tsc_that_was_moved() {
     require_kvm!();
+    require!(deadline_write());
     let lab = Lab::new();
     // A second ahead, and a deadline 10 ms after.
     let (ahead, wait) = (2_600_000_000, 26_000_000);
@@ -131,6 +135,7 @@ fn the_lateness_of_a_deadline_is_that_of_a_tsc_that_was_moved() {
 #[test]
 fn a_deadline_that_passes_over_a_save_and_the_wrap_comes() {
     require_kvm!();
+    require!(deadline_write());
     let lab = Lab::new();
     let kernel = Kernel::new(&[
         arm_before_the_wrap(),

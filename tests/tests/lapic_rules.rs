@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use vm_tests::{Lab, raw, require_kvm, skip};
+use vm_tests::{Lab, deadline_write, raw, require, require_kvm, skip};
 
 /// Where code goes that does not fit before [`raw::with_tables`]' tables, behind which it is.
 const MORE: u32 = raw::LOAD + 0x900;
@@ -57,9 +57,7 @@ fn doctor(fact: &str) -> serde_json::Value {
 #[test]
 fn a_masked_expiry_is_not_delivered_later() {
     require_kvm!();
-    if doctor("deadline_wrmsr") == "swallowed" {
-        skip!("this host swallows IA32_TSC_DEADLINE");
-    }
+    require!(deadline_write());
     // rdtsc; mov esi, eax; WAIT: rdtsc; sub eax, esi; cmp eax, 20,000,000; jb WAIT.
     const WAIT: [u8; 15] = [0x0f, 0x31, 0x89, 0xc6, 0x0f, 0x31, 0x29, 0xf0, 0x3d, 0x00, 0x2d, 0x31, 0x01, 0x72, 0xf5];
     let code = [
