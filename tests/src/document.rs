@@ -8,6 +8,7 @@
 //! | `not run: WHY` | it cannot be run in a test |
 //! | `before: COMMANDS` | run these first: what the text around takes for granted |
 //! | `exit: N` | its commands may end with this code besides 0 |
+//! | `host: no TSC scaling` | it shows a host whose KVM does not scale a TSC, and is run on such hosts only |
 //! | `goes on` | its last command does not end: it is ended when it has printed what is shown |
 //! | `file: NAME` | no example: the content of a file that later ones use |
 //!
@@ -27,6 +28,8 @@ pub struct Block {
     pub commands: Vec<(String, Vec<String>)>,
     /// Why it cannot be run.
     pub not_run: Option<String>,
+    /// It is run only where KVM does not scale a guest's TSC.
+    pub without_scaling: bool,
     /// Commands to run first.
     pub before: Vec<String>,
     /// Exit codes that a command may have besides 0.
@@ -69,6 +72,10 @@ fn read_mark(marks: &mut Block, mark: &str) {
         Some(("not run", why)) => marks.not_run = Some(why.to_owned()),
         Some(("before", commands)) => marks.before.push(commands.to_owned()),
         Some(("exit", code)) => marks.exit.push(code.parse().expect("an exit code")),
+        Some(("host", host)) => {
+            assert_eq!(host, "no TSC scaling", "a kind of host");
+            marks.without_scaling = true;
+        }
         Some(("file", name)) => marks.file = Some((name.to_owned(), String::new())),
         None if mark == "goes on" => marks.goes_on = true,
         // A comment that is not about examples.
@@ -178,12 +185,13 @@ mod tests {
     #[test]
     fn blocks_are_found_with_their_marks() {
         let page = "text\n\n<!-- before: touch a -->\n<!-- exit: 1 -->\n```console\n$ ls \\\n    a\na\n$ false\n```\n\n\
-                    <!-- not run: why -->\n\ntext\n```\n$ x\n```\n```\nno example\n```\n<!-- file: f -->\n```asm\ncode\n```\n";
+                    <!-- not run: why -->\n\ntext\n<!-- host: no TSC scaling -->\n```\n$ x\n```\n```\nno example\n```\n<!-- file: f -->\n```asm\ncode\n```\n";
         let [first, second, file] = &blocks(page)[..] else { panic!() };
         assert_eq!(first.commands, [("ls \\\n    a".to_owned(), vec!["a".to_owned()]), ("false".to_owned(), vec![])]);
         assert_eq!((first.line, &first.exit[..], &first.before[..]), (5, &[1][..], &["touch a".to_owned()][..]));
         // A mark is for the block right after it.
-        assert_eq!((&second.not_run, second.line), (&None, 15));
+        assert_eq!((&second.not_run, second.without_scaling, second.line), (&None, true, 16));
+        assert!(!first.without_scaling);
         assert_eq!(file.file, Some(("f".to_owned(), "code\n".to_owned())));
     }
 

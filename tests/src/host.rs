@@ -26,12 +26,28 @@ pub fn kvm() -> Result<(), String> {
 /// # Panics
 /// If `vmm doctor` fails.
 pub fn deadline_write() -> Result<(), String> {
-    let report: serde_json::Value =
-        serde_json::from_str(&Lab::new().run("doctor --json").expect(0).stdout).expect("JSON");
-    match report["deadline_wrmsr"].as_str() {
+    match doctor()["deadline_wrmsr"].as_str() {
         Some("swallowed") => Err("this host swallows IA32_TSC_DEADLINE".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// A KVM that does not scale a guest's TSC.
+///
+/// # Errors
+/// If this host's does.
+///
+/// # Panics
+/// If `vmm doctor` fails.
+pub fn no_tsc_scaling() -> Result<(), String> {
+    match doctor()["tsc_scaling"].as_array().is_some_and(|tried| tried.iter().any(|one| one["works"] == true)) {
+        true => Err("this host's KVM scales a TSC".to_owned()),
+        false => Ok(()),
+    }
+}
+
+fn doctor() -> serde_json::Value {
+    serde_json::from_str(&Lab::new().run("doctor --json").expect(0).stdout).expect("JSON")
 }
 
 /// QEMU, without arguments yet.

@@ -18,7 +18,7 @@ use nix::{
 };
 use vm_tests::{
     document::{Block, blocks, not_printed, repeats},
-    guest, require_kvm, skip_part, vmm,
+    guest, no_tsc_scaling, require_kvm, skip_part, vmm,
 };
 
 /// The time limit for a command. None needs a tenth of it, even on a busy machine.
@@ -99,6 +99,13 @@ impl Page {
         let place = format!("{}:{}", self.name, block.line);
         if let Some((name, content)) = &block.file {
             fs::write(self.dir.path().join(name), content).unwrap();
+            return;
+        }
+        if block.without_scaling
+            && let Err(why) = no_tsc_scaling()
+        {
+            skip_part!("{place}: {why}");
+            self.not_run.push(format!("{place}: {why}"));
             return;
         }
         let words = |command: &str, tool: &str| command.split(|c: char| !c.is_alphanumeric()).any(|word| word == tool);
