@@ -46,7 +46,12 @@ pub fn no_tsc_scaling() -> Result<(), String> {
     }
 }
 
-fn doctor() -> serde_json::Value {
+/// What `vmm doctor --json` reports about this host.
+///
+/// # Panics
+/// If it fails.
+#[must_use]
+pub fn doctor() -> serde_json::Value {
     serde_json::from_str(&Lab::new().run("doctor --json").expect(0).stdout).expect("JSON")
 }
 

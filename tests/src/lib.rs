@@ -18,7 +18,7 @@ mod trace;
 
 pub use binary::{example, guest, vmm};
 pub use browser::{Browser, Loaded, number};
-pub use host::{deadline_write, kvm, no_tsc_scaling, qemu, strace};
+pub use host::{deadline_write, doctor, kvm, no_tsc_scaling, qemu, strace};
 pub use lab::{Lab, Run, Summary};
 pub use page::Page;
 pub use process::{Ended, Running, finish, start};

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use vm_tests::{Lab, Running, Trace, raw, require_kvm, start, state_file::change_sections};
+use vm_tests::{Lab, Running, Trace, doctor, raw, require_kvm, start, state_file::change_sections};
 
 /// Number of polls, far more than any start needs, and the time between two of them.
 const LOOKS: u32 = 30_000;
@@ -268,13 +268,9 @@ fn move_tsc(state: &Path, by: i64) {
     });
 }
 
-fn doctor(lab: &Lab) -> Value {
-    serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap()
-}
-
 /// Whether KVM moves a guest's TSC by an offset here.
-fn offset_works(lab: &Lab) -> bool {
-    doctor(lab)["tsc_offset"]["works"].as_bool().unwrap()
+fn offset_works() -> bool {
+    doctor()["tsc_offset"]["works"].as_bool().unwrap()
 }
 
 /// A guest that writes its TSC and succeeds if RDTSC then goes on from there: within 2^32 ticks, at most some seconds.
@@ -293,7 +289,7 @@ fn a_guest_moves_its_tsc_where_kvm_does() {
     require_kvm!();
     let lab = Lab::new();
     fs::write(lab.path("moves"), moves_its_tsc()).unwrap();
-    let doctor = doctor(&lab);
+    let doctor = doctor();
     let scales = doctor["tsc_scaling"].as_array().unwrap().iter().all(|scaling| scaling["works"] == true);
     let double = doctor["host_tsc_khz"].as_u64().unwrap() * 2;
     let scaled = [format!("--tsc scaled --tsc-khz {double}"), format!("--lapic kvm --tsc-khz {double}")];
@@ -314,7 +310,7 @@ fn a_guest_moves_its_tsc_where_kvm_does() {
 fn a_restored_tsc_goes_on_from_its_value() {
     require_kvm!();
     let lab = Lab::new();
-    let offset_works = offset_works(&lab);
+    let offset_works = offset_works();
     // One-shot counts are in nanoseconds: the TSC can be moved under them.
     let saved = |dir: &str, lapic: &str| {
         let flags = format!("--tsc host --lapic {lapic} --save-at 100ms --save-to {dir}");
@@ -365,7 +361,7 @@ fn a_guest_whose_tsc_cannot_go_on_is_refused() {
     output(&mut lab.vmm("--guest asks --save-at 50ms --save-to s"));
     move_tsc(&lab.path("s/state"), 1 << 50);
     let restored = lab.run("restore s");
-    if offset_works(&lab) {
+    if offset_works() {
         restored.expect(0);
     } else {
         restored.refused(3, &["cannot go on with asks", "another counter", "no trap sites"]);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
-use vm_tests::{Lab, require_kvm};
+use vm_tests::{Lab, doctor, require_kvm};
 
 fn answers(lab: &Lab) -> BTreeMap<String, Value> {
     let report: Value = serde_json::from_str(&lab.run("doctor --conformance --json").expect(0).stdout).unwrap();
@@ -55,7 +55,7 @@ fn no_check_fails_and_a_second_run_has_the_same_verdicts() {
 fn it_agrees_with_doctor() {
     require_kvm!();
     let lab = Lab::new();
-    let doctor: Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    let doctor = doctor();
     let answers = answers(&lab);
     let conforms = |id| verdict(&answers, id) == "conforms";
     assert_eq!(conforms("tsc-offset"), doctor["tsc_offset"]["works"] == true);

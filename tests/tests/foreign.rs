@@ -3,7 +3,7 @@
 
 use std::{fs, fs::File};
 
-use vm_tests::{Ended, Lab, raw, require_kvm, skip, skip_part};
+use vm_tests::{Ended, Lab, doctor, raw, require_kvm, skip, skip_part};
 
 /// Puts `image` into the laboratory and boots it.
 #[track_caller]
@@ -189,7 +189,7 @@ fn an_instruction_that_cannot_be_executed_is_named() {
 fn a_frequency_near_the_hosts_is_not_announced_as_the_hosts() {
     require_kvm!();
     let lab = Lab::new();
-    let doctor: serde_json::Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    let doctor = doctor();
     let khz = doctor["host_tsc_khz"].as_u64().unwrap();
     let image = raw::multiboot(&raw::SUCCESS);
     for flags in ["", "--tsc host", "--lapic kvm"] {

@@ -1,4 +1,5 @@
-//! Stops of the host that end before the machine runs again: the library, without a race for the instant.
+//! A process that the host stops, and that continues before any vCPU runs again. The library is called directly, so that
+//! the stop is between a resume and a pause in every run.
 
 use std::{io, thread, time::Duration};
 
@@ -13,10 +14,10 @@ use machine::{
 use vm_tests::require_kvm;
 use vmtime::VmTime;
 
-/// Longer than any delay that is taken for the scheduler's, with the tenth of a second that a vCPU may have run.
+/// Longer than the longest delay that counts as the scheduler's, and the tenth of a second that a vCPU may have run.
 const STOP: Duration = Duration::from_millis(1200);
 
-// Catches: VM time that leaps over a stop between a resume and the first entry, if a pause comes before that.
+// Catches: VM time that jumps over a stop between a resume and the first entry, if a pause comes before that entry.
 #[test]
 fn a_pause_after_a_stop_begins_with_the_stop() {
     require_kvm!();
@@ -48,6 +49,6 @@ fn a_pause_after_a_stop_begins_with_the_stop() {
         assert!(gap.is_some_and(|gap| gap >= STOP / 2), "{lapic:?}: {gap:?}");
         let ran = Duration::from_nanos(machine.vm_time().0 - before.0);
         assert!(ran < STOP / 2, "{lapic:?}: VM time advanced by {ran:?}");
-        assert_eq!(machine.pause().expect("a pause"), None, "{lapic:?}: it stands still");
+        assert_eq!(machine.pause().expect("a pause"), None, "{lapic:?}: it is paused");
     }
 }

@@ -161,7 +161,7 @@ fn make_portable(state: &Path) {
 /// No test: saves a snapshot that every host can restore into the folder that VM_TESTS_SNAPSHOT names, for
 /// scripts/across-hosts.
 #[test]
-#[ignore = "writes where it is told to"]
+#[ignore = "saves a snapshot for scripts/across-hosts"]
 fn save_a_portable_snapshot() {
     require_kvm!();
     let to = PathBuf::from(env::var_os("VM_TESTS_SNAPSHOT").expect("VM_TESTS_SNAPSHOT names a folder"));

@@ -10,7 +10,7 @@ use std::{
 
 use guest_abi::report::{CAPACITY, HEADER_BYTES, Header, LAYOUT, MAGIC, RECORD_BYTES, Record};
 use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
-use vm_tests::{DOORS, Lab, Line, Run, finish, guest, qemu, require_kvm, skip_part};
+use vm_tests::{DOORS, Lab, Line, Run, doctor, finish, guest, qemu, require_kvm, skip_part};
 
 /// The clockevents that need nothing but KVM. The nanosecond deadline is ours.
 const CLOCKEVENTS: [&str; 5] = [
@@ -195,7 +195,7 @@ fn a_restore_in_another_process() {
 fn what_cannot_be_done_is_refused() {
     require_kvm!();
     let lab = Lab::new();
-    let doctor: serde_json::Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    let doctor = doctor();
     let scales = doctor["tsc_scaling"].as_array().unwrap().iter().any(|scaling| scaling["works"] == true);
     let khz = doctor["host_tsc_khz"].as_u64().unwrap() / 2;
     let boot = |flags: &str| finish(&mut lab.guest("count=1", &format!("--lapic kvm {flags}")));

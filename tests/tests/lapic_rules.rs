@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use vm_tests::{Lab, deadline_write, raw, require, require_kvm, skip};
+use vm_tests::{Lab, deadline_write, doctor, raw, require, require_kvm, skip};
 
 /// Where code goes that does not fit before [`raw::with_tables`]' tables, behind which it is.
 const MORE: u32 = raw::LOAD + 0x900;
@@ -45,12 +45,6 @@ fn both(image: &[u8]) -> (String, Option<String>) {
     let ours = run("user").expect(0).stdout;
     let kvms = run("kvm");
     (ours, (kvms.code() != 3).then(|| kvms.expect(0).stdout))
-}
-
-/// A fact of this host, by its name in `vmm doctor --json`.
-fn doctor(fact: &str) -> serde_json::Value {
-    let report: serde_json::Value = serde_json::from_str(&Lab::new().run("doctor --json").expect(0).stdout).unwrap();
-    report[fact].clone()
 }
 
 // SDM vol. 3, "Local Vector Table": a masked entry inhibits the delivery. The expiry is over then.
@@ -167,7 +161,7 @@ fn faulting() -> Vec<Access> {
 #[test]
 fn reserved_x2apic_accesses_fault() {
     require_kvm!();
-    if doctor("x2apic_exits") == false {
+    if doctor()["x2apic_exits"] == false {
         skip!("x2APIC MSRs do not exit here");
     }
     // mov ecx, 0x1b; rdmsr; or ah, 12; wrmsr: x2APIC mode.

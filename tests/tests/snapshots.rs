@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
-use vm_tests::{Ended, Lab, require_kvm, skip, start};
+use vm_tests::{Ended, Lab, doctor, require_kvm, skip, start};
 
 /// Time between two polls for something that another process is about to do.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -332,11 +332,11 @@ fn a_host_without_xsave_saves_and_restores() {
     lab.restore("bare", "--emulate-host no-xsave").in_order(16);
     // A host that has more will do.
     lab.restore("bare", "").in_order(16);
-    let doctor: Value =
+    let without: Value =
         serde_json::from_str(&lab.run("doctor --json --emulate-host no-xsave").expect(0).stdout).unwrap();
-    let xcrs = doctor["capabilities"].as_array().unwrap().iter().find(|cap| cap["name"] == "KVM_CAP_XCRS").unwrap();
+    let xcrs = without["capabilities"].as_array().unwrap().iter().find(|cap| cap["name"] == "KVM_CAP_XCRS").unwrap();
     assert_eq!(xcrs["present"], false);
-    let doctor: Value = serde_json::from_str(&lab.run("doctor --json").expect(0).stdout).unwrap();
+    let doctor = doctor();
     let xcrs = doctor["capabilities"].as_array().unwrap().iter().find(|cap| cap["name"] == "KVM_CAP_XCRS").unwrap();
     if xcrs["present"] == false {
         skip!("this host has no XSAVE that a guest could miss elsewhere");

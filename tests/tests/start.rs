@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use vm_tests::{Lab, finish, require, require_kvm, skip, state_file::change_sections, strace};
+use vm_tests::{Lab, doctor, finish, require, require_kvm, skip, state_file::change_sections, strace};
 
 /// The system calls of `vmm` up to the guest's first byte, a line each; an error where strace cannot be used.
 fn calls_to_first_byte(lab: &Lab, vmm: &Command) -> Result<Vec<String>, String> {
@@ -28,8 +28,7 @@ fn count(calls: &[String], name: &str) -> usize {
 fn one_vm_and_few_calls_until_the_guest_runs() {
     require_kvm!();
     let lab = Lab::new();
-    let host = lab.run("doctor --json").expect(0).stdout;
-    let host: serde_json::Value = serde_json::from_str(&host).unwrap();
+    let host = doctor();
     if (&host["tsc_equals_host"], &host["deadline_wrmsr"], &host["x2apic_exits"])
         != (&true.into(), &"exits".into(), &true.into())
     {

@@ -55,7 +55,7 @@ impl Vcpu {
     /// # Errors
     /// If KVM does not have it.
     pub(super) fn tsc_attribute<T: vm_memory::ByteValued + Default>(&self, attr: u64) -> Result<T, Error> {
-        // Room for the longest attribute, should KVM know this number for another one.
+        // Twice the room: attribute 1 is not in Linux yet, and may become another one.
         let mut value = [T::default(), T::default()];
         let mut attribute =
             kvm_device_attr { group: KVM_VCPU_TSC_CTRL, attr, addr: value.as_mut_ptr() as u64, flags: 0 };
@@ -71,24 +71,24 @@ impl Vcpu {
     /// How the vCPU's TSC follows the host's, after KVM was asked to scale it to `khz` on a host of `host_khz`.
     ///
     /// A CPU multiplies the host's TSC with a ratio that is rounded down, so that the exact quotient of the frequencies
-    /// is not the guest's rate. KVM tells the ratio only in versions to come; its number of fraction bits is the CPU's.
-    /// A rate is taken only if the TSC that KVM reports is the one that it gives. If none does, the quotient is taken,
-    /// from that TSC on.
+    /// is not the guest's rate. Linux does not report the ratio yet; it follows from the number of fraction bits that
+    /// the CPU has. A rate is used only if it gives the TSC that KVM reports. If none does, the quotient is used, from
+    /// that TSC on.
     ///
     /// # Errors
     /// If an ioctl fails.
     pub fn scaled_tsc(&self, khz: Khz, host_khz: Khz) -> Result<ScaledTsc, Error> {
-        let told = self.tsc_attribute::<[u64; 2]>(TSC_SCALE).ok();
-        let told = told.and_then(|[ratio, bits]| Rate::from_ratio(ratio, u8::try_from(bits).ok()?));
+        let reported = self.tsc_attribute::<[u64; 2]>(TSC_SCALE).ok();
+        let reported = reported.and_then(|[ratio, bits]| Rate::from_ratio(ratio, u8::try_from(bits).ok()?));
         let by_bits = fraction_bits().map(|bits| Rate::fixed_point(khz, host_khz, bits));
         // KVM leaves the TSC unscaled if the frequencies differ by no more than its parameter `tsc_tolerance_ppm`.
         let unscaled = Rate::Quotient { guest: host_khz, host: host_khz };
-        let rates = [told].into_iter().chain(by_bits).flatten().chain([unscaled]);
+        let rates = [reported].into_iter().chain(by_bits).flatten().chain([unscaled]);
         let offset = self.tsc_attribute::<u64>(TSC_OFFSET);
         let before = read_tsc();
         let guest = super::state::read_msr(&self.fd, IA32_TSC)?;
-        // The host's TSC is read last. Where the two are paired, the guest's is then taken to be too low rather than
-        // too high, and no deadline is taken to be due before it is.
+        // The host's TSC is read last. If no rate fits and the two are paired, the guest's is then too low rather than
+        // too high, and no deadline counts as due before it is.
         let after = read_tsc();
         if let Ok(offset) = offset {
             for rate in rates {

@@ -9,6 +9,7 @@ mod console;
 mod ending;
 mod error;
 mod helper_threads;
+mod host_stops;
 mod memory_verification;
 mod save;
 mod signals;

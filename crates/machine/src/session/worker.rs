@@ -59,7 +59,7 @@ pub(super) struct Worker<'a, 'scope, 'env> {
     deferred: VecDeque<Request>,
     next_migration: Option<VmTime>,
     migrations: usize,
-    host_stops: u64,
+    pub(super) host_stops: u64,
 }
 
 pub(super) fn work<'env>(
@@ -210,34 +210,6 @@ impl<'env> Worker<'_, '_, 'env> {
                 StopReason::Reached => self.next_in_cycle()?,
             }
         }
-    }
-
-    /// Pauses the machine. A stop by the host that ends with it counts, and belongs to the pause.
-    pub(super) fn pause(&mut self) -> Result<(), SessionError> {
-        if let Some(length) = self.machine()?.pause()? {
-            self.host_stops = self.host_stops.saturating_add(1);
-            if self.host_stops == 1 {
-                log::warn!("no vCPU ran for {length:.1?} before this pause: taken for a part of it");
-            }
-        }
-        Ok(())
-    }
-
-    fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
-        self.host_stops = self.host_stops.saturating_add(1);
-        // The length of this stop was measured. A length given for a restore's downtime does not apply.
-        let policies = Policies { downtime_length: None, ..self.options.policies };
-        let resumed = self.machine()?.resume(&policies)?;
-        // There can be thousands. The message is logged for the first only.
-        if self.host_stops == 1 {
-            log::warn!(
-                "no vCPU ran for {length:.1?}, although the VM was not paused (a stopped process, a frozen cgroup, a \
-                 host that slept): taken for a pause under --downtime {}, by which VM time advanced {:?}",
-                policies.downtime.as_str(),
-                Duration::from_nanos(resumed.map_or(0, |resumed| resumed.downtime_ns)),
-            );
-        }
-        Ok(())
     }
 
     fn next_in_cycle(&mut self) -> Result<(), SessionError> {

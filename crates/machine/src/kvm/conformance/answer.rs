@@ -71,6 +71,11 @@ impl Found {
         Self { asked: asked.into(), said: said.into(), measured: measured.into(), verdict }
     }
 
+    /// The guest did not reach the instruction in question; `said` is how it exited instead.
+    pub fn unreached(asked: impl Into<String>, said: impl Into<String>) -> Self {
+        Self::new(asked, said, "the guest did not get there", Verdict::Failed)
+    }
+
     /// KVM says that it does not have what was asked for.
     pub fn not_offered(asked: impl Into<String>, said: impl Into<String>) -> Self {
         Self::new(asked, said, "nothing", Verdict::NotOffered)

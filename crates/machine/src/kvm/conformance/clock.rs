@@ -24,13 +24,13 @@ pub(super) const CHECKS: &[Check] = &[
         id: "clock-get-tsc",
         rule: "with the flag KVM_CLOCK_HOST_TSC, host_tsc is the host's TSC at that instant (api.rst, KVM_GET_CLOCK)",
         kernel: "get_kvmclock (x86.c)",
-        run: host_tsc,
+        run: |cx| within(cx, "KVM_GET_CLOCK, for host_tsc", KVM_CLOCK_HOST_TSC, read_tsc, |data| data.host_tsc),
     },
     Check {
         id: "clock-get-realtime",
         rule: "with the flag KVM_CLOCK_REALTIME, realtime is CLOCK_REALTIME at that instant (api.rst, KVM_GET_CLOCK)",
         kernel: "get_kvmclock, kvm_get_walltime_and_clockread (x86.c)",
-        run: realtime,
+        run: |cx| within(cx, "KVM_GET_CLOCK, for realtime", KVM_CLOCK_REALTIME, wall_ns, |data| data.realtime),
     },
     Check {
         id: "clock-set",
@@ -79,36 +79,25 @@ fn flags(data: &kvm_clock_data) -> String {
     if set.is_empty() { "ok, no flags".to_owned() } else { format!("ok, {}", set.join(" | ")) }
 }
 
-fn host_tsc(cx: &Context) -> Result<Found, Error> {
-    let asked = "KVM_GET_CLOCK, for host_tsc";
+/// Whether the `value` of KVM_GET_CLOCK that `flag` announces lies between readings of `now` before and after the call.
+fn within(
+    cx: &Context,
+    asked: &str,
+    flag: u32,
+    now: fn() -> u64,
+    value: fn(&kvm_clock_data) -> u64,
+) -> Result<Found, Error> {
     let rig = match registered(cx, asked)? {
         Ok(rig) => rig,
         Err(found) => return Ok(found),
     };
-    let before = read_tsc();
+    let before = now();
     let data = rig.vm.clock_data()?;
-    let after = read_tsc();
-    if data.flags & KVM_CLOCK_HOST_TSC == 0 {
+    let after = now();
+    if data.flags & flag == 0 {
         return Ok(Found::not_offered(asked, flags(&data)));
     }
-    let within = (before..=after).contains(&data.host_tsc);
-    let measured = if within { "within the call" } else { "not within the call" };
-    Ok(Found::new(asked, flags(&data), measured, conforms(within)))
-}
-
-fn realtime(cx: &Context) -> Result<Found, Error> {
-    let asked = "KVM_GET_CLOCK, for realtime";
-    let rig = match registered(cx, asked)? {
-        Ok(rig) => rig,
-        Err(found) => return Ok(found),
-    };
-    let before = wall_ns();
-    let data = rig.vm.clock_data()?;
-    let after = wall_ns();
-    if data.flags & KVM_CLOCK_REALTIME == 0 {
-        return Ok(Found::not_offered(asked, flags(&data)));
-    }
-    let within = (before..=after).contains(&data.realtime);
+    let within = (before..=after).contains(&value(&data));
     let measured = if within { "within the call" } else { "not within the call" };
     Ok(Found::new(asked, flags(&data), measured, conforms(within)))
 }

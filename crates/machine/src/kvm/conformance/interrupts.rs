@@ -3,7 +3,7 @@
 use super::{
     Check, Context,
     answer::{Found, Verdict, conforms, said},
-    rig::{CODE, DATA, INTERRUPT, PORT, Rig, guest_code},
+    rig::{CODE, DATA, INTERRUPT, NMI, PORT, Rig, guest_code},
 };
 use crate::kvm::{Error, Exit};
 
@@ -47,14 +47,10 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
-const VECTOR: u16 = INTERRUPT as u16;
-
 /// Exits once with interrupts enabled, and once with interrupts disabled.
 fn both() -> &'static [u8] {
     guest_code!("sti", "nop", "out 0x80, al", "cli", "out 0x81, al", "hlt")
 }
-
-const NOT_THERE: &str = "the guest did not get there";
 
 fn ready(cx: &Context) -> Result<Found, Error> {
     let asked = "ready_for_interrupt_injection with IF = 1, then with IF = 0";
@@ -63,7 +59,7 @@ fn ready(cx: &Context) -> Result<Found, Error> {
     for port in [PORT, PORT + 1] {
         let exit = rig.run()?;
         if !rig.is_out(exit, port) {
-            return Ok(Found::new(asked, rig.describe(exit), NOT_THERE, Verdict::Failed));
+            return Ok(Found::unreached(asked, rig.describe(exit)));
         }
         rig.complete()?;
         flags.push(rig.vcpu.ready_for_injection());
@@ -82,13 +78,13 @@ fn inject(cx: &Context, enabled: bool) -> Result<Found, Error> {
     let mut rig = Rig::new(cx, code)?;
     let exit = rig.run()?;
     if !rig.is_out(exit, PORT) {
-        return Ok(Found::new(asked, rig.describe(exit), NOT_THERE, Verdict::Failed));
+        return Ok(Found::unreached(asked, rig.describe(exit)));
     }
     rig.complete()?;
     let next = rig.vcpu.registers().rip;
     let answer = rig.interrupt(INTERRUPT);
     let exit = rig.run()?;
-    let (measured, as_documented) = if rig.is_out(exit, VECTOR) {
+    let (measured, as_documented) = if rig.is_out(exit, u16::from(INTERRUPT)) {
         // The handler's first instruction: RIP is on top of its stack.
         let rsp = rig.vcpu.registers().rsp;
         let first = rig.read_u64(rsp)? == next;
@@ -137,7 +133,7 @@ fn window(cx: &Context, name: &str, code: &[u8]) -> Result<Found, Error> {
     let said = rig.describe(exit);
     let passed = rig.read_u64(DATA)?;
     rig.complete()?;
-    // Behind STI and the instruction that its shadow covers.
+    // The first chance is behind STI and the one instruction that its shadow covers.
     let (at, enabled) = (rig.vcpu.registers().rip.wrapping_sub(CODE), rig.vcpu.interrupts_enabled());
     let (measured, verdict) = match exit {
         Exit::WindowOpen if at < 2 || !enabled || !rig.vcpu.ready_for_injection() => {
@@ -155,7 +151,7 @@ fn nmi(cx: &Context) -> Result<Found, Error> {
     let mut rig = Rig::new(cx, guest_code!("out 0x80, al", "nop", "nop", "out 0x81, al", "hlt"))?;
     let exit = rig.run()?;
     if !rig.is_out(exit, PORT) {
-        return Ok(Found::new(asked, rig.describe(exit), NOT_THERE, Verdict::Failed));
+        return Ok(Found::unreached(asked, rig.describe(exit)));
     }
     rig.complete()?;
     for _ in 0..3 {
@@ -164,8 +160,7 @@ fn nmi(cx: &Context) -> Result<Found, Error> {
     let mut handled = 0;
     let end = loop {
         let exit = rig.run()?;
-        // Its handler's port is its vector.
-        if !rig.is_out(exit, 2) || handled > 3 {
+        if !rig.is_out(exit, u16::from(NMI)) || handled > 3 {
             break exit;
         }
         handled += 1;

@@ -11,13 +11,11 @@ use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
 use super::Context;
 use crate::{
-    host::{
-        kick::{self, KickTimer},
-        tsc::read_tsc,
-    },
+    host::{kick::KickTimer, tsc::read_tsc},
     kvm::{
         Error, Exit, Lapics, Operation, Vcpu, Vm,
         probe::{Reading, Recorder, tightest, with_apic_features},
+        state::flat_data,
     },
     mem::ram::GuestRam,
 };
@@ -64,18 +62,18 @@ const HANDLERS: u64 = 0x9000;
 pub(super) const FREE_PAGES: u64 = 0x10_000;
 pub(super) const RAM_BYTES: usize = 0x20_000;
 
-/// Vectors with a handler: NMI, #GP, and two for interrupts. The handler exits with OUT to the port with the vector's
-/// number.
-const VECTORS: [u8; 4] = [2, GP, INTERRUPT, INTERRUPT + 1];
+/// Vectors with a handler. It exits with OUT to the port with the vector's number.
+const VECTORS: [u8; 3] = [NMI, GP, INTERRUPT];
+pub(super) const NMI: u8 = 2;
 pub(super) const GP: u8 = 13;
 pub(super) const INTERRUPT: u8 = 0x40;
-/// Ports of the guest's own exits.
+/// The port of the guest's first own exit; others follow it.
 pub(super) const PORT: u16 = 0x80;
 
 const CODE_SELECTOR: u16 = 0x8;
 pub(super) const DATA_SELECTOR: u16 = 0x10;
 
-/// How long an entry may last. A host that needs longer fails the check.
+/// How long an entry may last.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Stores EDX:EAX of RDTSC and exits, in a loop.
@@ -137,16 +135,7 @@ impl Rig {
 
     fn enter_64_bit_mode(&mut self) -> Result<(), Error> {
         let (_, mut system) = *self.vcpu.fresh;
-        let data = kvm_segment {
-            limit: 0xffff_ffff,
-            selector: DATA_SELECTOR,
-            type_: 3,
-            present: 1,
-            db: 1,
-            s: 1,
-            g: 1,
-            ..Default::default()
-        };
+        let data = flat_data(DATA_SELECTOR);
         system.cs = kvm_segment { selector: CODE_SELECTOR, type_: 11, db: 0, l: 1, ..data };
         (system.ds, system.es, system.fs, system.gs, system.ss) = (data, data, data, data, data);
         // A busy 64-bit TSS.
@@ -182,30 +171,30 @@ impl Rig {
 
     /// Enters the guest until it exits.
     pub fn run(&mut self) -> Result<Exit, Error> {
-        self.limited(|vcpu, seen| vcpu.run(seen))
+        self.limited(LIMIT, |vcpu, seen| vcpu.run(seen))
     }
 
     /// Steps one instruction.
     pub fn step(&mut self) -> Result<Exit, Error> {
-        self.limited(|vcpu, seen| vcpu.step(seen, None))
+        self.limited(LIMIT, |vcpu, seen| vcpu.step(seen, None))
     }
 
-    fn limited(&mut self, enter: impl FnOnce(&mut Vcpu, &mut Recorder) -> Result<Exit, Error>) -> Result<Exit, Error> {
+    /// Enters the guest until it exits, or a signal comes after `delay`.
+    pub fn run_for(&mut self, delay: Duration) -> Result<Exit, Error> {
+        self.limited(delay, |vcpu, seen| vcpu.run(seen))
+    }
+
+    /// Enters the guest; a signal interrupts KVM_RUN after `limit`.
+    fn limited(
+        &mut self,
+        limit: Duration,
+        enter: impl FnOnce(&mut Vcpu, &mut Recorder) -> Result<Exit, Error>,
+    ) -> Result<Exit, Error> {
         self.seen.forget();
         let _bound = self.vcpu.bind();
         self.vcpu.clear_kicks();
-        self.timer.arm(LIMIT);
+        self.timer.arm(limit);
         enter(&mut self.vcpu, &mut self.seen)
-    }
-
-    /// Enters the guest, whose only way out is a kick after `delay`; returns the exit.
-    pub fn run_until_kicked(&mut self, delay: Duration) -> Result<Exit, Error> {
-        let _bound = self.vcpu.bind();
-        self.vcpu.clear_kicks();
-        self.timer.arm(delay);
-        let exit = self.vcpu.run(&mut self.seen);
-        kick::clear();
-        exit
     }
 
     /// Completes the last exit's access, without entering the guest.
@@ -220,8 +209,8 @@ impl Rig {
         exit == Exit::Operation(Operation::Port) && self.seen.port == Some(port)
     }
 
-    /// Reads the guest's TSC; the code must be [`tsc_loop`]. The reading with the shortest bracket of some; none if the
-    /// guest did not get there.
+    /// Reads the guest's TSC several times, for which its code must be [`tsc_loop`]. Returns the reading with the shortest
+    /// bracket; none if the guest did not read it.
     pub fn read_tsc(&mut self) -> Result<Option<Reading>, Error> {
         let mut readings = Vec::new();
         for _ in 0..16 {

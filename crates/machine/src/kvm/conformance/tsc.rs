@@ -7,11 +7,14 @@ use super::{
     answer::{Found, Verdict, conforms, said},
     rig::{DATA, PORT, Rig, guest_code, tsc_loop},
 };
-use crate::kvm::{
-    Error, Exit,
-    probe::{self, Reading},
-    state,
-    tsc::{TSC_OFFSET, TSC_SCALE},
+use crate::{
+    host::tsc::read_tsc,
+    kvm::{
+        Error,
+        probe::{self, Reading},
+        state,
+        tsc::{TSC_OFFSET, TSC_SCALE},
+    },
 };
 
 pub(super) const CHECKS: &[Check] = &[
@@ -61,25 +64,25 @@ pub(super) const CHECKS: &[Check] = &[
         id: "tsc-write-near",
         rule: "none: KVM may take a TSC that is written for an attempt to synchronise it with another vCPU's",
         kernel: "kvm_synchronize_tsc: within a second of what is expected, the write has no effect (x86.c)",
-        run: |cx| calmly(cx, |cx| host_write(cx, 500)),
+        run: |cx| host_write(cx, 500),
     },
     Check {
         id: "tsc-write-far",
         rule: "KVM_SET_MSRS of IA32_TSC sets the guest's TSC (SDM vol. 4, IA32_TIME_STAMP_COUNTER)",
         kernel: "kvm_synchronize_tsc (x86.c)",
-        run: |cx| calmly(cx, |cx| host_write(cx, 10_000)),
+        run: |cx| retried(cx, |cx| host_write(cx, 10_000)),
     },
     Check {
         id: "tsc-guest-write",
         rule: "WRMSR IA32_TSC sets the TSC, and adds as much to IA32_TSC_ADJUST (SDM vol. 3, \"Time-Stamp Counter Adjustment\")",
         kernel: "kvm_set_msr_common, adjust_tsc_offset_guest (x86.c)",
-        run: |cx| calmly(cx, guest_write),
+        run: |cx| retried(cx, guest_write),
     },
     Check {
         id: "tsc-adjust-guest",
         rule: "WRMSR IA32_TSC_ADJUST adds the difference to the TSC (SDM vol. 3, \"Time-Stamp Counter Adjustment\")",
         kernel: "kvm_set_msr_common, adjust_tsc_offset_guest (x86.c)",
-        run: |cx| calmly(cx, guest_adjust),
+        run: |cx| retried(cx, guest_adjust),
     },
     Check {
         id: "tsc-adjust-host",
@@ -92,13 +95,13 @@ pub(super) const CHECKS: &[Check] = &[
 /// 2^44 ticks: more than an hour at 4 GHz, which no host's TSC passes within a check.
 const OFFSET: u64 = probe::PROBE_OFFSET;
 
-fn unread(asked: impl Into<String>) -> Found {
+fn not_read(asked: impl Into<String>) -> Found {
     Found::new(asked, "ok", "the guest did not read its TSC", Verdict::Failed)
 }
 
-/// Makes a check up to three times, until it conforms: a busy host may stop the thread between two readings for longer than
-/// [`same`] allows.
-fn calmly(cx: &Context, check: impl Fn(&Context) -> Result<Found, Error>) -> Result<Found, Error> {
+/// Makes a check up to three times, until its verdict is not "differs": a busy host may stop the thread between two
+/// readings for longer than [`same`] allows.
+fn retried(cx: &Context, check: impl Fn(&Context) -> Result<Found, Error>) -> Result<Found, Error> {
     let mut found = check(cx)?;
     for _ in 0..2 {
         if found.verdict != Verdict::Differs {
@@ -138,7 +141,7 @@ fn same(cx: &Context, a: u64, b: u64) -> bool {
 fn start(cx: &Context) -> Result<Found, Error> {
     let asked = "RDTSC in a new vCPU";
     let mut rig = Rig::new(cx, tsc_loop())?;
-    let Some(reading) = rig.read_tsc()? else { return Ok(unread(asked)) };
+    let Some(reading) = rig.read_tsc()? else { return Ok(not_read(asked)) };
     let measured = if same(cx, ahead(reading), 0) {
         "starts as the host's TSC".to_owned()
     } else if reading.guest < ticks(cx, 2_000) {
@@ -156,7 +159,7 @@ fn offset(cx: &Context) -> Result<Found, Error> {
     if answer.is_err() {
         return Ok(Found::not_offered(asked, said(&answer)));
     }
-    let Some(reading) = rig.read_tsc()? else { return Ok(unread(asked)) };
+    let Some(reading) = rig.read_tsc()? else { return Ok(not_read(asked)) };
     let Reading { before, guest, after } = reading;
     let works = (before..=after).contains(&guest.wrapping_sub(OFFSET));
     let measured = if works {
@@ -216,7 +219,7 @@ fn scale_ratio(cx: &Context) -> Result<Found, Error> {
         .and_then(|()| rig.vcpu.tsc_attribute::<[u64; 2]>(TSC_SCALE));
     let Ok([ratio, bits]) = answer else { return Ok(Found::not_offered(asked, said(&answer))) };
     let Some(Reading { before, guest, after }) = rig.read_tsc()? else {
-        return Ok(unread(asked));
+        return Ok(not_read(asked));
     };
     let scaled =
         |host: u64| (u128::from(host) * u128::from(ratio)).checked_shr(u32::try_from(bits).unwrap_or(u32::MAX));
@@ -230,12 +233,12 @@ fn host_write(cx: &Context, ms: u64) -> Result<Found, Error> {
     let asked = format!("KVM_SET_MSRS of IA32_TSC, {ms} ms ahead of the guest's TSC");
     let mut rig = Rig::new(cx, tsc_loop())?;
     state::write_msr(&rig.vcpu.fd, IA32_TSC, OFFSET)?;
-    let Some(first) = rig.read_tsc()? else { return Ok(unread(asked)) };
+    let Some(first) = rig.read_tsc()? else { return Ok(not_read(asked)) };
     let target = ahead(first).wrapping_add(ticks(cx, ms));
-    let now = crate::host::tsc::read_tsc();
+    let now = read_tsc();
     let answer = state::write_msr(&rig.vcpu.fd, IA32_TSC, now.wrapping_add(target));
     let Some(second) = rig.read_tsc()? else {
-        return Ok(unread(asked));
+        return Ok(not_read(asked));
     };
     let moved = ahead(second).wrapping_sub(ahead(first));
     let (measured, verdict) = if same(cx, moved, ticks(cx, ms)) {
@@ -250,7 +253,7 @@ fn host_write(cx: &Context, ms: u64) -> Result<Found, Error> {
     Ok(Found::new(asked, said(&answer), measured, verdict))
 }
 
-/// RDTSC, exit; WRMSR with what the VMM has put into memory, RDTSC, exit; RDMSR IA32_TSC_ADJUST, exit. ECX is the MSR.
+/// RDTSC, exit; WRMSR of the MSR and value that the VMM has put into memory, RDTSC, exit; RDMSR IA32_TSC_ADJUST, exit.
 fn guest_write_code() -> &'static [u8] {
     guest_code!(
         "rdtsc",
@@ -274,15 +277,15 @@ fn guest_write_code() -> &'static [u8] {
     )
 }
 
-/// By how much the guest's TSC and its IA32_TSC_ADJUST changed when the guest wrote MSR `index`, whose new value is
-/// that of `value` for the TSC that the guest has read. None, with the exit in KVM's words, if the guest did not get
-/// there.
+/// The guest reads its TSC and writes `value` of that to MSR `index`. Returns by how much its TSC moved, and its
+/// IA32_TSC_ADJUST after that; or, if the guest did not get there, how it exited instead.
 fn guest_writes(cx: &Context, index: u32, value: impl Fn(u64) -> u64) -> Result<Result<(u64, u64), String>, Error> {
     let mut rig = Rig::in_kernel(cx, guest_write_code())?;
     rig.write(DATA + 0x10, &index.to_le_bytes())?;
+    // Guest TSC minus host TSC at the exit.
     let at = |port: u16, rig: &mut Rig| -> Result<Result<u64, String>, Error> {
-        let exit: Exit = rig.run()?;
-        let host = crate::host::tsc::read_tsc();
+        let exit = rig.run()?;
+        let host = read_tsc();
         if !rig.is_out(exit, port) {
             return Ok(Err(rig.describe(exit)));
         }
@@ -337,13 +340,13 @@ fn host_adjust(cx: &Context) -> Result<Found, Error> {
     let asked = "KVM_SET_MSRS of IA32_TSC_ADJUST, 10 s";
     let far = ticks(cx, FAR_MS);
     let mut rig = Rig::new(cx, tsc_loop())?;
-    let Some(first) = rig.read_tsc()? else { return Ok(unread(asked)) };
+    let Some(first) = rig.read_tsc()? else { return Ok(not_read(asked)) };
     let answer = state::write_msr(&rig.vcpu.fd, IA32_TSC_ADJUST, far);
     if answer.is_err() {
         return Ok(Found::not_offered(asked, said(&answer)));
     }
     let read = state::read_msr(&rig.vcpu.fd, IA32_TSC_ADJUST)?;
-    let Some(second) = rig.read_tsc()? else { return Ok(unread(asked)) };
+    let Some(second) = rig.read_tsc()? else { return Ok(not_read(asked)) };
     let moved = ahead(second).wrapping_sub(ahead(first));
     let measured = format!("TSC moved by {}, IA32_TSC_ADJUST is {}", in_ms(cx, moved), in_ms(cx, read));
     Ok(Found::new(asked, said(&answer), measured, conforms(same(cx, moved, 0) && read == far)))

@@ -18,6 +18,7 @@ pub use fpu::{DebugRegisters, Fpu, Xcr};
 pub use lapic::{KernelLapicState, LapicPage, MpState};
 pub use msrs::Msr;
 pub(super) use msrs::{read as read_msr, write as write_msr};
+pub(super) use registers::flat_data;
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 
 use super::{Error, Vcpu};

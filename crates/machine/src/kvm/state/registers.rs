@@ -77,6 +77,11 @@ mirror! {
     } without {}
 }
 
+/// A flat, writable data segment of 4 GiB, whose descriptor is at `selector`.
+pub(in crate::kvm) fn flat_data(selector: u16) -> kvm_segment {
+    kvm_segment { limit: 0xffff_ffff, selector, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Default::default() }
+}
+
 /// Sets flat 4 GiB segments, protected mode, no paging. With a GDT (address, limit) the segments are those at its
 /// selectors 0x10 and 0x18. Without one, the guest must load its own GDT before it can load a segment.
 pub(super) fn make_flat_32bit(system: &mut kvm_sregs, gdt: Option<(u64, u16)>) {
@@ -84,17 +89,7 @@ pub(super) fn make_flat_32bit(system: &mut kvm_sregs, gdt: Option<(u64, u16)>) {
     if let Some((base, limit)) = gdt {
         system.gdt = kvm_dtable { base, limit, ..Default::default() };
     }
-    let data = kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector: data_selector,
-        type_: 3,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
+    let data = flat_data(data_selector);
     system.cs = kvm_segment { selector: code_selector, type_: 11, ..data };
     (system.ds, system.es, system.fs, system.gs, system.ss) = (data, data, data, data, data);
     // A busy 32-bit TSS, limit 0x67: what the PVH boot protocol asks for.
