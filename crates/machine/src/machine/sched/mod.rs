@@ -105,10 +105,7 @@ pub(crate) fn run_vcpu(
         }
         match step::step(cpu, shared, &mut wake_timer, stop, Pace::Free) {
             Ok(Stepped::Ran { .. } | Stepped::Again) => {}
-            Ok(Stepped::Idle { unwakeable }) => {
-                wake_timer.note_idle(shared, vcpu_shared, unwakeable);
-                wake_timer.sleep(doorbell, shared, unwakeable);
-            }
+            Ok(Stepped::Idle { unwakeable }) => wake_timer.sleep(doorbell, shared, unwakeable),
             Ok(Stepped::OutputFull) => {
                 wake_timer.set_for_stop(shared, stop);
                 doorbell.sleep();

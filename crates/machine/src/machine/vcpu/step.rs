@@ -106,14 +106,17 @@ pub(crate) fn step(
     if stop.is_some_and(|stop| base >= stop) {
         return Ok(Stepped::Stop(StopReason::Reached));
     }
+    // An idle vCPU has not run since the clock was read. If a later instant were noted, a stop by the host between the
+    // two would be missed.
+    let vcpu_shared = shared.vcpu(cpu.local.index);
+    let note_idle = |due| vcpu_shared.into_iter().for_each(|shared| shared.last_run.note_idle(host, due));
     if shared.waits_for_reader() {
         // This wait for a reader must not be taken for a stop by the host.
-        if let Some(vcpu_shared) = shared.vcpu(cpu.local.index) {
-            vcpu_shared.last_run.note_idle(host, None);
-        }
+        note_idle(None);
         return Ok(Stepped::OutputFull);
     }
     if cpu.local.phase == Phase::WaitForSipi {
+        note_idle(None);
         return Ok(match shared.set_unwakeable(cpu.local.index, Unwakeable::Parked) {
             Some(end) => Stepped::Stop(StopReason::Ended(end)),
             None => Stepped::Idle { unwakeable: true },
@@ -132,12 +135,13 @@ pub(crate) fn step(
         } else if mode == TimeMode::Real {
             set_timer(wake_timer, &cpu.local, shared, mode, stop);
         }
+        note_idle(wake_timer.due().filter(|_| !unwakeable));
         return Ok(Stepped::Idle { unwakeable });
     }
     VcpuBus::new(&mut cpu.local, shared).withdraw_pv_eoi();
     set_timer(wake_timer, &cpu.local, shared, mode, stop);
     if mode == TimeMode::Real
-        && let Some(vcpu_shared) = shared.vcpu(cpu.local.index)
+        && let Some(vcpu_shared) = vcpu_shared
         && !wake_timer.enter(shared, vcpu_shared, host)
     {
         return Ok(Stepped::Again);

@@ -49,9 +49,6 @@ impl Pulse {
     /// vCPU must not be entered, because there was a gap since the clock was read, when the host's TSC was `read`.
     pub(crate) fn enter(&mut self, shared: &Shared, vcpu_shared: &VcpuShared, host: HostClock, read: HostTsc) -> bool {
         let now = host.tsc();
-        if host.duration(read, now) > GAP {
-            return false;
-        }
         let due = match self.due.filter(|due| now < *due) {
             Some(due) => due,
             None => {
@@ -59,9 +56,14 @@ impl Pulse {
                     return false;
                 }
                 self.timer.arm(PULSE);
-                host.after(now, PULSE)
+                host.after(host.tsc(), PULSE)
             }
         };
+        // After the timer was set: a gap that begins later than this check is longer than the timer, so that the entry
+        // ends at once.
+        if host.duration(read, host.tsc()) > GAP {
+            return false;
+        }
         self.due = Some(due);
         vcpu_shared.last_run.note(due, Some(HostTsc(0)));
         true

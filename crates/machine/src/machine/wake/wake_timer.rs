@@ -128,15 +128,13 @@ impl WakeTimer {
         self.pulse.enter(shared, vcpu_shared, host, read)
     }
 
-    /// Real time: notes that the vCPU of `vcpu_shared` is idle. `unwakeable`: no timer can wake it.
-    pub(crate) fn note_idle(&self, shared: &Shared, vcpu_shared: &VcpuShared, unwakeable: bool) {
-        let due = match self.armed {
-            Some(Armed::Deadline(expiry)) if !unwakeable => Some(expiry.due),
-            Some(Armed::PollUntil(due)) if !unwakeable => Some(due),
-            _ => None,
-        };
-        let now = shared.clock.lock().host().tsc();
-        vcpu_shared.last_run.note_idle(now, due);
+    /// Real time: the deadline that the thread waits for, if it waits for one.
+    pub(crate) fn due(&self) -> Option<HostTsc> {
+        match self.armed {
+            Some(Armed::Deadline(expiry)) => Some(expiry.due),
+            Some(Armed::PollUntil(due)) => Some(due),
+            Some(Armed::SpinLimit) | None => None,
+        }
     }
 
     /// Real time: sets the timer that kicks the thread at `stop`.
