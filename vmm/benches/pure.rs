@@ -9,7 +9,10 @@ use guest_abi::{
 };
 use kvm_pv::{GuestWrite, OutsideRam, Registration};
 use vlapic::{Config, LocalApic};
-use vmtime::{DeadlinePolicy, GuestTsc, Khz, Now, PageClock, Scale, VmTime, adjust};
+use vmtime::{
+    AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, Moment, Now, PageClock, Remainder, Scale,
+    Stood, VmTime, adjust,
+};
 
 const SVR: u32 = x2apic_msr(lapic::SVR);
 const EOI: u32 = x2apic_msr(lapic::EOI);
@@ -35,6 +38,16 @@ fn page() -> PageClock {
     PageClock { tsc_timestamp: GuestTsc(1 << 40), system_time: VmTime(1 << 30), scale: Scale::from_khz(khz(2_596_156)) }
 }
 
+/// A save, a second after the page's base.
+fn moment() -> Moment {
+    let (page, tsc) = (page(), GuestTsc((1 << 40) + 2_596_156_000));
+    Moment { tsc, vm: page.vm_time(tsc), khz: khz(2_596_156), page, remainder: Remainder::ZERO, wall_ns: 0 }
+}
+
+fn restored(saved: &Moment) -> Result<Adjusted, AdjustError> {
+    adjust::restore(saved, khz(1_300_000), DowntimePolicy::Freeze, Stood::UntilWall(0), None)
+}
+
 fn lapic(c: &mut Criterion) {
     let mut apic = apic();
     let mut tsc = 1_000_000;
@@ -53,7 +66,7 @@ fn lapic(c: &mut Criterion) {
 }
 
 fn time(c: &mut Criterion) {
-    let (old, new) = (page(), PageClock { scale: Scale::from_khz(khz(1_300_000)), ..page() });
+    let old = page();
     c.bench_function("page: guest TSC to VM time", |b| {
         b.iter(|| black_box(&old).vm_time(black_box(GuestTsc(1 << 41))));
     });
@@ -61,8 +74,14 @@ fn time(c: &mut Criterion) {
         b.iter(|| black_box(&old).least_tsc(black_box(VmTime(1 << 38))));
     });
     c.bench_function("restore: a deadline rescaled", |b| {
-        let (armed, now) = (GuestTsc(1 << 41), GuestTsc(1 << 40));
-        b.iter(|| adjust::deadline(DeadlinePolicy::Rescale, black_box(armed), &old, &new, black_box(now)));
+        let (armed, saved) = (GuestTsc(1 << 41), moment());
+        if let Ok(new) = restored(&saved) {
+            b.iter(|| adjust::deadline(DeadlinePolicy::Rescale, black_box(armed), None, &saved, &new));
+        }
+    });
+    c.bench_function("restore: the page for another frequency", |b| {
+        let saved = moment();
+        b.iter(|| restored(black_box(&saved)));
     });
 }
 

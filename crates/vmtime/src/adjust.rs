@@ -10,13 +10,14 @@
 //! | VM time advances by | 0 | 3 s |
 //! | TSC goes on at | 5,000,000,000 | 5,000,000,000 + 3·10⁹ ns · 2 GHz = 11,000,000,000 |
 //! | new page | 5 s at TSC 5,000,000,000 | 8 s at TSC 11,000,000,000 |
+//! | the same page for a TSC of 1 GHz again | 0 s at TSC 0, as before | 3 s at TSC 3,000,000,000 |
 //! | deadline, keep | 5,001,000,000: in 0.5 ms, half of what was asked | 5,001,000,000: due, 2.999 s late |
 //! | deadline, rescale | 5,002,000,000: in 1 ms | 11,000,000,000: due, 2.999 s late |
 //! | deadline, fire | 5,000,000,000: due, 1 ms early | 11,000,000,000: due |
 
 use core::time::Duration;
 
-use crate::{GuestTsc, Khz, NS_KHZ_PER_TICK, PageClock, Scale, VmTime};
+use crate::{ExactTime, GuestTsc, Khz, NS_KHZ_PER_TICK, PageClock, Remainder, Scale, VmTime, rebase};
 
 /// What becomes of a deadline that was armed when the VM was saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -80,6 +81,9 @@ pub struct Moment {
     pub khz: Khz,
     /// The page that the guest had.
     pub page: PageClock,
+    /// How far VM time is ahead of that page's line.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Remainder::is_zero"))]
+    pub remainder: Remainder,
     /// Wall-clock time, in nanoseconds since the Unix epoch.
     pub wall_ns: u64,
 }
@@ -90,7 +94,7 @@ impl Moment {
     /// # Errors
     /// [`AdjustError::BeforePage`], [`AdjustError::Contradiction`].
     pub fn check(&self) -> Result<(), AdjustError> {
-        let Self { tsc, vm, khz: _, page, wall_ns: _ } = *self;
+        let Self { tsc, vm, khz: _, page, remainder: _, wall_ns: _ } = *self;
         if tsc < page.tsc_timestamp {
             return Err(AdjustError::BeforePage { tsc, base: page.tsc_timestamp });
         }
@@ -99,6 +103,12 @@ impl Moment {
             return Err(AdjustError::Contradiction { vm, page: page.vm_time(tsc) });
         }
         Ok(())
+    }
+
+    /// VM time without rounding, when the guest's TSC was or is `tsc`.
+    #[must_use]
+    pub fn exact(&self, tsc: GuestTsc) -> ExactTime {
+        self.page.exact(tsc).ahead_by(self.remainder)
     }
 }
 
@@ -116,10 +126,12 @@ pub enum Stood {
 pub struct Adjusted {
     /// The guest's TSC.
     pub tsc: GuestTsc,
-    /// VM time at `tsc`.
+    /// VM time at `tsc`, as `page` gives it.
     pub vm: VmTime,
-    /// The page to publish: its base is this instant.
+    /// The page to publish. Its base is this instant or a little earlier: see [`rebase`].
     pub page: PageClock,
+    /// How far VM time is ahead of the page's line.
+    pub remainder: Remainder,
     /// By how much VM time advanced since the save, in nanoseconds: 0 under freeze.
     pub downtime_ns: u64,
     /// For the log: the wall clock said that the restore came before the save, and the downtime was taken as 0.
@@ -178,8 +190,10 @@ pub enum AdjustError {
 /// `held_tsc` is the guest's TSC now where the TSC source cannot set it (source `host`): then only the page is
 /// rebased.
 ///
-/// `page_new(tsc) − page_old(tsc_saved) = downtime_ns` exactly: the new page's base is the restore itself, where no
-/// tick has passed that could be rounded. The same arithmetic serves a restore to the same frequency and a resume.
+/// VM time without rounding continues from its value at the save, plus the downtime. With the same multiplier and shift
+/// the guest reads the same function of its TSC: the same page, if the TSC continues with its value under freeze. With
+/// others the new page passes as near to it as a base can, and what is left is the remainder: see [`rebase`]. The
+/// same arithmetic serves a restore to the same frequency and a resume.
 ///
 /// # Errors
 /// [`AdjustError`]: the saved numbers contradict each other, or a clock would pass 64 bits.
@@ -191,7 +205,7 @@ pub fn restore(
     held_tsc: Option<GuestTsc>,
 ) -> Result<Adjusted, AdjustError> {
     // The old frequency is in the old page already, with the page's rounding.
-    let Moment { tsc: tsc_saved, vm: vm_saved, khz: _, page: _, wall_ns } = *saved;
+    let Moment { tsc: tsc_saved, vm: vm_saved, khz: _, page: old, remainder, wall_ns } = *saved;
     saved.check()?;
 
     // downtime = 0                                           freeze
@@ -202,10 +216,10 @@ pub fn restore(
         (DowntimePolicy::CatchUp, Stood::For(length)) => (length.as_nanos(), false),
     };
 
-    // vm = vm_saved + downtime
+    // The guest's clock never goes back: it reads at least vm_saved + downtime.
     let past_end = AdjustError::VmTimeOverflow { vm: vm_saved, downtime_ns: downtime };
     let downtime_ns = u64::try_from(downtime).map_err(|_| past_end)?;
-    let vm = vm_saved.0.checked_add(downtime_ns).map(VmTime).ok_or(past_end)?;
+    let least = vm_saved.0.checked_add(downtime_ns).map(VmTime).ok_or(past_end)?;
 
     // tsc = held_tsc, or tsc_saved + ⌊downtime · khz_new / 10⁶⌋
     let tsc = match held_tsc {
@@ -217,26 +231,65 @@ pub fn restore(
         }
     };
 
-    // page_new(t) = vm + scale(khz_new)(t − tsc)
-    let page = PageClock { tsc_timestamp: tsc, system_time: vm, scale: Scale::from_khz(khz) };
-    Ok(Adjusted { tsc, vm, page, downtime_ns, clamped })
+    // exact_new(tsc) = exact_old(tsc_saved) + downtime
+    let scale = Scale::from_khz(khz);
+    let same = if scale == old.scale { rebase::moved(&old, tsc_saved, tsc, downtime_ns) } else { None };
+    let (page, remainder) = match same {
+        Some(page) => (page, remainder),
+        None => rebase::through(saved.exact(tsc_saved).after_ns(downtime_ns), tsc, least, scale),
+    };
+    Ok(Adjusted { tsc, vm: page.vm_time(tsc), page, remainder, downtime_ns, clamped })
 }
 
-/// The TSC deadline in force after a restore, for one `armed` on page `old`, when the guest goes on at `now` on page
-/// `new`. Never 0, which would disarm; a disarmed timer (0) is not to be asked about.
+/// When a deadline falls due that a restore has moved: what it was when the guest armed it. Each later restore computes
+/// from this and not from the moved deadline, which was rounded to a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+pub struct Due {
+    /// The deadline in force, as a base TSC. If another is in force, the guest has armed anew, and this is void.
+    pub tsc: GuestTsc,
+    /// VM time without rounding at the deadline that the guest armed.
+    pub exact: ExactTime,
+    /// What the guest's clock would have read there.
+    pub read: VmTime,
+}
+
+/// The TSC deadline in force after a restore, for one `armed` at the save; `due` if an earlier restore has moved it. Never
+/// 0, which would disarm; a disarmed timer (0) is not to be asked about. With it, what the next restore needs.
 ///
 /// - keep: `armed`.
-/// - rescale: the least `d` with `new(d) ≥ old(armed)`. A deadline that was due stays due, since its VM time is not
-///   after the new page's base. One that the new TSC reaches only past 64 bits becomes [`u64::MAX`], centuries away.
-/// - fire: `now`.
+/// - rescale: `armed` if the page is the same. Otherwise the least TSC at which both VM time without rounding and the
+///   guest's reading of it are what they were to be at the deadline that the guest armed: not early by either.
+///   A deadline that was due stays due, since neither goes back. One that the new TSC reaches only past 64 bits becomes
+///   [`u64::MAX`], centuries away.
+/// - fire: the TSC with which the guest continues.
 #[must_use]
-pub fn deadline(policy: DeadlinePolicy, armed: GuestTsc, old: &PageClock, new: &PageClock, now: GuestTsc) -> GuestTsc {
-    let kept = match policy {
-        DeadlinePolicy::Keep => armed,
-        DeadlinePolicy::Rescale => new.least_tsc(old.vm_time(armed)).unwrap_or(GuestTsc(u64::MAX)),
-        DeadlinePolicy::Fire => now,
-    };
-    kept.max(GuestTsc(1))
+pub fn deadline(
+    policy: DeadlinePolicy,
+    armed: GuestTsc,
+    due: Option<Due>,
+    saved: &Moment,
+    new: &Adjusted,
+) -> (GuestTsc, Option<Due>) {
+    let never_0 = |tsc: GuestTsc| tsc.max(GuestTsc(1));
+    match policy {
+        DeadlinePolicy::Keep => (never_0(armed), None),
+        DeadlinePolicy::Fire => (never_0(new.tsc), None),
+        DeadlinePolicy::Rescale => {
+            let fresh = || Due { tsc: armed, exact: saved.exact(armed), read: saved.page.vm_time(armed) };
+            let due = due.filter(|due| due.tsc == armed).unwrap_or_else(fresh);
+            let tsc = if (new.page, new.remainder) == (saved.page, saved.remainder) {
+                armed
+            } else {
+                let by_line = new.page.least_tsc_of_line(due.exact.on_line(new.remainder));
+                let by_reading = new.page.least_tsc(due.read);
+                by_line.zip(by_reading).map_or(GuestTsc(u64::MAX), |(line, reading)| line.max(reading))
+            };
+            let tsc = never_0(tsc);
+            (tsc, Some(Due { tsc, ..due }))
+        }
+    }
 }
 
 /// The deadline in force after a restore, for one armed in VM time: it has kept its meaning, so only `fire` changes it,

@@ -3,6 +3,8 @@
 //!
 //! - [`scale`]: ticks to nanoseconds by multiplier and shift, and the exact way back.
 //! - [`page`]: what VM time *is*: the numbers of the published page, used in both directions.
+//! - [`exact`]: VM time without rounding, which a restore continues.
+//! - [`rebase`]: gives a page another base without losing what is below a nanosecond.
 //! - [`rate`]: how many ticks a guest's TSC makes for some of the host's, as a CPU that scales it computes them.
 //! - [`timeline`]: how the guest's TSC runs against the host's, or by itself in virtual time.
 //! - [`reference_clock`]: a second opinion on VM time that knows nothing of pages.
@@ -12,15 +14,18 @@
 #![forbid(unsafe_code)]
 
 pub mod adjust;
+pub mod exact;
 pub mod length;
 pub mod page;
 pub mod rate;
+pub mod rebase;
 pub mod reference_clock;
 pub mod scale;
 pub mod timeline;
 pub mod units;
 
-pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Moment, Stood};
+pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Due, Moment, Stood};
+pub use exact::{BadFraction, ExactTime, Remainder};
 pub use length::Length;
 pub use page::PageClock;
 pub use rate::Rate;

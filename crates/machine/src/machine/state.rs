@@ -4,7 +4,7 @@
 
 use kvm_pv::{RegistrationState, WallState, pv_eoi::PvEoiState};
 use serde::{Deserialize, Serialize};
-use vmtime::TscAdjust;
+use vmtime::{Due, TscAdjust};
 
 use super::{
     audit::TickAuditState,
@@ -152,6 +152,9 @@ pub struct CpuState {
     pub pv_eoi: Option<PvEoiState>,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: TscAdjust,
+    /// What a TSC deadline was before a restore moved it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Due>,
     /// Whether it executes instructions at all.
     pub phase: Phase,
     /// It executed HLT and waits.
@@ -178,6 +181,9 @@ pub struct KvmLapicState {
     pub page: LapicPage,
     /// What the timer waits for: always an absolute instant.
     pub armed: vlapic::Armed,
+    /// What a TSC deadline was before a restore moved it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Due>,
     /// Whether it executes instructions.
     pub mp_state: MpState,
     /// IA32_TSC_ADJUST.

@@ -1,8 +1,8 @@
 //! Changes of the clock: by an operation in virtual time, a stop, a start, or a reading of KVM's clock.
 
 use vmtime::{
-    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, PageClock, Rate, Scale, Stood, Timeline,
-    adjust,
+    AdjustError, Adjusted, DowntimePolicy, GuestTsc, HostTsc, Khz, Moment, PageClock, Rate, Remainder, Scale, Stood,
+    Timeline, adjust,
 };
 
 use super::{Clock, OPERATIONS_PER_MS};
@@ -66,6 +66,7 @@ impl Clock {
         self.khz = khz;
         self.last_operation = host;
         self.page = adjusted.page;
+        self.remainder = adjusted.remainder;
         self.timeline = match self.mode {
             TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },
             TimeMode::Real => {
@@ -102,6 +103,7 @@ impl Clock {
         let tsc = self.timeline.tsc(kvm.host);
         let scale = Scale::from_khz(self.kvm_page_khz());
         self.page = PageClock { tsc_timestamp: tsc, system_time: kvm.vm, scale };
+        self.remainder = Remainder::ZERO;
     }
 
     /// The frequency from which KVM computes the page's numbers: where the CPU scales the TSC, the host's times the ratio, in

@@ -9,7 +9,10 @@ mod state;
 use std::time::Duration;
 
 use vlapic::Deadline;
-use vmtime::{GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Scale, Timeline, TscAdjust, VmTime};
+use vmtime::{
+    GuestTsc, HostTsc, Khz, Moment, Now, PageClock, ReferenceClock, Remainder, Scale, Timeline, TscAdjust, VmTime,
+    rebase,
+};
 
 use super::config::{TimeMode, source::TscSource};
 use crate::host::clock::{HostClock, wall_ns};
@@ -41,6 +44,8 @@ pub struct Clock {
     khz: Khz,
     timeline: Timeline,
     page: PageClock,
+    /// How far VM time is ahead of the page's line.
+    remainder: Remainder,
     reference: ReferenceClock,
     /// The reference clocks before the last restores, the newest first, each with the last TSC for which it is valid. A
     /// guest may report a tick after a restore that it handled before it.
@@ -66,6 +71,7 @@ impl Clock {
             khz,
             timeline: Timeline::Stopped { tsc },
             page,
+            remainder: Remainder::ZERO,
             reference: ReferenceClock::start(VmTime(0), tsc, khz),
             past_references: [None; PAST_REFERENCES],
             operations: 0,
@@ -212,11 +218,9 @@ impl Clock {
         VmTime(self.page.system_time.0.saturating_add(RENEWAL_NS))
     }
 
-    /// Bases the page on the present instant; VM time neither steps nor changes its rate. No vCPU may run meanwhile:
-    /// pages with different bases round differently.
+    /// Bases the page on an instant at most 4.3 s ago. No reading of the guest changes by that.
     pub fn renew(&mut self) {
-        let tsc = self.tsc();
-        self.page = PageClock { tsc_timestamp: tsc, system_time: self.page.vm_time(tsc), scale: self.page.scale };
+        self.page = rebase::renewed(&self.page, self.tsc());
     }
 
     /// The host's clock.
@@ -280,7 +284,8 @@ impl Clock {
     #[must_use]
     pub fn moment(&self) -> Moment {
         let tsc = self.tsc();
-        Moment { tsc, vm: self.page.vm_time(tsc), khz: self.khz, page: self.page, wall_ns: self.wall_now() }
+        let Self { khz, page, remainder, .. } = *self;
+        Moment { tsc, vm: page.vm_time(tsc), khz, page, remainder, wall_ns: self.wall_now() }
     }
 
     fn wall_now(&self) -> u64 {

@@ -36,6 +36,7 @@ impl Clock {
             khz: moment.khz,
             timeline: Timeline::Stopped { tsc: moment.tsc },
             page: moment.page,
+            remainder: moment.remainder,
             reference: ReferenceClock::from_state(reference),
             past_references: [None; PAST_REFERENCES],
             operations,
@@ -46,7 +47,7 @@ impl Clock {
     /// The clock for a snapshot; it should be stopped.
     #[must_use]
     pub fn state(&self) -> ClockState {
-        // The next host chooses its own clock and source. The timeline is in the moment.
+        // The next host chooses its own clock and source. Timeline, page and remainder are in the moment.
         let Self {
             source: _,
             mode: _,
@@ -56,6 +57,7 @@ impl Clock {
             khz: _,
             timeline: _,
             page: _,
+            remainder: _,
             reference,
             past_references: _,
             operations,

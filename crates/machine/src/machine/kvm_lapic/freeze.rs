@@ -5,7 +5,7 @@
 //! LAPIC registers.
 
 use vlapic::Armed;
-use vmtime::{Adjusted, HostTsc, PageClock, TscAdjust, VmTime};
+use vmtime::{Adjusted, HostTsc, PageClock, Remainder, TscAdjust, VmTime};
 
 use super::{KvmCpu, timer};
 use crate::{
@@ -35,7 +35,7 @@ pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<Hos
     clock.stop_at_kvm_clock(kvm);
     for (cpu, mp_state) in cpus.iter_mut().zip(mp_states) {
         let lapic = cpu.vcpu.kernel_lapic()?;
-        cpu.frozen = Some(saved(lapic, mp_state, vm.clock()?.vm));
+        cpu.frozen = Some(KvmLapicState { due: cpu.due, ..saved(lapic, mp_state, vm.clock()?.vm) });
     }
     Ok(())
 }
@@ -50,7 +50,7 @@ pub(crate) fn never_run(vcpu: &Vcpu) -> Result<KvmLapicState, RunError> {
 fn saved(lapic: KernelLapicState, mp_state: MpState, now: VmTime) -> KvmLapicState {
     let KernelLapicState { page, tsc_deadline, tsc_adjust, system_time, wall_clock } = lapic;
     let armed = timer::armed(&page, tsc_deadline, now);
-    KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock }
+    KvmLapicState { page, armed, due: None, mp_state, tsc_adjust, system_time, wall_clock }
 }
 
 /// Starts KVM's clock at the VM time of `adjusted`, and returns the instant that it shows afterwards. All TSCs must
@@ -60,7 +60,7 @@ pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Ad
     let now = vm.clock()?;
     clock.adopt_kvm_clock(now);
     let page = clock.page(TscAdjust::ZERO);
-    Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, ..*adjusted })
+    Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, remainder: Remainder::ZERO, ..*adjusted })
 }
 
 /// How far KVM's page may be behind the one that the VMM computes from KVM's clock, in nanoseconds: the old and the new
@@ -77,7 +77,7 @@ const ROUNDINGS_NS: u64 = 6;
 pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Armed, RunError> {
     let Restart { policies, moment, adjusted } = restart;
     let Some(frozen) = cpu.frozen.take() else { return Ok(Armed::Disarmed) };
-    let KvmLapicState { page, armed, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
+    let KvmLapicState { page, armed, due, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
     let index = cpu.index;
     let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
     // Rearms with a page that is never ahead of the guest's. Then a deadline that is moved to the same VM time is never
@@ -85,7 +85,8 @@ pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Ar
     let page_now = adjusted.page;
     let behind = PageClock { system_time: VmTime(page_now.system_time.0.saturating_sub(ROUNDINGS_NS)), ..page_now };
     let adjusted = Adjusted { page: behind, ..*adjusted };
-    let armed = rearm(armed, tsc_adjust, policies.deadline, moment, &adjusted);
+    let (armed, due) = rearm(armed, due, tsc_adjust, policies.deadline, moment, &adjusted);
+    cpu.due = due;
     let new = std::mem::take(&mut cpu.new);
     // Whether the interrupt of an expired count was delivered is in KVM's LAPIC only. So the same LAPIC is left as it
     // is.

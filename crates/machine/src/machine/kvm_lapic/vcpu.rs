@@ -2,7 +2,7 @@
 
 use vlapic::Armed;
 use vm_memory::{Bytes, GuestAddress};
-use vmtime::TscAdjust;
+use vmtime::{Due, TscAdjust};
 
 use super::choose;
 use crate::{
@@ -26,6 +26,8 @@ pub struct KvmCpu {
     pub vcpu: Vcpu,
     /// The state of KVM's LAPIC when the machine stopped; none while it runs and before its first run.
     pub(crate) frozen: Option<KvmLapicState>,
+    /// What a TSC deadline was before a resume moved it, if one did.
+    pub(crate) due: Option<Due>,
     /// KVM's LAPIC is a new one, whose state must be set from `frozen`.
     pub(crate) new: bool,
 }
@@ -47,7 +49,7 @@ pub fn boot(
         if index == CpuIndex::FIRST {
             vcpu.set_flat_32bit_entry(entry)?;
         }
-        cpus.push(KvmCpu { index, vcpu, frozen: None, new: false });
+        cpus.push(KvmCpu { index, vcpu, frozen: None, due: None, new: false });
         cpuids.push(seen);
     }
     Ok((cpus, cpuids))
@@ -63,7 +65,7 @@ pub fn restore(vm: &Vm, saved: &[KvmCpuState]) -> Result<Vec<KvmCpu>, RunError> 
         let bad = |error: crate::kvm::Error| RunError::BadState(format!("cpu {index}: {error}"));
         let mut vcpu = Vcpu::new(vm, index.get(), cpuid).map_err(bad)?;
         vcpu.set_state(kvm).map_err(bad)?;
-        cpus.push(KvmCpu { index, vcpu, frozen: Some(lapic.clone()), new: true });
+        cpus.push(KvmCpu { index, vcpu, frozen: Some(lapic.clone()), due: lapic.due, new: true });
     }
     Ok(cpus)
 }

@@ -81,6 +81,7 @@ pub(crate) fn boot(
             pvclock: Registration::default(),
             pv_eoi: offer.pv_eoi.then(PvEoi::default),
             tsc_adjust: TscAdjust::ZERO,
+            due: None,
             phase: if index == CpuIndex::FIRST { Phase::Running } else { Phase::WaitForSipi },
             halted: false,
             nmi: false,
@@ -112,6 +113,7 @@ pub(crate) fn states(
             pvclock,
             pv_eoi,
             tsc_adjust,
+            due,
             phase,
             halted,
             nmi: _,
@@ -131,6 +133,7 @@ pub(crate) fn states(
             pvclock: pvclock.state(),
             pv_eoi: pv_eoi.as_ref().map(PvEoi::state),
             tsc_adjust: *tsc_adjust,
+            due: *due,
             phase: *phase,
             halted: *halted,
         });
@@ -150,8 +153,18 @@ pub(crate) fn restore(
 ) -> Result<Vec<Cpu>, RunError> {
     let mut cpus = Vec::new();
     for (index, cpu) in CpuIndex::all().zip(saved) {
-        let CpuState { cpuid: seen, apic_config, kvm, apic: saved_apic, pvclock, pv_eoi, tsc_adjust, phase, halted } =
-            cpu;
+        let CpuState {
+            cpuid: seen,
+            apic_config,
+            kvm,
+            apic: saved_apic,
+            pvclock,
+            pv_eoi,
+            tsc_adjust,
+            due,
+            phase,
+            halted,
+        } = cpu;
         let bad = |reason: String| RunError::BadState(format!("cpu {index}: {reason}"));
         // Features that this host lacks were reported before. So what KVM refuses here is a state that no CPU has.
         let mut vcpu = probe.vcpu(vm, index.get(), seen, ANY_RAM).map_err(|e| bad(e.to_string()))?;
@@ -167,6 +180,7 @@ pub(crate) fn restore(
                 .transpose()
                 .map_err(|e| bad(e.to_string()))?,
             tsc_adjust: *tsc_adjust,
+            due: *due,
             phase: *phase,
             halted: *halted,
             nmi: kvm.events.nmi_pending > 0,

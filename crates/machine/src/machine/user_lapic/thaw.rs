@@ -16,7 +16,9 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     let Restart { policies, moment, adjusted } = restart;
     let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
     // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
-    let mut armed_now = rearm(local.apic.armed(), local.tsc_adjust, policies.deadline, moment, adjusted);
+    let (mut armed_now, due) =
+        rearm(local.apic.armed(), local.due, local.tsc_adjust, policies.deadline, moment, adjusted);
+    local.due = due;
     if let Some(fault) = policies.fault {
         armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
     }

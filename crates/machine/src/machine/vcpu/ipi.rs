@@ -98,6 +98,7 @@ fn init(local: &mut Local, shared: &Shared) {
         pv_eoi,
         // INIT changes neither TSC nor IA32_TSC_ADJUST.
         tsc_adjust: _,
+        due,
         phase,
         halted,
         timer_interrupts: _,
@@ -107,7 +108,7 @@ fn init(local: &mut Local, shared: &Shared) {
         expired,
     } = local;
     apic.init();
-    *expired = None;
+    (*expired, *due) = (None, None);
     pvclock.reset();
     if let Some(pv_eoi) = pv_eoi {
         pv_eoi.reset();

@@ -12,7 +12,7 @@ pub mod tsc;
 use kvm_pv::{Registration, pv_eoi::PvEoi};
 use serde::{Deserialize, Serialize};
 use vlapic::{Deadline, LocalApic};
-use vmtime::{HostTsc, Now, TscAdjust, VmTime};
+use vmtime::{Due, HostTsc, Now, TscAdjust, VmTime};
 
 use self::bus::{Changed, VcpuBus};
 use super::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
@@ -50,6 +50,8 @@ pub struct Local {
     pub pv_eoi: Option<PvEoi>,
     /// IA32_TSC_ADJUST: how far this CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: TscAdjust,
+    /// What a TSC deadline was before a restore moved it, if one did.
+    pub due: Option<Due>,
     /// Whether it executes instructions at all.
     pub phase: Phase,
     /// It executed HLT and waits.
