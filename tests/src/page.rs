@@ -28,6 +28,20 @@ impl Page {
         i128::try_from(ns).expect("far below 2^127")
     }
 
+    /// The line through the page's base at `tsc`, without the roundings of a reading: in units of 1 / [`Self::PER_NS`] ns.
+    ///
+    /// # Panics
+    /// For a `tsc` before the page's base, and for a TSC of 256 GHz or more.
+    #[must_use]
+    pub fn line(&self, tsc: u64) -> i128 {
+        let delta = i128::from(tsc.checked_sub(self.tsc_timestamp).expect("a TSC after the page's base"));
+        let places = u32::try_from(self.shift + 8).expect("a TSC below 256 GHz");
+        i128::from(self.system_time) * Self::PER_NS + ((delta * i128::from(self.mul)) << places)
+    }
+
+    /// The unit of [`Self::line`]: 2^-40 ns.
+    pub const PER_NS: i128 = 1 << 40;
+
     /// The least TSC, not before the page's base, at which the clock shows `ns` or more: by bisection, which needs no
     /// inverse of the formula.
     #[must_use]
@@ -51,6 +65,7 @@ mod tests {
         let page = Page { tsc_timestamp: 100, system_time: 7, mul: 1 << 31, shift: 0 };
         assert_eq!([100, 101, 102, 110].map(|tsc| page.ns(tsc)), [7, 7, 8, 12]);
         assert_eq!([7, 8, 12].map(|ns| page.least_tsc(ns)), [100, 102, 110]);
+        assert_eq!([100, 101].map(|tsc| page.line(tsc) * 2 / Page::PER_NS), [14, 15]);
         let slow = Page { shift: 3, ..page };
         assert_eq!(slow.ns(101), 11);
         let fast = Page { shift: -3, ..page };

@@ -1,6 +1,6 @@
 //! Many migrations, in process and over the disk: no tick is lost and VM time has no step.
 
-use vm_tests::{CLOCKEVENTS, Lab, Line, Run, Trace, require_kvm};
+use vm_tests::{CLOCKEVENTS, Lab, Line, Page, Run, Trace, require_kvm};
 
 const CYCLE: &str = "--tsc-khz-cycle 1300000,3900000,520000,5000000,2600000,1234567";
 
@@ -10,14 +10,18 @@ fn migrations(trace: &Trace) -> Vec<(&Line, &Line)> {
     trace.all("save").zip(trace.all("restore")).collect()
 }
 
-/// VM time goes on from where it stood plus the downtime, to the nanosecond, by the two pages; returns the downtimes.
+/// VM time goes on from where it stood plus the downtime, by the two pages: after any number of migrations less than a
+/// nanosecond is missing, and no reading goes back. Returns the downtimes.
 fn continuous(pairs: &[(&Line, &Line)]) -> Vec<u64> {
     let mut version = 0;
     let mut downtimes = Vec::new();
+    let mut off = 0;
     for (save, restore) in pairs {
         let step = restore.page().ns(restore.tsc()) - save.page().ns(save.tsc());
         let downtime = restore.field("downtime_ns");
-        assert_eq!(step, i128::from(downtime), "VM time steps at {save:?} {restore:?}");
+        assert!(step >= i128::from(downtime), "the clock goes back at {save:?} {restore:?}");
+        off += restore.page().line(restore.tsc()) - save.page().line(save.tsc()) - i128::from(downtime) * Page::PER_NS;
+        assert!(off.abs() < Page::PER_NS, "VM time is off by {off} of 2^40 ns at {save:?} {restore:?}");
         let versions = [save.field("page_version"), restore.field("page_version")];
         assert!(versions.iter().all(|version| version % 2 == 0), "odd, so half-written: {versions:?}");
         downtimes.push(downtime);
