@@ -69,7 +69,7 @@ impl Page {
     fn start(&self, command: &str, number: &str) -> Started {
         let command = command.replace("/tmp/", &format!("{}/tmp/", self.dir.path().display()));
         // The demonstration, without building it.
-        let command = command.replace("cargo run", "vmm");
+        let command = command.replace("cargo run --", "vmm").replace("cargo run", "vmm");
         let streams = ["out", "err"].map(|name| self.dir.path().join(format!("tmp/.{name}.{number}")));
         let [out, err] = streams.each_ref().map(|path| File::create(path).unwrap());
         let path = env::var("PATH").unwrap_or_default();
