@@ -1,5 +1,6 @@
 //! Many migrations, in process and over the disk: no tick is lost and VM time has no step.
 
+use serde_json::Value;
 use vm_tests::{CLOCKEVENTS, Lab, Line, Page, Run, Trace, require_kvm};
 
 const CYCLE: &str = "--tsc-khz-cycle 1300000,3900000,520000,5000000,2600000,1234567";
@@ -132,6 +133,46 @@ fn a_chain_of_snapshots() {
         assert_eq!(pairs.len(), 6);
         assert!(continuous(&pairs).iter().all(|downtime| *downtime == 0));
     }
+}
+
+/// How far VM time is ahead of the saved page's line, in the unit of [`Page::line`]; the snapshot's is 2^-63 ns.
+fn remainder(lab: &Lab, snapshot: &str) -> i128 {
+    let shown = lab.run(&format!("snapshot show {snapshot} --json")).expect(0);
+    let saved: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    let clock = saved["sections"].as_array().unwrap().iter().find(|section| section["name"] == "clock").unwrap();
+    // It is left out if it is 0.
+    i128::from(clock["payload"]["moment"]["remainder"].as_i64().unwrap_or(0)) >> 23
+}
+
+// Catches: a snapshot without the fraction of VM time that the page cannot express, or without the deadline that the
+// guest armed: VM time would lose half a nanosecond at each save, and the deadline would creep by a tick.
+#[test]
+fn a_chain_of_snapshots_loses_no_fraction() {
+    require_kvm!();
+    const HOPS: u64 = 24;
+    let lab = Lab::new();
+    let flags = |hop: u64| format!("--save-at {}ns --save-to s{hop}", 30_000_000 + hop * 1_234_567);
+    let boot = format!("--time virtual --tsc-khz 2100000 {}", flags(0));
+    let first = lab.boot_traced("clockevent=kvm-tsc-deadline hz=4 count=2", &boot);
+    let at_save = |run: &Run| {
+        let save = run.trace().only("save");
+        (save.page().line(save.tsc()), save.page().line(save.armed_tsc()))
+    };
+    let (mut saved, armed) = at_save(&first);
+    let (mut off, mut fractions) = (0, 0);
+    for hop in 1..=HOPS {
+        let khz = if hop % 2 == 1 { 1_000_000 } else { 2_100_000 };
+        let run = lab.restore(&format!("s{}", hop - 1), &format!("--tsc-khz {khz} {}", flags(hop)));
+        let restore = run.trace().only("restore");
+        off += restore.page().line(restore.tsc()) - saved;
+        let remainder = remainder(&lab, &format!("s{hop}"));
+        assert_eq!(remainder, -off, "VM time was lost in hop {hop}");
+        fractions += u64::from(remainder != 0);
+        let crept = restore.page().line(restore.armed_tsc()) + remainder - armed;
+        assert!((0..3 * Page::PER_NS).contains(&crept), "the deadline crept by {crept} of 2^40 ns in hop {hop}");
+        (saved, _) = at_save(&run);
+    }
+    assert!(fractions > HOPS / 4, "the chain has no fractions to lose");
 }
 
 // Catches: a snapshot that another restore changes.
