@@ -262,6 +262,8 @@ pages! {
     snapshot_format: "docs/snapshot-format.md",
     stock_kvm: "docs/stock-kvm.md",
     study: "docs/study/README.md",
+    study_horizon: "docs/study/horizon.md",
+    study_rebase: "docs/study/rebase.md",
     sweep: "docs/sweep.md",
     virtual_time: "docs/virtual-time.md",
 }

@@ -42,6 +42,8 @@ fn modes() -> Vec<Mode> {
         mode("--point", &format!("{sweep} --point 3"), 1, [File, Refused, Refused, Refused, Refused, Refused]),
         mode("merge", "sweep merge shard", 1, [Refused, Refused, File, File, File, File]),
         mode("study", "study arithmetic", 0, [Refused, Refused, File, Refused, Refused, File]),
+        mode("rebase", "study rebase --look-back 64", 0, [Refused, Refused, Refused, Refused, Refused, File]),
+        mode("horizon", "study horizon", 0, [Refused, Refused, Refused, Refused, Refused, File]),
         mode("doctor", "doctor", 0, [Refused, Refused, Refused, Refused, Refused, Stdout]),
         mode("ctl", "ctl --api-sock s status", 0, [Refused; 6]),
         mode("show", "snapshot show snapshot", 0, [Refused, Refused, Refused, Refused, Refused, Stdout]),

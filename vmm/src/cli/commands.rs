@@ -11,7 +11,8 @@ use super::{
     args::{Cli, Restore, Snapshot},
     ctl_args::Ctl,
     doctor_args::Doctor,
-    sweep_args::{Study, Sweep},
+    study_args::Study,
+    sweep_args::Sweep,
 };
 
 /// The width of help texts, in columns, where the terminal is wider.

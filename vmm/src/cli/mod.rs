@@ -18,6 +18,7 @@ mod run_files;
 mod run_page;
 mod snapshot;
 mod study;
+pub mod study_args;
 mod sweep;
 pub mod sweep_args;
 pub mod text;

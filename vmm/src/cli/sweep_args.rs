@@ -191,28 +191,3 @@ fn shard(text: &str) -> Result<Shard, String> {
         _ => Err("not a shard like 2/5".to_owned()),
     }
 }
-
-/// Study every clockevent of the embedded guest: precision and cost of its arithmetic, every policy, every fault.
-#[derive(Debug, Args)]
-pub struct Study {
-    /// What to study; all by default.
-    #[arg(value_enum)]
-    pub parts: Vec<StudyPart>,
-    /// Threads.
-    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub workers: u32,
-    #[command(flatten)]
-    pub output: Output,
-    #[command(flatten)]
-    pub report: ReportFile,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StudyPart {
-    /// Precision and cost of the conversions.
-    Arithmetic,
-    /// Every clockevent, deadline policy and ratio, at every instruction of a tick.
-    Matrix,
-    /// Every fault of a restore.
-    Faults,
-}

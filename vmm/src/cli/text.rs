@@ -1,6 +1,10 @@
 //! Output of commands. It is built in memory and then written, so that a closed pipe is an error, not a panic.
 
-use std::{fmt::Display, io::Write, ops::Range};
+use std::{
+    fmt::{self, Display, Formatter},
+    io::Write,
+    ops::Range,
+};
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
@@ -14,6 +18,12 @@ pub struct Text(String);
 impl From<String> for Text {
     fn from(lines: String) -> Self {
         Self(lines)
+    }
+}
+
+impl Display for Text {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

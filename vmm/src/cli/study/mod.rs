@@ -1,5 +1,7 @@
 //! `vmm study`.
 
+mod horizon;
+mod rebase;
 mod tables;
 
 use std::process::ExitCode;
@@ -7,19 +9,51 @@ use std::process::ExitCode;
 use lab::{
     report,
     study::{self, SCHEMA, Study as Studied},
+    sweep::SweepError,
 };
 use machine::HostEnvironment;
+use serde::Serialize;
 use vmtime::DeadlinePolicy;
 
 use super::{
     exit::Result,
     output::{self, OutFile},
+    study_args::{Study, StudyCommand, StudyPart},
     sweep::{CANCEL, wait_for_signals},
-    sweep_args::{Study, StudyPart},
+    sweep_args::Output,
+    text::Text,
 };
 
 /// `vmm study`.
 pub fn run(args: &Study) -> Result<ExitCode> {
+    match &args.command {
+        Some(StudyCommand::Rebase(args)) => {
+            let studied = study::rebase::study(&args.tsc_khz, args.shift, args.look_back);
+            write(&args.output, studied, rebase::text)
+        }
+        Some(StudyCommand::Horizon(args)) => {
+            let studied = study::horizon::study(&args.formula, &args.tsc_khz, args.host_khz, args.days);
+            write(&args.output, studied, horizon::text)
+        }
+        None => run_parts(args),
+    }
+}
+
+/// Writes a study that is arithmetic only: as JSON to the file, and as text unless that file is standard output.
+fn write<T: Serialize>(output: &Output, studied: Result<T, SweepError>, text: fn(&T) -> Text) -> Result<ExitCode> {
+    let json = OutFile::open("json", output.json.as_deref())?;
+    let quiet = json.as_ref().is_some_and(OutFile::is_stdout);
+    let studied = studied?;
+    if let Some(file) = json {
+        file.write(&output::json(&studied)?)?;
+    }
+    if !quiet {
+        text(&studied).print()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_parts(args: &Study) -> Result<ExitCode> {
     let wanted = |part: StudyPart| args.parts.is_empty() || args.parts.contains(&part);
     output::distinct(&[("json", args.output.json.as_deref()), ("report", args.report.report.as_deref())])?;
     let json = OutFile::open("json", args.output.json.as_deref())?;
