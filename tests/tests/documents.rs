@@ -258,6 +258,7 @@ pages! {
     migration: "docs/migration.md",
     ns_deadline: "docs/ns-deadline.md",
     performance: "docs/performance.md",
+    recipes: "docs/recipes.md",
     results: "docs/results.md",
     snapshot_format: "docs/snapshot-format.md",
     stock_kvm: "docs/stock-kvm.md",

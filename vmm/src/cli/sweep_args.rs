@@ -52,7 +52,8 @@ pub struct Sweep {
     /// Which instruction boundaries are points: all, those after an exit to the VMM, or those after an RDTSC.
     #[arg(long, value_enum, value_name = "WHAT", default_value = "instruction")]
     pub every: Every,
-    /// Frequencies to migrate to, as multiples of the present one; by default 0.5,2, and 1 for --inject host-stop.
+    /// Frequencies to migrate to, as multiples of the present one; by default 0.5,2, and 1 for --inject host-stop and
+    /// --recipe.
     #[arg(long, value_name = "RATIO,…", value_delimiter = ',')]
     pub ratio: Vec<Ratio>,
     /// What becomes of a deadline in flight.
@@ -67,6 +68,9 @@ pub struct Sweep {
     /// Let every restore go wrong in this way.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
     pub inject: Option<InjectedFault>,
+    /// Save and restore by the steps of another VMM: one that is shipped, or a file; `list` says which there are.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["inject", "deadline", "downtime", "downtime_length"])]
+    pub recipe: Option<String>,
     /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in
     /// what it arms after the migration.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]

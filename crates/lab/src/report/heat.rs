@@ -102,7 +102,7 @@ pub(super) const fn words(verdict: Verdict) -> &'static str {
 }
 
 fn outcome_tuple(outcome: &Outcome) -> OutcomeTuple {
-    let Outcome { verdict, early_wakes, late_ns, clock_error_ns, ended } = outcome;
+    let Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: _, ended } = outcome;
     OutcomeTuple(verdict.as_str(), *early_wakes, *late_ns, *clock_error_ns, ended.clone())
 }
 

@@ -101,6 +101,7 @@ pub fn options(
         downtime: DowntimePolicy::Freeze,
         downtime_length: std::time::Duration::ZERO,
         fault: None,
+        recipe: None,
         ticks: ticks(clockevent),
         depth: Depth::One,
         tolerance: std::time::Duration::from_micros(10),

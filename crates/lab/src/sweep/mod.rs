@@ -36,12 +36,17 @@ use machine::{
     blame::{Blame, Blamed},
 };
 
+use crate::recipe::RecipeError;
+
 /// What can go wrong with a sweep.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     /// The machine cannot be built, run or restored.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The recipe cannot be used.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// The options ask for something impossible.
     #[error("{0}")]
     Usage(String),
@@ -93,6 +98,7 @@ impl Blamed for SweepError {
     fn blame(&self) -> Blame {
         match self {
             Self::Run(error) => error.blame(),
+            Self::Recipe(error) => error.blame(),
             Self::Usage(_) | Self::NoSymbol(_) | Self::SeveralSymbols { .. } | Self::TooLong { .. } => Blame::Usage,
             Self::GuestEnded { .. } | Self::NotBack(_) | Self::Worker(_) | Self::Interrupted => Blame::Run,
         }

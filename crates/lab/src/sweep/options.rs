@@ -1,11 +1,12 @@
 //! The options of a sweep.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use machine::{BootOptions, policy::fault::InjectedFault};
 use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
 
 use super::{SweepError, result::Shard};
+use crate::recipe::Recipe;
 
 /// An end of the stretch that is swept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +148,8 @@ pub struct Options {
     pub downtime_length: Duration,
     /// A fault to inject into every restore.
     pub fault: Option<InjectedFault>,
+    /// Another VMM's steps of save and restore, to be played in place of this VMM's.
+    pub recipe: Option<Arc<Recipe>>,
     /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
     /// Number of migrations at a point.

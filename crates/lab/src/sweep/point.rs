@@ -1,6 +1,9 @@
 //! One point: migrate, run to the next ticks, compare them with the baseline.
 
-use std::{sync::atomic::AtomicBool, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use guest_abi::report::Header;
 use machine::{
@@ -17,6 +20,7 @@ use super::{
     verdict::{ClockHistory, Counted, Finish, Measure, Outcome},
     walk::Walk,
 };
+use crate::recipe::{Played, Recipe};
 
 /// Periods that a run waits for its ticks, without `--patience`. A timer set in the units of a TSC ten times as fast
 /// comes ten periods late, and the verdict on that must be "late", not "lost".
@@ -39,6 +43,7 @@ pub(super) struct Experiment {
     ticking: Vec<bool>,
     ticks: u64,
     policies: Policies,
+    recipe: Option<Arc<Recipe>>,
 }
 
 /// How the run after a migration went.
@@ -66,6 +71,7 @@ impl Experiment {
                 downtime_length: Some(options.downtime_length),
                 fault: options.fault,
             },
+            recipe: options.recipe.clone(),
         };
         experiment.can_reach(walk)?;
         let Run { finish, ticks, headers: _ } = experiment.run_on(walk)?;
@@ -185,6 +191,8 @@ pub(super) struct Attempt {
     before: Vec<Option<Header>>,
     /// Ticks that came while the guest was stepped to a second migration.
     ticks: Vec<Handled>,
+    /// With a recipe: how far each vCPU's page was ahead of its TSC after the last migration.
+    page_errors_ns: Vec<Option<i64>>,
 }
 
 impl Attempt {
@@ -192,7 +200,12 @@ impl Attempt {
     pub(super) fn begin(walk: &mut Walk) -> Self {
         drop(walk.take_handled());
         let now = walk.stepper.machine().reference();
-        Self { clocks: ClockHistory { before: Vec::new(), now }, before: headers(walk), ticks: Vec::new() }
+        Self {
+            clocks: ClockHistory { before: Vec::new(), now },
+            before: headers(walk),
+            ticks: Vec::new(),
+            page_errors_ns: Vec::new(),
+        }
     }
 
     /// Takes the ticks handled since the last call. Needed before each checkpoint, which discards them.
@@ -203,7 +216,16 @@ impl Attempt {
     /// Migrates.
     pub(super) fn migrate(&mut self, experiment: &Experiment, walk: &mut Walk, khz: Khz) -> Result<(), SweepError> {
         self.collect(walk);
-        let before = walk.stepper.migrate(khz, &experiment.policies)?;
+        let before = match &experiment.recipe {
+            None => walk.stepper.migrate(khz, &experiment.policies)?,
+            Some(recipe) => {
+                let played = Played::new(recipe, khz);
+                let khz = recipe.khz_there(walk.stepper.machine().tsc_khz(), khz);
+                let before = walk.stepper.migrate_as(khz, &experiment.policies, &played)?;
+                self.page_errors_ns = played.page_errors_ns(walk.stepper.machine());
+                before
+            }
+        };
         self.clocks.before.push(before);
         self.clocks.now = walk.stepper.machine().reference();
         Ok(())
@@ -235,7 +257,8 @@ impl Attempt {
             }
             counted.untold |= after.guest_stopped_seen <= before.guest_stopped_seen;
         }
-        experiment.measure.verdict(&self.ticks, &self.clocks, counted, finish)
+        let outcome = experiment.measure.verdict(&self.ticks, &self.clocks, counted, finish);
+        Outcome { page_errors_ns: self.page_errors_ns, ..outcome }
     }
 }
 

@@ -73,6 +73,9 @@ pub struct Inputs {
     pub downtime_ns: u64,
     /// The fault that was injected into every restore.
     pub inject: Option<String>,
+    /// The recipe that was played in place of this VMM's restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<RecipeUsed>,
     /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
     /// Migrations at a point: 1, or 2 for one to another frequency and one back.
@@ -83,6 +86,19 @@ pub struct Inputs {
     pub tolerance_ns: u64,
     /// VM time that each run waited for its ticks.
     pub patience_ns: u64,
+}
+
+/// A recipe, and what it must lose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeUsed {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub about: String,
+    /// For each ratio in turn: how far each vCPU's page must be ahead of its TSC, by the recipe's delays, in nanoseconds;
+    /// none where the recipe sets neither TSC nor kvmclock.
+    pub predicted_ns: Vec<Option<Vec<i64>>>,
 }
 
 /// A frequency to migrate to.
@@ -145,6 +161,10 @@ pub struct Totals {
     pub worst_late_ns: u64,
     /// The most early wakes of any point.
     pub most_early_wakes: u64,
+    /// With a recipe: for each vCPU, how far its page was ahead of its TSC, the least and the most of all points;
+    /// none for a vCPU without a page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub page_errors_ns: Vec<Option<(i64, i64)>>,
 }
 
 /// An instruction.

@@ -73,6 +73,10 @@ pub struct Outcome {
     pub late_ns: Option<u64>,
     /// The largest difference between the guest's clock and the reference clock; positive = the guest's is ahead.
     pub clock_error_ns: i64,
+    /// With a recipe: how far each vCPU's kvmclock page was ahead of its TSC, right after the restore; none for a vCPU
+    /// without a page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub page_errors_ns: Vec<Option<i64>>,
     /// Why the guest ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
@@ -183,7 +187,7 @@ impl Measure {
             Finish::Ended(reason) => Some(reason),
             Finish::Handled | Finish::Missing | Finish::Storm => None,
         };
-        Outcome { verdict, early_wakes, late_ns, clock_error_ns, ended }
+        Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: Vec::new(), ended }
     }
 }
 

@@ -79,9 +79,23 @@ pub(super) fn totals(ratios: &[Target], points: &[Point]) -> Vec<Totals> {
                 .collect(),
             worst_late_ns: outcomes().filter_map(|outcome| outcome.late_ns).max().unwrap_or(0),
             most_early_wakes: outcomes().map(|outcome| outcome.early_wakes).max().unwrap_or(0),
+            page_errors_ns: page_errors(outcomes()),
         }
     };
     ratios.iter().enumerate().map(of).collect()
+}
+
+/// The least and the most error of each vCPU's page.
+fn page_errors<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Vec<Option<(i64, i64)>> {
+    let mut bounds: Vec<Option<(i64, i64)>> = Vec::new();
+    for outcome in outcomes {
+        bounds.resize(bounds.len().max(outcome.page_errors_ns.len()), None);
+        for (bound, error) in bounds.iter_mut().zip(&outcome.page_errors_ns) {
+            let Some(error) = *error else { continue };
+            *bound = Some(bound.map_or((error, error), |(least, most)| (least.min(error), most.max(error))));
+        }
+    }
+    bounds
 }
 
 #[cfg(test)]
@@ -100,6 +114,7 @@ mod tests {
             early_wakes: 0,
             late_ns: Some(at.iter().sum()),
             clock_error_ns: 0,
+            page_errors_ns: vec![Some(i64::try_from(at[0]).unwrap()), None],
             ended: None,
         };
         Point {
@@ -140,6 +155,7 @@ mod tests {
         let counted = totals(&ratios, &points);
         assert_eq!(counted[0].verdicts, [(OnTime, 1), (Late, 2), (Lost, 1)]);
         assert_eq!(counted[1].worst_late_ns, 9);
+        assert_eq!(counted[1].page_errors_ns, [Some((0, 9)), None]);
     }
 
     #[test]

@@ -17,11 +17,12 @@ use super::{
     code::Program,
     cost::{Cost, Lap},
     point::Experiment,
-    result::{Code, Extent, Findings, Inputs, Point, SCHEMA, Shard, Target},
+    result::{Code, Extent, Findings, Inputs, Point, RecipeUsed, SCHEMA, Shard, Target},
     verdict::Outcome,
     walk::Walk,
     windows,
 };
+use crate::recipe::predict;
 
 /// The longest stretch, in instructions.
 pub(super) const STRETCH_MAX: u64 = 2_000_000;
@@ -92,6 +93,11 @@ pub fn sweep(
         return Err(SweepError::Usage(
             "--inject host-stop: a stop of the host changes no frequency; leave --ratio out, or use --ratio 1"
                 .to_owned(),
+        ));
+    }
+    if options.recipe.is_some() && options.depth != Depth::One {
+        return Err(SweepError::Usage(
+            "--recipe: what it loses is measured after one migration; use --depth 1".to_owned(),
         ));
     }
     let program = Program::read(image.bytes());
@@ -183,6 +189,14 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         downtime: options.downtime,
         downtime_ns: nanoseconds(options.downtime_length),
         inject: options.fault.map(|fault| fault.to_string()),
+        recipe: options.recipe.as_ref().map(|recipe| RecipeUsed {
+            name: recipe.name.clone(),
+            about: recipe.about.clone(),
+            predicted_ns: targets
+                .iter()
+                .map(|target| predict(recipe, usize::try_from(options.boot.cpus).ok()?, options.khz, target.tsc_khz))
+                .collect(),
+        }),
         ticks: options.ticks,
         depth: if options.depth == Depth::One { 1 } else { 2 },
         samples: match options.depth {

@@ -1,6 +1,11 @@
 //! Reads a machine's clock, ticks, vCPUs and costs, so that callers need not take its locks.
 
-use guest_abi::{report::Header, sites::Kind};
+use guest_abi::{
+    pvclock::{TIME_INFO_BYTES, TimeInfo},
+    report::Header,
+    sites::Kind,
+};
+use vm_memory::{Bytes, GuestAddress};
 use vmtime::{Khz, Now, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
@@ -41,6 +46,16 @@ impl Machine {
     #[must_use]
     pub fn time_mode(&self) -> TimeMode {
         self.shared.clock.lock().mode()
+    }
+
+    /// The kvmclock page of vCPU number `cpu` as it is in guest RAM, and how far that vCPU's TSC is ahead of the base; none
+    /// if it has none.
+    #[must_use]
+    pub fn kvmclock_page(&self, cpu: usize) -> Option<(TimeInfo, TscAdjust)> {
+        let local = &self.vcpus.user().get(cpu)?.local;
+        let mut bytes = [0; TIME_INFO_BYTES];
+        self.shared.memory.read_slice(&mut bytes, GuestAddress(local.pvclock.address()?)).ok()?;
+        Some((TimeInfo::from_bytes(&bytes), local.tsc_adjust))
     }
 
     /// A copy of the reference clock.

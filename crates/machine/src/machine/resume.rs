@@ -5,7 +5,7 @@
 //! an armed deadline. Then the kvmclock page is published once. The order is that of a VMM with KVM's LAPIC: LAPIC
 //! registers, TSC, deadline, page, GUEST_STOPPED. `resume_from` and `thaw` document what depends on what.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use serde::Serialize;
 use vmtime::{Adjusted, DowntimePolicy, Khz, Now, Stood, VmTime};
@@ -16,7 +16,11 @@ use super::{
     cpu_index::CpuIndex,
     error::RunError,
     paused::Paused,
-    policy::{Policies, Restart, check_ratio, fault::InjectedFault},
+    policy::{
+        Policies, Restart, check_ratio,
+        fault::InjectedFault,
+        restorer::{Restorer, Saved},
+    },
     record::trace::Event,
     vcpu::tsc,
     vcpus::InFlight,
@@ -43,7 +47,7 @@ impl Machine {
     /// # Errors
     /// If the frequency is out of range, or a clock would leave its range.
     pub fn resume(&mut self, policies: &Policies) -> Result<Option<Migration>, RunError> {
-        self.paused.map_or(Ok(None), |paused| self.resume_from(paused, policies))
+        self.paused.map_or(Ok(None), |paused| self.resume_from(paused, policies, None))
     }
 
     /// Resumes a paused machine with the TSC frequency `khz`: its guest sees the same as in a migration to another
@@ -52,10 +56,24 @@ impl Machine {
     /// # Errors
     /// As [`Self::resume`].
     pub fn resume_at(&mut self, khz: Khz, policies: &Policies) -> Result<Option<Migration>, RunError> {
-        self.paused.map_or(Ok(None), |paused| self.resume_from(paused.with_khz(khz), policies))
+        self.paused.map_or(Ok(None), |paused| self.resume_from(paused.with_khz(khz), policies, None))
     }
 
-    fn resume_from(&mut self, paused: Paused, policies: &Policies) -> Result<Option<Migration>, RunError> {
+    /// As [`Self::resume_at`], but each vCPU continues as `restorer` says. Virtual time and LAPICs in user space only.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub(crate) fn resume_as(&mut self, khz: Khz, policies: &Policies, restorer: &dyn Restorer) -> Result<(), RunError> {
+        let paused = self.paused;
+        paused.map_or(Ok(()), |paused| self.resume_from(paused.with_khz(khz), policies, Some(restorer)).map(drop))
+    }
+
+    fn resume_from(
+        &mut self,
+        paused: Paused,
+        policies: &Policies,
+        restorer: Option<&dyn Restorer>,
+    ) -> Result<Option<Migration>, RunError> {
         let moment = paused.moment;
         // A machine that has not run yet boots: no policy applies to it, and no frequency changes.
         let boot = Policies::default();
@@ -90,6 +108,19 @@ impl Machine {
         if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
             adjusted.tsc = clock.jump_tsc(jump);
         }
+        let restored = restorer.map(|restorer| {
+            let cpus = self.vcpus.saved(policies, &moment, &adjusted);
+            let restored = restorer.restore(&Saved { moment, khz, own: adjusted, cpus });
+            clock.continue_as(&restored);
+            adjusted = Adjusted {
+                tsc: restored.tsc,
+                vm: restored.page.vm_time(restored.tsc),
+                page: restored.page,
+                remainder: restored.remainder,
+                ..adjusted
+            };
+            restored
+        });
         drop(clock);
         // Before any vCPU reads the clock. Otherwise the time of the pause would be taken for a gap in which no vCPU
         // ran.
@@ -106,7 +137,11 @@ impl Machine {
             return Ok(None);
         }
         self.shared.audit.lock().restored(adjusted.vm);
-        let restart = Restart { policies, moment: &moment, adjusted: &adjusted };
+        if restored.as_ref().is_some_and(|restored| !restored.stable) {
+            self.shared.tsc_stable.store(false, Ordering::SeqCst);
+        }
+        let restored = restored.as_ref().map_or(&[][..], |restored| &restored.cpus);
+        let restart = Restart { policies, moment: &moment, adjusted: &adjusted, restored };
         for in_flight in self.vcpus.thaw(&self.vm, &self.shared, restart)? {
             self.trace_restore(policies, &adjusted, khz, &in_flight);
         }

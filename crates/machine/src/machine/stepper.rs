@@ -13,7 +13,7 @@ use super::{
     config::{HostEnvironment, TimeMode},
     cpu_index::CpuIndex,
     error::RunError,
-    policy::Policies,
+    policy::{Policies, restorer::Restorer},
     sched::round_robin::{Until, nothing_will_wake},
     stop::{End, StopReason},
     vcpu::{
@@ -201,13 +201,33 @@ impl Stepper {
     /// # Errors
     /// [`RunError`].
     pub fn migrate(&mut self, khz: Khz, policies: &Policies) -> Result<(ReferenceClock, GuestTsc), RunError> {
+        let before = self.pause()?;
+        self.machine.resume_at(khz, policies)?;
+        Ok(before)
+    }
+
+    /// As [`Self::migrate`], but by the rules of another VMM.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn migrate_as(
+        &mut self,
+        khz: Khz,
+        policies: &Policies,
+        restorer: &dyn Restorer,
+    ) -> Result<(ReferenceClock, GuestTsc), RunError> {
+        let before = self.pause()?;
+        self.machine.resume_as(khz, policies, restorer)?;
+        Ok(before)
+    }
+
+    fn pause(&mut self) -> Result<(ReferenceClock, GuestTsc), RunError> {
         self.quiesce()?;
         let before = {
             let clock = self.machine.shared.clock.lock();
             (*clock.reference(), clock.tsc())
         };
         self.machine.pause()?;
-        self.machine.resume_at(khz, policies)?;
         Ok(before)
     }
 

@@ -15,7 +15,7 @@ use super::{
     error::RunError,
     kvm_lapic::{self, KvmCpu},
     paused::StoppedTsc,
-    policy::Restart,
+    policy::{Policies, Restart, restorer::SavedCpu},
     sched::{
         self,
         mailbox::RequestSource,
@@ -259,6 +259,11 @@ impl Vcpus {
             Self::User(_) => Ok(adjusted),
             Self::Kvm(_) => kvm_lapic::start_clock(vm, clock, &adjusted),
         }
+    }
+
+    /// The stopped vCPUs with LAPICs in user space, for a restore by another VMM's rules.
+    pub(crate) fn saved(&self, policies: &Policies, moment: &Moment, adjusted: &Adjusted) -> Vec<SavedCpu> {
+        self.user().iter().map(|cpu| user_lapic::saved(cpu, policies, moment, adjusted)).collect()
     }
 
     /// Publishes their routes. Call it before they run for the first time.

@@ -1,18 +1,23 @@
 //! `vmm sweep` and `vmm sweep merge`.
 
+mod recipes;
 mod table;
 
 use std::{
     io,
     path::Path,
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use guest_image::GUEST_ELF;
 use lab::{
+    recipe::Recipe,
     report::{self, cases::Suite},
     sweep::{
         self, Depth, Options, Ratio, merge,
@@ -38,6 +43,7 @@ use super::{
 pub fn run(args: &Sweep) -> Result<ExitCode> {
     match &args.command {
         Some(SweepCommand::Merge { files, output, report, cases }) => merge_files(files, output, report, cases),
+        None if args.recipe.as_deref() == Some("list") => recipes::list(args.tsc_khz),
         None if args.point.is_empty() => sweep_stretch(args),
         None => replay(args),
     }
@@ -51,9 +57,10 @@ fn image(args: &Sweep) -> Result<Image> {
     Ok(image.map_err(RunError::from)?)
 }
 
-fn options(args: &Sweep) -> Options {
+fn options(args: &Sweep) -> Result<Options> {
+    let recipe = args.recipe.as_deref().map(Recipe::named_or_file).transpose()?.map(Arc::new);
     let native = args.cmdline.split_whitespace().any(|word| word == "clockevent=lapic-deadline");
-    Options {
+    Ok(Options {
         boot: BootOptions {
             memory: args.memory,
             cmdline: args.cmdline.clone(),
@@ -76,13 +83,14 @@ fn options(args: &Sweep) -> Options {
         downtime: args.downtime.into(),
         downtime_length: args.downtime_length,
         fault: args.inject,
+        recipe,
         ticks: args.ticks.unwrap_or(if native { 2 } else { 1 }),
         depth: if args.depth == 1 { Depth::One } else { Depth::Two { samples: args.samples } },
         tolerance: args.tolerance,
         patience: args.patience,
         workers: args.workers,
         shard: args.shard,
-    }
+    })
 }
 
 /// The frequencies to migrate to.
@@ -90,6 +98,7 @@ fn ratios(args: &Sweep) -> Vec<Ratio> {
     let usual: &[&str] = match args.inject {
         _ if !args.ratio.is_empty() => return args.ratio.clone(),
         Some(InjectedFault::HostStop(_)) => &["1"],
+        None if args.recipe.is_some() => &["1"],
         _ => &["0.5", "2"],
     };
     usual.iter().filter_map(|text| text.parse().ok()).collect()
@@ -118,7 +127,7 @@ pub fn wait_for_signals() -> Result<()> {
 }
 
 fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
-    let (image, options) = (image(args)?, options(args));
+    let (image, options) = (image(args)?, options(args)?);
     let files = Files::open(&args.output, &args.report, &args.cases)?;
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
@@ -155,7 +164,7 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     if args.ratio.len() > 1 {
         return Err(Error::usage(format!("--point tries one ratio, and --ratio names {}: name one", args.ratio.len())));
     }
-    let (image, options) = (image(args)?, options(args));
+    let (image, options) = (image(args)?, options(args)?);
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
     let ratio = options.ratios.first().ok_or_else(|| Error::usage("--ratio: name one"))?;

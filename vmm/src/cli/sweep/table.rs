@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use lab::sweep::{
     Cost, Replay,
-    result::{Code, Findings, Window},
+    result::{Code, Findings, Inputs, Window},
     verdict::Verdict,
 };
 
+use super::recipes;
 use crate::cli::{
     text::{Text, plain},
     units::time,
@@ -20,7 +21,7 @@ pub(super) fn text(findings: &Findings) -> Text {
     let mut out = Text::default();
     let inputs = &findings.inputs;
     out.line(format!(
-        "{} \"{}\": {} boundaries from {} to {}, {} points; TSC {}, deadline {}, downtime {}{}",
+        "{} \"{}\": {} boundaries from {} to {}, {} points; TSC {}, {}",
         inputs.guest,
         inputs.cmdline,
         findings.extent.boundaries,
@@ -28,9 +29,7 @@ pub(super) fn text(findings: &Findings) -> Text {
         inputs.to,
         findings.points.len(),
         inputs.tsc_khz,
-        inputs.deadline.as_str(),
-        inputs.downtime.as_str(),
-        inputs.inject.as_ref().map(|fault| format!(", inject {fault}")).unwrap_or_default()
+        restored_by(inputs)
     ));
     out.line(format!(
         "without a migration: ticks every {}, at most {} late\n",
@@ -59,6 +58,9 @@ pub(super) fn text(findings: &Findings) -> Text {
         table.add_row(row);
     }
     out.table(table, 1..10);
+    if let Some(used) = &findings.inputs.recipe {
+        recipes::errors(&mut out, used, &findings.totals);
+    }
     if findings.windows.is_empty() {
         return out;
     }
@@ -87,6 +89,18 @@ pub(super) fn text(findings: &Findings) -> Text {
         out.line(format!("… and {} more windows (--json has all)", findings.windows.len() - WINDOWS_SHOWN));
     }
     out
+}
+
+/// What decided about TSC, kvmclock and deadline.
+fn restored_by(inputs: &Inputs) -> String {
+    let Inputs { deadline, downtime, inject, recipe, .. } = inputs;
+    match (recipe, inject) {
+        (Some(recipe), _) => format!("recipe {}", recipe.name),
+        (None, Some(fault)) => {
+            format!("deadline {}, downtime {}, inject {fault}", deadline.as_str(), downtime.as_str())
+        }
+        (None, None) => format!("deadline {}, downtime {}", deadline.as_str(), downtime.as_str()),
+    }
 }
 
 fn worst(window: &Window) -> String {

@@ -8,7 +8,10 @@ use vmtime::{
 use super::{Clock, OPERATIONS_PER_MS};
 use crate::{
     kvm::KvmClock,
-    machine::config::{TimeMode, source::TscSource},
+    machine::{
+        config::{TimeMode, source::TscSource},
+        policy::restorer::Restored,
+    },
 };
 
 impl Clock {
@@ -95,6 +98,19 @@ impl Clock {
             }
         };
         ahead
+    }
+
+    /// For a restore by another VMM's rules: continues as `restored` says. The reference clock counts the VM time that
+    /// the TSC stands for.
+    pub fn continue_as(&mut self, restored: &Restored) {
+        let Restored { tsc, elapsed_ns, page, remainder, .. } = *restored;
+        self.reference.rebase(self.tsc(), elapsed_ns, tsc, self.khz);
+        self.timeline = match self.timeline {
+            Timeline::Stopped { .. } => Timeline::Stopped { tsc },
+            Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc, khz },
+            Timeline::Running { host, rate, .. } => Timeline::Running { host, tsc, rate },
+        };
+        (self.page, self.remainder) = (page, remainder);
     }
 
     /// With KVM's kvmclock: bases the page on this reading of KVM's clock. The page that KVM publishes has the same

@@ -75,7 +75,7 @@ const ROUNDINGS_NS: u64 = 6;
 /// - kvmclock's MSRs: the wall clock is filled in from VM time at once.
 /// - MP state, which setting registers may change, then GUEST_STOPPED, which needs the page.
 pub(crate) fn thaw(cpu: &mut KvmCpu, vm: &Vm, restart: Restart<'_>) -> Result<Armed, RunError> {
-    let Restart { policies, moment, adjusted } = restart;
+    let Restart { policies, moment, adjusted, restored: _ } = restart;
     let Some(frozen) = cpu.frozen.take() else { return Ok(Armed::Disarmed) };
     let KvmLapicState { page, armed, due, mp_state, tsc_adjust, system_time, wall_clock } = frozen;
     let index = cpu.index;

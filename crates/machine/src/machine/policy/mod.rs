@@ -1,13 +1,14 @@
-//! The policies of a resume, and the faults that can be injected into it.
+//! The policies of a resume, the faults that can be injected into it, and the seam for other VMMs' restores.
 
 pub mod deadline;
 pub mod fault;
+pub mod restorer;
 
 use std::time::Duration;
 
 use vmtime::{Adjusted, DeadlinePolicy, DowntimePolicy, Khz, Moment};
 
-use self::fault::InjectedFault;
+use self::{fault::InjectedFault, restorer::RestoredCpu};
 use super::error::RunError;
 
 /// How a paused machine is resumed.
@@ -31,6 +32,8 @@ pub(crate) struct Restart<'a> {
     pub moment: &'a Moment,
     /// The instant at which it continues.
     pub adjusted: &'a Adjusted,
+    /// How each vCPU continues by the rules of another VMM; empty: by this VMM's.
+    pub restored: &'a [RestoredCpu],
 }
 
 /// A migration may change the frequency by at most this factor, either way.

@@ -3,7 +3,7 @@
 
 mod thaw;
 
-pub(crate) use thaw::thaw;
+pub(crate) use thaw::{saved, thaw};
 
 use kvm_pv::{Registration, pv_eoi::PvEoi};
 use vlapic::{self, LocalApic};

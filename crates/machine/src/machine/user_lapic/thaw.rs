@@ -2,22 +2,41 @@
 
 use std::sync::atomic::Ordering;
 
-use vmtime::Now;
+use vmtime::{Adjusted, Moment, Now};
 
 use crate::machine::{
     error::RunError,
-    policy::{Restart, deadline::rearm, fault::InjectedFault},
+    policy::{Policies, Restart, deadline::rearm, fault::InjectedFault, restorer::SavedCpu},
     shared::{Ram, Shared},
-    vcpu::{Local, ipi},
+    vcpu::{Cpu, Local, ipi},
 };
+
+/// A stopped vCPU, and what its timer waits for after this VMM's own restore.
+pub(crate) fn saved(cpu: &Cpu, policies: &Policies, moment: &Moment, adjusted: &Adjusted) -> SavedCpu {
+    let Local { apic, tsc_adjust, due, .. } = &cpu.local;
+    let (own_armed, own_due) = rearm(apic.armed(), *due, *tsc_adjust, policies.deadline, moment, adjusted);
+    SavedCpu {
+        tsc_adjust: *tsc_adjust,
+        armed: apic.armed(),
+        own_armed,
+        own_due,
+        in_deadline_mode: apic.in_deadline_mode(),
+    }
+}
 
 /// Prepares one vCPU to run again, after the machine's clock was started.
 pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> Result<(), RunError> {
-    let Restart { policies, moment, adjusted } = restart;
+    let Restart { policies, moment, adjusted, restored } = restart;
+    let other = local.index.of(restored);
+    if let Some(other) = other {
+        local.tsc_adjust = other.tsc_adjust;
+    }
     let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
     // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
-    let (mut armed_now, due) =
-        rearm(local.apic.armed(), local.due, local.tsc_adjust, policies.deadline, moment, adjusted);
+    let (mut armed_now, due) = match other {
+        Some(other) => (other.armed, other.due),
+        None => rearm(local.apic.armed(), local.due, local.tsc_adjust, policies.deadline, moment, adjusted),
+    };
     local.due = due;
     if let Some(fault) = policies.fault {
         armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
@@ -36,11 +55,16 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     };
     let flags = shared.page_flags();
     local.published_flags = flags;
-    let page = policies.fault.map_or(Some(page), |fault| fault.page(page, khz));
+    let page = match other {
+        Some(other) => other.page,
+        None => policies.fault.map_or(Some(page), |fault| fault.page(page, khz)),
+    };
+    let stopped =
+        other.map_or_else(|| policies.fault.is_none_or(InjectedFault::sets_guest_stopped), |other| other.guest_stopped);
     if let Some(page) = page {
         local
             .pvclock
-            .publish(&Ram(&shared.memory), &page, flags, policies.fault.is_none_or(InjectedFault::sets_guest_stopped))
+            .publish(&Ram(&shared.memory), &page, flags, stopped)
             .map_err(|fault| RunError::BadState(fault.to_string()))?;
     }
     Ok(())
