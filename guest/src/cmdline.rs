@@ -5,6 +5,7 @@ use core::fmt;
 
 use crate::pvclock::Conversion;
 use crate::scenarios::{DEFAULT_MAX_DELTA_MS, Deltas, HZ_MAX, HZ_MIN, Scenario};
+use crate::watchdog::{self, Clocksource};
 
 /// Longest command line, in bytes without its NUL.
 pub const MAX_BYTES: usize = 2047;
@@ -30,6 +31,8 @@ pub enum ScenarioName {
     Idle,
     /// `hz` ticks a second, `count` of them on every CPU, each with an interrupt to the next CPU.
     Smp,
+    /// A tick every half second, `count` of them, at each of which clocks are compared.
+    Watchdog,
 }
 
 impl ScenarioName {
@@ -41,6 +44,7 @@ impl ScenarioName {
             Self::Deltas => "deltas",
             Self::Idle => "idle",
             Self::Smp => "smp",
+            Self::Watchdog => "watchdog",
         }
     }
 }
@@ -67,8 +71,10 @@ pub struct Options<'a> {
     pub recheck: bool,
     /// `plant=none|early-check`: plants a bug in CPU 0's clock, for tools that must find it.
     pub plant_early_check: bool,
-    /// `scenario=ticks|deltas|idle|smp`.
+    /// `scenario=ticks|deltas|idle|smp|watchdog`.
     pub scenario: ScenarioName,
+    /// `watchdog=kvmclock|acpi_pm`: the clock that `scenario=watchdog` compares others with.
+    pub watchdog: Clocksource,
     /// `hz=`.
     pub hz: u32,
     /// `count=`.
@@ -93,6 +99,7 @@ impl Default for Options<'_> {
             recheck: true,
             plant_early_check: false,
             scenario: ScenarioName::Ticks,
+            watchdog: Clocksource::Kvmclock,
             hz: 100,
             count: 100,
             seed: 0,
@@ -124,6 +131,8 @@ pub enum CmdlineError<'a> {
     },
     /// `load=` or `touch=` with `scenario=smp`.
     LoadOfSeveral,
+    /// `load=`, `touch=` or `hz=` with `scenario=watchdog`.
+    NotForWatchdog,
 }
 
 impl fmt::Display for CmdlineError<'_> {
@@ -133,13 +142,17 @@ impl fmt::Display for CmdlineError<'_> {
             Self::NotAscii => f.write_str("command line is not ASCII"),
             Self::UnknownKey(word) => write!(
                 f,
-                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario hz count seed max_ms load touch eoi",
+                "command line: {} is unknown; keys are clockevent conversion recheck plant scenario watchdog hz count seed max_ms load touch \
+                 eoi",
                 word.escape_default()
             ),
             Self::BadValue { key, value, want } => {
                 write!(f, "command line: {key}={} is not {want}", value.escape_default())
             }
             Self::LoadOfSeveral => f.write_str("command line: load= and touch= are for one CPU, not for scenario=smp"),
+            Self::NotForWatchdog => f.write_str(
+                "command line: hz=, load= and touch= are not for scenario=watchdog, which ticks every half second",
+            ),
         }
     }
 }
@@ -156,7 +169,7 @@ impl<'a> Options<'a> {
             return Err(CmdlineError::TooLong);
         }
         let line = ascii(line).ok_or(CmdlineError::NotAscii)?;
-        let mut options = Self::default();
+        let mut options = Self { hz: 0, ..Self::default() };
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').ok_or(CmdlineError::UnknownKey(word))?;
             options.set(key, value)?;
@@ -164,6 +177,13 @@ impl<'a> Options<'a> {
         let loaded = options.load != Load::None || options.touch != 0;
         if loaded && options.scenario == ScenarioName::Smp {
             return Err(CmdlineError::LoadOfSeveral);
+        }
+        let watchdog = options.scenario == ScenarioName::Watchdog;
+        if watchdog && (loaded || options.hz != 0) {
+            return Err(CmdlineError::NotForWatchdog);
+        }
+        if options.hz == 0 {
+            options.hz = if watchdog { watchdog::HZ } else { Self::default().hz };
         }
         Ok(options)
     }
@@ -200,7 +220,15 @@ impl<'a> Options<'a> {
                     "deltas" => ScenarioName::Deltas,
                     "idle" => ScenarioName::Idle,
                     "smp" => ScenarioName::Smp,
-                    _ => return Err(bad("scenario", "ticks, deltas, idle or smp")),
+                    "watchdog" => ScenarioName::Watchdog,
+                    _ => return Err(bad("scenario", "ticks, deltas, idle, smp or watchdog")),
+                }
+            }
+            "watchdog" => {
+                self.watchdog = match value {
+                    "kvmclock" => Clocksource::Kvmclock,
+                    "acpi_pm" => Clocksource::AcpiPm,
+                    _ => return Err(bad("watchdog", "kvmclock or acpi_pm")),
                 }
             }
             "hz" => {
@@ -245,7 +273,9 @@ impl<'a> Options<'a> {
     #[must_use]
     pub fn scenario(&self) -> Scenario {
         match self.scenario {
-            ScenarioName::Ticks | ScenarioName::Smp => Scenario::periodic(self.hz, Some(self.count)),
+            ScenarioName::Ticks | ScenarioName::Smp | ScenarioName::Watchdog => {
+                Scenario::periodic(self.hz, Some(self.count))
+            }
             ScenarioName::Idle => Scenario::periodic(self.hz, None),
             ScenarioName::Deltas => Scenario::Deltas { deltas: Deltas::new(self.seed, self.max_ms), left: self.count },
         }
@@ -273,7 +303,7 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas hz=10000 count=1000000000 \
+        let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas watchdog=acpi_pm hz=10000 count=1000000000 \
                      seed=18446744073709551615 max_ms=0 load=user touch=4096 eoi=apic pci=off virtio_mmio.device=4K@0xd0000000:5";
         let want = Options {
             clockevent: Some("lapic-oneshot"),
@@ -281,6 +311,7 @@ mod tests {
             recheck: false,
             plant_early_check: true,
             scenario: ScenarioName::Deltas,
+            watchdog: Clocksource::AcpiPm,
             hz: 10_000,
             count: COUNT_MAX,
             seed: u64::MAX,
@@ -307,7 +338,8 @@ mod tests {
             (b"count=", "command line: count= is not a number from 1 to 1000000000"),
             (b"conversion=round", "command line: conversion=round is not split, mult or exact"),
             (b"recheck=1", "command line: recheck=1 is not on or off"),
-            (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas, idle or smp"),
+            (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas, idle, smp or watchdog"),
+            (b"watchdog=hpet", "command line: watchdog=hpet is not kvmclock or acpi_pm"),
             (b"seed=18446744073709551616", "command line: seed=18446744073709551616 is not a number below 2^64"),
             (b"load=idle", "command line: load=idle is not none, kernel or user"),
             (b"eoi=pv", "command line: eoi=pv is not auto or apic"),
@@ -321,6 +353,18 @@ mod tests {
         assert_eq!(Options::parse(b"quiet"), Err(CmdlineError::UnknownKey("quiet")));
         assert_eq!(Options::parse(b"hzz=3"), Err(CmdlineError::UnknownKey("hzz")));
         assert_eq!(Options::parse(&[b' '; MAX_BYTES + 1]), Err(CmdlineError::TooLong));
+    }
+
+    // Catches: a watchdog at another pace than Linux's, or a key that is taken and then does nothing.
+    #[test]
+    fn the_watchdog_has_its_own_pace() {
+        let options = Options::parse(b"count=3 scenario=watchdog").unwrap();
+        assert_eq!((options.hz, options.watchdog, options.scenario().expected()), (2, Clocksource::Kvmclock, 3));
+        for line in [&b"scenario=watchdog hz=2"[..], b"hz=100 scenario=watchdog", b"scenario=watchdog touch=1"] {
+            assert_eq!(Options::parse(line), Err(CmdlineError::NotForWatchdog));
+        }
+        let said = CmdlineError::NotForWatchdog.to_string();
+        assert!(said.contains("hz=, load= and touch= are not for scenario=watchdog"), "{said}");
     }
 
     #[test]

@@ -5,10 +5,12 @@ use core::panic::PanicInfo;
 use guest::clockevent::{Boot, Device, LapicOneshot, select};
 use guest::cmdline::{Load, MAX_BYTES, Options, ScenarioName};
 use guest::platform::{KVM_BUS_KHZ, Platform, TscKhz};
-use guest::pvclock::{BadPage, Begun, Clock, Source, tsc_khz, wall_time};
+use guest::pvclock::{BadPage, Begun, Clock, Sample, Source, sample, tsc_khz, wall_time};
 use guest::scenarios::Scenario;
 use guest::ticks::{State, Ticks};
 use guest::topology::cpu_count;
+use guest::watchdog::{Clocksource, Counters, Watchdog};
+use guest_abi::ports::PM_TIMER;
 use guest_abi::report::MAX_CPUS;
 
 use crate::apic::Apic;
@@ -16,7 +18,7 @@ use crate::arch::cell::IrqsOffCell;
 use crate::arch::cpu::{IrqsOff, OneCpu};
 use crate::arch::load::{PAGE_BYTES, Pages, UserMode, spin_in_kernel};
 use crate::arch::trap::Frame;
-use crate::arch::{boot, cpu, shared};
+use crate::arch::{boot, cpu, port, shared};
 use crate::console::{Console, line};
 use crate::cpus::{self, Plan};
 use crate::exit::{self, exit};
@@ -122,13 +124,20 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
             there * PAGE_BYTES / 1024
         ),
     };
+    let watch = options.scenario == ScenarioName::Watchdog;
+    // A port without a device reads as all ones.
+    if watch && options.watchdog == Clocksource::AcpiPm && port::inl(PM_TIMER) == u32::MAX {
+        refuse!("watchdog=acpi_pm: the machine has no ACPI PM timer at port {PM_TIMER:#x}")
+    }
     shared::ring_start(0, scenario.expected());
     let ticks = Ticks::new(clock, Device::new(chosen.kind, &known), scenario);
     let kernel = KERNEL.get(&mut irqs_off);
     *kernel = Kernel { machine, ticks, done: false };
     let started = kernel.ticks.start(&mut kernel.machine);
     kernel.after(started);
-    if options.load == Load::None && pages.is_none() {
+    if watch {
+        watch_clocks(&mut irqs_off, &mut Watchdog::new(options.watchdog, khz));
+    } else if options.load == Load::None && pages.is_none() {
         while !KERNEL.get(&mut irqs_off).done {
             cpu::halt(&mut irqs_off);
         }
@@ -163,6 +172,56 @@ fn work(irqs_off: &mut IrqsOff<OneCpu>, load: Load, pages: Option<Pages>) {
             None => cpu::halt(irqs_off),
         }
     }
+}
+
+/// The main loop of `scenario=watchdog`: after every tick the clocks are compared. Then it prints what was found.
+fn watch_clocks(irqs_off: &mut IrqsOff<OneCpu>, watchdog: &mut Watchdog) {
+    let mut checked_at = None;
+    loop {
+        let kernel = KERNEL.get(irqs_off);
+        let ticks = kernel.ticks.totals().ticks;
+        if checked_at != Some(ticks) {
+            checked_at = Some(ticks);
+            watchdog.check(kernel);
+            shared::ring_watchdog(watchdog.found());
+        } else if kernel.done {
+            break;
+        } else {
+            cpu::halt(irqs_off);
+        }
+    }
+    let found = watchdog.found();
+    line!(
+        "guest: watchdog {}: {} checks, {} timed out; worst skew {} ns in {} ns",
+        watchdog.clocksource().name(),
+        found.checks,
+        found.timed_out,
+        found.worst_skew_ns,
+        found.worst_interval_ns
+    );
+    for (clocksource, skew_ns, interval_ns) in watchdog.unstable() {
+        line!("guest: watchdog: {} is unstable: off by {skew_ns} ns in {interval_ns} ns", clocksource.name());
+    }
+}
+
+impl Counters for Kernel {
+    fn readout(&mut self, watchdog: Clocksource, clocksource: Clocksource) -> [u64; 3] {
+        let counts = [watchdog, clocksource, watchdog].map(|clocksource| match clocksource {
+            Clocksource::Tsc => Count::Known(cpu::rdtsc()),
+            Clocksource::Kvmclock => Count::Sampled(sample(&mut self.machine)),
+            Clocksource::AcpiPm => Count::Known(u64::from(port::inl(PM_TIMER))),
+        });
+        counts.map(|count| match count {
+            Count::Known(count) => count,
+            Count::Sampled(sample) => self.ticks.sampled(&mut self.machine, &sample).ns,
+        })
+    }
+}
+
+/// The count of a clocksource, or what it will be computed from.
+enum Count {
+    Known(u64),
+    Sampled(Sample),
 }
 
 impl Kernel {

@@ -19,6 +19,7 @@ pub mod scenarios;
 pub mod smp;
 pub mod ticks;
 pub mod topology;
+pub mod watchdog;
 
 #[cfg(test)]
 mod mock;

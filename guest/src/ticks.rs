@@ -5,7 +5,7 @@ use core::hint::cold_path;
 use guest_abi::report::Record;
 
 use crate::clockevent::{ClockEvent, Device, Port};
-use crate::pvclock::{BadPage, Begun, Clock, Reading, Source};
+use crate::pvclock::{BadPage, Begun, Clock, Reading, Sample, Source};
 use crate::report::{Sink, Totals};
 use crate::scenarios::Scenario;
 
@@ -97,6 +97,11 @@ impl Ticks {
     pub fn wake_at<M: Hardware>(&mut self, machine: &mut M, at_ns: u64, now: &Reading) -> Result<(), BadPage> {
         self.device.set_oneshot(machine);
         self.arm(machine, at_ns, now).map(|_| ())
+    }
+
+    /// Notes a reading that was sampled before; for the only CPU.
+    pub fn sampled<M: Hardware>(&mut self, machine: &mut M, sample: &Sample) -> Reading {
+        self.clock.sampled(machine, sample)
     }
 
     /// Reads the clock.

@@ -155,8 +155,13 @@ impl Summary {
         self.value(path).as_str().unwrap_or_else(|| panic!("{path} is not a word in {self:#?}"))
     }
 
+    /// Whatever is at a path.
+    ///
+    /// # Panics
+    /// If nothing is.
     #[track_caller]
-    fn value(&self, path: &str) -> &Value {
+    #[must_use]
+    pub fn value(&self, path: &str) -> &Value {
         self.0.pointer(&format!("/{path}")).unwrap_or_else(|| panic!("no {path} in {self:#?}"))
     }
 }

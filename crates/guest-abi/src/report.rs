@@ -46,9 +46,32 @@ pub struct Header {
     pub cpu: u32,
     /// Zero.
     pub reserved0: u32,
+    /// The clocksource watchdog's results; zeros for a guest that runs none.
+    pub watchdog: Watchdog,
     /// Zero.
-    pub reserved: [u64; 6],
+    pub reserved: u64,
 }
+
+/// What the guest's clocksource watchdog found (`scenario=watchdog`), 40 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Watchdog {
+    /// Checks so far: one for each clocksource that is watched, every half second.
+    pub checks: u64,
+    /// Those in which the watchdog itself could not be read fast enough, three times in a row.
+    pub timed_out: u64,
+    /// Clocksources that were marked unstable: [`UNSTABLE_TSC`], [`UNSTABLE_KVMCLOCK`].
+    pub unstable: u64,
+    /// The largest distance of an interval by a clocksource from the same by the watchdog, in nanoseconds.
+    pub worst_skew_ns: i64,
+    /// That interval by the watchdog, in nanoseconds.
+    pub worst_interval_ns: u64,
+}
+
+/// [`Watchdog::unstable`]: the TSC at the frequency that the guest saw at boot.
+pub const UNSTABLE_TSC: u64 = 1;
+/// [`Watchdog::unstable`]: kvmclock.
+pub const UNSTABLE_KVMCLOCK: u64 = 2;
 
 /// Size of [`Header`], in bytes.
 pub const HEADER_BYTES: usize = 128;
@@ -74,7 +97,14 @@ impl Header {
             ipis_received: at.u64(),
             cpu: at.u32(),
             reserved0: at.u32(),
-            reserved: [(); 6].map(|()| at.u64()),
+            watchdog: Watchdog {
+                checks: at.u64(),
+                timed_out: at.u64(),
+                unstable: at.u64(),
+                worst_skew_ns: at.u64().cast_signed(),
+                worst_interval_ns: at.u64(),
+            },
+            reserved: at.u64(),
         }
     }
 }
@@ -171,7 +201,8 @@ mod tests {
     #[test]
     fn a_header_is_read_from_where_its_fields_stand() {
         let mut bytes = [0; HEADER_BYTES];
-        let words = [MAGIC, u64::from(CAPACITY) << 32 | u64::from(LAYOUT), 7, 8, 9, 10, 11, 12, 13, 14];
+        let layout = u64::from(CAPACITY) << 32 | u64::from(LAYOUT);
+        let words = [MAGIC, layout, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, u64::MAX, 19];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
@@ -187,6 +218,7 @@ mod tests {
             ipis_sent: 12,
             ipis_received: 13,
             cpu: 14,
+            watchdog: Watchdog { checks: 15, timed_out: 16, unstable: 17, worst_skew_ns: -1, worst_interval_ns: 19 },
             ..Header::default()
         };
         assert_eq!(Header::from_bytes(&bytes), want);

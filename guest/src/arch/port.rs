@@ -10,6 +10,14 @@ pub fn inb(port: u16) -> u8 {
     value
 }
 
+/// Reads 32 bits.
+pub fn inl(port: u16) -> u32 {
+    let value;
+    // SAFETY: the guest reads only the PM timer's port, which does not touch memory.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// Writes a byte.
 pub fn outb(port: u16, value: u8) {
     // SAFETY: the guest writes only to the serial console and to the ports that end it; neither touches memory.

@@ -9,7 +9,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use guest_abi::pv_eoi::PENDING;
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, TimeInfo, WallClock};
-use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, MAX_CPUS, RING_BYTES, Record};
+use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, MAX_CPUS, RING_BYTES, Record, Watchdog};
 
 /// Bit 0 of what the kvmclock time MSR takes, beside the page's address.
 pub const ENABLE: u64 = 1;
@@ -224,6 +224,11 @@ pub fn ring_ipis_sent(cpu: usize, count: u64) {
 /// Stores how many interrupts the CPU has received.
 pub fn ring_ipis_received(cpu: usize, count: u64) {
     put!(count => RINGS.of(cpu), header.ipis_received);
+}
+
+/// Stores what the clocksource watchdog has found, in CPU 0's ring.
+pub fn ring_watchdog(found: &Watchdog) {
+    put!(*found => RINGS.of(0), header.watchdog);
 }
 
 /// The CPU's number in the ring's format.

@@ -4,7 +4,7 @@ use core::hint::cold_path;
 
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, WallClock};
 
-use super::{Begun, Reading, Source, finish, read, read_checked_too_early};
+use super::{Begun, Reading, Sample, Source, finish, read, read_checked_too_early};
 use crate::report::Sink;
 
 /// Holds the last reading. Counts steps back and stops by the host in the ring's header.
@@ -48,6 +48,11 @@ impl Clock {
             finish(machine, begun)
         };
         self.note(machine, self.last_ns, now)
+    }
+
+    /// Notes a reading that was made by [`sample`](super::sample); for the only CPU.
+    pub fn sampled<M: Source + Sink>(&mut self, machine: &mut M, sample: &Sample) -> Reading {
+        self.note(machine, self.last_ns, sample.reading())
     }
 
     /// Compares a reading with the one before it. The header is written only when a count changes, which is rare:

@@ -55,6 +55,23 @@ pub struct Begun {
     pub tsc: u64,
 }
 
+/// What a reading is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    page: TimeInfo,
+    version: u32,
+    tsc: u64,
+}
+
+impl Sample {
+    /// The reading.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        let Self { page, version, tsc } = *self;
+        Reading { ns: system_ns(&page, tsc), tsc, version, flags: page.flags }
+    }
+}
+
 /// Reads the clock, until the version was even and the same before and after.
 pub fn read<S: Source + ?Sized>(source: &mut S) -> Reading {
     let begun = begin(source);
@@ -85,6 +102,18 @@ pub fn finish<S: Source + ?Sized>(source: &mut S, begun: Begun) -> Reading {
         cold_path();
         source.pause();
         Begun { version, tsc } = begin(source);
+    }
+}
+
+/// Reads the TSC and the page that belongs to it, from which [`Sample::reading`] computes a reading later.
+pub fn sample<S: Source + ?Sized>(source: &mut S) -> Sample {
+    loop {
+        let Begun { version, tsc } = begin(source);
+        let page = source.fields();
+        if source.version() == version {
+            return Sample { page, version, tsc };
+        }
+        source.pause();
     }
 }
 

@@ -103,7 +103,8 @@ pub struct Session {
     pub cases: CaseFiles,
     /// What ends a run with exit code 1, and only that: late=TIME (a tick came later after its expiry), early (an
     /// interrupt came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the
-    /// guest says of a tick cannot be, by the host's account); or none. By default lost,clock,accounts.
+    /// guest says of a tick cannot be, by the host's account), watchdog (the guest's clocksource watchdog marked a
+    /// clocksource unstable); or none. By default lost,clock,accounts.
     #[arg(long, value_name = "CHECK,…", value_parser = checks)]
     pub fail_on: Option<Checks>,
     /// Migrate within the process every so much VM time, for example 500ms.

@@ -72,7 +72,7 @@ pub struct Sweep {
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["inject", "deadline", "downtime", "downtime_length"])]
     pub recipe: Option<String>,
     /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in
-    /// what it arms after the migration.
+    /// what it arms after the migration, and for scenario=watchdog, which checks the clocks after a tick.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub ticks: Option<u64>,
     /// 2: migrate a second time, back to the first frequency, at another point before those ticks.

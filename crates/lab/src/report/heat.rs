@@ -80,6 +80,7 @@ pub(super) const fn letter(verdict: Verdict) -> &'static str {
         Verdict::Rearmed => "E",
         Verdict::Untold => "U",
         Verdict::Late => "L",
+        Verdict::Unstable => "W",
         Verdict::Storm => "S",
         Verdict::ClockStepped => "C",
         Verdict::Lost => "N",
@@ -94,6 +95,7 @@ pub(super) const fn words(verdict: Verdict) -> &'static str {
         Verdict::Rearmed => "woken early, armed again",
         Verdict::Untold => "not told that it was stopped",
         Verdict::Late => "late",
+        Verdict::Unstable => "clocksource marked unstable",
         Verdict::Storm => "storm of early wakes",
         Verdict::ClockStepped => "clock stepped",
         Verdict::Lost => "no tick: lost",
@@ -102,7 +104,7 @@ pub(super) const fn words(verdict: Verdict) -> &'static str {
 }
 
 fn outcome_tuple(outcome: &Outcome) -> OutcomeTuple {
-    let Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: _, ended } = outcome;
+    let Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: _, unstable: _, ended } = outcome;
     OutcomeTuple(verdict.as_str(), *early_wakes, *late_ns, *clock_error_ns, ended.clone())
 }
 

@@ -122,7 +122,7 @@ pub fn cell_in_a_word(cell: &matrix::Cell, points: u64) -> String {
         Verdict::Rearmed => format!("early wakes {}, {}", of(cell.rearmed_points), cell.most_early_wakes),
         Verdict::Late => format!("LATE {}, {}", of(cell.bad_points), units::time(cell.worst_late_ns)),
         Verdict::Lost => format!("LOST {}", of(cell.lost_points)),
-        worst @ (Verdict::Untold | Verdict::Storm | Verdict::ClockStepped | Verdict::Ended) => {
+        worst @ (Verdict::Untold | Verdict::Unstable | Verdict::Storm | Verdict::ClockStepped | Verdict::Ended) => {
             format!("{} {}", worst.as_str().to_uppercase(), of(cell.bad_points))
         }
     }

@@ -113,10 +113,11 @@ pub fn tone(verdict: Verdict) -> Tone {
 }
 
 fn totals(findings: &Findings) -> Table {
-    let header = ["TSC", "on time", "woken early", "untold", "late", "storm", "clock stepped", "lost", "ended"];
+    let header =
+        ["TSC", "on time", "woken early", "untold", "late", "unstable", "storm", "clock stepped", "lost", "ended"];
     let mut table = Table::new(header.into_iter().chain(["worst late", "most early wakes"]))
         .caption("Points by verdict, for each frequency")
-        .numeric(1..11);
+        .numeric(1..12);
     for totals in &findings.totals {
         let mut row: Vec<Cell> = vec![format!("×{}", totals.ratio).into()];
         row.extend(Verdict::ALL.map(|verdict| {
@@ -179,7 +180,7 @@ pub(super) fn worst(window: &Window) -> String {
         Verdict::Rearmed | Verdict::Storm => units::count(window.most_early_wakes, "early wake"),
         Verdict::ClockStepped => format!("clock {:+} ns", window.worst_clock_error_ns),
         Verdict::Late => format!("{} late", units::time(window.worst_late_ns.unwrap_or(0))),
-        Verdict::OnTime | Verdict::Untold | Verdict::Lost | Verdict::Ended => String::new(),
+        Verdict::OnTime | Verdict::Untold | Verdict::Unstable | Verdict::Lost | Verdict::Ended => String::new(),
     }
 }
 
@@ -224,7 +225,7 @@ const fn look(verdict: Verdict) -> Look {
         Verdict::Rearmed => Look::Early,
         Verdict::Late => Look::Late,
         Verdict::Storm => Look::Storm,
-        Verdict::Untold | Verdict::ClockStepped => Look::Clock,
+        Verdict::Untold | Verdict::Unstable | Verdict::ClockStepped => Look::Clock,
         Verdict::Lost | Verdict::Ended => Look::Fatal,
     }
 }

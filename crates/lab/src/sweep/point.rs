@@ -255,6 +255,7 @@ impl Attempt {
             if after.worst_step_back_ns > before.worst_step_back_ns {
                 counted.worst_step_back_ns = counted.worst_step_back_ns.max(after.worst_step_back_ns);
             }
+            counted.unstable |= after.watchdog.unstable & !before.watchdog.unstable != 0;
             counted.untold |= after.guest_stopped_seen <= before.guest_stopped_seen;
         }
         let outcome = experiment.measure.verdict(&self.ticks, &self.clocks, counted, finish);

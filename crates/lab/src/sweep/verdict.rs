@@ -16,6 +16,8 @@ pub enum Verdict {
     Untold,
     /// A tick came late.
     Late,
+    /// The guest's clocksource watchdog marked a clocksource unstable.
+    Unstable,
     /// The guest was woken early again and again, without end in sight: its clock and its timer disagree.
     Storm,
     /// The guest's clock stepped, or runs at the wrong rate.
@@ -28,11 +30,12 @@ pub enum Verdict {
 
 impl Verdict {
     /// All, from harmless to fatal.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::OnTime,
         Self::Rearmed,
         Self::Untold,
         Self::Late,
+        Self::Unstable,
         Self::Storm,
         Self::ClockStepped,
         Self::Lost,
@@ -47,6 +50,7 @@ impl Verdict {
             Self::Rearmed => "rearmed",
             Self::Untold => "untold",
             Self::Late => "late",
+            Self::Unstable => "unstable",
             Self::Storm => "storm",
             Self::ClockStepped => "clock-stepped",
             Self::Lost => "lost",
@@ -77,6 +81,9 @@ pub struct Outcome {
     /// without a page.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub page_errors_ns: Vec<Option<i64>>,
+    /// The guest's clocksource watchdog marked a clocksource unstable, whatever else happened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unstable: bool,
     /// Why the guest ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
@@ -123,6 +130,8 @@ pub(super) struct Counted {
     pub worst_step_back_ns: u64,
     /// Some ticking CPU never saw GUEST_STOPPED.
     pub untold: bool,
+    /// Its watchdog marked a clocksource unstable.
+    pub unstable: bool,
 }
 
 /// Why the run after the migration stopped.
@@ -178,6 +187,7 @@ impl Measure {
                 Verdict::ClockStepped
             }
             Finish::Storm => Verdict::Storm,
+            Finish::Handled if counted.unstable => Verdict::Unstable,
             Finish::Handled if late => Verdict::Late,
             Finish::Handled if counted.untold => Verdict::Untold,
             Finish::Handled if early_wakes > self.usual_early_wakes => Verdict::Rearmed,
@@ -187,7 +197,9 @@ impl Measure {
             Finish::Ended(reason) => Some(reason),
             Finish::Handled | Finish::Missing | Finish::Storm => None,
         };
-        Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: Vec::new(), ended }
+        let page_errors_ns = Vec::new();
+        let unstable = counted.unstable;
+        Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns, unstable, ended }
     }
 }
 
@@ -242,7 +254,9 @@ mod tests {
         assert_eq!(verdict(&[early], Counted::default(), Finish::Handled), Verdict::Rearmed);
         assert_eq!(verdict(&[early], untold, Finish::Handled), Verdict::Untold);
         assert_eq!(verdict(&[late, early], untold, Finish::Handled), Verdict::Late);
-        assert_eq!(verdict(&[late], untold, Finish::Storm), Verdict::Storm);
+        let unstable = Counted { unstable: true, ..untold };
+        assert_eq!(verdict(&[late, early], unstable, Finish::Handled), Verdict::Unstable);
+        assert_eq!(verdict(&[late], unstable, Finish::Storm), Verdict::Storm);
         assert_eq!(verdict(&[late], back, Finish::Storm), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Handled), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Missing), Verdict::Lost);

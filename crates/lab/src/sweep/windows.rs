@@ -115,6 +115,7 @@ mod tests {
             late_ns: Some(at.iter().sum()),
             clock_error_ns: 0,
             page_errors_ns: vec![Some(i64::try_from(at[0]).unwrap()), None],
+            unstable: false,
             ended: None,
         };
         Point {

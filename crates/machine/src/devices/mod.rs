@@ -7,6 +7,7 @@
 mod exit;
 mod pic;
 mod pit;
+mod pm_timer;
 mod serial;
 
 use std::io::Write;
@@ -22,6 +23,15 @@ use vmtime::VmTime;
 
 /// The timer's input of the 8259 pair.
 const TIMER_IRQ: u8 = 0;
+
+/// One instant, by two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Instant {
+    /// VM time by the machine's kvmclock page.
+    pub vm: VmTime,
+    /// VM time by the reference clock, which uses no page.
+    pub reference: VmTime,
+}
 
 /// The devices on the port bus.
 pub struct Devices {
@@ -45,8 +55,12 @@ impl Devices {
     }
 
     /// IN: fills `data`.
-    pub fn port_in(&mut self, port: u16, data: &mut [u8], now: VmTime) {
+    ///
+    /// The PM timer counts by the reference clock, and all else by the page: so that a fault in the page does not change
+    /// the clock by which a guest could notice it.
+    pub fn port_in(&mut self, port: u16, data: &mut [u8], now: Instant) {
         data.fill(0xff);
+        let Instant { vm: now, reference } = now;
         if Self::may_change_interrupts(port) {
             self.advance(now);
             // The registers are one byte wide: a wider access is one to several ports.
@@ -58,6 +72,8 @@ impl Devices {
             }
         } else if let (Some(offset), [value]) = (Console::offset(port), &mut *data) {
             *value = self.console.read(offset);
+        } else if port == ports::PM_TIMER {
+            pm_timer::read(data, reference);
         } else if port == ports::I8042_COMMAND {
             // Status: both buffers empty. A guest waits for that before it writes the reset command.
             data.fill(0);
@@ -163,6 +179,19 @@ mod tests {
         Devices::new(Box::new(std::io::sink()))
     }
 
+    fn at(vm: VmTime) -> Instant {
+        Instant { vm, reference: VmTime(0) }
+    }
+
+    // Catches: a PM timer that follows the page, and so a fault in it.
+    #[test]
+    fn the_pm_timer_counts_by_the_reference_clock() {
+        let mut data = [0; 4];
+        let now = Instant { vm: VmTime(77), reference: VmTime(1_000_000_000) };
+        devices().port_in(ports::PM_TIMER, &mut data, now);
+        assert_eq!(u32::from_le_bytes(data), 3_579_545);
+    }
+
     #[test]
     fn debug_exit_takes_any_width() {
         for (data, code) in [(&[3u8][..], 3), (&[3, 1], 0x103), (&[3, 0, 0, 0], 3)] {
@@ -185,7 +214,7 @@ mod tests {
     #[test]
     fn an_absent_port_reads_all_ones() {
         let mut data = [0; 4];
-        devices().port_in(0x1234, &mut data, VmTime(0));
+        devices().port_in(0x1234, &mut data, at(VmTime(0)));
         assert_eq!(data, [0xff; 4]);
     }
 
@@ -208,7 +237,7 @@ mod tests {
         assert!(!devices.interrupts());
         assert_eq!(devices.next_interrupt(), None);
         let mut data = [0; 2];
-        devices.port_in(0x20, &mut data, second);
+        devices.port_in(0x20, &mut data, at(second));
         assert_eq!(data, [1, 0xff]);
     }
 }

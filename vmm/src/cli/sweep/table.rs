@@ -42,6 +42,7 @@ pub(super) fn text(findings: &Findings) -> Text {
         "woken early",
         "untold",
         "late",
+        "unstable",
         "storm",
         "clock stepped",
         "lost",
@@ -57,7 +58,17 @@ pub(super) fn text(findings: &Findings) -> Text {
         row.push(time(totals.worst_late_ns));
         table.add_row(row);
     }
-    out.table(table, 1..10);
+    out.table(table, 1..11);
+    for (index, totals) in findings.totals.iter().enumerate() {
+        let outcomes = findings.points.iter().filter_map(|point| point.outcomes.get(index));
+        let marked = outcomes.filter(|outcome| outcome.unstable).count();
+        if marked != 0 {
+            let (ratio, points) = (&totals.ratio, findings.points.len());
+            out.line(format!(
+                "×{ratio}: the guest's watchdog marked a clocksource unstable at {marked} of {points} points"
+            ));
+        }
+    }
     if let Some(used) = &findings.inputs.recipe {
         recipes::errors(&mut out, used, &findings.totals);
     }
@@ -111,7 +122,7 @@ fn worst(window: &Window) -> String {
             format!("clock {sign}{}", time(window.worst_clock_error_ns.unsigned_abs()))
         }
         Verdict::Late => format!("{} late", time(window.worst_late_ns.unwrap_or(0))),
-        Verdict::OnTime | Verdict::Untold | Verdict::Lost | Verdict::Ended => String::new(),
+        Verdict::OnTime | Verdict::Untold | Verdict::Unstable | Verdict::Lost | Verdict::Ended => String::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 // Heat maps: rows of a table, made from data. Long runs of rows with the same verdicts are one row until it is opened.
 
-const LETTERS = { "on-time": "·", rearmed: "E", untold: "U", late: "L", storm: "S", "clock-stepped": "C", lost: "N", ended: "X" };
+const LETTERS = { "on-time": "·", rearmed: "E", untold: "U", late: "L", unstable: "W", storm: "S", "clock-stepped": "C", lost: "N", ended: "X" };
 // Rows shown at each end of a run, and the shortest run that is folded: what is wrong is folded later.
 const SHOWN = 2;
 const FOLDED = 8;

@@ -23,6 +23,8 @@ pub enum Check {
     Clock,
     /// The guest's records of its ticks agree with the host's clocks.
     Accounts,
+    /// The guest's clocksource watchdog marked none unstable.
+    Watchdog,
 }
 
 /// The checks of a run.
@@ -37,7 +39,7 @@ pub struct Checks {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCheck {
     /// No such check.
-    #[error("there is no check {0:?}: there are late=TIME, early, lost, clock, accounts; or none")]
+    #[error("there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog; or none")]
     Unknown(String),
     /// `late` without a time.
     #[error("write late=TIME, for example late=1ms")]
@@ -106,6 +108,7 @@ impl Check {
             Self::Lost => "lost",
             Self::Clock => "clock",
             Self::Accounts => "accounts",
+            Self::Watchdog => "watchdog",
         }
     }
 
@@ -159,6 +162,27 @@ impl Check {
                     found.because(|| format!("the guest's clock at worst {worst} {side}"))
                 }
             }
+            Self::Watchdog => Self::check_watchdog(ticks),
+        }
+    }
+
+    fn check_watchdog(ticks: &Summary) -> CheckResult {
+        let Some(found) = &ticks.watchdog else {
+            return CheckResult::NotJudged(
+                "the guest has no clocksource watchdog (scenario=watchdog), or it made no check".to_owned(),
+            );
+        };
+        let skew = format!(
+            "at worst {} ns in {} of {} checks",
+            found.worst_skew_ns,
+            time(found.worst_interval_ns),
+            found.checks
+        );
+        if found.unstable.is_empty() {
+            CheckResult::Pass(format!("clocksources that the guest's watchdog marked unstable: 0, {skew}"))
+        } else {
+            let names = found.unstable.join(", ");
+            CheckResult::Fail(format!("the guest's watchdog marked clocksources unstable: {names}, {skew}"))
         }
     }
 
@@ -169,7 +193,7 @@ impl Check {
                 within(limit, worst_ns, "the latest timer interrupt, by the host's account, was")
             }
             (Self::Early, _) => none_of(&[(timer.early, "timer interrupts before their time")]),
-            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts, _) => {
+            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts | Self::Watchdog, _) => {
                 CheckResult::NotJudged(no_ring.to_owned())
             }
         }
@@ -199,6 +223,7 @@ impl FromStr for Check {
             None if text == "lost" => Ok(Self::Lost),
             None if text == "clock" => Ok(Self::Clock),
             None if text == "accounts" => Ok(Self::Accounts),
+            None if text == "watchdog" => Ok(Self::Watchdog),
             _ => Err(BadCheck::Unknown(text.to_owned())),
         }
     }

@@ -28,7 +28,7 @@ use crate::mem::ram::GuestRam;
 pub(crate) use record_check::ClockReading;
 pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};
-pub use summary::{Lateness, Summary, TimerSummary};
+pub use summary::{Lateness, Summary, TimerSummary, WatchdogSummary};
 
 /// The most injections per CPU that are kept until a record claims them. This bounds memory for a guest that writes no
 /// records.

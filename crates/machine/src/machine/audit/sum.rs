@@ -2,7 +2,7 @@
 
 use guest_abi::report::Header;
 
-use super::{Summary, Tally, TickAudit, TimerSummary, TimerTally};
+use super::{Summary, Tally, TickAudit, TimerSummary, TimerTally, WatchdogSummary};
 
 impl TickAudit {
     /// The counts so far; none if the guest has made no ring that can be read.
@@ -50,6 +50,7 @@ impl TickAudit {
             guest_stopped_seen: sum(|header| header.guest_stopped_seen),
             ipis_sent: sum(|header| header.ipis_sent),
             ipis_received: sum(|header| header.ipis_received),
+            watchdog: headers().find_map(|header| WatchdogSummary::of(&header.watchdog)),
         })
     }
 

@@ -1,5 +1,6 @@
 //! The summaries of a guest's ticks and timer interrupts, as results show them.
 
+use guest_abi::report::{UNSTABLE_KVMCLOCK, UNSTABLE_TSC, Watchdog};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,39 @@ pub struct Summary {
     pub ipis_sent: u64,
     /// Those that arrived.
     pub ipis_received: u64,
+    /// What the guest's clocksource watchdog found; none if it made no check.
+    pub watchdog: Option<WatchdogSummary>,
+}
+
+/// What a guest's clocksource watchdog found since boot, by the guest's own account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchdogSummary {
+    /// Comparisons of a clocksource with the watchdog.
+    pub checks: u64,
+    /// Checks in which the watchdog could not be read fast enough.
+    pub timed_out: u64,
+    /// Names of the clocksources that it marked unstable.
+    pub unstable: Vec<String>,
+    /// The largest distance of an interval by a clocksource from the same by the watchdog.
+    pub worst_skew_ns: i64,
+    /// That interval, by the watchdog.
+    pub worst_interval_ns: u64,
+}
+
+impl WatchdogSummary {
+    pub(super) fn of(found: &Watchdog) -> Option<Self> {
+        let Watchdog { checks, timed_out, unstable, worst_skew_ns, worst_interval_ns } = *found;
+        let names = [(UNSTABLE_TSC, "tsc"), (UNSTABLE_KVMCLOCK, "kvmclock")];
+        let marked = names.into_iter().filter(|(bit, _)| unstable & bit != 0);
+        (checks != 0 || timed_out != 0).then(|| Self {
+            checks,
+            timed_out,
+            unstable: marked.map(|(_, name)| name.to_owned()).collect(),
+            worst_skew_ns,
+            worst_interval_ns,
+        })
+    }
 }
 
 impl Summary {

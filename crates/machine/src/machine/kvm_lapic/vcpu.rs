@@ -7,6 +7,7 @@ use vmtime::{Due, TscAdjust};
 use super::choose;
 use crate::{
     boot::cpuid::Offer,
+    devices::Instant,
     kvm::{Bus, GpFault, Vcpu, Vm},
     machine::{
         cpu_index::CpuIndex,
@@ -121,8 +122,12 @@ impl Bus for KvmLapicBus<'_> {
     fn cr8(&mut self, _: u8) {}
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
-        let now = self.shared.clock.lock().now(TscAdjust::ZERO);
-        self.shared.devices.lock().port_in(port, data, now.vm);
+        let now = {
+            let clock = self.shared.clock.lock();
+            let now = clock.now(TscAdjust::ZERO);
+            Instant { vm: now.vm, reference: clock.reference_time(now.base) }
+        };
+        self.shared.devices.lock().port_in(port, data, now);
         self.trace(&Event::PortIn { port, data });
     }
 

@@ -12,7 +12,7 @@ use vmtime::{GuestTsc, Now, TscAdjust};
 
 use super::{Local, ipi};
 use crate::{
-    devices::Devices,
+    devices::{Devices, Instant},
     kvm::{Bus, GpFault},
     machine::{
         cpu_index::CpuIndex,
@@ -223,7 +223,8 @@ impl Bus for VcpuBus<'_> {
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
-        self.shared.devices.lock().port_in(port, data, now.vm);
+        let reference = self.shared.clock.lock().reference_time(now.base);
+        self.shared.devices.lock().port_in(port, data, Instant { vm: now.vm, reference });
         self.ring_first_cpu(port);
         self.trace(now, &Event::PortIn { port, data });
     }

@@ -1,4 +1,4 @@
-use super::*;
+use super::{super::WatchdogSummary, *};
 
 fn ticks() -> Summary {
     let late = Some(Lateness { p50_ns: 5_000_000, p99_ns: 5_000_000, worst_ns: 5_000_001 });
@@ -43,6 +43,21 @@ fn each_check_fails_on_its_own_count_alone() {
         assert_eq!(Checks::default().verdict(&evidence(Some(&bad))).pass, name == "early", "{bad:?}");
         assert_eq!(reasons("none", &bad), [""; 0]);
     }
+}
+
+// Catches: a watchdog that marks a clocksource and fails nothing, and one that never checked and passes.
+#[test]
+fn a_marked_clocksource_fails_the_check_of_it_alone() {
+    let found = WatchdogSummary { checks: 9, worst_skew_ns: -5, worst_interval_ns: 500_000_000, ..Default::default() };
+    let quiet = Summary { watchdog: Some(found.clone()), ..ticks() };
+    assert_eq!(reasons("watchdog", &quiet), [""; 0]);
+    let marked = WatchdogSummary { unstable: vec!["tsc".to_owned()], ..found };
+    let marked = Summary { watchdog: Some(marked), ..ticks() };
+    let [reason] = &reasons("watchdog", &marked)[..] else { panic!("one reason") };
+    assert_eq!(reason, "the guest's watchdog marked clocksources unstable: tsc, at worst -5 ns in 500ms of 9 checks");
+    assert!(Checks::default().verdict(&evidence(Some(&marked))).pass, "a right migration can do that");
+    let [reason] = &reasons("watchdog", &ticks())[..] else { panic!("one reason") };
+    assert!(reason.starts_with("watchdog cannot be judged: the guest has no clocksource watchdog"), "{reason}");
 }
 
 #[test]
