@@ -3,8 +3,15 @@
 use super::{Recipe, RecipeError, parse};
 
 /// Name and text of each.
-const SHIPPED: [(&str, &str); 2] =
-    [("kvm-doc", include_str!("shipped/kvm-doc.toml")), ("qemu", include_str!("shipped/qemu.toml"))];
+const SHIPPED: [(&str, &str); 7] = [
+    ("kvm-doc", include_str!("shipped/kvm-doc.toml")),
+    ("qemu", include_str!("shipped/qemu.toml")),
+    ("qemu-account-downtime", include_str!("shipped/qemu-account-downtime.toml")),
+    ("firecracker", include_str!("shipped/firecracker.toml")),
+    ("cloud-hypervisor", include_str!("shipped/cloud-hypervisor.toml")),
+    ("dragonball", include_str!("shipped/dragonball.toml")),
+    ("stratovirt", include_str!("shipped/stratovirt.toml")),
+];
 
 /// The text of the recipe of this name.
 pub(super) fn text(name: &str) -> Option<&'static str> {
