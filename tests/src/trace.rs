@@ -39,6 +39,12 @@ impl Trace {
         Self { bytes, lines }
     }
 
+    /// All lines, in order.
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
     /// The lines about `event`, in order.
     pub fn all<'a>(&'a self, event: &str) -> impl DoubleEndedIterator<Item = &'a Line> {
         let event = event.to_owned();
@@ -96,6 +102,12 @@ impl Line {
     #[must_use]
     pub fn field(&self, name: &str) -> u64 {
         self.number(&format!("/{name}"))
+    }
+
+    /// Whether it has this field.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some()
     }
 
     /// A field that is a string.

@@ -41,7 +41,16 @@ fn page() -> PageClock {
 /// A save, a second after the page's base.
 fn moment() -> Moment {
     let (page, tsc) = (page(), GuestTsc((1 << 40) + 2_596_156_000));
-    Moment { tsc, vm: page.vm_time(tsc), khz: khz(2_596_156), page, remainder: Remainder::ZERO, wall_ns: 0 }
+    Moment {
+        tsc,
+        vm: page.vm_time(tsc),
+        khz: khz(2_596_156),
+        page,
+        remainder: Remainder::ZERO,
+        wall_ns: 0,
+        tai_offset_s: None,
+        wall_error_ns: None,
+    }
 }
 
 fn restored(saved: &Moment) -> Result<Adjusted, AdjustError> {

@@ -84,8 +84,15 @@ pub struct Moment {
     /// How far VM time is ahead of that page's line.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Remainder::is_zero"))]
     pub remainder: Remainder,
-    /// Wall-clock time, in nanoseconds since the Unix epoch.
+    /// Wall-clock time (CLOCK_REALTIME), in nanoseconds since the Unix epoch.
     pub wall_ns: u64,
+    /// TAI − UTC at that instant, in seconds; none if the host's kernel was not told, and in virtual time.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub tai_offset_s: Option<i32>,
+    /// By how many nanoseconds `wall_ns` may differ from the wall clock at the instant of `tsc`; none if that is
+    /// unknown, and in virtual time.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub wall_error_ns: Option<u64>,
 }
 
 impl Moment {
@@ -94,7 +101,7 @@ impl Moment {
     /// # Errors
     /// [`AdjustError::BeforePage`], [`AdjustError::Contradiction`].
     pub fn check(&self) -> Result<(), AdjustError> {
-        let Self { tsc, vm, khz: _, page, remainder: _, wall_ns: _ } = *self;
+        let Self { tsc, vm, khz: _, page, remainder: _, wall_ns: _, tai_offset_s: _, wall_error_ns: _ } = *self;
         if tsc < page.tsc_timestamp {
             return Err(AdjustError::BeforePage { tsc, base: page.tsc_timestamp });
         }
@@ -205,7 +212,7 @@ pub fn restore(
     held_tsc: Option<GuestTsc>,
 ) -> Result<Adjusted, AdjustError> {
     // The old frequency is in the old page already, with the page's rounding.
-    let Moment { tsc: tsc_saved, vm: vm_saved, khz: _, page: old, remainder, wall_ns } = *saved;
+    let Moment { tsc: tsc_saved, vm: vm_saved, khz: _, page: old, remainder, wall_ns, .. } = *saved;
     saved.check()?;
 
     // downtime = 0                                           freeze

@@ -10,6 +10,7 @@ use lab::report::timeline::Timeline;
 use machine::{
     Costs, TraceTo,
     audit::{Summary, TimerSummary, checks::Verdict},
+    machine::downtime::Downtimes,
     session::{Finish, Report},
 };
 use serde::Serialize;
@@ -43,6 +44,8 @@ struct SummaryFile<'a> {
     migrations_here: u64,
     /// How often no vCPU ran for a while, although no pause was requested.
     host_stops: u64,
+    /// The downtimes that were measured.
+    downtimes: &'a Downtimes,
     /// Whether the guest has a tick ring that can be read; if not, `lost` and all of `ticks` are null.
     judged: bool,
     lost: Option<u64>,
@@ -117,6 +120,7 @@ impl Files {
             migrations,
             migrations_here,
             host_stops,
+            downtimes,
             summary,
             timer,
             costs,
@@ -134,6 +138,7 @@ impl Files {
                 migrations: *migrations,
                 migrations_here: *migrations_here,
                 host_stops: *host_stops,
+                downtimes,
                 judged: summary.is_some(),
                 lost,
                 ticks: summary

@@ -18,13 +18,17 @@ use super::output;
 
 /// The page of a run.
 pub(super) fn page(report: &Report, finish: &str, lost: Option<u64>, verdict: &Verdict, timeline: &Timeline) -> Page {
-    let Report { vm_ns, migrations, migrations_here, host_stops, summary, timer, .. } = report;
+    let Report { vm_ns, migrations, migrations_here, host_stops, downtimes, summary, timer, .. } = report;
     let mut page = Page::new("A guest and its ticks", output::command_line(), found(report, lost, verdict))
         .fact("VM time", format!("{} ms", units::exact_ms(vm_ns.0)))
         .fact("the run", finish)
         .fact("migrations", units::grouped(*migrations))
         .fact("in this process", units::grouped(*migrations_here))
         .fact("stopped by the host", units::grouped(*host_stops));
+    if downtimes.measured != 0 {
+        let error = downtimes.error_ns.map_or_else(|| "error unknown".to_owned(), |ns| format!("±{ns} ns in all"));
+        page = page.fact("downtimes measured", format!("{}, {error}", units::grouped(downtimes.measured)));
+    }
     if let Some(ticks) = summary {
         let intervals = ticks.interval_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("×{ratio:.3}"));
         page = page.fact("intervals last, since the last", intervals);

@@ -1,12 +1,14 @@
-//! The one place that reads a host clock.
+//! The host's clocks: its TSC, and those of the operating system.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use vmtime::{HostTsc, Khz, NS_KHZ_PER_TICK};
 
-/// The host's TSC and its frequency.
+use super::os_clocks::OsClocks;
+
+/// The host's TSC and its frequency, and the operating system's clocks.
 ///
-/// The counter is read by a function that is passed in, so that a test can pass its own.
+/// The counter is read by a function that is passed in, so that a test can pass its own; so are the others.
 #[derive(Clone, Copy, Debug)]
 pub struct HostClock {
     read_tsc: fn() -> u64,
@@ -14,13 +16,26 @@ pub struct HostClock {
     khz: Khz,
     /// The frequency that host timers are set with.
     true_khz: Khz,
+    os: OsClocks,
 }
 
 impl HostClock {
     /// A clock whose counter `read_tsc` returns and that runs at `khz`.
     #[must_use]
     pub fn new(read_tsc: fn() -> u64, khz: Khz) -> Self {
-        Self { read_tsc, khz, true_khz: khz }
+        Self { read_tsc, khz, true_khz: khz, os: OsClocks::LINUX }
+    }
+
+    /// The same with other clocks than the operating system's.
+    #[cfg(test)]
+    pub(crate) fn with_os_clocks(self, os: OsClocks) -> Self {
+        Self { os, ..self }
+    }
+
+    /// The functions that read the operating system's clocks.
+    #[must_use]
+    pub fn os_clocks(&self) -> OsClocks {
+        self.os
     }
 
     /// The same clock, treated as if it ran at `khz`: VM time then runs faster or slower than the host's time, and
@@ -67,22 +82,21 @@ impl HostClock {
         Duration::new(sec, u32::try_from(ns % NS_PER_SEC).unwrap_or(0))
     }
 
+    /// How far VM time advances while the host's TSC counts from `from` to `to`: `(to − from) · 10⁶ / khz` ns, rounded to
+    /// the nearest; zero if `to` is not later. Other than [`Self::duration`] it knows [`Self::taken_for`].
+    #[must_use]
+    pub fn vm_time_between(&self, from: HostTsc, to: HostTsc) -> Duration {
+        let ticks = u128::from(to.0.saturating_sub(from.0));
+        let khz = u128::from(self.khz.get());
+        Duration::from_nanos(vmtime::saturate((ticks * NS_KHZ_PER_TICK + khz / 2) / khz))
+    }
+
     /// The host's TSC `length` after `from`, rounded down; the greatest value if that overflows.
     #[must_use]
     pub fn after(&self, from: HostTsc, length: Duration) -> HostTsc {
         let ticks = length.as_nanos().saturating_mul(u128::from(self.true_khz.get())) / NS_KHZ_PER_TICK;
         HostTsc(from.0.saturating_add(vmtime::saturate(ticks)))
     }
-}
-
-/// Wall-clock time now, in nanoseconds since the Unix epoch; 0 before it, [`u64::MAX`] after the year 2554.
-///
-/// Used for the guest's wall clock, and for the downtime between two processes, perhaps on two hosts, which share no
-/// other clock. The wall clock can be set back, so that a difference of two values may be negative; `adjust` handles
-/// that.
-#[must_use]
-pub fn wall_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| vmtime::saturate(since.as_nanos()))
 }
 
 #[cfg(test)]
@@ -108,10 +122,9 @@ mod tests {
         assert_eq!([clock, clock.as_it_is()].map(|clock| clock.is_taken_for_another()), [true, false]);
         assert_eq!(clock.duration(HostTsc(0), HostTsc(2)).as_nanos(), 1);
         assert_eq!(clock.after(HostTsc(0), Duration::from_nanos(1)), HostTsc(2));
-    }
-
-    #[test]
-    fn the_wall_clock_is_past_2020() {
-        assert!(wall_ns() > 1_577_836_800_000_000_000);
+        let vm_ns = |clock: HostClock, ticks: u64| clock.vm_time_between(HostTsc(7), HostTsc(7 + ticks)).as_nanos();
+        assert_eq!([vm_ns(clock, 2), vm_ns(clock.as_it_is(), 2)], [5, 1]);
+        let thirds = HostClock::new(|| 0, Khz::new(3_000_000).unwrap());
+        assert_eq!([0, 1, 2, 3, 4].map(|ticks| vm_ns(thirds, ticks)), [0, 0, 1, 1, 1]);
     }
 }

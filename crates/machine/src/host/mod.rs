@@ -12,6 +12,8 @@ pub mod clock;
 pub mod exit;
 pub mod file_signals;
 pub mod kick;
+pub mod os_clocks;
+pub mod reading;
 pub mod regular_file;
 pub mod start_pages;
 pub mod tsc;

@@ -1,7 +1,7 @@
 //! KVM's own kvmclock, for a VM whose LAPICs are KVM's.
 
 use guest_abi::pvclock::TIME_INFO_BYTES;
-use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVMIO, kvm_clock_data};
+use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVMIO, kvm_clock_data};
 use vmm_sys_util::{
     ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
     ioctl_ior_nr, ioctl_iow_nr,
@@ -22,7 +22,14 @@ pub struct KvmClock {
     pub vm: VmTime,
     /// The host's TSC at that instant, or a little later if KVM does not report it.
     pub host: HostTsc,
+    /// By how many ticks it is later at most.
+    pub late_ticks: u64,
+    /// CLOCK_REALTIME at that instant, in nanoseconds, if KVM reports it.
+    pub realtime_ns: Option<u64>,
 }
+
+/// How often the clock is read if KVM does not report the TSC. A thread may lose its CPU meanwhile.
+const TRIES: usize = 8;
 
 impl Vm {
     /// Reads KVM's kvmclock, which is VM time.
@@ -30,12 +37,30 @@ impl Vm {
     /// # Errors
     /// If the ioctl fails.
     pub fn clock(&self) -> Result<KvmClock, Error> {
+        let mut best = self.read_clock()?;
+        for _ in 1..TRIES {
+            if best.late_ticks == 0 {
+                break;
+            }
+            let new = self.read_clock()?;
+            if new.late_ticks < best.late_ticks {
+                best = new;
+            }
+        }
+        Ok(best)
+    }
+
+    fn read_clock(&self) -> Result<KvmClock, Error> {
+        let before = read_tsc();
         let data = self.clock_data()?;
-        // KVM reports the TSC only while all vCPUs share one base and the host's own clock is the TSC. Otherwise it is
-        // read after the call. VM time is then computed too low by the length of a call, and no deadline is taken to be
-        // due before it is.
-        let host = if data.flags & KVM_CLOCK_HOST_TSC != 0 { data.host_tsc } else { read_tsc() };
-        Ok(KvmClock { vm: VmTime(data.clock), host: HostTsc(host) })
+        let after = read_tsc();
+        // KVM reports the TSC only while all vCPUs share one base and the host's own clock is the TSC. Otherwise it is read
+        // after the call. VM time is then computed too low by the length of a call, and no deadline is taken to be due
+        // before it is.
+        let reported = data.flags & KVM_CLOCK_HOST_TSC != 0;
+        let (host, late_ticks) = if reported { (data.host_tsc, 0) } else { (after, after.saturating_sub(before)) };
+        let realtime_ns = (data.flags & KVM_CLOCK_REALTIME != 0).then_some(data.realtime);
+        Ok(KvmClock { vm: VmTime(data.clock), host: HostTsc(host), late_ticks, realtime_ns })
     }
 
     /// Sets KVM's kvmclock to `vm`.
@@ -43,10 +68,16 @@ impl Vm {
     /// # Errors
     /// If KVM refuses.
     pub fn set_clock(&self, vm: VmTime) -> Result<(), Error> {
-        // Without KVM_CLOCK_REALTIME: KVM would add the wall-clock time that has passed, which the downtime policy has
-        // done.
-        let data = kvm_clock_data { clock: vm.0, ..Default::default() };
-        self.set_clock_data(&data)
+        self.set_clock_data(&kvm_clock_data { clock: vm.0, ..Default::default() })
+    }
+
+    /// Sets KVM's kvmclock to what is `vm` when CLOCK_REALTIME is `realtime_ns`, an instant of the past.
+    ///
+    /// # Errors
+    /// If KVM refuses, as one does that does not report CLOCK_REALTIME.
+    pub fn set_clock_at(&self, vm: VmTime, realtime_ns: u64) -> Result<(), Error> {
+        let flags = KVM_CLOCK_REALTIME;
+        self.set_clock_data(&kvm_clock_data { clock: vm.0, flags, realtime: realtime_ns, ..Default::default() })
     }
 
     pub(super) fn clock_data(&self) -> Result<kvm_clock_data, Error> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use guest_abi::sites::Kind;
 use kvm_pv::WallRegistration;
-use vmtime::Khz;
+use vmtime::{Khz, Moment};
 
 use super::{
     Machine,
@@ -14,14 +14,15 @@ use super::{
         BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode,
         source::{Chosen, SourceChoice, TscSource},
     },
+    downtime::Downtimes,
     error::RunError,
+    instant::{HostInstant, Wall, wall_at},
     limits::MAX_CPUS,
     lock::Ranked,
     outputs::{self, Outputs},
-    paused::{BootTime, Paused},
+    paused::Paused,
     record::{counters::Counters, trace::Trace},
     sched::round_robin::RoundRobin,
-    shared::host_stop::HostInstant,
     shared::{Shared, VcpuShared},
     state::{DevicesState, MachineSection, MachineState},
     vcpus::{NewVm, Vcpus, Wanted},
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     boot::{self, Image, sites::Sites, unlisted::Unlisted},
     devices::Devices,
-    host::clock::{HostClock, wall_ns},
+    host::clock::HostClock,
     mem::ram::{self, GuestRam},
     output::Outlet,
 };
@@ -76,7 +77,8 @@ impl Machine {
         if env.facts()?.tsc_offset {
             clock.set_tsc_settable();
         }
-        let moment = clock.moment();
+        let now = HostInstant::now(host_clock);
+        let moment = clock.moment(now);
         let mut devices = Devices::new(outputs.console);
         if entry.pc {
             devices = devices.after_firmware(boot::firmware::PIC_VECTORS, moment.vm);
@@ -103,10 +105,11 @@ impl Machine {
             cpuid: cpuids,
             why: chosen.why,
             choice: options.source,
-            paused: Some(Paused::here(moment, BootTime::now())),
+            paused: Some(Paused::here(moment, now)),
             has_run: false,
             migrations: 0,
             migrations_here: 0,
+            downtimes: Downtimes::NONE,
             unlisted,
             changes: None,
             vm,
@@ -154,10 +157,11 @@ impl Machine {
         let mut moment = saved_clock.moment;
         if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
             // The machine was saved in virtual time, which has no wall clock. So the downtime begins now.
-            moment.wall_ns = wall_ns();
+            let Wall { ns, tai_offset_s, error_ns } = wall_at(env.clock, HostInstant::now(env.clock));
+            moment = Moment { wall_ns: ns, tai_offset_s, wall_error_ns: error_ns, ..moment };
         }
         let paused = paused.unwrap_or_else(|| Paused::saved(moment)).with_khz(khz);
-        let stopped = paused.stopped_tsc();
+        let stopped = paused.stopped_tsc(env.clock);
         let wanted = Wanted { image, sites: &all_sites, choice, time, khz, stopped };
         let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;
         // A migration within the process has warned before, unless the TSC was not trapped until now.
@@ -200,6 +204,7 @@ impl Machine {
             has_run: true,
             migrations: migrations.saturating_add(1),
             migrations_here: 0,
+            downtimes: Downtimes::NONE,
             unlisted,
             changes: None,
             vm,

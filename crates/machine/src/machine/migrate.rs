@@ -9,9 +9,10 @@ use super::{
         source::{self, Guest, SourceChoice, TscSource},
     },
     error::RunError,
+    instant::HostInstant,
     kvm_lapic,
     outputs::{Outputs, TraceTo},
-    paused::{BootTime, Paused},
+    paused::Paused,
     policy::{Policies, check_ratio},
     resume::Migration,
     shared::Shared,
@@ -44,13 +45,14 @@ impl Machine {
     /// # Errors
     /// The reason why it cannot.
     pub fn check_source(&self, env: &HostEnvironment, khz: Khz) -> Result<(), RunError> {
-        let (source, time) = {
-            let clock = self.shared.clock.lock();
-            (clock.source(), clock.mode())
-        };
+        let clock = self.shared.clock.lock().clone();
+        let (source, time, host) = (clock.source(), clock.mode(), clock.host());
         let choice = self.choice_after(source);
-        let running = || Paused::here(self.shared.clock.lock().moment(), BootTime::now());
-        let stopped = self.has_run.then(|| self.paused.unwrap_or_else(running).stopped_tsc());
+        let running = || {
+            let now = HostInstant::now(host);
+            Paused::here(clock.moment(now), now)
+        };
+        let stopped = self.has_run.then(|| self.paused.unwrap_or_else(running).stopped_tsc(host));
         match &self.vcpus {
             Vcpus::Kvm(_) => kvm_lapic::choose(env, choice, time, khz, stopped, &self.image),
             Vcpus::User(cpus) => {
@@ -81,7 +83,7 @@ impl Machine {
         let changes = self.take_changes()?;
         // A snapshot's RAM has the guest's own instructions at trap sites, and `restored` checks that.
         self.shared.sites.unpatch(&self.shared.memory);
-        let Self { vcpus, shared, migrations_here, paused, vm, .. } = self;
+        let Self { vcpus, shared, migrations_here, downtimes, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));
         let Shared { devices, memory, audit, trace, outlets, costs, start_pages_released, .. } = shared;
@@ -99,6 +101,7 @@ impl Machine {
         machine.shared.costs = costs;
         machine.shared.start_pages_released = start_pages_released;
         machine.migrations_here = migrations_here.saturating_add(1);
+        machine.downtimes = downtimes;
         machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;
         let migration = migration.ok_or_else(|| RunError::BadState("a migrated machine cannot be new".to_owned()))?;

@@ -16,8 +16,10 @@ pub mod clock;
 pub mod config;
 pub mod cpu_index;
 pub mod dirty;
+pub mod downtime;
 pub mod error;
 mod inspect;
+mod instant;
 mod kvm_lapic;
 pub mod limits;
 mod lock;
@@ -49,6 +51,7 @@ use self::{
         source::{SourceChoice, TscSource},
     },
     dirty::Changes,
+    downtime::Downtimes,
     error::RunError,
     paused::Paused,
     sched::round_robin::RoundRobin,
@@ -85,6 +88,8 @@ pub struct Machine {
     migrations: u64,
     /// Migrations within this process, without restores.
     migrations_here: u64,
+    /// The downtimes that were measured in this process.
+    downtimes: Downtimes,
     /// RDTSC instructions that the guest's trap-site table does not list.
     unlisted: Unlisted,
     /// Which pages have changed since it was saved, if that is recorded.
@@ -153,5 +158,11 @@ impl Machine {
     #[must_use]
     pub fn migrations_here(&self) -> u64 {
         self.migrations_here
+    }
+
+    /// The downtimes that were measured in this process, under catch-up and in real time.
+    #[must_use]
+    pub fn downtimes(&self) -> Downtimes {
+        self.downtimes
     }
 }

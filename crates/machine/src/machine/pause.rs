@@ -2,17 +2,11 @@
 
 use std::time::Duration;
 
-use vmtime::{HostTsc, Now};
+use vmtime::Now;
 
 use super::{
-    Machine,
-    config::source::TscSource,
-    cpu_index::CpuIndex,
-    error::RunError,
-    paused::{BootTime, Paused},
-    record::trace::Event,
-    shared::host_stop::Gap,
-    vcpus::InFlight,
+    Machine, config::source::TscSource, cpu_index::CpuIndex, error::RunError, instant::HostInstant, paused::Paused,
+    record::trace::Event, shared::host_stop::Gap, vcpus::InFlight,
 };
 
 impl Machine {
@@ -30,7 +24,7 @@ impl Machine {
         drop(self.shared.read_clock());
         match self.take_gap() {
             Some(gap) => self.pause_at_gap(gap).map(Some),
-            None => self.stop_clocks(BootTime::now(), None).map(|()| None),
+            None => self.stop_clocks(None).map(|()| None),
         }
     }
 
@@ -47,8 +41,8 @@ impl Machine {
                     .to_owned(),
             ));
         }
-        let length = from.boot.elapsed();
-        self.stop_clocks(from.boot, Some(from.tsc))?;
+        let length = HostInstant::now(self.shared.clock.lock().host()).boot.since(from.boot);
+        self.stop_clocks(Some(from))?;
         if let Some(Paused { moment, .. }) = &self.paused {
             let now = Now::new(moment.tsc, moment.vm);
             let gap_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
@@ -57,9 +51,9 @@ impl Machine {
         Ok(length)
     }
 
-    /// Stops TSC and VM time at the instant `at`; `since`: no vCPU has run since this host TSC.
-    fn stop_clocks(&mut self, at: BootTime, since: Option<HostTsc>) -> Result<(), RunError> {
-        let moment = self.vcpus.freeze(&self.vm, &self.shared, since)?;
+    /// Stops TSC and VM time; `since`: no vCPU has run since this instant, as of which they stop.
+    fn stop_clocks(&mut self, since: Option<HostInstant>) -> Result<(), RunError> {
+        let (moment, at) = self.vcpus.freeze(&self.vm, &self.shared, since)?;
         self.paused = Some(Paused::here(moment, at));
         for in_flight in self.vcpus.in_flight(&self.shared)? {
             let InFlight { cpu, page_version, armed } = in_flight;

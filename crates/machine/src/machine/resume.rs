@@ -8,12 +8,13 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use serde::Serialize;
-use vmtime::{Adjusted, DowntimePolicy, Khz, Now, Stood, VmTime};
+use vmtime::{Adjusted, DowntimePolicy, Khz, Now, VmTime};
 
 use super::{
     Machine,
     config::{TimeMode, source::TscSource},
     cpu_index::CpuIndex,
+    downtime::{self, Downtime, Measured},
     error::RunError,
     paused::Paused,
     policy::{
@@ -39,6 +40,9 @@ pub struct Migration {
     pub downtime_ns: u64,
     /// The wall clock had been set back; the downtime was taken as zero.
     pub clamped: bool,
+    /// How the downtime was measured; none if it was not: under freeze, with a given length and in virtual time.
+    #[serde(flatten)]
+    pub measured: Option<Measured>,
 }
 
 impl Machine {
@@ -92,19 +96,25 @@ impl Machine {
         }
         let host_stop = policies.fault.and_then(InjectedFault::host_stop);
         // The injected fault leaves the clocks running, as a host does that stops the process: as catch-up.
-        let downtime = if host_stop.is_some() { DowntimePolicy::CatchUp } else { policies.downtime };
-        let stood = match (host_stop.or(policies.downtime_length), clock.mode()) {
-            (Some(length), _) => Stood::For(length),
-            (None, TimeMode::Real) => paused.stood(),
-            // In virtual time a downtime is never measured.
-            (None, TimeMode::Virtual) => Stood::For(Duration::ZERO),
+        let policy = if host_stop.is_some() { DowntimePolicy::CatchUp } else { policies.downtime };
+        let host = clock.host();
+        let downtime = match (host_stop.or(policies.downtime_length), clock.mode(), policy) {
+            (Some(length), _, _) => Downtime::given(length, host),
+            (None, TimeMode::Real, DowntimePolicy::CatchUp) => paused.downtime(host),
+            // In virtual time a downtime is never measured, and under freeze it does not matter.
+            _ => Downtime::given(Duration::ZERO, host),
         };
-        let mut adjusted = clock.start(&moment, khz, downtime, stood, hold)?;
+        let Downtime { stood, until: start, mut measured } = downtime;
+        let mut adjusted = clock.start(&moment, khz, policy, (stood, start), hold)?;
         if hold {
-            tsc::set_after_start(&vcpus, &mut clock, &adjusted, khz)?;
+            tsc::set_after_start(&vcpus, &mut clock, &adjusted, start, khz)?;
         }
         // After the TSCs: KVM's kvmclock computes its page from them.
-        adjusted = self.vcpus.start_clock(&self.vm, &mut clock, adjusted)?;
+        let off_ns;
+        (adjusted, off_ns) = self.vcpus.start_clock(&self.vm, &mut clock, adjusted, start)?;
+        if let Some(Measured { error_ns: Some(error_ns), .. }) = &mut measured {
+            *error_ns = error_ns.saturating_add(off_ns);
+        }
         if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
             adjusted.tsc = clock.jump_tsc(jump);
         }
@@ -128,6 +138,10 @@ impl Machine {
         if adjusted.clamped {
             log::warn!("the wall clock went back while the VM was saved: the downtime counts as zero");
         }
+        if let Some(measured) = measured {
+            self.downtimes = self.downtimes.and(measured);
+            downtime::log(&moment, adjusted.downtime_ns, measured);
+        }
         self.paused = None;
         let first_start = !self.has_run;
         self.has_run = true;
@@ -143,7 +157,7 @@ impl Machine {
         let restored = restored.as_ref().map_or(&[][..], |restored| &restored.cpus);
         let restart = Restart { policies, moment: &moment, adjusted: &adjusted, restored };
         for in_flight in self.vcpus.thaw(&self.vm, &self.shared, restart)? {
-            self.trace_restore(policies, &adjusted, khz, &in_flight);
+            self.trace_restore(policies, (&adjusted, measured), khz, &in_flight);
         }
         Ok(Some(Migration {
             from_khz: moment.khz,
@@ -151,6 +165,7 @@ impl Machine {
             vm_ns: moment.vm,
             downtime_ns: adjusted.downtime_ns,
             clamped: adjusted.clamped,
+            measured,
         }))
     }
 
@@ -160,7 +175,13 @@ impl Machine {
         self.shared.event(CpuIndex::FIRST, now, &Event::Boot { source: source.as_str(), tsc_khz: khz });
     }
 
-    fn trace_restore(&self, policies: &Policies, adjusted: &Adjusted, tsc_khz: Khz, in_flight: &InFlight) {
+    fn trace_restore(
+        &self,
+        policies: &Policies,
+        (adjusted, measured): (&Adjusted, Option<Measured>),
+        tsc_khz: Khz,
+        in_flight: &InFlight,
+    ) {
         let InFlight { cpu, page_version, armed } = *in_flight;
         let event = Event::Restore {
             tsc_khz,
@@ -171,6 +192,7 @@ impl Machine {
             downtime: policies.downtime,
             downtime_ns: adjusted.downtime_ns,
             clamped: adjusted.clamped,
+            measured,
         };
         self.shared.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);
     }

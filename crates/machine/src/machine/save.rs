@@ -24,8 +24,6 @@ impl Machine {
         self.vcpus.drain(&self.shared)?;
         let clock = self.shared.clock.lock();
         let cpus = self.vcpus.states(&self.cpuid, env, &clock)?;
-        let mut clock_state = clock.state();
-        clock_state.moment = moment;
         Ok(MachineState {
             machine: MachineSection {
                 image: self.image.clone(),
@@ -36,7 +34,7 @@ impl Machine {
                 migrations: self.migrations,
                 unlisted: self.unlisted.state(),
             },
-            clock: clock_state,
+            clock: clock.state(moment),
             cpus,
             devices: {
                 let (serial, pic, pit) = self.shared.devices.lock().state();

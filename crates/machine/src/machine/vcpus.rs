@@ -13,6 +13,7 @@ use super::{
     },
     cpu_index::CpuIndex,
     error::RunError,
+    instant::HostInstant,
     kvm_lapic::{self, KvmCpu},
     paused::StoppedTsc,
     policy::{Policies, Restart, restorer::SavedCpu},
@@ -214,23 +215,36 @@ impl Vcpus {
         }
     }
 
-    /// Stops TSC and VM time, and returns the instant. `since`: no vCPU has run since this host TSC.
-    pub(crate) fn freeze(&mut self, vm: &Vm, shared: &Shared, since: Option<HostTsc>) -> Result<Moment, RunError> {
+    /// Stops TSC and VM time, and returns the instant by its clocks and by the host's. `since`: no vCPU has run since
+    /// this instant, as of which they stop.
+    pub(crate) fn freeze(
+        &mut self,
+        vm: &Vm,
+        shared: &Shared,
+        since: Option<HostInstant>,
+    ) -> Result<(Moment, HostInstant), RunError> {
         // Delivers all messages, because no snapshot contains any.
         for cpu in self.user_mut() {
             ipi::receive(cpu, shared)?;
         }
         let mut clock = shared.clock.lock();
-        match self {
-            Self::User(_) => clock.stop(),
-            Self::Kvm(cpus) => kvm_lapic::freeze(cpus, vm, &mut clock, since)?,
-        }
+        let host = clock.host();
+        let stopped = match self {
+            Self::User(_) => {
+                let now = host.tsc();
+                // After a gap it is stopped already, where the gap began.
+                clock.stop_at(now);
+                now
+            }
+            Self::Kvm(cpus) => kvm_lapic::freeze(cpus, vm, &mut clock, since.map(|since| since.tsc))?,
+        };
+        let at = since.unwrap_or_else(|| HostInstant::now(host).moved_to(host, stopped));
         for Cpu { local, .. } in self.user_mut() {
             // A deadline before the stop becomes an interrupt. Otherwise the deadline policy would be applied to it.
             let now = clock.now(local.tsc_adjust);
             local.advance(&clock, now);
         }
-        Ok(clock.moment())
+        Ok((clock.moment(at), at))
     }
 
     /// The armed timers and kvmclock pages of a stopped machine.
@@ -252,12 +266,19 @@ impl Vcpus {
         }
     }
 
-    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`. Returns the
-    /// instant from which the guest continues.
-    pub(crate) fn start_clock(&self, vm: &Vm, clock: &mut Clock, adjusted: Adjusted) -> Result<Adjusted, RunError> {
+    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`, when the host's
+    /// TSC was `start`. Returns the instant from which the guest continues, and by how many nanoseconds KVM's clock may
+    /// be wrong.
+    pub(crate) fn start_clock(
+        &self,
+        vm: &Vm,
+        clock: &mut Clock,
+        adjusted: Adjusted,
+        start: HostTsc,
+    ) -> Result<(Adjusted, u64), RunError> {
         match self {
-            Self::User(_) => Ok(adjusted),
-            Self::Kvm(_) => kvm_lapic::start_clock(vm, clock, &adjusted),
+            Self::User(_) => Ok((adjusted, 0)),
+            Self::Kvm(_) => kvm_lapic::start_clock(vm, clock, &adjusted, start),
         }
     }
 

@@ -33,6 +33,7 @@ use crate::{
         Machine,
         audit::{Summary, TimerSummary},
         config::HostEnvironment,
+        downtime::Downtimes,
         error::RunError,
         policy::Policies,
         record::counters::Costs,
@@ -124,6 +125,8 @@ pub struct Report {
     pub migrations_here: u64,
     /// How often the host ran no vCPU for a while, without a pause having been requested.
     pub host_stops: u64,
+    /// The downtimes that were measured.
+    pub downtimes: Downtimes,
     /// Whether the trace is complete.
     pub trace: Result<(), RunError>,
 }

@@ -103,7 +103,20 @@ pub(super) fn work<'env>(
     let vm_ns = machine.vm_time();
     let costs = machine.costs();
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
-    Ok(Report { finish, summary, no_ring, timer, costs, vm_ns, migrations, migrations_here, host_stops, trace })
+    let downtimes = machine.downtimes();
+    Ok(Report {
+        finish,
+        summary,
+        no_ring,
+        timer,
+        costs,
+        vm_ns,
+        migrations,
+        migrations_here,
+        host_stops,
+        downtimes,
+        trace,
+    })
 }
 
 /// The shortest migration period in real time. With a shorter one the guest makes no progress between two migrations.

@@ -15,7 +15,7 @@ use super::{
     rig::{PORT, Rig, guest_code, tsc_loop},
 };
 use crate::{
-    host::{clock::wall_ns, tsc::read_tsc},
+    host::{os_clocks::OsClocks, tsc::read_tsc},
     kvm::{Error, state},
 };
 
@@ -30,7 +30,9 @@ pub(super) const CHECKS: &[Check] = &[
         id: "clock-get-realtime",
         rule: "with the flag KVM_CLOCK_REALTIME, realtime is CLOCK_REALTIME at that instant (api.rst, KVM_GET_CLOCK)",
         kernel: "get_kvmclock, kvm_get_walltime_and_clockread (x86.c)",
-        run: |cx| within(cx, "KVM_GET_CLOCK, for realtime", KVM_CLOCK_REALTIME, wall_ns, |data| data.realtime),
+        run: |cx| {
+            within(cx, "KVM_GET_CLOCK, for realtime", KVM_CLOCK_REALTIME, OsClocks::LINUX.real_ns, |data| data.realtime)
+        },
     },
     Check {
         id: "clock-set",
@@ -116,7 +118,7 @@ fn set(cx: &Context, realtime: bool) -> Result<Found, Error> {
     let mut expected = TO_NS;
     if realtime {
         data.flags = KVM_CLOCK_REALTIME;
-        data.realtime = wall_ns().saturating_sub(AGO_NS);
+        data.realtime = (OsClocks::LINUX.real_ns)().saturating_sub(AGO_NS);
         asked.push_str(" with KVM_CLOCK_REALTIME of 5 s ago");
         expected += AGO_NS;
     }

@@ -1,4 +1,4 @@
-use vmtime::{DowntimePolicy, GuestTsc, Khz, Stood, TscAdjust};
+use vmtime::{DowntimePolicy, GuestTsc, HostTsc, Khz, Stood, TscAdjust};
 
 use super::*;
 use crate::{
@@ -6,6 +6,7 @@ use crate::{
     machine::{
         clock::Clock,
         config::{TimeMode, source::TscSource},
+        instant::HostInstant,
     },
 };
 
@@ -87,8 +88,16 @@ fn a_guest_without_a_ring_is_not_judged() {
 #[test]
 fn an_instant_that_has_not_come_is_a_clock_error() {
     let mut clock = clock();
-    let moment = clock.moment();
-    clock.start(&moment, khz(1_000_000), DowntimePolicy::Freeze, Stood::For(std::time::Duration::ZERO), false).unwrap();
+    let moment = clock.moment(HostInstant::now(clock.host()));
+    clock
+        .start(
+            &moment,
+            khz(1_000_000),
+            DowntimePolicy::Freeze,
+            (Stood::For(std::time::Duration::ZERO), HostTsc(0)),
+            false,
+        )
+        .unwrap();
     let check = RecordCheck::of(clock, VmTime(50_000_000), TscAdjust::ZERO);
     let far = 6_496_000_000_000;
     let ahead = |of: u64| Some(i64::try_from(far - of).unwrap());
@@ -107,13 +116,13 @@ fn an_instant_that_has_not_come_is_a_clock_error() {
 fn records_from_before_a_restore_are_checked_with_the_clock_of_then() {
     let mut clock = clock();
     let start = |clock: &mut Clock, to: u64| {
-        let moment = clock.moment();
+        let moment = clock.moment(HostInstant::now(clock.host()));
         let length = Stood::For(std::time::Duration::ZERO);
-        clock.start(&moment, khz(to), DowntimePolicy::Freeze, length, true).unwrap();
+        clock.start(&moment, khz(to), DowntimePolicy::Freeze, (length, HostTsc(0)), true).unwrap();
     };
     start(&mut clock, 1_000_000);
     clock.jump_to(GuestTsc(30_000_000));
-    clock.stop();
+    clock.stop_at(HostTsc(0));
     start(&mut clock, 2_000_000);
     clock.jump_to(GuestTsc(90_000_000));
     let check = RecordCheck::of(clock, VmTime(60_000_000), TscAdjust::ZERO);
@@ -126,8 +135,16 @@ fn records_from_before_a_restore_are_checked_with_the_clock_of_then() {
 #[test]
 fn a_cpu_that_wrote_its_tsc_is_checked_with_its_own_tsc() {
     let mut clock = clock();
-    let moment = clock.moment();
-    clock.start(&moment, khz(1_000_000), DowntimePolicy::Freeze, Stood::For(std::time::Duration::ZERO), false).unwrap();
+    let moment = clock.moment(HostInstant::now(clock.host()));
+    clock
+        .start(
+            &moment,
+            khz(1_000_000),
+            DowntimePolicy::Freeze,
+            (Stood::For(std::time::Duration::ZERO), HostTsc(0)),
+            false,
+        )
+        .unwrap();
     let record = Record { fired_tsc: 20_003_000u64.wrapping_sub(5_000_000), ..tick(1, 20_000_000, 20_003_000) };
     let adjust = TscAdjust(5_000_000u64.wrapping_neg());
     assert_eq!(RecordCheck::of(clock.clone(), VmTime(50_000_000), adjust).clock_error(&record), None);

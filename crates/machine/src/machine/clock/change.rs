@@ -29,18 +29,13 @@ impl Clock {
         self.timeline.jump_to(target);
     }
 
-    /// Stops VM time and TSC.
-    pub fn stop(&mut self) {
-        self.stop_at(self.host.tsc());
-    }
-
     /// Stops VM time and TSC at what they were at the host TSC `host`.
     pub fn stop_at(&mut self, host: HostTsc) {
         self.timeline.stop(host);
     }
 
-    /// Starts a stopped clock again at frequency `khz`: rebases page, TSC and reference clock. `stood` is the length of
-    /// the stop.
+    /// Starts a stopped clock again at frequency `khz`, as of the host TSC `host`: rebases page, TSC and reference clock.
+    /// `stood` is the length of the stop.
     ///
     /// `hold`: the TSC continues from its value at the stop, if the source can set it. Otherwise it continues with the
     /// source's value.
@@ -52,10 +47,9 @@ impl Clock {
         saved: &Moment,
         khz: Khz,
         policy: DowntimePolicy,
-        stood: Stood,
+        (stood, host): (Stood, HostTsc),
         hold: bool,
     ) -> Result<Adjusted, AdjustError> {
-        let host = self.host.tsc();
         let held = match self.source {
             TscSource::Trapped => None,
             TscSource::Host | TscSource::Scaled if self.tsc_settable && hold => None,
@@ -149,7 +143,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::clock::HostClock;
+    use crate::{host::clock::HostClock, machine::instant::HostInstant};
 
     const HOST_TSC: u64 = 1 << 50;
 
@@ -170,8 +164,10 @@ mod tests {
     #[test]
     fn a_start_keeps_the_rate_of_a_scaled_tsc() {
         let (mut clock, rate) = scaled();
-        let saved = clock.moment();
-        clock.start(&saved, khz(1_000_000), DowntimePolicy::Freeze, Stood::UntilWall(0), false).unwrap();
+        let saved = clock.moment(HostInstant::now(clock.host()));
+        clock
+            .start(&saved, khz(1_000_000), DowntimePolicy::Freeze, (Stood::UntilWall(0), HostTsc(HOST_TSC)), false)
+            .unwrap();
         assert_eq!(clock.tsc_at(HostTsc(HOST_TSC)), GuestTsc(7));
         let later = HOST_TSC + 825_000_000_000;
         assert_eq!(clock.tsc_at(HostTsc(later)).0, 7 + rate.ticks(HOST_TSC, later));
@@ -183,7 +179,12 @@ mod tests {
     #[test]
     fn kvms_page_has_the_frequency_that_the_cpu_makes() {
         let (mut clock, _) = scaled();
-        clock.adopt_kvm_clock(KvmClock { vm: vmtime::VmTime(5), host: HostTsc(HOST_TSC) });
+        clock.adopt_kvm_clock(KvmClock {
+            vm: vmtime::VmTime(5),
+            host: HostTsc(HOST_TSC),
+            late_ticks: 0,
+            realtime_ns: None,
+        });
         let expected = PageClock {
             tsc_timestamp: GuestTsc(7),
             system_time: vmtime::VmTime(5),

@@ -14,8 +14,11 @@ use vmtime::{
     rebase,
 };
 
-use super::config::{TimeMode, source::TscSource};
-use crate::host::clock::{HostClock, wall_ns};
+use super::{
+    config::{TimeMode, source::TscSource},
+    instant::{HostInstant, Wall, wall_at},
+};
+use crate::host::{clock::HostClock, reading::Reading};
 
 pub use state::ClockState;
 
@@ -129,12 +132,8 @@ impl Clock {
         match self.mode {
             TimeMode::Virtual => VIRTUAL_EPOCH_NS,
             TimeMode::Real => {
-                let before = self.host.tsc();
-                let wall = wall_ns();
-                // The wall clock was read half-way between the two TSC readings, to within some ten nanoseconds.
-                let half = self.host.tsc().0.saturating_sub(before.0) / 2;
-                let tsc = self.timeline.tsc(HostTsc(before.0.saturating_add(half)));
-                wall.saturating_sub(self.page.vm_time(tsc).0)
+                let wall = Reading::of(self.host, self.host.os_clocks().real_ns);
+                wall.ns.saturating_sub(self.page.vm_time(self.timeline.tsc(wall.tsc)).0)
             }
         }
     }
@@ -280,20 +279,17 @@ impl Clock {
         matches!(self.timeline, Timeline::Stopped { .. })
     }
 
-    /// The instant that a stopped clock shows.
-    #[must_use]
-    pub fn moment(&self) -> Moment {
+    /// The instant that a clock shows which was stopped at `at`.
+    pub(crate) fn moment(&self, at: HostInstant) -> Moment {
         let tsc = self.tsc();
         let Self { khz, page, remainder, .. } = *self;
-        Moment { tsc, vm: page.vm_time(tsc), khz, page, remainder, wall_ns: self.wall_now() }
-    }
-
-    fn wall_now(&self) -> u64 {
-        match self.mode {
-            TimeMode::Real => wall_ns(),
+        let vm = page.vm_time(tsc);
+        let Wall { ns, tai_offset_s, error_ns } = match self.mode {
+            TimeMode::Real => wall_at(self.host, at),
             // In virtual time the downtime is an input and is never measured.
-            TimeMode::Virtual => VIRTUAL_EPOCH_NS,
-        }
+            TimeMode::Virtual => Wall { ns: VIRTUAL_EPOCH_NS, tai_offset_s: None, error_ns: None },
+        };
+        Moment { tsc, vm, khz, page, remainder, wall_ns: ns, tai_offset_s, wall_error_ns: error_ns }
     }
 
     /// A TSC that counts with the host's: how far it is ahead, modulo 2^64.

@@ -44,9 +44,9 @@ impl Clock {
         }
     }
 
-    /// The clock for a snapshot; it should be stopped.
+    /// The clock for a snapshot, stopped at `moment`.
     #[must_use]
-    pub fn state(&self) -> ClockState {
+    pub fn state(&self, moment: Moment) -> ClockState {
         // The next host chooses its own clock and source. Timeline, page and remainder are in the moment.
         let Self {
             source: _,
@@ -63,6 +63,6 @@ impl Clock {
             operations,
             last_operation: _,
         } = self;
-        ClockState { moment: self.moment(), reference: reference.state(), operations: *operations }
+        ClockState { moment, reference: reference.state(), operations: *operations }
     }
 }

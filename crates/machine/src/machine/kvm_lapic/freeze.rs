@@ -5,7 +5,7 @@
 //! LAPIC registers.
 
 use vlapic::Armed;
-use vmtime::{Adjusted, HostTsc, PageClock, Remainder, TscAdjust, VmTime};
+use vmtime::{Adjusted, HostTsc, PageClock, VmTime};
 
 use super::{KvmCpu, timer};
 use crate::{
@@ -21,23 +21,24 @@ use crate::{
     },
 };
 
-/// Reads KVM's clock and LAPICs; no vCPU may run. `since`: the vCPUs have not run since this host TSC, and VM time is
-/// stopped as of then. (KVM's timers counted on: one that was due since then has set its interrupt in IRR.)
-pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<(), RunError> {
+/// Reads KVM's clock and LAPICs; no vCPU may run. Returns the host TSC at which VM time stopped. `since`: the vCPUs have
+/// not run since this host TSC, and VM time is stopped as of then. (KVM's timers counted on: one that was due since then
+/// has set its interrupt in IRR.)
+pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<HostTsc, RunError> {
     // MP states first: reading one makes KVM process pending INIT and start-up messages, which no saved state contains.
     let mp_states = cpus.iter().map(|cpu| cpu.vcpu.mp_state()).collect::<Result<Vec<_>, _>>()?;
     let mut kvm = vm.clock()?;
     if let Some(since) = since {
         let gap = clock.host().duration(since, kvm.host);
         let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
-        kvm = KvmClock { vm: VmTime(kvm.vm.0.saturating_sub(gap)), host: since };
+        kvm = KvmClock { vm: VmTime(kvm.vm.0.saturating_sub(gap)), host: since, ..kvm };
     }
     clock.stop_at_kvm_clock(kvm);
     for (cpu, mp_state) in cpus.iter_mut().zip(mp_states) {
         let lapic = cpu.vcpu.kernel_lapic()?;
         cpu.frozen = Some(KvmLapicState { due: cpu.due, ..saved(lapic, mp_state, vm.clock()?.vm) });
     }
-    Ok(())
+    Ok(kvm.host)
 }
 
 /// The LAPIC state of a vCPU that has never run.
@@ -51,16 +52,6 @@ fn saved(lapic: KernelLapicState, mp_state: MpState, now: VmTime) -> KvmLapicSta
     let KernelLapicState { page, tsc_deadline, tsc_adjust, system_time, wall_clock } = lapic;
     let armed = timer::armed(&page, tsc_deadline, now);
     KvmLapicState { page, armed, due: None, mp_state, tsc_adjust, system_time, wall_clock }
-}
-
-/// Starts KVM's clock at the VM time of `adjusted`, and returns the instant that it shows afterwards. All TSCs must
-/// have been set before: KVM derives the page from them.
-pub fn start_clock(vm: &Vm, clock: &mut Clock, adjusted: &Adjusted) -> Result<Adjusted, RunError> {
-    vm.set_clock(adjusted.vm)?;
-    let now = vm.clock()?;
-    clock.adopt_kvm_clock(now);
-    let page = clock.page(TscAdjust::ZERO);
-    Ok(Adjusted { tsc: page.tsc_timestamp, vm: now.vm, page, remainder: Remainder::ZERO, ..*adjusted })
 }
 
 /// How far KVM's page may be behind the one that the VMM computes from KVM's clock, in nanoseconds: the old and the new

@@ -13,11 +13,13 @@
 
 mod choose;
 mod freeze;
+mod start_clock;
 mod step;
 mod timer;
 mod vcpu;
 
 pub(crate) use choose::{check_features, choose, offer};
-pub(crate) use freeze::{freeze, start_clock, thaw};
+pub(crate) use freeze::{freeze, thaw};
+pub(crate) use start_clock::start_clock;
 pub(crate) use step::run;
 pub(crate) use vcpu::{KvmCpu, boot, restore};

@@ -11,7 +11,7 @@ use serde::Serialize;
 use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, HostTsc, Khz, Now, PageClock, VmTime};
 
 use crate::{
-    machine::{cpu_index::CpuIndex, error::RunError, lock::Ranked},
+    machine::{cpu_index::CpuIndex, downtime::Measured, error::RunError, lock::Ranked},
     output::{FinishLimit, Outlet, Sink, WhenFull},
 };
 
@@ -136,6 +136,9 @@ pub enum Event<'a> {
         downtime_ns: u64,
         /// The wall clock had been set back, and the downtime was taken as zero.
         clamped: bool,
+        /// How the downtime was measured, if it was.
+        #[serde(flatten)]
+        measured: Option<Measured>,
     },
     /// The page got a new base; VM time does not change.
     Renew {

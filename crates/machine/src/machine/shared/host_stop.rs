@@ -17,7 +17,7 @@ use std::{
 
 use vmtime::HostTsc;
 
-use crate::{host::clock::HostClock, machine::paused::BootTime};
+use crate::{host::clock::HostClock, machine::instant::HostInstant};
 
 /// The longest time that an entry lasts. The beginning of a gap is known no better than that: it may have begun this
 /// much earlier than noted.
@@ -53,22 +53,6 @@ impl LastRun {
     }
 }
 
-/// An instant, by the host's TSC and by CLOCK_BOOTTIME.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HostInstant {
-    /// The host's TSC.
-    pub tsc: HostTsc,
-    /// CLOCK_BOOTTIME.
-    pub boot: BootTime,
-}
-
-impl HostInstant {
-    /// Now.
-    pub(crate) fn now(host: HostClock) -> Self {
-        Self { tsc: host.tsc(), boot: BootTime::now() }
-    }
-}
-
 /// A gap in which no vCPU ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
@@ -93,8 +77,7 @@ pub(crate) fn gap<'a>(
     // A TSC that is behind by less than this is that of another CPU, and was not reset.
     let tsc_restarted = host.duration(now, HostTsc(until)) > PULSE.saturating_add(GAP);
     let from = HostTsc(if tsc_restarted { until } else { until.max(runnable_from) });
-    let boot = known.boot.after(host.duration(known.tsc, from));
-    let gap = Gap { from: HostInstant { tsc: from, boot }, tsc_restarted };
+    let gap = Gap { from: known.moved_to(host, from), tsc_restarted };
     (tsc_restarted || host.duration(from, now) > GAP).then_some(gap)
 }
 
@@ -109,6 +92,7 @@ mod tests {
     use vmtime::Khz;
 
     use super::*;
+    use crate::machine::instant::BootTime;
 
     /// 1 GHz: a tick is a nanosecond.
     fn host() -> HostClock {
@@ -120,7 +104,8 @@ mod tests {
     }
 
     fn known(ms: u64) -> HostInstant {
-        HostInstant { tsc: ticks(ms), boot: BootTime::start().after(Duration::from_millis(ms)) }
+        let boot = BootTime::start().after(Duration::from_millis(ms));
+        HostInstant { tsc: ticks(ms), boot, slept: Duration::ZERO, error_ns: Some(0) }
     }
 
     fn vcpu(until: u64, runnable_from: Option<u64>) -> LastRun {

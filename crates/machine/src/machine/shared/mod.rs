@@ -25,15 +25,13 @@ use vmtime::{GuestTsc, HostTsc, Now, TscAdjust, VmTime};
 pub(crate) use ram::Ram;
 pub(crate) use vcpu_shared::{Unwakeable, VcpuShared};
 
-use self::{
-    host_stop::{Gap, HostInstant},
-    vcpu_shared::rank,
-};
+use self::{host_stop::Gap, vcpu_shared::rank};
 use super::{
     audit::{ClockReading, Handled, TickAudit},
     clock::Clock,
     config::LapicKind,
     cpu_index::CpuIndex,
+    instant::HostInstant,
     lock::{Guard, Ranked},
     record::{
         counters::Counters,

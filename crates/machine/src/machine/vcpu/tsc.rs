@@ -1,6 +1,6 @@
 //! Sets the vCPUs' TSCs in KVM to what the machine's clock says, unless the VMM emulates RDTSC.
 
-use vmtime::{Adjusted, Khz, TscAdjust};
+use vmtime::{Adjusted, HostTsc, Khz, TscAdjust};
 
 use crate::{
     kvm::{ScaledTsc, Vcpu},
@@ -33,12 +33,13 @@ pub(crate) fn measure_before_start(vcpus: &[VcpuTsc<'_>], clock: &mut Clock, khz
     Ok(())
 }
 
-/// Call it after the clock was started at `adjusted`, if the TSC can be set: sets the offset with which KVM continues
-/// that TSC. All vCPUs have the same offset, so that their TSCs are equal.
+/// Call it after the clock was started at `adjusted`, when the host's TSC was `start`, if the TSC can be set: sets the
+/// offset with which KVM continues that TSC. All vCPUs have the same offset, so that their TSCs are equal.
 pub(crate) fn set_after_start(
     vcpus: &[VcpuTsc<'_>],
     clock: &mut Clock,
     adjusted: &Adjusted,
+    start: HostTsc,
     khz: Khz,
 ) -> Result<(), RunError> {
     let host_khz = clock.host().as_it_is().khz();
@@ -52,8 +53,9 @@ pub(crate) fn set_after_start(
             // KVM adds the offset to the scaled TSC of the host.
             first.set_tsc_offset(0)?;
             let ScaledTsc { host, guest, rate } = first.scaled_tsc(khz, host_khz)?;
-            clock.follow_scaled_tsc(host, adjusted.tsc, rate);
-            adjusted.tsc.0.wrapping_sub(guest.0)
+            clock.follow_scaled_tsc(start, adjusted.tsc, rate);
+            // The clock has counted since `start`, and the guest's TSC is to have the same value.
+            clock.tsc_at(host).0.wrapping_sub(guest.0)
         }
     };
     clock.set_vcpu_offset(offset);

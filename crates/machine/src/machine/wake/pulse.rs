@@ -7,9 +7,10 @@ use crate::{
     host::{clock::HostClock, kick::KickTimer},
     machine::{
         error::RunError,
+        instant::HostInstant,
         shared::{
             Shared, VcpuShared,
-            host_stop::{GAP, Gap, HostInstant, PULSE, slept},
+            host_stop::{GAP, Gap, PULSE, slept},
         },
     },
 };
@@ -20,7 +21,7 @@ fn did_sleep(shared: &Shared, host: HostClock) -> bool {
     let now = HostInstant::now(host);
     let known = std::mem::replace(&mut *shared.last_known_running.lock(), now);
     let Some(slept) = slept(host, known, now) else { return false };
-    let from = HostInstant { tsc: now.tsc, boot: now.boot.before(slept) };
+    let from = HostInstant { boot: now.boot.before(slept), slept: known.slept, ..now };
     shared.found_gap(Gap { from, tsc_restarted: false });
     true
 }
