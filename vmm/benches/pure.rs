@@ -10,8 +10,8 @@ use guest_abi::{
 use kvm_pv::{GuestWrite, OutsideRam, Registration};
 use vlapic::{Config, LocalApic};
 use vmtime::{
-    AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, Moment, Now, PageClock, Remainder, Scale,
-    Stood, VmTime, adjust,
+    AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, Moment, Now, PageClock, Scale, Stood, VmTime,
+    adjust,
 };
 
 const SVR: u32 = x2apic_msr(lapic::SVR);
@@ -40,17 +40,7 @@ fn page() -> PageClock {
 
 /// A save, a second after the page's base.
 fn moment() -> Moment {
-    let (page, tsc) = (page(), GuestTsc((1 << 40) + 2_596_156_000));
-    Moment {
-        tsc,
-        vm: page.vm_time(tsc),
-        khz: khz(2_596_156),
-        page,
-        remainder: Remainder::ZERO,
-        wall_ns: 0,
-        tai_offset_s: None,
-        wall_error_ns: None,
-    }
+    Moment::new(page(), GuestTsc((1 << 40) + 2_596_156_000), khz(2_596_156), 0)
 }
 
 fn restored(saved: &Moment) -> Result<Adjusted, AdjustError> {

@@ -96,6 +96,13 @@ pub struct Moment {
 }
 
 impl Moment {
+    /// A save when the guest's TSC, of `khz`, was `tsc` and its page `page`, at `wall_ns` of CLOCK_REALTIME.
+    #[must_use]
+    pub fn new(page: PageClock, tsc: GuestTsc, khz: Khz, wall_ns: u64) -> Self {
+        let (vm, remainder) = (page.vm_time(tsc), Remainder::ZERO);
+        Self { tsc, vm, khz, page, remainder, wall_ns, tai_offset_s: None, wall_error_ns: None }
+    }
+
     /// Whether its clocks agree.
     ///
     /// # Errors

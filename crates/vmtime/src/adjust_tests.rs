@@ -10,9 +10,7 @@ fn khz(n: u64) -> Khz {
 fn moment(f: u64, base: u64, system_time: u64, tsc: u64, wall_ns: u64) -> Moment {
     let scale = Scale::from_khz(khz(f));
     let page = PageClock { tsc_timestamp: GuestTsc(base), system_time: VmTime(system_time), scale };
-    let vm = page.vm_time(GuestTsc(tsc));
-    let remainder = Remainder::ZERO;
-    Moment { tsc: GuestTsc(tsc), vm, khz: khz(f), page, remainder, wall_ns, tai_offset_s: None, wall_error_ns: None }
+    Moment::new(page, GuestTsc(tsc), khz(f), wall_ns)
 }
 
 #[test]

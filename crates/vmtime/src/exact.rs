@@ -94,8 +94,9 @@ impl ExactTime {
     /// How far this is ahead of `line`; at most 1 ns either way is kept.
     #[must_use]
     pub fn since_line(self, line: Self) -> Remainder {
-        let ahead = i64::try_from(self.0.abs_diff(line.0)).unwrap_or(i64::MAX);
-        Remainder(if self < line { -ahead } else { ahead })
+        // Both are below 2¹²⁷.
+        let ahead = self.0.cast_signed() - line.0.cast_signed();
+        Remainder(i64::try_from(ahead).unwrap_or(if ahead.is_negative() { i64::MIN } else { i64::MAX }))
     }
 
     /// How far this and `other` are apart, in 2⁻⁶³ ns.
@@ -132,7 +133,7 @@ impl PageClock {
     fn units(&self, ticks: u64) -> u128 {
         let product = u128::from(ticks) * u128::from(self.scale.mul()); // below 2⁹⁶
         let by = u32::from(self.scale.shift().saturating_add(31).unsigned_abs());
-        if by > product.leading_zeros() { u128::MAX } else { product.checked_shl(by).unwrap_or(u128::MAX) }
+        product.saturating_mul(1 << by)
     }
 
     /// `ticks` on the line, as a time.
@@ -149,7 +150,7 @@ impl TryFrom<RawTime> for ExactTime {
         if fraction >> FRACTION_BITS != 0 {
             return Err(BadFraction(fraction));
         }
-        Ok(Self(Self::of(VmTime(ns)).0 | u128::from(fraction)))
+        Ok(Self(Self::of(VmTime(ns)).0 + u128::from(fraction)))
     }
 }
 
@@ -184,6 +185,8 @@ mod tests {
         assert_eq!(ExactTime::MAX.after_ns(1), ExactTime::MAX);
         assert_eq!(ExactTime::of(VmTime(u64::MAX)).floor(), VmTime(u64::MAX));
         assert!((Remainder(1 << 62).as_ns() - 0.5).abs() < f64::EPSILON);
+        let (first, last) = (ExactTime::default(), ExactTime::MAX);
+        assert_eq!([last.since_line(first), first.since_line(last)], [Remainder(i64::MAX), Remainder(i64::MIN)]);
         assert!(Remainder::ZERO.is_zero() && !Remainder(1).is_zero());
     }
 

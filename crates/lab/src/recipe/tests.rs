@@ -15,16 +15,7 @@ fn khz(khz: u64) -> Khz {
 fn saved(cpus: usize, from: Khz, to: Khz) -> Saved {
     let tsc = GuestTsc(u64::from(from.get()) * 5_000);
     let page = PageClock { tsc_timestamp: tsc, system_time: VmTime(5_000_000_000), scale: Scale::from_khz(from) };
-    let moment = Moment {
-        tsc,
-        vm: VmTime(5_000_000_000),
-        khz: from,
-        page,
-        remainder: Remainder::ZERO,
-        wall_ns: 0,
-        tai_offset_s: None,
-        wall_error_ns: None,
-    };
+    let moment = Moment::new(page, tsc, from, 0);
     let own = Adjusted { tsc, vm: moment.vm, page, remainder: Remainder::ZERO, downtime_ns: 0, clamped: false };
     let armed = Armed::Tsc(GuestTsc(tsc.0 + u64::from(from.get())));
     let cpu = SavedCpu { tsc_adjust: TscAdjust::ZERO, armed, own_armed: armed, own_due: None, in_deadline_mode: true };

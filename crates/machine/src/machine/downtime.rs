@@ -126,7 +126,7 @@ pub(crate) fn log(saved: &Moment, downtime_ns: u64, measured: Measured) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use vmtime::{DowntimePolicy, GuestTsc, Khz, PageClock, Remainder, Scale, VmTime, adjust};
+    use vmtime::{DowntimePolicy, GuestTsc, Khz, PageClock, Scale, VmTime, adjust};
 
     use super::*;
     use crate::host::reading::Reading;
@@ -137,16 +137,7 @@ mod tests {
     fn saved(tai_offset_s: Option<i32>, wall_error_ns: Option<u64>) -> Moment {
         let khz = Khz::new(1_000_000).unwrap();
         let page = PageClock { tsc_timestamp: GuestTsc(0), system_time: VmTime(0), scale: Scale::from_khz(khz) };
-        Moment {
-            tsc: GuestTsc(5),
-            vm: VmTime(5),
-            khz,
-            page,
-            remainder: Remainder::ZERO,
-            wall_ns: SAVED_WALL_NS,
-            tai_offset_s,
-            wall_error_ns,
-        }
+        Moment { tai_offset_s, wall_error_ns, ..Moment::new(page, GuestTsc(5), khz, SAVED_WALL_NS) }
     }
 
     fn wall(ns: u64, tai_offset_s: Option<i32>) -> WallReading {
