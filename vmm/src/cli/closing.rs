@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use machine::{
-    audit::{Lateness, Summary, TimerSummary, checks::Verdict},
+    audit::{GuestStopped, Lateness, Summary, TimerSummary, checks::Verdict},
     session::{Finish, Report},
 };
 use vmtime::Length;
@@ -11,7 +11,7 @@ use vmtime::Length;
 /// Sums up the ticks or, for a guest without a tick ring, the timer interrupts. None for a guest that failed before its
 /// first tick.
 pub(super) fn line(report: &Report, verdict: &Verdict) -> Option<String> {
-    let Report { finish, summary, no_ring, timer, vm_ns, migrations, .. } = report;
+    let Report { finish, summary, no_ring, timer, vm_ns, migrations, guest_stopped, .. } = report;
     let something = match summary {
         Some(summary) => summary.ticks != 0 || summary.malformed != 0,
         None => timer.is_some_and(|timer| timer.interrupts != 0),
@@ -21,8 +21,13 @@ pub(super) fn line(report: &Report, verdict: &Verdict) -> Option<String> {
         Some(summary) => ticks(summary, ended),
         None => format!("ticks not judged: {no_ring}{}", timer.as_ref().map(interrupts).unwrap_or_default()),
     };
+    let stopped = match guest_stopped {
+        GuestStopped { never_cleared: 0, .. } => String::new(),
+        GuestStopped { in_resumes, .. } => format!("; GUEST_STOPPED never cleared in {in_resumes} resumes"),
+    };
     let word = if verdict.pass { "passed" } else { "failed" };
-    (something || verdict.pass).then(|| format!("{what}; migrations {migrations}; VM time {}; {word}", micros(vm_ns.0)))
+    (something || verdict.pass)
+        .then(|| format!("{what}; migrations {migrations}{stopped}; VM time {}; {word}", micros(vm_ns.0)))
 }
 
 fn ticks(summary: &Summary, ended: bool) -> String {

@@ -9,7 +9,7 @@ use std::{
 use lab::report::timeline::Timeline;
 use machine::{
     Costs, TraceTo,
-    audit::{Summary, TimerSummary, checks::Verdict},
+    audit::{GuestStopped, Summary, TimerSummary, checks::Verdict},
     machine::downtime::Downtimes,
     session::{Finish, Report},
 };
@@ -46,6 +46,8 @@ struct SummaryFile<'a> {
     host_stops: u64,
     /// The downtimes that were measured.
     downtimes: &'a Downtimes,
+    /// In this process.
+    guest_stopped: &'a GuestStopped,
     /// Whether the guest has a tick ring that can be read; if not, `lost` and all of `ticks` are null.
     judged: bool,
     lost: Option<u64>,
@@ -121,6 +123,7 @@ impl Files {
             migrations_here,
             host_stops,
             downtimes,
+            guest_stopped,
             summary,
             timer,
             costs,
@@ -139,6 +142,7 @@ impl Files {
                 migrations_here: *migrations_here,
                 host_stops: *host_stops,
                 downtimes,
+                guest_stopped,
                 judged: summary.is_some(),
                 lost,
                 ticks: summary

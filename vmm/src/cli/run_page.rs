@@ -18,13 +18,15 @@ use super::output;
 
 /// The page of a run.
 pub(super) fn page(report: &Report, finish: &str, lost: Option<u64>, verdict: &Verdict, timeline: &Timeline) -> Page {
-    let Report { vm_ns, migrations, migrations_here, host_stops, downtimes, summary, timer, .. } = report;
+    let Report { vm_ns, migrations, migrations_here, host_stops, downtimes, guest_stopped, summary, timer, .. } =
+        report;
     let mut page = Page::new("A guest and its ticks", output::command_line(), found(report, lost, verdict))
         .fact("VM time", format!("{} ms", units::exact_ms(vm_ns.0)))
         .fact("the run", finish)
         .fact("migrations", units::grouped(*migrations))
         .fact("in this process", units::grouped(*migrations_here))
-        .fact("stopped by the host", units::grouped(*host_stops));
+        .fact("stopped by the host", units::grouped(*host_stops))
+        .fact("GUEST_STOPPED set, found cleared", format!("{}, {}", guest_stopped.set, guest_stopped.cleared));
     if downtimes.measured != 0 {
         let error = downtimes.error_ns.map_or_else(|| "error unknown".to_owned(), |ns| format!("±{ns} ns in all"));
         page = page.fact("downtimes measured", format!("{}, {error}", units::grouped(downtimes.measured)));

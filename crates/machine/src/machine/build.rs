@@ -8,7 +8,7 @@ use vmtime::{Khz, Moment};
 
 use super::{
     Machine,
-    audit::TickAudit,
+    audit::{GuestStoppedAudit, TickAudit},
     clock::Clock,
     config::{
         BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode,
@@ -110,6 +110,7 @@ impl Machine {
             migrations: 0,
             migrations_here: 0,
             downtimes: Downtimes::NONE,
+            guest_stopped: GuestStoppedAudit::default(),
             unlisted,
             changes: None,
             vm,
@@ -205,6 +206,7 @@ impl Machine {
             migrations: migrations.saturating_add(1),
             migrations_here: 0,
             downtimes: Downtimes::NONE,
+            guest_stopped: GuestStoppedAudit::default(),
             unlisted,
             changes: None,
             vm,

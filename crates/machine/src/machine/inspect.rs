@@ -10,7 +10,7 @@ use vmtime::{Khz, Now, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
     Machine,
-    audit::{Summary, TimerSummary},
+    audit::{GuestStopped, Summary, TimerSummary},
     config::{LapicKind, TimeMode, source::TscSource},
     error::RunError,
     record::counters::Costs,
@@ -88,6 +88,12 @@ impl Machine {
     #[must_use]
     pub fn timer_summary(&self) -> Option<TimerSummary> {
         (self.lapic() == LapicKind::User).then(|| self.shared.audit.lock().timer())
+    }
+
+    /// How often PVCLOCK_GUEST_STOPPED was set, and found cleared, in this process.
+    #[must_use]
+    pub fn guest_stopped(&self) -> GuestStopped {
+        self.guest_stopped.sum_up(&self.shared.memory)
     }
 
     /// Why there is no tick ring to read, as text.

@@ -83,7 +83,7 @@ impl Machine {
         let changes = self.take_changes()?;
         // A snapshot's RAM has the guest's own instructions at trap sites, and `restored` checks that.
         self.shared.sites.unpatch(&self.shared.memory);
-        let Self { vcpus, shared, migrations_here, downtimes, paused, vm, .. } = self;
+        let Self { vcpus, shared, migrations_here, downtimes, guest_stopped, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));
         let Shared { devices, memory, audit, trace, outlets, costs, start_pages_released, .. } = shared;
@@ -100,6 +100,7 @@ impl Machine {
         machine.shared.audit = audit;
         machine.shared.costs = costs;
         machine.shared.start_pages_released = start_pages_released;
+        machine.guest_stopped = guest_stopped;
         machine.migrations_here = migrations_here.saturating_add(1);
         machine.downtimes = downtimes;
         machine.set_changes(changes)?;

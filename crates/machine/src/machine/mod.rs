@@ -46,6 +46,7 @@ mod wake;
 use std::sync::Arc;
 
 use self::{
+    audit::GuestStoppedAudit,
     config::{
         LapicKind,
         source::{SourceChoice, TscSource},
@@ -92,6 +93,8 @@ pub struct Machine {
     downtimes: Downtimes,
     /// RDTSC instructions that the guest's trap-site table does not list.
     unlisted: Unlisted,
+    /// Whether the guest clears PVCLOCK_GUEST_STOPPED; in this process.
+    guest_stopped: GuestStoppedAudit,
     /// Which pages have changed since it was saved, if that is recorded.
     changes: Option<Changes>,
     /// Declared last: the vCPUs are closed before the VM whose memory they map.

@@ -12,7 +12,7 @@ use vmtime::{Adjusted, DowntimePolicy, Khz, Now, VmTime};
 
 use super::{
     Machine,
-    config::{TimeMode, source::TscSource},
+    config::{LapicKind, TimeMode, source::TscSource},
     cpu_index::CpuIndex,
     downtime::{self, Downtime, Measured},
     error::RunError,
@@ -154,11 +154,15 @@ impl Machine {
         if restored.as_ref().is_some_and(|restored| !restored.stable) {
             self.shared.tsc_stable.store(false, Ordering::SeqCst);
         }
+        let pages = self.vcpus.kvmclock_pages();
+        self.look_at_guest_stopped(&pages, &adjusted);
         let restored = restored.as_ref().map_or(&[][..], |restored| &restored.cpus);
         let restart = Restart { policies, moment: &moment, adjusted: &adjusted, restored };
         for in_flight in self.vcpus.thaw(&self.vm, &self.shared, restart)? {
             self.trace_restore(policies, (&adjusted, measured), khz, &in_flight);
         }
+        let by_kvm = self.vcpus.lapic() == LapicKind::Kvm;
+        self.guest_stopped.after_resume(&self.shared.memory, &pages, by_kvm);
         Ok(Some(Migration {
             from_khz: moment.khz,
             to_khz: khz,
@@ -167,6 +171,17 @@ impl Machine {
             clamped: adjusted.clamped,
             measured,
         }))
+    }
+
+    /// Looks whether the guest has cleared PVCLOCK_GUEST_STOPPED since the last resume; traces it if not.
+    fn look_at_guest_stopped(&mut self, pages: &[Option<u64>], adjusted: &Adjusted) {
+        let kept = self.guest_stopped.before_resume(&self.shared.memory, pages);
+        let now = Now::new(adjusted.tsc, adjusted.vm);
+        for (cpu, resumes) in (0..).map(CpuIndex::new).zip(kept) {
+            if let Some(resumes) = resumes {
+                self.shared.event(cpu, now, &Event::GuestStoppedKept { resumes });
+            }
+        }
     }
 
     fn trace_boot(&self, adjusted: &Adjusted, khz: Khz) {

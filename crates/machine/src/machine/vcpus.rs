@@ -258,6 +258,14 @@ impl Vcpus {
         }
     }
 
+    /// The address of each vCPU's kvmclock page; the machine must be stopped.
+    pub(crate) fn kvmclock_pages(&self) -> Vec<Option<u64>> {
+        match self {
+            Self::User(cpus) => cpus.iter().map(|cpu| cpu.local.pvclock.address()).collect(),
+            Self::Kvm(cpus) => cpus.iter().map(KvmCpu::page_address).collect(),
+        }
+    }
+
     /// The vCPUs in KVM, to set their TSCs.
     pub(crate) fn vcpu_tscs(&self) -> Vec<tsc::VcpuTsc<'_>> {
         match self {

@@ -31,7 +31,7 @@ use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply},
     machine::{
         Machine,
-        audit::{Summary, TimerSummary},
+        audit::{GuestStopped, Summary, TimerSummary},
         config::HostEnvironment,
         downtime::Downtimes,
         error::RunError,
@@ -127,6 +127,8 @@ pub struct Report {
     pub host_stops: u64,
     /// The downtimes that were measured.
     pub downtimes: Downtimes,
+    /// How often PVCLOCK_GUEST_STOPPED was set, and found cleared, in this process.
+    pub guest_stopped: GuestStopped,
     /// Whether the trace is complete.
     pub trace: Result<(), RunError>,
 }

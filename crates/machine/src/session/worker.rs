@@ -101,7 +101,7 @@ pub(super) fn work<'env>(
     let summary = summary.or_else(|| not_created_yet.then(Summary::default));
     let trace = machine.finish_trace(finish.finish_limit());
     let vm_ns = machine.vm_time();
-    let costs = machine.costs();
+    let (costs, guest_stopped) = (machine.costs(), machine.guest_stopped());
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
     let downtimes = machine.downtimes();
     Ok(Report {
@@ -115,6 +115,7 @@ pub(super) fn work<'env>(
         migrations_here,
         host_stops,
         downtimes,
+        guest_stopped,
         trace,
     })
 }

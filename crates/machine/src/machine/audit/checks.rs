@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use serde::{Serialize, Serializer};
 use vmtime::Length;
 
-use super::{Lateness, Summary, TimerSummary};
+use super::{GuestStopped, Lateness, Summary, TimerSummary};
 
 /// One check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Check {
     Accounts,
     /// The guest's clocksource watchdog marked none unstable.
     Watchdog,
+    /// Each vCPU on which PVCLOCK_GUEST_STOPPED was set has cleared it.
+    Stopped,
 }
 
 /// The checks of a run.
@@ -39,7 +41,7 @@ pub struct Checks {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCheck {
     /// No such check.
-    #[error("there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog; or none")]
+    #[error("there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog, stopped; or none")]
     Unknown(String),
     /// `late` without a time.
     #[error("write late=TIME, for example late=1ms")]
@@ -78,6 +80,8 @@ pub struct Evidence<'a> {
     pub ticks: Option<&'a Summary>,
     /// Counts of the LAPICs' timer interrupts; none where the LAPICs are KVM's.
     pub timer: Option<&'a TimerSummary>,
+    /// What became of PVCLOCK_GUEST_STOPPED.
+    pub guest_stopped: GuestStopped,
     /// Why there is no ring to read, as text.
     pub no_ring: &'a str,
     /// The guest ended by itself, so that no more ticks will come.
@@ -109,11 +113,13 @@ impl Check {
             Self::Clock => "clock",
             Self::Accounts => "accounts",
             Self::Watchdog => "watchdog",
+            Self::Stopped => "stopped",
         }
     }
 
     fn check(self, evidence: &Evidence<'_>) -> CheckResult {
         match (evidence.ticks, evidence.timer) {
+            _ if self == Self::Stopped => Self::check_guest_stopped(&evidence.guest_stopped),
             (Some(ticks), _) => self.check_ticks(ticks, evidence.ended),
             (None, Some(timer)) if timer.interrupts != 0 => self.check_timer(timer, evidence.no_ring),
             _ => CheckResult::NotJudged(evidence.no_ring.to_owned()),
@@ -163,6 +169,20 @@ impl Check {
                 }
             }
             Self::Watchdog => Self::check_watchdog(ticks),
+            Self::Stopped => CheckResult::NotJudged("it needs no ticks".to_owned()),
+        }
+    }
+
+    fn check_guest_stopped(found: &GuestStopped) -> CheckResult {
+        let GuestStopped { set, cleared, never_cleared, in_resumes } = *found;
+        if set == 0 {
+            CheckResult::NotJudged("PVCLOCK_GUEST_STOPPED was not set: no resume, or no kvmclock page".to_owned())
+        } else if never_cleared == 0 {
+            CheckResult::Pass(format!("PVCLOCK_GUEST_STOPPED was set {set} times, and found cleared {cleared} times"))
+        } else {
+            CheckResult::Fail(format!(
+                "PVCLOCK_GUEST_STOPPED was never cleared: vCPUs {never_cleared}, resumes {in_resumes}"
+            ))
         }
     }
 
@@ -193,7 +213,7 @@ impl Check {
                 within(limit, worst_ns, "the latest timer interrupt, by the host's account, was")
             }
             (Self::Early, _) => none_of(&[(timer.early, "timer interrupts before their time")]),
-            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts | Self::Watchdog, _) => {
+            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts | Self::Watchdog | Self::Stopped, _) => {
                 CheckResult::NotJudged(no_ring.to_owned())
             }
         }
@@ -224,6 +244,7 @@ impl FromStr for Check {
             None if text == "clock" => Ok(Self::Clock),
             None if text == "accounts" => Ok(Self::Accounts),
             None if text == "watchdog" => Ok(Self::Watchdog),
+            None if text == "stopped" => Ok(Self::Stopped),
             _ => Err(BadCheck::Unknown(text.to_owned())),
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod checks;
 
+mod guest_stopped;
 mod record_check;
 mod ring;
 mod state;
@@ -25,6 +26,8 @@ use self::{
 };
 use crate::mem::ram::GuestRam;
 
+pub use guest_stopped::GuestStopped;
+pub(crate) use guest_stopped::GuestStoppedAudit;
 pub(crate) use record_check::ClockReading;
 pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};

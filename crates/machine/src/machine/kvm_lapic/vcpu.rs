@@ -90,15 +90,17 @@ impl KvmCpu {
         self.frozen.as_ref().map_or(TscAdjust::ZERO, |frozen| frozen.tsc_adjust)
     }
 
-    /// The version of the guest's kvmclock page; 0 if it has registered none.
-    pub(crate) fn page_version(&self, shared: &Shared) -> u32 {
+    /// The address of the guest's kvmclock page, while the machine is stopped; none if it has registered none.
+    pub(crate) fn page_address(&self) -> Option<u64> {
         /// MSR_KVM_SYSTEM_TIME_NEW, bit 0.
         const ENABLED: u64 = 1;
         let system_time = self.frozen.as_ref().map_or(0, |frozen| frozen.system_time);
-        if system_time & ENABLED == 0 {
-            return 0;
-        }
-        shared.memory.read_obj(GuestAddress(system_time & !ENABLED)).unwrap_or(0)
+        (system_time & ENABLED != 0).then_some(system_time & !ENABLED)
+    }
+
+    /// The version of the guest's kvmclock page; 0 if it has registered none.
+    pub(crate) fn page_version(&self, shared: &Shared) -> u32 {
+        self.page_address().and_then(|page| shared.memory.read_obj(GuestAddress(page)).ok()).unwrap_or(0)
     }
 }
 

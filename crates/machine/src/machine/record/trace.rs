@@ -107,6 +107,11 @@ pub enum Event<'a> {
         /// The gap's length, in nanoseconds of host time.
         gap_ns: u64,
     },
+    /// A resume finds PVCLOCK_GUEST_STOPPED still set in the vCPU's kvmclock page, and it was never cleared so far.
+    GuestStoppedKept {
+        /// Resumes at which it was set.
+        resumes: u64,
+    },
     /// The clocks at a save.
     Save {
         /// Guest TSC frequency.

@@ -6,7 +6,14 @@ fn ticks() -> Summary {
 }
 
 fn evidence(ticks: Option<&Summary>) -> Evidence<'_> {
-    Evidence { ticks, timer: None, no_ring: "no ring", ended: true, failed: None }
+    Evidence {
+        ticks,
+        timer: None,
+        guest_stopped: GuestStopped::default(),
+        no_ring: "no ring",
+        ended: true,
+        failed: None,
+    }
 }
 
 fn reasons(checks: &str, ticks: &Summary) -> Vec<String> {
@@ -43,6 +50,21 @@ fn each_check_fails_on_its_own_count_alone() {
         assert_eq!(Checks::default().verdict(&evidence(Some(&bad))).pass, name == "early", "{bad:?}");
         assert_eq!(reasons("none", &bad), [""; 0]);
     }
+}
+
+// Catches: a check of the flag that needs ticks, which foreign guests have not; one that passes where nothing was set.
+#[test]
+fn a_flag_that_is_never_cleared_fails_the_check_of_it_alone() {
+    let judge = |checks: &str, guest_stopped: GuestStopped| {
+        let evidence = Evidence { guest_stopped, ..evidence(None) };
+        checks.parse::<Checks>().unwrap().verdict(&evidence).reasons
+    };
+    let kept = GuestStopped { set: 8, cleared: 0, never_cleared: 2, in_resumes: 4 };
+    assert_eq!(judge("stopped", kept), ["PVCLOCK_GUEST_STOPPED was never cleared: vCPUs 2, resumes 4"]);
+    assert_eq!(judge("none", kept), [""; 0]);
+    assert_eq!(judge("stopped", GuestStopped { set: 8, cleared: 1, ..GuestStopped::default() }), [""; 0]);
+    let [reason] = &judge("stopped", GuestStopped::default())[..] else { panic!("one reason") };
+    assert!(reason.starts_with("stopped cannot be judged: PVCLOCK_GUEST_STOPPED was not set"), "{reason}");
 }
 
 // Catches: a watchdog that marks a clocksource and fails nothing, and one that never checked and passes.
