@@ -8,6 +8,7 @@ mod browser;
 pub mod document;
 mod host;
 pub mod kernel;
+pub mod ktap;
 mod lab;
 mod page;
 mod process;

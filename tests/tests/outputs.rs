@@ -4,10 +4,10 @@
 use std::{fs, os::unix::net::UnixStream, thread, time::Duration};
 
 use serde_json::Value;
-use vm_tests::{Ended, Lab, finish, guest, require_kvm, start};
+use vm_tests::{Ended, Lab, finish, guest, ktap, require_kvm, start};
 
 /// A flag that names a file for results.
-const FLAGS: [&str; 6] = ["trace", "summary", "report", "junit", "tap", "json"];
+const FLAGS: [&str; 7] = ["trace", "summary", "report", "junit", "tap", "ktap", "json"];
 
 /// The effect of a flag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +27,7 @@ struct Mode {
     name: &'static str,
     command: String,
     code: i32,
-    leaves: [Leaves; 6],
+    leaves: [Leaves; 7],
 }
 
 fn modes() -> Vec<Mode> {
@@ -35,19 +35,19 @@ fn modes() -> Vec<Mode> {
     let run = format!("--guest {} --time virtual --tsc-khz 2600000", guest().display());
     let sweep = "sweep --every exit --ratio 0.5 --cmdline clockevent=lapic-deadline";
     vec![
-        mode("demonstration", "", 0, [Refused, Refused, File, File, File, Stdout]),
-        mode("--guest", &run, 0, [File, File, File, File, File, Refused]),
-        mode("restore", "restore snapshot", 0, [File, File, File, File, File, Refused]),
-        mode("sweep", sweep, 1, [Refused, Refused, File, File, File, File]),
-        mode("--point", &format!("{sweep} --point 3"), 1, [File, Refused, Refused, Refused, Refused, Refused]),
-        mode("merge", "sweep merge shard", 1, [Refused, Refused, File, File, File, File]),
-        mode("study", "study arithmetic", 0, [Refused, Refused, File, Refused, Refused, File]),
-        mode("rebase", "study rebase --look-back 64", 0, [Refused, Refused, Refused, Refused, Refused, File]),
-        mode("horizon", "study horizon", 0, [Refused, Refused, Refused, Refused, Refused, File]),
-        mode("doctor", "doctor", 0, [Refused, Refused, Refused, Refused, Refused, Stdout]),
-        mode("ctl", "ctl --api-sock s status", 0, [Refused; 6]),
-        mode("show", "snapshot show snapshot", 0, [Refused, Refused, Refused, Refused, Refused, Stdout]),
-        mode("merge", "snapshot merge snapshot other", 0, [Refused; 6]),
+        mode("demonstration", "", 0, [Refused, Refused, File, File, File, File, Stdout]),
+        mode("--guest", &run, 0, [File, File, File, File, File, File, Refused]),
+        mode("restore", "restore snapshot", 0, [File, File, File, File, File, File, Refused]),
+        mode("sweep", sweep, 1, [Refused, Refused, File, File, File, File, File]),
+        mode("--point", &format!("{sweep} --point 3"), 1, [File, Refused, Refused, Refused, Refused, Refused, Refused]),
+        mode("merge", "sweep merge shard", 1, [Refused, Refused, File, File, File, File, File]),
+        mode("study", "study arithmetic", 0, [Refused, Refused, File, Refused, Refused, Refused, File]),
+        mode("rebase", "study rebase --look-back 64", 0, [Refused, Refused, Refused, Refused, Refused, Refused, File]),
+        mode("horizon", "study horizon", 0, [Refused, Refused, Refused, Refused, Refused, Refused, File]),
+        mode("doctor", "doctor --conformance", 0, [Refused, Refused, Refused, Refused, Refused, Stdout, Stdout]),
+        mode("ctl", "ctl --api-sock s status", 0, [Refused; 7]),
+        mode("show", "snapshot show snapshot", 0, [Refused, Refused, Refused, Refused, Refused, Refused, Stdout]),
+        mode("merge", "snapshot merge snapshot other", 0, [Refused; 7]),
     ]
 }
 
@@ -79,6 +79,7 @@ fn is_result(flag: &str, text: &str, context: &str) {
                 "{context}"
             );
         }
+        "ktap" => assert!(!ktap::results(text).is_empty(), "{context}"),
         _ => panic!("{flag}"),
     }
 }
@@ -184,15 +185,14 @@ fn a_point_is_tried_at_one_ratio() {
 fn a_run_that_is_ended_from_outside_leaves_its_results() {
     require_kvm!();
     let lab = Lab::new();
-    let all =
-        "--api-sock s --trace out.trace --summary out.summary --report out.report --junit out.junit --tap out.tap";
+    let all = "--api-sock s --trace out.trace --summary out.summary --report out.report --junit out.junit --tap out.tap --ktap out.ktap";
     let process = start(&mut lab.guest("scenario=idle hz=200", all));
     while UnixStream::connect(lab.path("s")).is_err() {
         thread::sleep(Duration::from_millis(5));
     }
     lab.run("ctl --api-sock s quit").expect(0);
     let ended = process.finish().expect(0);
-    for flag in &FLAGS[..5] {
+    for flag in &FLAGS[..6] {
         is_result(flag, &fs::read_to_string(lab.path(format!("out.{flag}"))).unwrap(), &format!("{ended:#?}"));
     }
 }

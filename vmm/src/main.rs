@@ -9,7 +9,9 @@ fn main() -> ExitCode {
     // Refused only for signals that cannot be ignored.
     let _ = machine::host::file_signals::ignore_file_size_signal();
     let first = std::env::args_os().nth(1);
-    let matches = match cli::commands::grammar(first.as_deref()).try_get_matches() {
+    let parsed = cli::commands::grammar(first.as_deref()).try_get_matches();
+    cli::exit::Codes::choose(parsed.as_ref().ok(), std::env::args_os());
+    let matches = match parsed {
         Ok(matches) => matches,
         Err(error) => return cli::exit::refuse(&error),
     };
@@ -17,7 +19,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             machine::say!("vmm: {}", error.one_line());
-            error.blame().exit_code().into()
+            cli::exit::code(error.blame()).into()
         }
     };
     log::logger().flush();

@@ -2,15 +2,28 @@
 
 use std::process::ExitCode;
 
-use machine::doctor;
+use lab::report::cases::Suite;
+use machine::{blame::Blame, doctor};
 
-use super::{conformance, doctor_args::Doctor, exit::Result, text::Text};
+use super::{
+    conformance,
+    doctor_args::Doctor,
+    exit::{Error, Result},
+    text::Text,
+};
 
 pub fn run(args: &Doctor) -> Result<ExitCode> {
     if !args.compare.is_empty() {
         conformance::compare(&args.compare)?.print()?;
     } else if args.conformance {
-        let report = doctor::conformance::examine()?;
+        let report = match doctor::conformance::examine().map_err(Error::from) {
+            // A machine that counts failures finds a result, not silence.
+            Err(error) if args.ktap && error.blame() == Blame::Host => {
+                Text::from(Suite::cannot("vmm doctor --conformance", &error.one_line()).ktap()).print()?;
+                return Err(error);
+            }
+            examined => examined?,
+        };
         match (args.json, args.ktap) {
             (true, _) => Text::json(&report)?,
             (false, true) => Text::from(report.ktap()),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::EmulateHost;
+use super::{args::EmulateHost, exit::Codes};
 
 /// Find out what this host does, and what vmm will do about it.
 #[derive(Debug, Args)]
@@ -24,4 +24,7 @@ pub struct Doctor {
     /// Pretend to be a host with this peculiarity.
     #[arg(long, value_enum, value_name = "PECULIARITY", conflicts_with = "conformance")]
     pub emulate_host: Option<EmulateHost>,
+    /// Whose exit codes to end with.
+    #[arg(long, value_enum, value_name = "WHOSE", default_value = "vmm")]
+    pub exit_codes: Codes,
 }

@@ -1,9 +1,17 @@
 //! How the program ends: an error of a command as one line for the user, and the exit code.
 //!
-//! 0 is all good; [`Blame`] has the others.
+//! 0 is all good; [`Blame`] has the others, and [`Codes`] those of test harnesses.
 
-use std::{error, fmt::Display, iter, process::ExitCode};
+use std::{
+    error,
+    ffi::OsString,
+    fmt::Display,
+    iter,
+    process::ExitCode,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
+use clap::{ArgMatches, ValueEnum};
 use machine::{
     End,
     blame::{Blame, Blamed},
@@ -100,6 +108,66 @@ impl<T, E: error::Error> OrFailed<T> for Result<T, E> {
     }
 }
 
+/// Whose exit codes the program ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[repr(u8)]
+pub enum Codes {
+    /// vmm's own: 1 failed, 2 usage, 3 this host cannot.
+    Vmm,
+    /// kselftest's: 1 failed or usage, 4 skipped because this host cannot. Never 2 (XFAIL) or 3 (XPASS).
+    Kselftest,
+    /// Automake's: 1 failed, 77 skipped because this host cannot, 99 usage.
+    Automake,
+}
+
+/// The codes that were asked for.
+static CODES: AtomicU8 = AtomicU8::new(Codes::Vmm as u8);
+
+impl Codes {
+    const FLAG: &str = "--exit-codes";
+
+    /// Sets the codes for [`code`]. If the command line cannot be parsed, so that there is no `matches`, its words tell:
+    /// else a harness would take a usage error for an expected failure.
+    pub fn choose(matches: Option<&ArgMatches>, words: impl Iterator<Item = OsString>) {
+        let chosen = matches.map_or_else(|| Self::among(words), Self::parsed).unwrap_or(Self::Vmm);
+        CODES.store(chosen as u8, Ordering::Relaxed);
+    }
+
+    /// The value of the flag, of the innermost command that has it.
+    fn parsed(matches: &ArgMatches) -> Option<Self> {
+        let own = matches.try_get_one::<Self>("exit_codes").ok().flatten().copied();
+        matches.subcommand().and_then(|(_, matches)| Self::parsed(matches)).or(own)
+    }
+
+    fn among(words: impl Iterator<Item = OsString>) -> Option<Self> {
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        words.iter().enumerate().rev().find_map(|(index, word)| {
+            let value = match word.strip_prefix(Self::FLAG)? {
+                "" => words.get(index.saturating_add(1))?,
+                value => value.strip_prefix('=')?,
+            };
+            <Self as ValueEnum>::from_str(value, false).ok()
+        })
+    }
+
+    /// The code for an error.
+    const fn of(self, blame: Blame) -> u8 {
+        match (self, blame) {
+            (Self::Vmm, _) => blame.exit_code(),
+            (Self::Kselftest, Blame::Run | Blame::Usage) | (Self::Automake, Blame::Run) => 1,
+            (Self::Kselftest, Blame::Host) => 4,
+            (Self::Automake, Blame::Usage) => 99,
+            (Self::Automake, Blame::Host) => 77,
+        }
+    }
+}
+
+/// The exit code for an error, as [`Codes::choose`] has it.
+pub fn code(blame: Blame) -> u8 {
+    let chosen = CODES.load(Ordering::Relaxed);
+    Codes::value_variants().iter().find(|codes| **codes as u8 == chosen).unwrap_or(&Codes::Vmm).of(blame)
+}
+
 /// Says what is wrong with the command line, or the help that was asked for. Where words are very long, their middle is
 /// left out.
 pub fn refuse(error: &clap::Error) -> ExitCode {
@@ -112,12 +180,12 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
         // There is no other output to report a failed write to.
         let _ = error.print();
     }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Blame::Usage.exit_code()))
+    if error.use_stderr() { code(Blame::Usage).into() } else { ExitCode::SUCCESS }
 }
 
 /// The exit code for a guest's end. `raw` passes the debug-exit status through as QEMU does: `(code << 1) | 1`.
 pub fn code_of_end(end: &End, raw: bool) -> ExitCode {
-    let failed = Blame::Run.exit_code();
+    let failed = code(Blame::Run);
     match end {
         End::Guest(GuestExit::Debug(code)) if raw => {
             // A process's status has eight bits.
@@ -171,6 +239,25 @@ mod tests {
             }
         }
         assert_eq!(Error::from(Silent(io::Error::other("why"))).one_line(), "it failed: why");
+    }
+
+    // Catches: a code that a harness reads as something else. kselftest.h: 0 pass, 1 fail, 2 xfail, 3 xpass, 4 skip;
+    // Automake's manual, "Scripts-based Testsuites": 77 skip, 99 hard error.
+    #[test]
+    fn harnesses_get_their_codes() {
+        let of = |codes: Codes| [Blame::Run, Blame::Usage, Blame::Host].map(|blame| codes.of(blame));
+        assert_eq!([Codes::Vmm, Codes::Kselftest, Codes::Automake].map(of), [[1, 2, 3], [1, 1, 4], [1, 99, 77]]);
+    }
+
+    // Catches: a usage error that ends with vmm's own code, because the flag stands in a line that cannot be parsed.
+    #[test]
+    fn the_flag_is_found_in_a_wrong_line() {
+        let among = |line: &str| Codes::among(line.split(' ').map(OsString::from));
+        assert_eq!(among("vmm sweep --bad --exit-codes kselftest"), Some(Codes::Kselftest));
+        assert_eq!(among("vmm --exit-codes=automake --bad"), Some(Codes::Automake));
+        for line in ["vmm --bad", "vmm --exit-codes", "vmm --exit-codes none", "vmm --exit-codesx=kselftest"] {
+            assert_eq!(among(line), None, "{line}");
+        }
     }
 
     // Catches: a guest's status that is passed on as another one.

@@ -33,7 +33,7 @@ use commands::Command;
 use exit::{Error, Result};
 
 /// The flags that the demonstration accepts. The others need a guest or a snapshot.
-const DEMONSTRATION: [&str; 6] = ["time", "json", "emulate_host", "report", "junit", "tap"];
+const DEMONSTRATION: [&str; 8] = ["time", "json", "emulate_host", "report", "junit", "tap", "ktap", "exit_codes"];
 
 /// Carries out the command that was called.
 ///

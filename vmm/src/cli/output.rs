@@ -10,10 +10,11 @@ use std::{
 
 use clap::Args;
 use lab::report::{Page, cases::Suite};
+use machine::blame::Blame;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use super::exit::{Error, Result};
+use super::exit::{Codes, Error, Result};
 
 /// Flag for results for people.
 #[derive(Debug, Args)]
@@ -32,6 +33,20 @@ pub struct CaseFiles {
     /// Write test results to this file as TAP; - is standard output.
     #[arg(long, value_name = "FILE")]
     pub tap: Option<PathBuf>,
+    /// Write test results to this file as KTAP, the kernel's test format; - is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub ktap: Option<PathBuf>,
+    /// Whose exit codes to end with.
+    #[arg(long, value_enum, value_name = "WHOSE", default_value = "vmm")]
+    pub exit_codes: Codes,
+}
+
+impl CaseFiles {
+    /// The flags that name a file, and their values.
+    pub fn named(&self) -> [(&'static str, Option<&Path>); 3] {
+        let Self { junit, tap, ktap, exit_codes: _ } = self;
+        [("junit", junit.as_deref()), ("tap", tap.as_deref()), ("ktap", ktap.as_deref())]
+    }
 }
 
 /// An open result file.
@@ -135,26 +150,30 @@ pub fn distinct(files: &[(&str, Option<&Path>)]) -> Result<()> {
     Ok(())
 }
 
-/// Report, JUnit and TAP, opened.
+/// Report, JUnit, TAP and KTAP, opened.
 pub struct Results {
     report: Option<OutFile>,
-    junit: Option<OutFile>,
-    tap: Option<OutFile>,
+    cases: Vec<(OutFile, Format)>,
 }
+
+/// Makes the content of a file from a suite.
+type Format = fn(&Suite) -> Result<String>;
 
 impl Results {
     /// Opens the files that the flags name.
     pub fn open(report: &ReportFile, cases: &CaseFiles) -> Result<Self> {
-        Ok(Self {
-            report: OutFile::open("report", report.report.as_deref())?,
-            junit: OutFile::open("junit", cases.junit.as_deref())?,
-            tap: OutFile::open("tap", cases.tap.as_deref())?,
-        })
+        let formats: [Format; 3] = [|suite| Ok(suite.junit()?), |suite| Ok(suite.tap()), |suite| Ok(suite.ktap())];
+        let report = OutFile::open("report", report.report.as_deref())?;
+        let mut opened = Vec::new();
+        for ((flag, path), format) in cases.named().into_iter().zip(formats) {
+            opened.extend(OutFile::open(flag, path)?.map(|file| (file, format)));
+        }
+        Ok(Self { report, cases: opened })
     }
 
     /// Whether one of them is standard output.
     pub fn use_stdout(&self) -> bool {
-        [&self.report, &self.junit, &self.tap].into_iter().flatten().any(OutFile::is_stdout)
+        self.report.iter().chain(self.cases.iter().map(|(file, _)| file)).any(OutFile::is_stdout)
     }
 
     /// Whether a report is to be written.
@@ -163,21 +182,42 @@ impl Results {
     }
 
     /// Makes and writes the results that the flags ask for.
-    pub fn write(self, page: impl FnOnce() -> Page, suite: impl FnOnce() -> Suite) -> Result<()> {
-        if let Some(file) = self.report {
+    pub fn write(&mut self, page: impl FnOnce() -> Page, suite: impl FnOnce() -> Suite) -> Result<()> {
+        if let Some(file) = self.report.take() {
             file.write(page().render().as_bytes())?;
         }
-        if self.junit.is_none() && self.tap.is_none() {
+        self.write_cases(suite)
+    }
+
+    fn write_cases(&mut self, suite: impl FnOnce() -> Suite) -> Result<()> {
+        let files = std::mem::take(&mut self.cases);
+        if files.is_empty() {
             return Ok(());
         }
         let suite = suite();
-        if let Some(file) = self.junit {
-            file.write(suite.junit()?.as_bytes())?;
-        }
-        if let Some(file) = self.tap {
-            file.write(suite.tap().as_bytes())?;
+        for (file, format) in files {
+            file.write(format(&suite)?.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// Passes `ended` on. If it is an error and no test results have been written, writes what it means for a test: what
+    /// this host cannot do is skipped, another error is one. A wrong command line is not a result. `name` is the command.
+    pub fn with_error<T>(&mut self, name: &str, ended: Result<T>) -> Result<T> {
+        let error = match ended {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let why = error.one_line();
+        let written = match error.blame() {
+            Blame::Usage => Ok(()),
+            Blame::Host => self.write_cases(|| Suite::cannot(name, &why)),
+            Blame::Run => self.write_cases(|| Suite::error(name, &why)),
+        };
+        if let Err(unwritten) = written {
+            machine::say!("vmm: {}", unwritten.one_line());
+        }
+        Err(error)
     }
 }
 
@@ -191,8 +231,6 @@ pub fn command_line() -> String {
 
 #[cfg(test)]
 mod tests {
-    use machine::blame::Blame;
-
     use super::*;
 
     fn open(path: &Path) -> Result<OutFile> {

@@ -1,6 +1,6 @@
 //! Runs a guest, from an image or from a snapshot.
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{io, path::Path, process::ExitCode, time::Duration};
 
 use machine::{
     BootOptions, End, HostEnvironment, Machine, Outputs, Policies, TimeMode,
@@ -21,7 +21,7 @@ use vmtime::{Length, VmTime};
 use super::{
     args::{ConsoleFull, DebugExitStatus, OnOff, Restore, Run, Session, Verify},
     closing,
-    exit::{self, About, Error, OrFailed, Result},
+    exit::{self, About, Codes, Error, OrFailed, Result},
     run_files::Files,
     text::{LINE_CHARS, printable},
 };
@@ -29,6 +29,13 @@ use super::{
 /// Runs `vmm --guest`.
 pub fn guest(args: &Run) -> Result<ExitCode> {
     let path = args.guest.as_deref().ok_or_else(|| Error::failed("no guest"))?;
+    let name = format!("vmm --guest {}", path.display());
+    let mut files = Files::open(&args.session)?;
+    let ended = boot(args, path, &name, &mut files);
+    files.with_error(&name, ended)
+}
+
+fn boot(args: &Run, path: &Path, name: &str, files: &mut Files) -> Result<ExitCode> {
     let image = Image::open(path).map_err(machine::RunError::from)?;
     let initrd = match &args.initrd {
         Some(path) => Some(boot::read_initrd(path, args.memory).map_err(machine::RunError::from)?),
@@ -50,8 +57,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
         x2apic: args.x2apic == OnOff::On,
         pv_eoi: args.pv_eoi == OnOff::On,
     };
-    let files = Files::open(&args.session)?;
-    let console = console(&args.session, &files);
+    let console = console(&args.session, files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;
     // They are in guest memory now.
@@ -59,12 +65,19 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
     if args.session.track_dirty {
         machine.track_changes(None)?;
     }
-    let destinations = Destinations { name: format!("vmm --guest {}", path.display()), files, console };
+    let destinations = Destinations { name, files, console };
     session(&env, machine, None, &args.session, destinations)
 }
 
 /// Runs `vmm restore`.
 pub fn restore(args: &Restore) -> Result<ExitCode> {
+    let name = format!("vmm restore {}", args.dir.display());
+    let mut files = Files::open(&args.session)?;
+    let ended = load_and_go_on(args, &name, &mut files);
+    files.with_error(&name, ended)
+}
+
+fn load_and_go_on(args: &Restore, command: &str, files: &mut Files) -> Result<ExitCode> {
     let name = || format!("snapshot {}", args.dir.display());
     let check = match args.verify {
         Verify::Now => Check::First,
@@ -85,15 +98,14 @@ pub fn restore(args: &Restore) -> Result<ExitCode> {
         SourceChoice::Auto => state.machine.source.choice_after(),
         fixed @ SourceChoice::Fixed(_) => fixed,
     };
-    let files = Files::open(&args.session)?;
-    let console = console(&args.session, &files);
+    let console = console(&args.session, files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());
     let mut machine = Machine::from_state(&env, &state, memory, choice, time, khz, outputs).about(name)?;
     if args.session.track_dirty {
         machine.track_changes(Some(id))?;
     }
     let source = Source { name: name(), files: memory_files, pager };
-    let destinations = Destinations { name: format!("vmm restore {}", args.dir.display()), files, console };
+    let destinations = Destinations { name: command, files, console };
     session(&env, machine, Some(&source), &args.session, destinations)
 }
 
@@ -128,15 +140,15 @@ fn exit_on_damage(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
         let error = Error::new(error.blame(), error).about(name);
         machine::say!("vmm: {}", error.one_line());
         let _ = machine::output::stderr().finish(AT_END);
-        std::process::exit(error.blame().exit_code().into());
+        std::process::exit(exit::code(error.blame()).into());
     })
 }
 
 /// The destinations of a session's console and results.
-struct Destinations {
+struct Destinations<'a> {
     /// The command that was run, for results.
-    name: String,
-    files: Files,
+    name: &'a str,
+    files: &'a mut Files,
     console: Outlet,
 }
 
@@ -145,9 +157,13 @@ fn session(
     machine: Machine,
     restored: Option<&Source>,
     args: &Session,
-    destinations: Destinations,
+    destinations: Destinations<'_>,
 ) -> Result<ExitCode> {
     let Destinations { name, files, console } = destinations;
+    let raw = args.debug_exit_status == DebugExitStatus::Raw;
+    if raw && args.cases.exit_codes != Codes::Vmm {
+        return Err(Error::usage("--exit-codes and --debug-exit-status raw: both say what the exit code is, name one"));
+    }
     let (source, why) = machine.source_and_why();
     machine::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
     let policies = Policies {
@@ -172,7 +188,6 @@ fn session(
         Some(source) => source.check(report)?,
         None => report?,
     };
-    let raw = args.debug_exit_status == DebugExitStatus::Raw;
     let failed = failed(&report, options.save.is_some());
     let checks = args.fail_on.clone().unwrap_or_default();
     let verdict = checks.verdict(&Evidence {
@@ -193,7 +208,7 @@ fn session(
         // `failed` holds how it ended.
         Finish::Ended(_) | Finish::TimedOut { .. } => {}
     }
-    files.write(&name, &report, &verdict)?;
+    files.write(name, &report, &verdict)?;
     // A failed trace is reported only now, after the other results are written.
     report.trace?;
     match &report.finish {

@@ -69,15 +69,11 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn open(args: &Session) -> Result<Self> {
-        let named = [
-            ("summary", &args.summary),
-            ("report", &args.report.report),
-            ("trace", &args.trace),
-            ("junit", &args.cases.junit),
-            ("tap", &args.cases.tap),
-        ];
-        output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
-        let stdout = named.into_iter().filter_map(|(_, path)| path.as_deref()).any(output::is_stdout);
+        let own = [("summary", &args.summary), ("report", &args.report.report), ("trace", &args.trace)];
+        let named = own.into_iter().map(|(flag, path)| (flag, path.as_deref())).chain(args.cases.named());
+        let named: Vec<(&str, Option<&Path>)> = named.collect();
+        output::distinct(&named)?;
+        let stdout = named.into_iter().filter_map(|(_, path)| path).any(output::is_stdout);
         let summary = OutFile::open("summary", args.summary.as_deref())?;
         let results = Results::open(&args.report, &args.cases)?;
         let (trace, temporary) = match &args.trace {
@@ -108,8 +104,13 @@ impl Files {
         self.stdout
     }
 
+    /// See [`Results::with_error`].
+    pub(super) fn with_error<T>(&mut self, name: &str, ended: Result<T>) -> Result<T> {
+        self.results.with_error(name, ended)
+    }
+
     /// Writes all files but the trace, which is complete by now. `name` is the command that was run.
-    pub(super) fn write(self, name: &str, report: &Report, verdict: &Verdict) -> Result<()> {
+    pub(super) fn write(&mut self, name: &str, report: &Report, verdict: &Verdict) -> Result<()> {
         let (finish, detail, ended) = match &report.finish {
             Finish::Ended(end) => ("ended", end.message(), true),
             Finish::Stopped => ("stopped", None, false),
@@ -131,7 +132,7 @@ impl Files {
             no_ring: _,
             trace: _,
         } = report;
-        if let Some(file) = self.summary {
+        if let Some(file) = self.summary.take() {
             let content = SummaryFile {
                 schema: SUMMARY_SCHEMA,
                 finish,
@@ -159,7 +160,8 @@ impl Files {
         let timeline =
             if self.results.has_report() { read(self.trace.as_deref().into_iter())? } else { Timeline::default() };
         let page = || run_page::page(report, finish, lost, verdict, &timeline);
-        self.results.write(page, || run_page::suite(name, verdict))
+        let timed_out = matches!(report.finish, Finish::TimedOut { .. });
+        self.results.write(page, || run_page::suite(name, verdict, timed_out))
     }
 }
 

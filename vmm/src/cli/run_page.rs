@@ -2,7 +2,7 @@
 
 use lab::report::{
     Cell, Found as Word, Page, Section, Table, Tone,
-    cases::{Case, Failure, Suite},
+    cases::{Case, Failure, FailureKind, Suite},
     timeline::Timeline,
     units,
 };
@@ -121,12 +121,19 @@ fn times(late: Lateness) -> [String; 3] {
     [p50_ns, p99_ns, worst_ns].map(units::time)
 }
 
+/// The name of the check of the run itself.
+const RUN: &str = "run";
+
 /// A case for each check; a check without the data that it needs is skipped. `name` is the command that was run.
-pub(super) fn suite(name: &str, verdict: &Verdict) -> Suite {
+pub(super) fn suite(name: &str, verdict: &Verdict, timed_out: bool) -> Suite {
     let case = |(check, found): &(String, CheckResult)| {
         let (failure, remark, skipped) = match found {
             CheckResult::Pass(what) => (None, Some(what.clone()), None),
-            CheckResult::Fail(why) => (Some(Failure { message: why.clone(), detail: why.clone() }), None, None),
+            CheckResult::Fail(why) => {
+                // Of the checks only the run itself has a time limit.
+                let kind = if timed_out && check == RUN { FailureKind::TimedOut } else { FailureKind::Check };
+                (Some(Failure { message: why.clone(), detail: why.clone(), kind }), None, None)
+            }
             CheckResult::NotJudged(why) => (None, None, Some(why.clone())),
         };
         Case { class: name.to_owned(), name: check.clone(), failure, remark, skipped }

@@ -86,16 +86,17 @@ struct Json<'a> {
 /// Runs `vmm` without a guest.
 pub fn run(args: &Run) -> Result<ExitCode> {
     let time = args.time.map_or(TimeMode::Virtual, TimeMode::from);
-    let named = [
-        ("report", &args.session.report.report),
-        ("junit", &args.session.cases.junit),
-        ("tap", &args.session.cases.tap),
-    ];
-    output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
-    let results = Results::open(&args.session.report, &args.session.cases)?;
+    let report = ("report", args.session.report.report.as_deref());
+    output::distinct(&[report].into_iter().chain(args.session.cases.named()).collect::<Vec<_>>())?;
+    let mut results = Results::open(&args.session.report, &args.session.cases)?;
     if args.json && results.use_stdout() {
         return Err(Error::usage("--json is on standard output: give the others a file"));
     }
+    let ended = demonstrate(args, time, &mut results);
+    results.with_error("vmm demonstration", ended)
+}
+
+fn demonstrate(args: &Run, time: TimeMode, results: &mut Results) -> Result<ExitCode> {
     let work = tempfile::tempdir().or_failed(|| "cannot make a directory for the snapshots")?;
     let guest = work.path().join("guest.bin");
     std::fs::write(&guest, GUEST_ELF).or_failed(|| format!("cannot write {}", guest.display()))?;

@@ -2,7 +2,7 @@
 
 use lab::report::{
     Cell, Found, Page, Section, Table, Tone,
-    cases::{Case, Failure, Suite},
+    cases::{Case, Failure, FailureKind, Suite},
     timeline::HOW_TO_READ,
     units,
 };
@@ -73,7 +73,9 @@ pub(super) fn suite(rows: &[Row]) -> Suite {
     let case = |row: &Row| {
         let word = table::verdict(&row.verdict);
         let failure = match &row.verdict {
-            Verdict::Unexpected { reason } => Some(Failure { message: reason.clone(), detail: details(row) }),
+            Verdict::Unexpected { reason } => {
+                Some(Failure { message: reason.clone(), detail: details(row), kind: FailureKind::Check })
+            }
             Verdict::Good | Verdict::WrongAsExpected { .. } => None,
         };
         let wrong = matches!(row.verdict, Verdict::WrongAsExpected { .. });

@@ -129,8 +129,13 @@ pub fn wait_for_signals() -> Result<()> {
 }
 
 fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
+    let mut files = Files::open(&args.output, &args.report, &args.cases)?;
+    let ended = carry_out(args, &mut files);
+    files.results.with_error("vmm sweep", ended)
+}
+
+fn carry_out(args: &Sweep, files: &mut Files) -> Result<ExitCode> {
     let (image, options) = (image(args)?, options(args)?);
-    let files = Files::open(&args.output, &args.report, &args.cases)?;
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
     let mut bar = Progress::new(" points");
@@ -153,13 +158,8 @@ fn verdict(findings: &Findings) -> Result<ExitCode> {
 }
 
 fn replay(args: &Sweep) -> Result<ExitCode> {
-    let files = [
-        ("json", &args.output.json),
-        ("report", &args.report.report),
-        ("junit", &args.cases.junit),
-        ("tap", &args.cases.tap),
-    ];
-    if let Some((flag, _)) = files.into_iter().find(|(_, path)| path.is_some()) {
+    let files = [("json", args.output.json.as_deref()), ("report", args.report.report.as_deref())];
+    if let Some((flag, _)) = files.into_iter().chain(args.cases.named()).find(|(_, path)| path.is_some()) {
         let why = format!("--{flag} is for a whole sweep: with --point, what that one point did is in its --trace");
         return Err(Error::usage(why));
     }
@@ -204,7 +204,7 @@ fn merge_files(
     report: &ReportFile,
     cases: &CaseFiles,
 ) -> Result<ExitCode> {
-    let results = Files::open(output, report, cases)?;
+    let mut results = Files::open(output, report, cases)?;
     let shards: Vec<(String, Findings)> = files.iter().map(|path| read(path)).collect::<Result<_>>()?;
     let findings = merge::merge(shards)?;
     results.write(&findings)?;
@@ -230,15 +230,15 @@ struct Files {
 
 impl Files {
     fn open(output: &Output, report: &ReportFile, cases: &CaseFiles) -> Result<Self> {
-        let named = [("json", &output.json), ("report", &report.report), ("junit", &cases.junit), ("tap", &cases.tap)];
-        output::distinct(&named.map(|(flag, path)| (flag, path.as_deref())))?;
+        let own = [("json", output.json.as_deref()), ("report", report.report.as_deref())];
+        output::distinct(&own.into_iter().chain(cases.named()).collect::<Vec<_>>())?;
         Ok(Self { json: OutFile::open("json", output.json.as_deref())?, results: Results::open(report, cases)? })
     }
 
     /// Writes all results; the table goes to standard output unless another result does.
-    fn write(self, findings: &Findings) -> Result<()> {
+    fn write(&mut self, findings: &Findings) -> Result<()> {
         let quiet = self.results.use_stdout() || self.json.as_ref().is_some_and(OutFile::is_stdout);
-        if let Some(file) = self.json {
+        if let Some(file) = self.json.take() {
             file.write(&output::json(findings)?)?;
         }
         let page = || report::sweep::page(findings, &output::command_line());

@@ -3,7 +3,7 @@
 use machine::blame::{Blame, Blamed};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::{Case, Suite};
+use super::{Case, FailureKind, Suite};
 
 /// XML could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +39,19 @@ fn test_case(case: &Case) -> TestCase {
             status
         }
         (Some(failure), _) => {
-            let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            let kind = match failure.kind {
+                FailureKind::Error => NonSuccessKind::Error,
+                FailureKind::Check | FailureKind::TimedOut => NonSuccessKind::Failure,
+            };
+            let mut status = TestCaseStatus::non_success(kind);
             status.set_message(failure.message.as_str()).set_type("verdict").set_description(failure.detail.as_str());
             status
         }
     };
     let mut test = TestCase::new(case.name.as_str(), status);
-    test.set_classname(case.class.as_str());
+    if !case.class.is_empty() {
+        test.set_classname(case.class.as_str());
+    }
     if let Some(remark) = &case.remark {
         test.set_system_out(remark.as_str());
     }

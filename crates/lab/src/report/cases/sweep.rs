@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Case, Failure, Suite};
+use super::{Case, Failure, FailureKind, Suite};
 use crate::{
     report::{
         heat::{at, function, words},
@@ -65,7 +65,7 @@ impl Suite {
             cases.push(Case {
                 class: "sweep".to_owned(),
                 name: "every point was tried".to_owned(),
-                failure: Some(Failure { detail: message.clone(), message }),
+                failure: Some(Failure { detail: message.clone(), message, kind: FailureKind::Error }),
                 remark: None,
                 skipped: None,
             });
@@ -126,7 +126,7 @@ impl<'a> Group<'a> {
                 detail.push_str(&format!("and {}\n", units::count(self.more_runs, "more window")));
             }
             let message = format!("{} of {} points: at worst {}", self.bad, self.points, words(worst));
-            Failure { message, detail }
+            Failure { message, detail, kind: FailureKind::Check }
         });
         let remark = (failure.is_none() && self.rearmed != 0)
             .then(|| format!("{} of {} points: woken early, armed again", self.rearmed, self.points));

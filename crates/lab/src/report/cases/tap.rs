@@ -16,7 +16,8 @@ impl Suite {
 
 fn point(text: &mut String, number: usize, case: &Case) {
     let verdict = if case.failure.is_some() { "not ok" } else { "ok" };
-    text.push_str(&format!("{verdict} {number} - {} {}", description(&case.class), description(&case.name)));
+    let name = format!("{} {}", case.class, case.name);
+    text.push_str(&format!("{verdict} {number} - {}", description(name.trim_start())));
     if let (None, Some(reason)) = (&case.failure, &case.skipped) {
         text.push_str(&format!(" # SKIP {}", description(reason)));
     }
