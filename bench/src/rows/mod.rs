@@ -1,5 +1,6 @@
 //! The rows of the table, in its order.
 
+mod catch_up;
 mod costs;
 mod lateness;
 mod memory;
@@ -19,7 +20,7 @@ pub(crate) use sweep::CMDLINE as SWEEP_CMDLINE;
 use crate::row::Row;
 
 /// Every row.
-pub const ALL: [Row; 15] = [
+pub const ALL: [Row; 16] = [
     Row { id: "lateness", what: "lateness of a 1 ms tick, halted guest", measure: lateness::halted },
     Row { id: "busy-user", what: "the same, guest busy in user code", measure: lateness::busy_user },
     Row { id: "busy-kernel", what: "the same, guest busy in kernel code", measure: lateness::busy_kernel },
@@ -31,6 +32,11 @@ pub const ALL: [Row; 15] = [
     Row { id: "restore", what: "restore: process start to the guest's next byte", measure: restore::measure },
     Row { id: "snapshot", what: "full snapshot, 128 MiB, 4 MiB touched", measure: snapshot::full },
     Row { id: "incremental", what: "incremental snapshot, 64 pages dirty", measure: snapshot::incremental },
+    Row {
+        id: "catch-up",
+        what: "step of the guest's clock over a pause of 50 ms, catch-up",
+        measure: catch_up::measure,
+    },
     Row { id: "memory", what: "resident memory beside the guest's", measure: memory::measure },
     Row { id: "virtual-time", what: "virtual time, 100 Hz ticks", measure: virtual_time::ticks },
     Row { id: "sleep", what: "virtual time, a sleep of 275 s", measure: virtual_time::sleep },

@@ -31,8 +31,7 @@ const X2APIC: u32 = 1 << 21;
 /// A VM with one vCPU.
 pub struct FloorVm {
     vcpu: VcpuFd,
-    /// Held only to be closed with the vCPU.
-    _vm: VmFd,
+    vm: VmFd,
     cpuid: CpuId,
     ram: NonNull<u8>,
     bytes: usize,
@@ -99,7 +98,7 @@ impl FloorVm {
         }
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
-        Ok(Self { vcpu, _vm: vm, cpuid, ram, bytes })
+        Ok(Self { vcpu, vm, cpuid, ram, bytes })
     }
 
     /// The guest's RAM, while the vCPU does not run. The part above the devices' hole follows the part below.
@@ -138,6 +137,19 @@ impl FloorVm {
             }
         }
         Ok(())
+    }
+
+    /// The VM, for its clock.
+    pub fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Runs until the guest has written to a port.
+    pub fn run_to_port(&mut self) -> Result<()> {
+        match self.vcpu.run().context("KVM_RUN")? {
+            VcpuExit::IoOut(..) => Ok(()),
+            exit => bail!("the guest went another way: {exit:?}"),
+        }
     }
 
     /// Reads the state to save besides RAM.

@@ -3,13 +3,14 @@
 //!
 //! It emulates nothing. Reads of ports and of the local APIC's page return a constant with which the guest gets to its
 //! console. KVM emulates kvmclock, and nothing is probed, checked or recorded. A VMM can be as fast as this, but hardly
-//! faster.
+//! faster. It also pauses a guest of a few instructions, for what one KVM_SET_CLOCK makes of the guest's clock.
 
+mod catch_up;
 mod image;
 mod machine;
 mod saved;
 
-use std::{io, path::Path, process::ExitCode};
+use std::{io, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
@@ -17,7 +18,8 @@ use machine::FloorVm;
 
 const USAGE: &str = "usage: floor run GUEST MIB BYTES         boot, print the guest's first BYTES bytes, end
        floor save GUEST MIB BYTES DIR   the same, then save registers and RAM into DIR
-       floor restore DIR MIB BYTES      go on from there, print BYTES bytes, end";
+       floor restore DIR MIB BYTES      go on from there, print BYTES bytes, end
+       floor catch-up PAUSES MS         pause so often for MS ms, print the step of the guest's clock in ns each time";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
             boot(Path::new(guest), mib, bytes).and_then(|mut machine| saved::save(&mut machine, Path::new(dir)))
         }
         ["restore", dir, mib, bytes] => restore(Path::new(dir), mib, bytes),
+        ["catch-up", pauses, ms] => catch_up(pauses, ms),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -53,6 +56,14 @@ fn boot(guest: &Path, mib: &str, bytes: &str) -> Result<FloorVm> {
 fn restore(dir: &Path, mib: &str, bytes: &str) -> Result<()> {
     let mut machine = saved::restore(dir, size(mib)?)?;
     machine.print(number(bytes)?, &mut io::stdout())
+}
+
+fn catch_up(pauses: &str, ms: &str) -> Result<()> {
+    let length = Duration::from_millis(u64::try_from(number(ms)?)?);
+    for step in catch_up::steps(number(pauses)?, length)? {
+        println!("{step}");
+    }
+    Ok(())
 }
 
 fn size(mib: &str) -> Result<usize> {
