@@ -248,6 +248,7 @@ macro_rules! pages {
 pages! {
     readme: "README.md",
     api: "docs/api.md",
+    clock: "docs/clock.md",
     conformance: "docs/conformance.md",
     cpuid: "docs/cpuid.md",
     doctor: "docs/doctor.md",

@@ -1,5 +1,7 @@
-//! Experiments on machines: a migration at every instruction, every clockevent under every policy, and reports of them.
+//! Experiments on machines: a migration at every instruction, every clockevent under every policy, what stops do to a
+//! clock, and reports of them.
 
+pub mod clock;
 pub mod recipe;
 pub mod report;
 pub mod study;

@@ -76,6 +76,7 @@ pub use machine::{
     cpu_index::CpuIndex,
     dirty::SnapshotId,
     error::RunError,
+    guest_clock,
     limits::MAX_CPUS,
     outputs::{Outputs, TraceTo},
     policy::{self, Policies, check_ratio},

@@ -130,7 +130,7 @@ impl PageClock {
     }
 
     /// `ticks` on the line, in 2⁻⁶³ ns: `ticks · mul · 2^(shift + 31)`, and the shift is −31 or more.
-    fn units(&self, ticks: u64) -> u128 {
+    pub(crate) fn units(&self, ticks: u64) -> u128 {
         let product = u128::from(ticks) * u128::from(self.scale.mul()); // below 2⁹⁶
         let by = u32::from(self.scale.shift().saturating_add(31).unsigned_abs());
         product.saturating_mul(1 << by)

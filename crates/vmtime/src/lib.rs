@@ -4,6 +4,7 @@
 //! - [`scale`]: ticks to nanoseconds by multiplier and shift, and the exact way back.
 //! - [`page`]: what VM time *is*: the numbers of the published page, used in both directions.
 //! - [`exact`]: VM time without rounding, which a restore continues.
+//! - [`exact_span`]: a signed length of VM time without rounding, to compare two pages.
 //! - [`rebase`]: gives a page another base without losing what is below a nanosecond.
 //! - [`rate`]: how many ticks a guest's TSC makes for some of the host's, as a CPU that scales it computes them.
 //! - [`timeline`]: how the guest's TSC runs against the host's, or by itself in virtual time.
@@ -15,6 +16,7 @@
 
 pub mod adjust;
 pub mod exact;
+pub mod exact_span;
 pub mod length;
 pub mod page;
 pub mod rate;
@@ -26,6 +28,7 @@ pub mod units;
 
 pub use adjust::{AdjustError, Adjusted, DeadlinePolicy, DowntimePolicy, Due, Moment, Stood};
 pub use exact::{BadFraction, ExactTime, Remainder};
+pub use exact_span::ExactSpan;
 pub use length::Length;
 pub use page::PageClock;
 pub use rate::Rate;

@@ -9,6 +9,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::{
     args::{Cli, Restore, Snapshot},
+    clock_args::Clock,
     ctl_args::Ctl,
     doctor_args::Doctor,
     study_args::Study,
@@ -33,6 +34,8 @@ pub enum Command {
     Sweep(Box<Sweep>),
     /// `vmm study`.
     Study(Study),
+    /// `vmm clock`.
+    Clock(Box<Clock>),
 }
 
 /// Adds every subcommand; its flags are built when they are needed.
@@ -52,6 +55,11 @@ fn with_subcommands(vmm: clap::Command) -> clap::Command {
             "study",
             "Study every clockevent of the embedded guest: precision and cost of its arithmetic, every policy, every fault",
             Study::augment_args,
+        ),
+        command(
+            "clock",
+            "Stop a guest again and again, and measure what that does to its clock and timers",
+            Clock::augment_args,
         ),
     ])
 }
@@ -81,6 +89,7 @@ impl Command {
             "doctor" => Doctor::from_arg_matches(flags).map(Self::Doctor),
             "sweep" => Sweep::from_arg_matches(flags).map(Box::new).map(Self::Sweep),
             "study" => Study::from_arg_matches(flags).map(Self::Study),
+            "clock" => Clock::from_arg_matches(flags).map(Box::new).map(Self::Clock),
             _ => return None,
         })
     }
@@ -96,7 +105,7 @@ mod tests {
         let mut whole = whole();
         whole.build();
         let names: Vec<String> = whole.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert!(names.len() > 6, "{names:?}");
+        assert!(names.len() > 7, "{names:?}");
         for name in names.iter().filter(|name| *name != "help") {
             let help = |grammar: clap::Command| {
                 let error = grammar.try_get_matches_from(["vmm", name, "--help"]).unwrap_err();
@@ -113,7 +122,7 @@ mod tests {
     #[test]
     fn the_list_describes_each_as_its_help_does() {
         let abouts = |grammar: &clap::Command| -> Vec<String> {
-            grammar.get_subcommands().take(6).map(|c| c.get_about().unwrap().to_string()).collect()
+            grammar.get_subcommands().take(7).map(|c| c.get_about().unwrap().to_string()).collect()
         };
         let mut built = whole();
         let listed = abouts(&built);
@@ -137,11 +146,12 @@ mod tests {
             ("doctor", vec![]),
             ("sweep", vec![]),
             ("study", vec![]),
+            ("clock", vec![]),
         ] {
             let words = ["vmm", name].into_iter().chain(more);
             let matches = grammar(Some(OsStr::new(name))).try_get_matches_from(words).unwrap();
             assert!(matches!(Command::called(&matches), Some(Ok(_))), "{name}");
         }
-        assert_eq!(whole().get_subcommands().count(), 6);
+        assert_eq!(whole().get_subcommands().count(), 7);
     }
 }

@@ -1,6 +1,8 @@
 //! Carries out the subcommands.
 
 pub mod args;
+mod clock;
+pub mod clock_args;
 mod closing;
 pub mod commands;
 mod conformance;
@@ -51,6 +53,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Study(args) => study::run(&args),
+        Command::Clock(args) => clock::run(&args),
     }
 }
 

@@ -157,7 +157,7 @@ impl From<Every> for sweep::Every {
 
 /// Parses a fault's name.
 #[derive(Clone)]
-struct FaultParser;
+pub struct FaultParser;
 
 impl TypedValueParser for FaultParser {
     type Value = InjectedFault;

@@ -13,6 +13,7 @@
 
 pub mod cases;
 pub mod chart;
+pub mod clock;
 mod embed;
 mod heat;
 mod page;

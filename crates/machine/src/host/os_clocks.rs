@@ -16,6 +16,8 @@ pub struct OsClocks {
     pub boot_ns: fn() -> u64,
     /// CLOCK_MONOTONIC in nanoseconds: as CLOCK_BOOTTIME, but without the time in which the host slept.
     pub monotonic_ns: fn() -> u64,
+    /// CLOCK_MONOTONIC_RAW in nanoseconds: as CLOCK_MONOTONIC, but nothing slews it.
+    pub raw_ns: fn() -> u64,
     /// CLOCK_REALTIME in nanoseconds since the Unix epoch: it can be set, and a leap second sets it back.
     pub real_ns: fn() -> u64,
     /// TAI − UTC in seconds, as the kernel was told by an NTP or PTP daemon; 0 if it was not.
@@ -27,6 +29,7 @@ impl OsClocks {
     pub const LINUX: Self = Self {
         boot_ns: || read(ClockId::CLOCK_BOOTTIME),
         monotonic_ns: || read(ClockId::CLOCK_MONOTONIC),
+        raw_ns: || read(ClockId::CLOCK_MONOTONIC_RAW),
         real_ns: || read(ClockId::CLOCK_REALTIME),
         tai_offset_s,
     };
@@ -84,7 +87,7 @@ mod tests {
     fn the_wall_clock_is_past_2020_and_no_clock_goes_back() {
         let clocks = OsClocks::LINUX;
         assert!((clocks.real_ns)() > 1_577_836_800_000_000_000);
-        for clock in [clocks.boot_ns, clocks.monotonic_ns] {
+        for clock in [clocks.boot_ns, clocks.monotonic_ns, clocks.raw_ns] {
             let before = clock();
             assert!((before..before + 3_600_000_000_000).contains(&clock()));
         }

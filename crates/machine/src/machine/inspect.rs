@@ -6,16 +6,22 @@ use guest_abi::{
     sites::Kind,
 };
 use vm_memory::{Bytes, GuestAddress};
-use vmtime::{Khz, Now, ReferenceClock, TscAdjust, VmTime};
+use vmtime::{GuestTsc, Khz, Now, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
     Machine,
     audit::{GuestStopped, Summary, TimerSummary},
     config::{LapicKind, TimeMode, source::TscSource},
     error::RunError,
+    guest_clock::{ResumedClocks, StoppedClocks, VcpuClock},
     record::counters::Costs,
     vcpu::{Cpu, Phase},
+    vcpus::Vcpus,
 };
+use crate::host::reading::Reading;
+
+/// MSR_KVM_SYSTEM_TIME, bit 0: the rest is a page's address.
+const ENABLED: u64 = 1;
 
 impl Machine {
     /// Now, by the clocks of a vCPU that has not moved its TSC.
@@ -28,6 +34,15 @@ impl Machine {
     #[must_use]
     pub fn vm_time(&self) -> VmTime {
         self.now().vm
+    }
+
+    /// Real time: the base TSC of the guest and the host's CLOCK_MONOTONIC_RAW at one instant.
+    #[must_use]
+    pub fn beside_monotonic_raw(&self) -> (GuestTsc, Reading) {
+        let clock = self.shared.clock.lock();
+        let host = clock.host();
+        let reading = Reading::of(host, host.os_clocks().raw_ns);
+        (clock.tsc_at(reading.tsc), reading)
     }
 
     /// The guest's TSC frequency.
@@ -176,5 +191,49 @@ impl Machine {
             });
         }
         Ok(lines)
+    }
+
+    /// The clocks of a paused machine; none while it runs.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn stopped_clocks(&self) -> Result<Option<StoppedClocks>, RunError> {
+        let Some(paused) = &self.paused else { return Ok(None) };
+        let vcpus = match &self.vcpus {
+            Vcpus::User(cpus) => cpus
+                .iter()
+                .map(|cpu| VcpuClock {
+                    page: cpu.local.pvclock.address().and_then(|address| self.page_at(address)),
+                    armed: cpu.local.apic.armed(),
+                    tsc_adjust: cpu.local.tsc_adjust,
+                })
+                .collect(),
+            Vcpus::Kvm(cpus) => cpus
+                .iter()
+                .map(|cpu| {
+                    let frozen = cpu.frozen()?;
+                    let enabled = frozen.system_time & ENABLED != 0;
+                    let page = enabled.then_some(frozen.system_time & !ENABLED);
+                    Ok(VcpuClock {
+                        page: page.and_then(|address| self.page_at(address)),
+                        armed: frozen.armed,
+                        tsc_adjust: frozen.tsc_adjust,
+                    })
+                })
+                .collect::<Result<_, RunError>>()?,
+        };
+        Ok(Some(StoppedClocks { moment: paused.moment, vcpus }))
+    }
+
+    /// Where the last resume continued; none before the first one that was no boot.
+    #[must_use]
+    pub fn resumed_clocks(&self) -> Option<&ResumedClocks> {
+        self.resumed.as_ref()
+    }
+
+    fn page_at(&self, address: u64) -> Option<TimeInfo> {
+        let mut bytes = [0; TIME_INFO_BYTES];
+        self.shared.memory.read_slice(&mut bytes, GuestAddress(address)).ok()?;
+        Some(TimeInfo::from_bytes(&bytes))
     }
 }

@@ -171,6 +171,7 @@ mod tests {
         let os = OsClocks {
             boot_ns: || second(100),
             monotonic_ns: || second(90),
+            raw_ns: || second(90),
             real_ns: || second(5000),
             tai_offset_s: || 37,
         };

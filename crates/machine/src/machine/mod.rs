@@ -18,6 +18,7 @@ pub mod cpu_index;
 pub mod dirty;
 pub mod downtime;
 pub mod error;
+pub mod guest_clock;
 mod inspect;
 mod instant;
 mod kvm_lapic;
@@ -54,6 +55,7 @@ use self::{
     dirty::Changes,
     downtime::Downtimes,
     error::RunError,
+    guest_clock::ResumedClocks,
     paused::Paused,
     sched::round_robin::RoundRobin,
     shared::Shared,
@@ -83,6 +85,8 @@ pub struct Machine {
     choice: SourceChoice,
     /// When it was paused; none while it runs.
     paused: Option<Paused>,
+    /// Where the last resume continued.
+    resumed: Option<ResumedClocks>,
     /// It has run: starting it again is a resume, which sets GUEST_STOPPED.
     has_run: bool,
     /// Migrations since it booted, in all processes.

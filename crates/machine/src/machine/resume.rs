@@ -16,6 +16,7 @@ use super::{
     cpu_index::CpuIndex,
     downtime::{self, Downtime, Measured},
     error::RunError,
+    guest_clock::ResumedClocks,
     paused::Paused,
     policy::{
         Policies, Restart, check_ratio,
@@ -131,6 +132,7 @@ impl Machine {
             };
             restored
         });
+        let resume_tsc = clock.tsc_at(start);
         drop(clock);
         // Before any vCPU reads the clock. Otherwise the time of the pause would be taken for a gap in which no vCPU
         // ran.
@@ -158,11 +160,14 @@ impl Machine {
         self.look_at_guest_stopped(&pages, &adjusted);
         let restored = restored.as_ref().map_or(&[][..], |restored| &restored.cpus);
         let restart = Restart { policies, moment: &moment, adjusted: &adjusted, restored };
-        for in_flight in self.vcpus.thaw(&self.vm, &self.shared, restart)? {
-            self.trace_restore(policies, (&adjusted, measured), khz, &in_flight);
+        let in_flight = self.vcpus.thaw(&self.vm, &self.shared, restart)?;
+        for in_flight in &in_flight {
+            self.trace_restore(policies, (&adjusted, measured), khz, in_flight);
         }
         let by_kvm = self.vcpus.lapic() == LapicKind::Kvm;
         self.guest_stopped.after_resume(&self.shared.memory, &pages, by_kvm);
+        let armed = in_flight.iter().map(|in_flight| in_flight.armed.unwrap_or_default()).collect();
+        self.resumed = Some(ResumedClocks { tsc: resume_tsc, adjusted, armed });
         Ok(Some(Migration {
             from_khz: moment.khz,
             to_khz: khz,

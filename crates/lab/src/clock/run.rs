@@ -1,0 +1,249 @@
+//! Drives a machine from stop to stop.
+
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use machine::{
+    HostEnvironment, LapicKind, Machine, Outputs, Policies, StopReason, TimeMode,
+    boot::Image,
+    check_ratio,
+    guest_clock::{ResumedClocks, StoppedClocks},
+    sched::mailbox::NoRequests,
+};
+use vmtime::{DowntimePolicy, ExactSpan, Khz, VmTime};
+
+use super::{
+    ClockError, Options, Stops,
+    account::{Context, Kind, account},
+    raw::RawReading,
+    result::{Findings, Setup, Sums},
+};
+
+/// VM time by which the guest must have a clock and have made a tick.
+const BEGINS_WITHIN_NS: u64 = 60_000_000_000;
+
+/// KVM publishes its page when it enters a vCPU, which it does not while that is idle. So the time between two stops is
+/// extended until each vCPU has made a tick, at most so often.
+const LONGER: u32 = 100;
+
+/// How far a measurement is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Stops so far.
+    pub done: u64,
+    /// Stops in all.
+    pub wanted: u64,
+    /// The total error so far.
+    pub total: ExactSpan,
+}
+
+/// Measures what the stops of `options` do to the guest's clocks and timers. `progress` is called after each stop. When
+/// `cancel` is set, the findings so far are returned.
+///
+/// # Errors
+/// [`ClockError`].
+pub fn measure(
+    env: &HostEnvironment,
+    image: &Image,
+    options: &Options,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Findings, ClockError> {
+    let mut machine = Machine::boot(env, image, &options.boot, Outputs::new(Box::new(io::sink()), None))?;
+    check_cycle(env, &machine, &options.khz_cycle)?;
+    let boot_khz = machine.tsc_khz();
+    let mut run = Run { env, options, sums: Sums::new(options.count), open: None };
+    run.approach(&mut machine)?;
+    while run.made() < options.count && !cancel.load(Ordering::SeqCst) {
+        machine = run.stop(machine)?;
+        run.leg(&mut machine)?;
+        progress(Progress { done: run.made(), wanted: options.count, total: run.sums.total() });
+    }
+    let last = RawReading::take(&machine);
+    machine.pause()?;
+    run.stopped(&machine, last)?;
+    let setup = setup(image, options, &machine, boot_khz);
+    Ok(run.sums.findings(setup, machine.vm_time(), machine.tick_summary()))
+}
+
+fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> Setup {
+    let Options { boot, stops, count, every, khz_cycle, policies } = options;
+    Setup {
+        guest: image.name().to_owned(),
+        cmdline: boot.cmdline.clone(),
+        cpus: boot.cpus,
+        lapic: match boot.lapic {
+            LapicKind::User => "user",
+            LapicKind::Kvm => "kvm",
+        },
+        time: boot.time.as_str(),
+        source: machine.tsc_source().as_str(),
+        tsc_khz,
+        khz_cycle: khz_cycle.clone(),
+        stops: match stops {
+            Stops::Migrations => "migrations",
+            Stops::Pauses(_) => "pauses",
+        },
+        wanted: *count,
+        every_ns: nanoseconds(*every),
+        deadline: policies.deadline.as_str(),
+        downtime: policies.downtime.as_str(),
+        fault: policies.fault.map(|fault| fault.to_string()),
+    }
+}
+
+fn nanoseconds(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Checks all frequencies, so that an impossible one is reported before the guest runs.
+fn check_cycle(env: &HostEnvironment, machine: &Machine, cycle: &[Khz]) -> Result<(), ClockError> {
+    let mut present = machine.tsc_khz();
+    // The first frequency follows the last one again.
+    for khz in cycle.iter().chain(cycle.first()) {
+        check_ratio(present, *khz)?;
+        machine.check_source(env, *khz)?;
+        present = *khz;
+    }
+    Ok(())
+}
+
+/// Ticks handled so far, by number of vCPU; none where there is no tick ring.
+fn ticks(machine: &Machine) -> Vec<Option<u64>> {
+    (0..machine.cpu_count()).map(|cpu| machine.ticks_handled(cpu)).collect()
+}
+
+/// Whether each vCPU that has a tick ring has made a tick since it had made `before`.
+fn all_ticked(before: &[Option<u64>], machine: &Machine) -> bool {
+    before.iter().zip(ticks(machine)).all(|(before, now)| before.is_none() || *before < now)
+}
+
+/// A stop whose new pages are not known yet: they are read at the next stop.
+struct Open {
+    kind: Kind,
+    khz: Khz,
+    before: StoppedClocks,
+    resumed: ResumedClocks,
+    /// Before the stop and after it.
+    raw: (Option<RawReading>, Option<RawReading>),
+}
+
+struct Run<'a> {
+    env: &'a HostEnvironment,
+    options: &'a Options,
+    sums: Sums,
+    open: Option<Open>,
+}
+
+impl Run<'_> {
+    /// Stops so far, the last of which may be open.
+    fn made(&self) -> u64 {
+        self.sums.count.saturating_add(u64::from(self.open.is_some()))
+    }
+
+    /// Runs until the guest has a clock and, if it has a tick ring, has made a tick.
+    fn approach(&mut self, machine: &mut Machine) -> Result<(), ClockError> {
+        machine.resume(&Policies::default())?;
+        loop {
+            self.leg(machine)?;
+            let ready = !machine.announces_ring() || machine.ticks_handled(0).is_some_and(|ticks| ticks > 0);
+            if ready || machine.vm_time().0 > BEGINS_WITHIN_NS {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs for the time between two stops.
+    fn leg(&mut self, machine: &mut Machine) -> Result<(), ClockError> {
+        let every = nanoseconds(self.options.every);
+        let mut until = VmTime(machine.vm_time().0.saturating_add(every));
+        let ticks = ticks(machine);
+        let mut longer = 0;
+        loop {
+            match machine.run(&NoRequests, Some(until))? {
+                StopReason::Reached | StopReason::Requested => {
+                    let idle = self.options.boot.lapic == LapicKind::Kvm && !all_ticked(&ticks, machine);
+                    if !idle || longer == LONGER {
+                        return Ok(());
+                    }
+                    longer += 1;
+                    until = VmTime(machine.vm_time().0.saturating_add(every));
+                }
+                StopReason::HostStopped { .. } => {
+                    // The machine is paused as of the beginning of the gap.
+                    let before = self.stopped(machine, None)?;
+                    machine.resume(&self.options.policies)?;
+                    self.opened(Kind::HostStop, before, machine, None);
+                }
+                StopReason::Ended(end) => {
+                    return Err(ClockError::GuestEnded { stops: self.made(), wanted: self.options.count, end });
+                }
+            }
+        }
+    }
+
+    /// Stops the machine, and lets it continue.
+    fn stop(&mut self, mut machine: Machine) -> Result<Machine, ClockError> {
+        let cycle = &self.options.khz_cycle;
+        let turn = self.made() % u64::try_from(cycle.len().max(1)).unwrap_or(1);
+        let next = usize::try_from(turn).ok().and_then(|turn| cycle.get(turn)).copied();
+        let khz = next.unwrap_or_else(|| machine.tsc_khz());
+        let last = RawReading::take(&machine);
+        machine.pause()?;
+        let before = self.stopped(&machine, last)?;
+        let mut policies = self.options.policies;
+        let kind = match self.options.stops {
+            Stops::Migrations => {
+                (machine, _) = machine.migrate(self.env, khz, &policies)?;
+                Kind::Migration
+            }
+            Stops::Pauses(length) => {
+                match machine.time_mode() {
+                    TimeMode::Real => thread::sleep(length),
+                    TimeMode::Virtual => policies.downtime_length = policies.downtime_length.or(Some(length)),
+                }
+                machine.resume_at(khz, &policies)?;
+                Kind::Pause
+            }
+        };
+        self.opened(kind, before, &machine, last);
+        Ok(machine)
+    }
+
+    /// The clocks of the machine, which is paused. They have the new pages of the stop before, whose account is closed.
+    fn stopped(&mut self, machine: &Machine, last: Option<RawReading>) -> Result<StoppedClocks, ClockError> {
+        let clocks = machine.stopped_clocks()?.ok_or(ClockError::NoPage("because the machine runs"))?;
+        let Some(Open { kind, khz, before, resumed, raw: (raw_before, raw_after) }) = self.open.take() else {
+            return Ok(clocks);
+        };
+        let counts_downtime = self.options.policies.downtime == DowntimePolicy::CatchUp;
+        let kvm_pages = self.options.boot.lapic == LapicKind::Kvm;
+        let number = self.sums.count.saturating_add(1);
+        let stop = account(Context { number, kind, khz, counts_downtime, kvm_pages }, &before, &resumed, &clocks)?;
+        if let Some(first) = stop.vcpus.first() {
+            let (old, new) = (first.old.clock(0)?, first.new.clock(0)?);
+            let ticks = clocks.moment.tsc.0.saturating_sub(resumed.tsc.0);
+            let shown = new.line(clocks.moment.tsc) - new.line(resumed.tsc);
+            self.sums.rate = self.sums.rate + shown - ExactSpan::of_ticks(ticks, khz);
+            if let (Some(begin), Some(end)) = (raw_after, last) {
+                let leg = begin.until(&new, &end, &new);
+                let stood = raw_before.filter(|_| counts_downtime).map(|stop| stop.until(&old, &begin, &new));
+                self.sums.raw.add(leg + stood.unwrap_or_default(), number);
+                self.sums.raw_within_ns = self.sums.raw_within_ns.max(begin.within_ns.max(end.within_ns));
+            }
+        }
+        self.sums.add(stop);
+        Ok(clocks)
+    }
+
+    /// Notes a stop after which the machine continues.
+    fn opened(&mut self, kind: Kind, before: StoppedClocks, machine: &Machine, last: Option<RawReading>) {
+        let raw = (last, RawReading::take(machine));
+        let khz = machine.tsc_khz();
+        self.open = machine.resumed_clocks().cloned().map(|resumed| Open { kind, khz, before, resumed, raw });
+    }
+}

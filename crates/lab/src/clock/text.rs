@@ -1,0 +1,233 @@
+//! Findings as plain text for a mail: at most 72 columns, in ASCII.
+
+use std::{
+    fmt::{self, Write},
+    time::Duration,
+};
+
+use vmtime::Length;
+
+use super::{
+    account::{Page, Stop, VcpuStop},
+    result::{Findings, Setup},
+    series::{Bucket, Statistics},
+};
+
+/// The most columns of a line.
+pub const COLUMNS: usize = 72;
+/// The longest bar of a histogram.
+const BAR: u64 = 24;
+
+/// The findings as text.
+#[must_use]
+pub fn text(findings: &Findings) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_all(&mut out, findings);
+    out
+}
+
+fn write_all(out: &mut String, findings: &Findings) -> fmt::Result {
+    setup(out, findings)?;
+    if let Some(error) = &findings.error {
+        writeln!(out, "\nVM time error of a stop (vCPU 0), ns: new page at the resume, minus")?;
+        writeln!(out, "old page at the stop, minus the downtime to be counted")?;
+        figures(out, error)?;
+        histogram(out, &error.histogram)?;
+    }
+    writeln!(out, "\n{:<30} {:>12} {:>12} {:>14}", "in ns", "mean", "worst", "total")?;
+    for (name, Statistics { mean_ns, worst_ns, total_ns, .. }) in findings.series() {
+        writeln!(out, "{name:<30} {:>12} {:>12} {:>14}", ns(*mean_ns), ns(*worst_ns), ns(*total_ns))?;
+    }
+    rest(out, findings)?;
+    if let Some(Stop { number, vcpus, .. }) = &findings.worst
+        && let Some(VcpuStop { old, new, .. }) = vcpus.first()
+    {
+        writeln!(out, "\nthe page at stop {number} (the worst), before and after")?;
+        page(out, old)?;
+        page(out, new)?;
+    }
+    Ok(())
+}
+
+fn page(out: &mut String, page: &Page) -> fmt::Result {
+    let Page { version, tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, flags } = page;
+    writeln!(out, "  version {version}, tsc_timestamp {tsc_timestamp}, system_time {system_time}")?;
+    writeln!(out, "    mul {tsc_to_system_mul}, shift {tsc_shift}, flags {flags:#x}")
+}
+
+fn setup(out: &mut String, findings: &Findings) -> fmt::Result {
+    let Setup {
+        guest: _,
+        cmdline,
+        cpus,
+        lapic,
+        time,
+        source,
+        tsc_khz,
+        khz_cycle,
+        stops,
+        wanted,
+        every_ns,
+        deadline,
+        downtime,
+        fault,
+    } = &findings.setup;
+    let incomplete = if findings.complete { String::new() } else { format!(" of {wanted} (interrupted)") };
+    let every = Length(Duration::from_nanos(*every_ns));
+    writeln!(out, "{}{incomplete} {stops}, one every {every} of VM time", findings.count)?;
+    writeln!(out, "LAPIC and kvmclock: {lapic}; {time} time; {cpus} vCPU; TSC source {source}")?;
+    let cycle: Vec<String> = khz_cycle.iter().map(|khz| khz.get().to_string()).collect();
+    let cycle = if cycle.is_empty() { "unchanged".to_owned() } else { cycle.join(", ") };
+    wrapped(out, &format!("TSC {} kHz at boot, then {cycle}", tsc_khz.get()))?;
+    writeln!(out, "policies: downtime {downtime}, deadline {deadline}")?;
+    if let Some(fault) = fault {
+        writeln!(out, "fault injected: {fault}")?;
+    }
+    wrapped(out, &format!("guest: {cmdline}"))
+}
+
+/// Writes a line, broken at spaces.
+fn wrapped(out: &mut String, line: &str) -> fmt::Result {
+    let mut column = 0;
+    for word in line.split(' ') {
+        let width = word.chars().count();
+        if column > 0 && column + 1 + width > COLUMNS {
+            out.write_str("\n  ")?;
+            column = 2;
+        } else if column > 0 {
+            out.write_char(' ')?;
+            column += 1;
+        }
+        // A longer word has no place to break.
+        let shown: String = word.chars().take(COLUMNS - 2).collect();
+        out.write_str(&shown)?;
+        column += width.min(COLUMNS - 2);
+    }
+    out.write_char('\n')
+}
+
+fn figures(out: &mut String, error: &Statistics) -> fmt::Result {
+    let Statistics {
+        count,
+        total_ns,
+        mean_ns,
+        standard_error_ns,
+        median_ns,
+        p99_abs_ns,
+        worst_ns,
+        worst_at,
+        nonzero,
+        ..
+    } = error;
+    let exactly = if error.total_is_zero { " (exactly)" } else { "" };
+    writeln!(out, "  total   {}{exactly} in {count} stops, {nonzero} of them not exact", ns(*total_ns))?;
+    writeln!(out, "  mean    {} a stop, standard error {}", ns(*mean_ns), ns(*standard_error_ns))?;
+    writeln!(
+        out,
+        "  median  {}, 99 % within {}, worst {} (stop {worst_at})",
+        ns(*median_ns),
+        ns(*p99_abs_ns),
+        ns(*worst_ns)
+    )
+}
+
+fn histogram(out: &mut String, buckets: &[Bucket]) -> fmt::Result {
+    // One bucket of zeros shows nothing that the total does not.
+    if buckets.iter().all(|bucket| bucket.to_ns == 0.0) {
+        return Ok(());
+    }
+    let most = buckets.iter().map(|bucket| bucket.count).max().unwrap_or(1).max(1);
+    for Bucket { from_ns, to_ns, count } in buckets {
+        let range = if *to_ns == 0.0 {
+            "0".to_owned()
+        } else if to_ns.abs() == f64::MAX {
+            format!("{} and beyond", ns(*from_ns))
+        } else {
+            format!("{} to {}", ns(*from_ns), ns(*to_ns))
+        };
+        let length = (u128::from(*count) * u128::from(BAR)).div_ceil(u128::from(most));
+        let bar = "#".repeat(usize::try_from(length).unwrap_or(0));
+        writeln!(out, "  {range:>24}  {count:>9}  {bar}")?;
+    }
+    Ok(())
+}
+
+fn rest(out: &mut String, findings: &Findings) -> fmt::Result {
+    let Findings { went_back, bases_ahead, remainder_ns, rate_ns, vm_ns, raw, raw_within_ns, .. } = findings;
+    writeln!(out)?;
+    if raw.is_some() {
+        writeln!(out, "MONOTONIC_RAW is read within {raw_within_ns} ns of the TSC")?;
+    }
+    if let Some(ticks) = findings.deadline_ticks {
+        writeln!(out, "deadlines: at most {} ticks from the least TSC of their VM time", ticks.unsigned_abs())?;
+    }
+    if let Some(longest) = findings.longest {
+        let (stops, first, last) = (longest.stops, longest.first, longest.last);
+        writeln!(out, "  one was in flight at {stops} stops: {first} -> {last}")?;
+        writeln!(out, "  it was shifted by {} ns of VM time in all", ns(longest.shift_ns))?;
+    }
+    writeln!(out, "remainder that the VMM carries at the end: {} ns", ns(*remainder_ns))?;
+    writeln!(out, "between stops: pages minus ticks over frequency {} ns", ns(*rate_ns))?;
+    writeln!(out, "guest's clock back at {went_back} stops; base ahead of TSC at {bases_ahead}")?;
+    if findings.host_stops > 0 {
+        writeln!(out, "the host ran no vCPU for a while {} times, unasked", findings.host_stops)?;
+    }
+    if let Some(ticks) = &findings.ticks {
+        let (count, missing, back) = (ticks.ticks, ticks.missing, ticks.clock_steps_back);
+        writeln!(out, "guest's account: {count} ticks, {missing} missing; its clock back {back} times")?;
+    }
+    writeln!(out, "VM time at the end: {}.{:09} s", vm_ns / 1_000_000_000, vm_ns % 1_000_000_000)
+}
+
+/// A number of nanoseconds to some three digits; exact if it is whole and short.
+#[must_use]
+pub fn ns(value: f64) -> String {
+    let size = value.abs();
+    if size == 0.0 {
+        "0".to_owned()
+    } else if !(1e-3..1e9).contains(&size) {
+        format!("{value:.2e}")
+    } else if value.fract() == 0.0 || size >= 1e4 {
+        format!("{value:.0}")
+    } else {
+        let digits = if size >= 100.0 {
+            1
+        } else if size >= 1.0 {
+            3
+        } else {
+            5
+        };
+        format!("{value:.digits$}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        for (value, text) in [
+            (0.0, "0"),
+            (-3.0, "-3"),
+            (0.5, "0.50000"),
+            (1.25, "1.250"),
+            (-31_415.9, "-31416"),
+            (1e-7, "1.00e-7"),
+            (2.5e12, "2.50e12"),
+            (123.456, "123.5"),
+        ] {
+            assert_eq!(ns(value), text);
+        }
+    }
+
+    // Catches: a long command line that breaks the mail.
+    #[test]
+    fn a_long_line_is_broken() {
+        let mut out = String::new();
+        wrapped(&mut out, &format!("guest: {} {}", "clockevent=kvm-tsc-deadline ".repeat(8), "x".repeat(200))).unwrap();
+        assert!(out.lines().all(|line| line.chars().count() <= COLUMNS), "{out}");
+        assert!(out.lines().count() > 3);
+    }
+}

@@ -1,0 +1,206 @@
+//! `vmm clock`: what it measures of a clock that loses nothing, that it sees planted faults, and its results.
+
+use serde_json::Value;
+use vm_tests::{Ended, Lab, require_kvm};
+
+/// Runs `vmm clock` in virtual time, and returns how it ended and its JSON.
+#[track_caller]
+fn measure(flags: &str, code: i32) -> (Ended, Value) {
+    let lab = Lab::new();
+    let ended = lab.run(&format!("clock --time virtual --json clock.json {flags}")).expect(code);
+    let json = std::fs::read_to_string(lab.path("clock.json")).unwrap();
+    (ended, serde_json::from_str(&json).unwrap())
+}
+
+fn number(json: &Value, pointer: &str) -> f64 {
+    json.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {pointer}"))
+}
+
+/// The numbers of a page of vCPU 0, of which both sides of a stop must agree.
+fn page(stop: &Value, which: &str) -> Vec<Value> {
+    let page = stop.pointer(&format!("/vcpus/0/{which}")).expect("a page");
+    ["tsc_timestamp", "system_time", "tsc_to_system_mul", "tsc_shift"].map(|field| page[field].clone()).to_vec()
+}
+
+// Catches: a restore that makes a new base from a reading that was rounded down (0.95 ns a migration at 2.1 GHz), and
+// deadlines that creep by ticks.
+#[test]
+fn a_thousand_migrations_at_one_frequency_lose_nothing() {
+    require_kvm!();
+    let flags = "--tsc-khz 2100000 --every 1ms --migrations 1000 --fail-on back,total=0ns,worst=0ns,deadline=0ns";
+    let (_, json) = measure(flags, 0);
+    assert_eq!(number(&json, "/count"), 1000.0);
+    assert_eq!(json.pointer("/error/total_is_zero"), Some(&Value::Bool(true)));
+    assert_eq!(number(&json, "/error/nonzero"), 0.0);
+    assert_eq!(number(&json, "/deadline_ticks"), 0.0);
+    let stops = json["stops"].as_array().unwrap();
+    assert_eq!(stops.len(), 1000);
+    for stop in stops {
+        assert_eq!(page(stop, "old"), page(stop, "new"));
+        if let Some(deadline) = stop.pointer("/vcpus/0/deadline").filter(|deadline| !deadline.is_null()) {
+            assert_eq!(deadline["before"], deadline["after"]);
+        }
+    }
+    // A tick each 10 ms, a migration each ms: most deadlines are in flight at nine stops or ten.
+    assert!(number(&json, "/longest/stops") >= 9.0, "{}", json["longest"]);
+}
+
+// Catches: errors that add up over migrations between frequencies, where each page alone is as good as it can be.
+#[test]
+fn errors_between_frequencies_do_not_add_up() {
+    require_kvm!();
+    let cycle = "--tsc-khz 2600000 --tsc-khz-cycle 1300000,3900000,2600000";
+    // Any page is off by at most 1/26 ns at these frequencies, so two by twice that (crates/vmtime/src/rebase.rs).
+    let (_, json) = measure(&format!("{cycle} --every 1ms --migrations 300 --fail-on total=0.04ns,worst=0.08ns"), 0);
+    assert!(number(&json, "/error/nonzero") > 100.0, "{}", json["error"]);
+    // The errors of all stops add up to what the last page is off, which is what the VMM says that it carries.
+    assert!((number(&json, "/error/total_ns") + number(&json, "/remainder_ns")).abs() < 1e-9, "{}", json["error"]);
+    assert_eq!(number(&json, "/went_back"), 0.0);
+}
+
+// Catches: an instrument that cannot fail. The TSC goes on one second ahead, and the page does not know.
+#[test]
+fn a_tsc_that_jumps_is_seen() {
+    require_kvm!();
+    let flags = "--tsc-khz 2100000 --every 10ms --migrations 5 --inject tsc-jump";
+    let (ended, json) = measure(&format!("{flags} --fail-on drift=1ms"), 1);
+    assert!((number(&json, "/error/mean_ns") - 1e9).abs() < 1.0, "{}", json["error"]);
+    ended.refused(1, &["drift is ", "the limit is 1000000 ns"]);
+    measure(&format!("{flags} --fail-on none"), 0);
+}
+
+// Catches: an instrument that looks at the resume only. The page is right there, and then runs at twice the rate.
+#[test]
+fn a_page_that_is_not_republished_is_seen_between_the_stops() {
+    require_kvm!();
+    let cycle = "--tsc-khz 2000000 --tsc-khz-cycle 1000000,2000000";
+    let flags = format!("{cycle} --every 5ms --migrations 4 --inject page-not-republished");
+    let (ended, json) = measure(&format!("{flags} --fail-on rate=1us"), 1);
+    ended.refused(1, &["rate is -"]);
+    assert_eq!(number(&json, "/error/nonzero"), 0.0);
+    // Half of the legs ran at half the frequency, by the page still at 2 GHz.
+    assert!(number(&json, "/rate_ns") < -1e6);
+}
+
+// Catches: a base ahead of the TSC that is taken for a good page because it lies on the right line.
+#[test]
+fn a_base_ahead_of_the_tsc_is_seen() {
+    require_kvm!();
+    let (ended, json) =
+        measure("--tsc-khz 2000000 --tsc-khz-cycle 1000000,2000000 --migrations 3 --inject page-base-ahead", 1);
+    assert_eq!(number(&json, "/bases_ahead"), 3.0);
+    ended.refused(1, &["the guest's clock went back"]);
+}
+
+// Catches: a pause that is measured as if it had taken no time, under either policy.
+#[test]
+fn a_pause_counts_as_the_policy_says() {
+    require_kvm!();
+    let flags = "--tsc-khz 2100000 --pauses 20 --pause-length 3ms";
+    let (_, json) = measure(&format!("{flags} --downtime catch-up --fail-on worst=0ns"), 0);
+    let stops = json["stops"].as_array().unwrap();
+    assert!(stops.iter().all(|stop| stop["downtime_ns"] == 3_000_000 && stop["kind"] == "pause"));
+    // The TSC advanced by whole ticks for the same time, and the page's rate is rounded to 2⁻³² of a tick.
+    assert!(number(&json, "/same_tsc/worst_ns").abs() < 0.01, "{}", json["same_tsc"]);
+    let (_, json) = measure(&format!("{flags} --fail-on worst=0ns"), 0);
+    assert!(json["stops"].as_array().unwrap().iter().all(|stop| stop["downtime_ns"] == 0));
+}
+
+// Catches: vCPUs whose pages differ after a restore.
+#[test]
+fn all_vcpus_have_one_clock() {
+    require_kvm!();
+    let (_, json) = measure("--tsc-khz 2600000 --cpus 3 --tsc-khz-cycle 1300000,2600000 --migrations 20", 0);
+    assert_eq!(number(&json, "/between_vcpus/nonzero"), 0.0);
+    assert!(json["stops"].as_array().unwrap().iter().any(|stop| stop["vcpus"].as_array().unwrap().len() == 3));
+}
+
+// Catches: text that a mail program breaks, a field that scripts rely on and that is gone, a report without its chart.
+#[test]
+fn results_are_text_for_a_mail_json_and_a_report() {
+    require_kvm!();
+    let lab = Lab::new();
+    let flags = "clock --time virtual --tsc-khz 2600000 --tsc-khz-cycle 1300000,3900000,2600000 --migrations 30";
+    let ended = lab.run(&format!("{flags} --json clock.json --report clock.html")).expect(0);
+    assert!(ended.stdout.lines().all(|line| line.chars().count() <= 72 && line.is_ascii()), "{}", ended.stdout);
+    assert!(ended.stdout.lines().count() < 50, "{}", ended.stdout);
+    assert!(ended.stdout.contains("standard error") && ended.stdout.contains("#####"), "{}", ended.stdout);
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(lab.path("clock.json")).unwrap()).unwrap();
+    assert_eq!(json["schema"], "vmm-clock/1");
+    for field in [
+        "/setup/lapic",
+        "/setup/tsc_khz",
+        "/complete",
+        "/error/mean_ns",
+        "/error/standard_error_ns",
+        "/error/median_ns",
+        "/error/worst_at",
+        "/error/histogram/0/count",
+        "/reading/total_ns",
+        "/deadlines/worst_ns",
+        "/longest/stops",
+        "/rate_ns",
+        "/remainder_ns",
+        "/stops/0/stop_tsc",
+        "/stops/0/vcpus/0/old/version",
+        "/worst/number",
+    ] {
+        assert!(json.pointer(field).is_some_and(|value| !value.is_null()), "{field} is missing");
+    }
+    let html = std::fs::read_to_string(lab.path("clock.html")).unwrap();
+    assert!(html.contains("data-points=\"60\"") && html.contains("Histogram"), "no chart with two series of 30");
+    let stdout = lab.run(&format!("{flags} --json -")).expect(0).stdout;
+    assert!(serde_json::from_str::<Value>(&stdout).is_ok(), "{stdout}");
+}
+
+// Catches: a run of the same inputs that measures something else.
+#[test]
+fn virtual_time_measures_the_same_twice() {
+    require_kvm!();
+    let flags = "--tsc-khz 2600000 --tsc-khz-cycle 1300000,2599871 --cpus 2 --seed 7 --migrations 15";
+    assert_eq!(measure(flags, 0).1, measure(flags, 0).1);
+}
+
+// Catches: a kvmclock of KVM that is measured before KVM has published it, and a LAPIC that is not asked for.
+#[test]
+fn both_lapics_are_measured_in_real_time() {
+    require_kvm!();
+    for lapic in ["user", "kvm"] {
+        let lab = Lab::new();
+        let ended = lab.run(&format!("clock --lapic {lapic} --migrations 5 --json clock.json")).expect(0);
+        assert!(ended.stdout.contains(&format!("LAPIC and kvmclock: {lapic};")), "{}", ended.stdout);
+        let json: Value = serde_json::from_str(&std::fs::read_to_string(lab.path("clock.json")).unwrap()).unwrap();
+        assert!(number(&json, "/raw/count") > 0.0 && number(&json, "/error/count") >= 5.0, "{json}");
+        // A page that KVM had not published yet is off by the length of the stop, and the next one by as much less.
+        // Under freeze, what is left of the stop is less than half of the time that the VM stood still.
+        for stop in json["stops"].as_array().unwrap() {
+            assert_ne!(page(stop, "old"), page(stop, "new"), "KVM has not published this page: {stop}");
+        }
+        assert_eq!(number(&json, "/went_back"), 0.0);
+    }
+}
+
+// Catches: a bad flag that is not refused, or without a word on what to do.
+#[test]
+fn bad_flags_are_refused() {
+    require_kvm!();
+    let lab = Lab::new();
+    for (flags, parts) in [
+        ("--migrations 0", &["--migrations", "not a number from 1"][..]),
+        ("--migrations 5 --pauses 5", &["--migrations", "--pauses"]),
+        ("--tsc-khz-cycle 5", &["--tsc-khz-cycle", "5"]),
+        ("--fail-on late=1ms", &["--fail-on", "late=1ms", "drift=TIME"]),
+        ("--inject nonsense", &["--inject", "nonsense"]),
+        ("--lapic kvm --time virtual", &["--time virtual", "--lapic user"]),
+        ("--json x --report x", &["--json and --report both name x"]),
+        ("--every 0s", &["--every", "more than zero"]),
+    ] {
+        lab.run(&format!("clock {flags}")).refused(2, parts);
+    }
+    let far = "--time virtual --tsc-khz 1000000 --tsc-khz-cycle 20000000";
+    lab.run(&format!("clock {far}")).refused(2, &["20000000"]);
+    // A guest that ends before the last stop.
+    let mut command = lab.vmm("clock --time virtual --migrations 50 --cmdline");
+    command.arg("count=5");
+    vm_tests::finish(&mut command).refused(1, &["the guest ended after ", "of 50 stops", "scenario=idle"]);
+}

@@ -1,0 +1,112 @@
+//! `vmm clock`.
+
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use guest_image::GUEST_ELF;
+use lab::{
+    clock::{self, Options, Progress, Stops, result::Findings},
+    report,
+};
+use machine::{BootOptions, HostEnvironment, Policies, RunError, TimeMode, boot::Image};
+
+use super::{
+    clock_args::Clock,
+    exit::{Error, Result},
+    output::{self, OutFile},
+    sweep::{CANCEL, wait_for_signals},
+    text::Text,
+};
+
+/// Between two lines that say how far a long measurement is.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// What the embedded guest does by default: ticks without end, each armed with a deadline in guest TSC.
+const CMDLINE: &str = "clockevent=kvm-tsc-deadline scenario=idle";
+/// The same for several vCPUs: more ticks than any measurement has stops.
+const CMDLINE_SMP: &str = "clockevent=kvm-tsc-deadline scenario=smp count=1000000000";
+
+/// Runs `vmm clock`.
+pub fn run(args: &Clock) -> Result<ExitCode> {
+    output::distinct(&[("json", args.output.json.as_deref()), ("report", args.report.report.as_deref())])?;
+    let image = match &args.guest {
+        Some(path) => Image::open(path),
+        None => Image::parse("the embedded guest".to_owned(), GUEST_ELF.to_vec()),
+    };
+    let image = image.map_err(RunError::from)?;
+    let options = options(args);
+    let json = OutFile::open("json", args.output.json.as_deref())?;
+    let report = OutFile::open("report", args.report.report.as_deref())?;
+    wait_for_signals()?;
+    let env = HostEnvironment::open(None)?;
+    let findings = measure(&env, &image, &options, &CANCEL)?;
+    let quiet = [&json, &report].into_iter().flatten().any(OutFile::is_stdout);
+    let failed = args.fail_on.failed(&findings);
+    if let Some(file) = json {
+        file.write(&output::json(&findings)?)?;
+    }
+    if let Some(file) = report {
+        file.write(report::clock::page(&findings, &failed, &output::command_line()).render().as_bytes())?;
+    }
+    if !quiet {
+        Text::from(clock::text::text(&findings)).print()?;
+    }
+    if !findings.complete {
+        return Err(Error::failed(format!("interrupted after {} of {} stops", findings.count, findings.setup.wanted)));
+    }
+    if failed.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Error::failed(failed.join("; "))) }
+}
+
+fn options(args: &Clock) -> Options {
+    let usual = match (&args.guest, args.cpus) {
+        (Some(_), _) => "",
+        (None, 1) => CMDLINE,
+        (None, _) => CMDLINE_SMP,
+    };
+    let (stops, count) = match (args.migrations, args.pauses) {
+        (_, Some(pauses)) => (Stops::Pauses(args.pause_length), pauses),
+        (migrations, None) => (Stops::Migrations, migrations.unwrap_or(100)),
+    };
+    Options {
+        boot: BootOptions {
+            memory: args.memory,
+            cmdline: args.cmdline.clone().unwrap_or_else(|| usual.to_owned()),
+            initrd: None,
+            lapic: args.lapic.into(),
+            time: TimeMode::from(args.time),
+            source: args.tsc.into(),
+            khz: args.tsc_khz,
+            cpus: args.cpus,
+            seed: args.seed,
+            x2apic: true,
+            pv_eoi: true,
+        },
+        stops,
+        count,
+        every: args.every,
+        khz_cycle: args.tsc_khz_cycle.clone(),
+        policies: Policies {
+            deadline: args.deadline.into(),
+            downtime: args.downtime.into(),
+            downtime_length: args.downtime_length,
+            fault: args.inject,
+        },
+    }
+}
+
+fn measure(env: &HostEnvironment, image: &Image, options: &Options, cancel: &AtomicBool) -> Result<Findings> {
+    let begun = Instant::now();
+    let mut said = begun;
+    let mut heartbeat = |Progress { done, wanted, total }: Progress| {
+        if said.elapsed() < HEARTBEAT || cancel.load(Ordering::SeqCst) {
+            return;
+        }
+        said = Instant::now();
+        let left = begun.elapsed().as_secs().saturating_mul(wanted.saturating_sub(done)) / done.max(1);
+        machine::say!("vmm: {done} of {wanted} stops, total error {:.3} ns, some {left} s left", total.as_ns());
+    };
+    Ok(clock::measure(env, image, options, cancel, &mut heartbeat)?)
+}
