@@ -139,3 +139,39 @@ fn sh(lab: &Lab, flags: &str) -> std::process::Command {
     command.args(["-c", &format!("exec {} {flags}", vm_tests::vmm().display())]).current_dir(lab.path("."));
     command
 }
+
+// Catches: a long run that is silent, or a heartbeat that moves virtual time.
+#[test]
+fn a_long_run_has_a_heartbeat() {
+    require_kvm!();
+    let lab = Lab::new();
+    let run = |heartbeat: &str, trace: &str| {
+        let flags = format!("--time virtual --tsc-khz 2600000 --heartbeat {heartbeat} --trace {trace}");
+        finish(&mut lab.guest("hz=1000 count=3000", &flags)).expect(0)
+    };
+    let lines = |ended: &Ended| ended.stderr.lines().filter(|line| line.contains("running after ")).count();
+    let (beating, silent) = (run("10ms", "a"), run("off", "b"));
+    assert!(lines(&beating) > 0 && lines(&silent) == 0, "{beating:#?}");
+    assert!(beating.stderr.contains(": VM time ") && beating.stderr.contains(" ticks, migrations 0\n"), "{beating:#?}");
+    assert!(fs::read(lab.path("a")).unwrap() == fs::read(lab.path("b")).unwrap());
+    // A sweep and the demonstration say so between two steps, a sweep from any of its threads.
+    let sweep = lab.run("sweep --ratio 0.5 --heartbeat 1ns --cmdline clockevent=kvm-tsc-deadline").expect(0);
+    assert!(sweep.stderr.lines().any(|line| line.contains(" points after ")), "{sweep:#?}");
+    assert!(!sweep.stdout.contains(" points after "), "{sweep:#?}");
+    lab.run("--heartbeat 0s").refused(2, &["--heartbeat"]);
+}
+
+// Catches: a summary that scrolls away.
+#[test]
+fn a_summary_is_one_screen() {
+    require_kvm!();
+    let lab = Lab::new();
+    // Two windows at each frequency: the race, and where a deadline is in flight.
+    let many = "sweep --ratio 0.1,0.3,0.5,0.7,0.9,1.1,2,10 --deadline fire --json all \
+                --cmdline \"clockevent=kvm-tsc-deadline recheck=off\"";
+    let ended = finish(&mut sh(&lab, many)).expect(1);
+    let all: serde_json::Value = serde_json::from_slice(&fs::read(lab.path("all")).unwrap()).unwrap();
+    assert!(all["windows"].as_array().is_some_and(|windows| windows.len() > 8), "{}", all["windows"]);
+    assert!(ended.stdout.lines().count() <= 40, "{}", ended.stdout);
+    assert!(ended.stdout.contains(" more windows (--json and --report have all)\n"), "{}", ended.stdout);
+}

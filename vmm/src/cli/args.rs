@@ -13,6 +13,7 @@ use vmtime::{self, Khz};
 use super::{
     commands::HELP_WIDTH,
     output::{CaseFiles, ReportFile},
+    progress::Heartbeat,
 };
 
 /// Shows what live migration does to a guest's clock and timers.
@@ -101,6 +102,8 @@ pub struct Session {
     pub console_full: ConsoleFull,
     #[command(flatten)]
     pub cases: CaseFiles,
+    #[command(flatten)]
+    pub heartbeat: Heartbeat,
     /// What ends a run with exit code 1, and only that: late=TIME (a tick came later after its expiry), early (an
     /// interrupt came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the
     /// guest says of a tick cannot be, by the host's account), watchdog (the guest's clocksource watchdog marked a
@@ -136,8 +139,8 @@ pub struct Session {
     pub poll_ns: u64,
     /// Virtual time: end with exit code 1 a guest that runs for this long without an operation, which is what moves
     /// virtual time. Host time; off = never.
-    #[arg(long, value_name = "TIME|off", default_value = "10s", value_parser = spin_limit)]
-    pub spin_limit: SpinLimit,
+    #[arg(long, value_name = "TIME|off", default_value = "10s", value_parser = time_or_off)]
+    pub spin_limit: TimeOrOff,
     /// End with exit code 1, telling where each vCPU is, if the guest has not ended after this wall time.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
@@ -362,12 +365,12 @@ pub fn khz(text: &str) -> Result<Khz, String> {
     Khz::new(number).map_err(|error| error.to_string())
 }
 
-/// For how long a guest may spin; none = without limit.
+/// A time, or none for `off`.
 #[derive(Clone, Copy, Debug)]
-pub struct SpinLimit(pub Option<Duration>);
+pub struct TimeOrOff(pub Option<Duration>);
 
-fn spin_limit(text: &str) -> Result<SpinLimit, String> {
-    if text == "off" { Ok(SpinLimit(None)) } else { duration(text).map(|limit| SpinLimit(Some(limit))) }
+pub fn time_or_off(text: &str) -> Result<TimeOrOff, String> {
+    if text == "off" { Ok(TimeOrOff(None)) } else { duration(text).map(|limit| TimeOrOff(Some(limit))) }
 }
 
 pub fn duration(text: &str) -> Result<Duration, String> {

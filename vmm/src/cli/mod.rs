@@ -35,7 +35,8 @@ use commands::Command;
 use exit::{Error, Result};
 
 /// The flags that the demonstration accepts. The others need a guest or a snapshot.
-const DEMONSTRATION: [&str; 8] = ["time", "json", "emulate_host", "report", "junit", "tap", "ktap", "exit_codes"];
+const DEMONSTRATION: [&str; 9] =
+    ["time", "json", "emulate_host", "report", "junit", "tap", "ktap", "exit_codes", "heartbeat"];
 
 /// Carries out the command that was called.
 ///

@@ -180,6 +180,7 @@ fn session(
         migrate: args.migrate_every.map(|every| Cycle { every, khz: args.tsc_khz_cycle.clone() }),
         console: true,
         timeout: args.timeout,
+        heartbeat: args.heartbeat.interval(),
     };
     session::block_signals().or_failed(|| "cannot block signals")?;
     let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);

@@ -13,6 +13,7 @@ use vmtime::Khz;
 use super::{
     args::{Deadline, Downtime, EmulateHost, OnOff, duration, khz, size},
     output::{CaseFiles, ReportFile},
+    progress::Heartbeat,
 };
 
 /// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
@@ -109,6 +110,8 @@ pub struct Sweep {
     pub report: ReportFile,
     #[command(flatten)]
     pub cases: CaseFiles,
+    #[command(flatten)]
+    pub heartbeat: Heartbeat,
 }
 
 /// Flag for the result.

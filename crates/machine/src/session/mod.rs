@@ -8,6 +8,7 @@
 mod console;
 mod ending;
 mod error;
+mod heartbeat;
 mod helper_threads;
 mod host_stops;
 mod memory_verification;
@@ -64,6 +65,8 @@ pub struct Options {
     pub console: bool,
     /// The wall time after which the session ends, even if the guest has not ended.
     pub timeout: Option<Duration>,
+    /// Say on standard error at this interval of wall time that the session goes on, and how far it is.
+    pub heartbeat: Option<Duration>,
 }
 
 /// Repeated migration in process.
@@ -204,6 +207,9 @@ pub fn run(
     }
     if let Some(after) = options.timeout {
         subscribers.push(Box::new(timeout::Timeout::new(after, Arc::clone(&inbox)).map_err(events)?));
+    }
+    if let Some(every) = options.heartbeat {
+        subscribers.push(Box::new(heartbeat::Heartbeat::new(every, Arc::clone(&inbox)).map_err(events)?));
     }
     subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use vmtime::{Khz, Length, VmTime};
 
 use super::{
-    Cycle, Finish, Options, Report, SessionError,
+    Cycle, Finish, Options, Report, SessionError, heartbeat,
     helper_threads::{self, HelperThreads},
     memory_verification::MemoryVerification,
     save::Save,
@@ -37,6 +37,8 @@ pub enum Request {
     Stop,
     /// This much wall time has passed ([`Options::timeout`]).
     TimedOut(Duration),
+    /// This much wall time has passed ([`Options::heartbeat`]).
+    Heartbeat(Duration),
     /// The restored memory is not what was saved.
     Damaged,
     /// The snapshot that is being made has all of RAM.
@@ -268,7 +270,8 @@ impl<'env> Worker<'_, '_, 'env> {
             Request::Command(Command::Status | Command::Quit, _) => false,
             Request::Command(Command::Snapshot(_), _) => true,
             Request::Command(..) | Request::Type(..) => !save.has_memory(),
-            Request::Stop | Request::TimedOut(_) | Request::Damaged | Request::MemorySaved | Request::Saved => false,
+            Request::Stop | Request::TimedOut(_) | Request::Heartbeat(_) => false,
+            Request::Damaged | Request::MemorySaved | Request::Saved => false,
         }
     }
 
@@ -294,6 +297,10 @@ impl<'env> Worker<'_, '_, 'env> {
             Request::TimedOut(after) => {
                 let cpus = self.machine()?.positions()?;
                 Ok(Some(Finish::TimedOut { after, cpus }))
+            }
+            Request::Heartbeat(after) => {
+                heartbeat::say(self.machine()?, after);
+                Ok(None)
             }
             Request::Type(bytes, answer) => {
                 answer.send(self.machine()?.type_in(&bytes));

@@ -101,7 +101,7 @@ fn demonstrate(args: &Run, time: TimeMode, results: &mut Results) -> Result<Exit
     let guest = work.path().join("guest.bin");
     std::fs::write(&guest, GUEST_ELF).or_failed(|| format!("cannot write {}", guest.display()))?;
 
-    let mut progress = Progress::new(" VMs");
+    let mut progress = Progress::new("VMs", &args.session.heartbeat);
     let steps = u64::try_from(CLOCKEVENTS.len() * (1 + TARGETS.len())).unwrap_or(0);
     let mut done = 0;
     let mut step = || {

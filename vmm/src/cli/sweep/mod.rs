@@ -138,7 +138,7 @@ fn carry_out(args: &Sweep, files: &mut Files) -> Result<ExitCode> {
     let (image, options) = (image(args)?, options(args)?);
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
-    let mut bar = Progress::new(" points");
+    let mut bar = Progress::new("points", &args.heartbeat);
     let progress = |done, total| bar.at(done, total);
     let (findings, cost) = sweep::sweep(&env, &image, &options, &CANCEL, &progress)?;
     bar.finish();

@@ -14,8 +14,8 @@ use crate::cli::{
     units::time,
 };
 
-/// Windows that are printed at most; the rest are in the JSON.
-const WINDOWS_SHOWN: usize = 40;
+/// Windows that are printed at most, so that the summary is one screen; the rest are in the JSON.
+const WINDOWS_SHOWN: usize = 8;
 
 pub(super) fn text(findings: &Findings) -> Text {
     let mut out = Text::default();
@@ -97,7 +97,10 @@ pub(super) fn text(findings: &Findings) -> Text {
     }
     out.table(table, 2..4);
     if findings.windows.len() > WINDOWS_SHOWN {
-        out.line(format!("… and {} more windows (--json has all)", findings.windows.len() - WINDOWS_SHOWN));
+        out.line(format!(
+            "… and {} more windows (--json and --report have all)",
+            findings.windows.len() - WINDOWS_SHOWN
+        ));
     }
     out
 }
