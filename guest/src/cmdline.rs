@@ -87,6 +87,8 @@ pub struct Options<'a> {
     pub load: Load,
     /// `eoi=auto|apic`: whether to use paravirtual EOI, which ends an interrupt without a write to the APIC.
     pub pv_eoi: bool,
+    /// `steal=off|on`: whether to register a steal-time area, and to read it after every tick.
+    pub steal: bool,
     /// `touch=`: pages that are written to after every tick.
     pub touch: u64,
 }
@@ -106,6 +108,7 @@ impl Default for Options<'_> {
             max_ms: DEFAULT_MAX_DELTA_MS,
             load: Load::None,
             pv_eoi: true,
+            steal: false,
             touch: 0,
         }
     }
@@ -133,6 +136,8 @@ pub enum CmdlineError<'a> {
     LoadOfSeveral,
     /// `load=`, `touch=` or `hz=` with `scenario=watchdog`.
     NotForWatchdog,
+    /// `steal=on` where the main loop does something else.
+    StealAlone,
 }
 
 impl fmt::Display for CmdlineError<'_> {
@@ -143,13 +148,16 @@ impl fmt::Display for CmdlineError<'_> {
             Self::UnknownKey(word) => write!(
                 f,
                 "command line: {} is unknown; keys are clockevent conversion recheck plant scenario watchdog hz count seed max_ms load touch \
-                 eoi",
+                 eoi steal",
                 word.escape_default()
             ),
             Self::BadValue { key, value, want } => {
                 write!(f, "command line: {key}={} is not {want}", value.escape_default())
             }
             Self::LoadOfSeveral => f.write_str("command line: load= and touch= are for one CPU, not for scenario=smp"),
+            Self::StealAlone => {
+                f.write_str("command line: steal=on is for scenario=ticks, deltas or idle, without load= and touch=")
+            }
             Self::NotForWatchdog => f.write_str(
                 "command line: hz=, load= and touch= are not for scenario=watchdog, which ticks every half second",
             ),
@@ -181,6 +189,9 @@ impl<'a> Options<'a> {
         let watchdog = options.scenario == ScenarioName::Watchdog;
         if watchdog && (loaded || options.hz != 0) {
             return Err(CmdlineError::NotForWatchdog);
+        }
+        if options.steal && (loaded || watchdog || options.scenario == ScenarioName::Smp) {
+            return Err(CmdlineError::StealAlone);
         }
         if options.hz == 0 {
             options.hz = if watchdog { watchdog::HZ } else { Self::default().hz };
@@ -259,6 +270,13 @@ impl<'a> Options<'a> {
                     _ => return Err(bad("eoi", "auto or apic")),
                 }
             }
+            "steal" => {
+                self.steal = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("steal", "on or off")),
+                }
+            }
             "touch" => {
                 let pages = value.parse().ok().filter(|pages| *pages <= TOUCH_MAX);
                 self.touch = pages.ok_or(bad("touch", "a number up to 4096"))?;
@@ -289,96 +307,4 @@ fn ascii(line: &[u8]) -> Option<&str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::string::ToString;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn an_empty_line_means_the_defaults() {
-        assert_eq!(Options::parse(b"  "), Ok(Options::default()));
-    }
-
-    #[test]
-    fn every_key_is_read() {
-        let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas watchdog=acpi_pm hz=10000 count=1000000000 \
-                     seed=18446744073709551615 max_ms=0 load=user touch=4096 eoi=apic pci=off virtio_mmio.device=4K@0xd0000000:5";
-        let want = Options {
-            clockevent: Some("lapic-oneshot"),
-            conversion: Conversion::Mult,
-            recheck: false,
-            plant_early_check: true,
-            scenario: ScenarioName::Deltas,
-            watchdog: Clocksource::AcpiPm,
-            hz: 10_000,
-            count: COUNT_MAX,
-            seed: u64::MAX,
-            max_ms: 0,
-            load: Load::User,
-            pv_eoi: false,
-            touch: TOUCH_MAX,
-        };
-        assert_eq!(Options::parse(line), Ok(want));
-    }
-
-    #[test]
-    fn the_last_value_counts() {
-        assert_eq!(Options::parse(b"hz=1 hz=2").unwrap().hz, 2);
-    }
-
-    #[test]
-    fn an_unknown_key_or_value_is_an_error_that_names_it() {
-        for (line, want) in [
-            (&b"hz=0"[..], "command line: hz=0 is not a number from 1 to 10000"),
-            (b"hz=10001", "command line: hz=10001 is not a number from 1 to 10000"),
-            (b"hz=1x", "command line: hz=1x is not a number from 1 to 10000"),
-            (b"hz=-1", "command line: hz=-1 is not a number from 1 to 10000"),
-            (b"count=", "command line: count= is not a number from 1 to 1000000000"),
-            (b"conversion=round", "command line: conversion=round is not split, mult or exact"),
-            (b"recheck=1", "command line: recheck=1 is not on or off"),
-            (b"scenario=\x1b", "command line: scenario=\\u{1b} is not ticks, deltas, idle, smp or watchdog"),
-            (b"watchdog=hpet", "command line: watchdog=hpet is not kvmclock or acpi_pm"),
-            (b"seed=18446744073709551616", "command line: seed=18446744073709551616 is not a number below 2^64"),
-            (b"load=idle", "command line: load=idle is not none, kernel or user"),
-            (b"eoi=pv", "command line: eoi=pv is not auto or apic"),
-            (b"touch=4097", "command line: touch=4097 is not a number up to 4096"),
-            (b"touch=1 scenario=smp", "command line: load= and touch= are for one CPU, not for scenario=smp"),
-            (b"scenario=smp load=kernel", "command line: load= and touch= are for one CPU, not for scenario=smp"),
-            (b"caf\xc3\xa9", "command line is not ASCII"),
-        ] {
-            assert_eq!(Options::parse(line).unwrap_err().to_string(), want);
-        }
-        assert_eq!(Options::parse(b"quiet"), Err(CmdlineError::UnknownKey("quiet")));
-        assert_eq!(Options::parse(b"hzz=3"), Err(CmdlineError::UnknownKey("hzz")));
-        assert_eq!(Options::parse(&[b' '; MAX_BYTES + 1]), Err(CmdlineError::TooLong));
-    }
-
-    // Catches: a watchdog at another pace than Linux's, or a key that is taken and then does nothing.
-    #[test]
-    fn the_watchdog_has_its_own_pace() {
-        let options = Options::parse(b"count=3 scenario=watchdog").unwrap();
-        assert_eq!((options.hz, options.watchdog, options.scenario().expected()), (2, Clocksource::Kvmclock, 3));
-        for line in [&b"scenario=watchdog hz=2"[..], b"hz=100 scenario=watchdog", b"scenario=watchdog touch=1"] {
-            assert_eq!(Options::parse(line), Err(CmdlineError::NotForWatchdog));
-        }
-        let said = CmdlineError::NotForWatchdog.to_string();
-        assert!(said.contains("hz=, load= and touch= are not for scenario=watchdog"), "{said}");
-    }
-
-    #[test]
-    fn the_scenario_has_the_numbers() {
-        assert_eq!(Options::parse(b"count=7").unwrap().scenario().expected(), 7);
-        assert_eq!(Options::parse(b"count=7 scenario=deltas").unwrap().scenario().expected(), 7);
-        assert_eq!(Options::parse(b"count=7 scenario=idle").unwrap().scenario().expected(), 0);
-        assert_eq!(Options::parse(b"count=7 scenario=smp").unwrap().scenario().expected(), 7);
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_parsed_or_refused(line in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Options::parse(&line).map_err(|e| e.to_string());
-        }
-    }
-}
+mod tests;

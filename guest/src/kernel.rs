@@ -7,11 +7,13 @@ use guest::cmdline::{Load, MAX_BYTES, Options, ScenarioName};
 use guest::platform::{KVM_BUS_KHZ, Platform, TscKhz};
 use guest::pvclock::{BadPage, Begun, Clock, Sample, Source, sample, tsc_khz, wall_time};
 use guest::scenarios::Scenario;
+use guest::steal::{self, Area, Charged};
 use guest::ticks::{State, Ticks};
 use guest::topology::cpu_count;
 use guest::watchdog::{Clocksource, Counters, Watchdog};
 use guest_abi::ports::PM_TIMER;
 use guest_abi::report::MAX_CPUS;
+use guest_abi::steal_time;
 
 use crate::apic::Apic;
 use crate::arch::cell::IrqsOffCell;
@@ -124,6 +126,12 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
             there * PAGE_BYTES / 1024
         ),
     };
+    if options.steal {
+        if !platform.steal_time {
+            refuse!("steal=on: CPUID offers no steal time")
+        }
+        cpu::wrmsr(steal_time::MSR, shared::steal_address() | steal_time::ENABLE);
+    }
     let watch = options.scenario == ScenarioName::Watchdog;
     // A port without a device reads as all ones.
     if watch && options.watchdog == Clocksource::AcpiPm && port::inl(PM_TIMER) == u32::MAX {
@@ -137,6 +145,8 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
     kernel.after(started);
     if watch {
         watch_clocks(&mut irqs_off, &mut Watchdog::new(options.watchdog, khz));
+    } else if options.steal {
+        watch_steal(&mut irqs_off);
     } else if options.load == Load::None && pages.is_none() {
         while !KERNEL.get(&mut irqs_off).done {
             cpu::halt(&mut irqs_off);
@@ -171,6 +181,46 @@ fn work(irqs_off: &mut IrqsOff<OneCpu>, load: Load, pages: Option<Pages>) {
             None if load == Load::Kernel => spin_in_kernel(irqs_off, ticks),
             None => cpu::halt(irqs_off),
         }
+    }
+}
+
+/// The main loop with `steal=on`: after every tick it is counted what a task that always runs would be charged with. Then
+/// it prints that.
+fn watch_steal(irqs_off: &mut IrqsOff<OneCpu>) {
+    let (mut charged, mut counted_at) = (Charged::default(), None);
+    loop {
+        let kernel = KERNEL.get(irqs_off);
+        let ticks = kernel.ticks.totals().ticks;
+        if counted_at != Some(ticks) {
+            counted_at = Some(ticks);
+            let now = kernel.ticks.now(&mut kernel.machine);
+            charged.tick(now.ns, steal::read(&mut StealArea));
+        } else if kernel.done {
+            break;
+        } else {
+            cpu::halt(irqs_off);
+        }
+    }
+    let Charged { longest_ns, longest_ran_ns, stolen_ns, .. } = charged;
+    line!(
+        "guest: stolen {stolen_ns} ns; longest interval {longest_ns} ns, {longest_ran_ns} ns without what was stolen"
+    );
+}
+
+/// CPU 0's steal-time area.
+struct StealArea;
+
+impl Area for StealArea {
+    fn version(&mut self) -> u32 {
+        shared::steal_version()
+    }
+
+    fn steal(&mut self) -> u64 {
+        shared::steal_sum()
+    }
+
+    fn pause(&mut self) {
+        cpu::pause();
     }
 }
 

@@ -17,6 +17,7 @@ pub mod pvclock;
 pub mod report;
 pub mod scenarios;
 pub mod smp;
+pub mod steal;
 pub mod ticks;
 pub mod topology;
 pub mod watchdog;

@@ -1,6 +1,6 @@
 //! The machine's features by CPUID. They are read once, at boot: every CPUID is an exit.
 
-use guest_abi::{ns_deadline, pv_eoi, pvclock};
+use guest_abi::{ns_deadline, pv_eoi, pvclock, steal_time};
 
 /// EAX, EBX, ECX, EDX of one CPUID leaf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct Platform {
     pub kvmclock: Option<KvmClock>,
     /// KVM's paravirtual EOI.
     pub pv_eoi: bool,
+    /// KVM's steal time.
+    pub steal_time: bool,
     /// The nanosecond deadline MSR, if the hypervisor offers it.
     pub ns_msr: Option<u32>,
     /// The TSC frequency, if CPUID states it.
@@ -104,6 +106,7 @@ impl Platform {
             if leaf.is(&pvclock::CPUID_SIGNATURE) && self.kvmclock.is_none() {
                 let features = cpuid(base + (pvclock::CPUID_FEATURES_LEAF - pvclock::CPUID_LEAF)).eax;
                 self.pv_eoi = features & pv_eoi::FEATURE != 0;
+                self.steal_time = features & steal_time::FEATURE != 0;
                 self.kvmclock = if features & pvclock::FEATURE_CLOCKSOURCE2 != 0 {
                     Some(KvmClock::NEW)
                 } else {
@@ -157,7 +160,7 @@ mod tests {
         let p = Platform::probe(|n| match n {
             1 => leaf(0, 0, ECX_HYPERVISOR | ECX_TSC_DEADLINE, 0),
             0x4000_0000 => signature(0x4000_0010, pvclock::CPUID_SIGNATURE),
-            0x4000_0001 => leaf(0x49, 0, 0, 0),
+            0x4000_0001 => leaf(0x69, 0, 0, 0),
             0x4000_0010 => leaf(2_600_000, 999_999, 0, 0),
             0x4000_0100 => signature(0x4000_0101, ns_deadline::CPUID_SIGNATURE),
             0x4000_0101 => leaf(1, 0x1234, 0, 0),
@@ -169,6 +172,7 @@ mod tests {
             tsc_deadline: true,
             kvmclock: Some(KvmClock::NEW),
             pv_eoi: true,
+            steal_time: true,
             ns_msr: Some(0x1234),
             tsc_khz: Some(TscKhz::Hypervisor(2_600_000)),
             bus_khz: Some(999_999),
@@ -189,7 +193,7 @@ mod tests {
         });
         assert_eq!(p.kvmclock, Some(KvmClock::OLD));
         assert_eq!(p.tsc_khz, Some(TscKhz::Crystal(2_600_000)));
-        assert_eq!((p.ns_msr, p.bus_khz, p.pv_eoi), (None, None, false));
+        assert_eq!((p.ns_msr, p.bus_khz, p.pv_eoi, p.steal_time), (None, None, false, false));
     }
 
     #[test]

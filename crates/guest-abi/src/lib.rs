@@ -10,3 +10,4 @@ pub mod pv_eoi;
 pub mod pvclock;
 pub mod report;
 pub mod sites;
+pub mod steal_time;

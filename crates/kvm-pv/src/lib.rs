@@ -7,6 +7,7 @@ mod publisher;
 pub mod pv_eoi;
 #[cfg(test)]
 mod recorder;
+pub mod steal_time;
 mod wall;
 
 pub use memory::{GuestWrite, OutsideRam, RegistrationFault};

@@ -19,6 +19,11 @@ impl Recorder {
         self.stores.borrow().len()
     }
 
+    /// Every store so far: address and bytes.
+    pub(super) fn stores_since_start(&self) -> Vec<(u64, Vec<u8>)> {
+        self.stores.borrow().clone()
+    }
+
     fn range(&self, addr: u64, bytes: usize) -> Result<core::ops::Range<usize>, OutsideRam> {
         let start = usize::try_from(addr).unwrap();
         let end = start.checked_add(bytes).filter(|&end| end <= self.ram.borrow().len());

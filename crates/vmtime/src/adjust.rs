@@ -55,6 +55,8 @@ pub enum DowntimePolicy {
     Freeze,
     /// It advances by the wall-clock time that passed, never back.
     CatchUp,
+    /// As [`Self::CatchUp`]; the host also tells the guest, as steal time, that its vCPUs did not run.
+    Steal,
 }
 
 impl DowntimePolicy {
@@ -64,7 +66,14 @@ impl DowntimePolicy {
         match self {
             Self::Freeze => "freeze",
             Self::CatchUp => "catch-up",
+            Self::Steal => "steal",
         }
+    }
+
+    /// Whether VM time advances.
+    #[must_use]
+    pub const fn advances(self) -> bool {
+        matches!(self, Self::CatchUp | Self::Steal)
     }
 }
 
@@ -223,11 +232,13 @@ pub fn restore(
     saved.check()?;
 
     // downtime = 0                                           freeze
-    //          = max(wall_now − wall, 0), or what was given  catch-up
+    //          = max(wall_now − wall, 0), or what was given  catch-up, steal
     let (downtime, clamped) = match (policy, stood) {
         (DowntimePolicy::Freeze, _) => (0, false),
-        (DowntimePolicy::CatchUp, Stood::UntilWall(now)) => (u128::from(now.saturating_sub(wall_ns)), now < wall_ns),
-        (DowntimePolicy::CatchUp, Stood::For(length)) => (length.as_nanos(), false),
+        (DowntimePolicy::CatchUp | DowntimePolicy::Steal, Stood::UntilWall(now)) => {
+            (u128::from(now.saturating_sub(wall_ns)), now < wall_ns)
+        }
+        (DowntimePolicy::CatchUp | DowntimePolicy::Steal, Stood::For(length)) => (length.as_nanos(), false),
     };
 
     // The guest's clock never goes back: it reads at least vm_saved + downtime.

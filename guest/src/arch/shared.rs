@@ -10,6 +10,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use guest_abi::pv_eoi::PENDING;
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, TimeInfo, WallClock};
 use guest_abi::report::{CAPACITY, Header, LAYOUT, MAGIC, MAX_CPUS, RING_BYTES, Record, Watchdog};
+use guest_abi::steal_time::StealTime;
 
 /// Bit 0 of what the kvmclock time MSR takes, beside the page's address.
 pub const ENABLE: u64 = 1;
@@ -52,6 +53,8 @@ impl<T> PerCpu<T> {
 pub(super) static TIME: PerCpu<TimeInfo> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
 
 static EOI: PerCpu<u32> = PerCpu([const { Shared::zero() }; MAX_CPUS]);
+
+static STEAL: Shared<StealTime> = Shared::zero();
 
 static WALL: Shared<WallClock> = Shared::zero();
 
@@ -109,6 +112,24 @@ pub fn clear_pv_eoi_pending(cpu: usize) -> bool {
         );
     }
     false
+}
+
+/// Physical address of CPU 0's steal-time area.
+pub fn steal_address() -> u64 {
+    STEAL.0.get().addr() as u64
+}
+
+/// The steal-time area's version, as [`time_version`].
+pub fn steal_version() -> u32 {
+    compiler_fence(Ordering::SeqCst);
+    let version = get!(STEAL.0.get(), version);
+    compiler_fence(Ordering::SeqCst);
+    version
+}
+
+/// The steal-time area's sum.
+pub fn steal_sum() -> u64 {
+    get!(STEAL.0.get(), steal)
 }
 
 /// Physical address of the wall clock.

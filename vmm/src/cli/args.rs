@@ -302,6 +302,8 @@ pub enum Downtime {
     Freeze,
     /// Yes: VM time advances by it, never back.
     CatchUp,
+    /// As catch-up, and it is added to the guest's steal time (MSR_KVM_STEAL_TIME), if the guest has registered an area.
+    Steal,
 }
 
 impl From<Downtime> for vmtime::DowntimePolicy {
@@ -309,6 +311,7 @@ impl From<Downtime> for vmtime::DowntimePolicy {
         match policy {
             Downtime::Freeze => Self::Freeze,
             Downtime::CatchUp => Self::CatchUp,
+            Downtime::Steal => Self::Steal,
         }
     }
 }

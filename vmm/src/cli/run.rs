@@ -166,6 +166,7 @@ fn session(
     }
     let (source, why) = machine.source_and_why();
     machine::say!("vmm: TSC source {}: {}", source.as_str(), printable(why, LINE_CHARS));
+    machine.check_downtime(args.downtime.into())?;
     let policies = Policies {
         deadline: args.deadline.into(),
         downtime: args.downtime.into(),

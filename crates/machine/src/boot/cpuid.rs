@@ -7,7 +7,7 @@
 //! The frequencies are those at boot, and stay so after a migration: CPUID does not change under a running guest. That
 //! is why a guest that reads its TSC frequency once goes wrong. The new frequency is in the pvclock page only.
 
-use guest_abi::{ns_deadline, pv_eoi, pvclock};
+use guest_abi::{ns_deadline, pv_eoi, pvclock, steal_time};
 use vmtime::Khz;
 
 use crate::x86::Leaf;
@@ -23,6 +23,8 @@ pub struct Offer {
     pub ns_deadline: bool,
     /// Paravirtual EOI.
     pub pv_eoi: bool,
+    /// Steal time.
+    pub steal_time: bool,
     /// IA32_TSC_ADJUST; needs a TSC whose offset can be changed.
     pub tsc_adjust: bool,
     /// The TSC frequency at boot.
@@ -110,6 +112,13 @@ pub fn has_tsc_adjust(leaves: &[Leaf]) -> bool {
     leaves.iter().any(|leaf| leaf.function == 7 && leaf.index == 0 && leaf.ebx & EBX_TSC_ADJUST != 0)
 }
 
+/// Whether `leaves` offer KVM's steal time. Those of a guest that an older build booted do not.
+#[must_use]
+pub fn has_steal_time(leaves: &[Leaf]) -> bool {
+    let features = leaves.iter().find(|leaf| leaf.function == pvclock::CPUID_FEATURES_LEAF);
+    features.is_some_and(|leaf| leaf.eax & steal_time::FEATURE != 0)
+}
+
 /// The leaves that `vmm` itself provides.
 fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let plain = |function, eax, ebx, ecx, edx| Leaf { function, index: 0, indexed: false, eax, ebx, ecx, edx };
@@ -121,6 +130,7 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let mut features =
         pvclock::FEATURE_CLOCKSOURCE | pvclock::FEATURE_CLOCKSOURCE2 | pvclock::FEATURE_CLOCKSOURCE_STABLE;
     set(&mut features, pv_eoi::FEATURE, offer.pv_eoi);
+    set(&mut features, steal_time::FEATURE, offer.steal_time);
     let khz = offer.tsc_khz.get();
     let mhz = khz / 1000;
     let mut leaves = vec![
@@ -186,6 +196,7 @@ mod tests {
             tsc_deadline: true,
             ns_deadline: true,
             pv_eoi: true,
+            steal_time: true,
             tsc_adjust: false,
             tsc_khz: Khz::new(2_600_000).unwrap(),
             cpus: 1,
@@ -203,7 +214,7 @@ mod tests {
     #[test]
     fn offers_no_paravirtual_feature_that_we_do_not_emulate() {
         let leaves = leaves(&[plain(1), plain(0x4000_0000), plain(0x4000_0001)], &offer(), 0);
-        assert_eq!(find(&leaves, 0x4000_0001).eax, 1 << 0 | 1 << 3 | 1 << 6 | 1 << 24);
+        assert_eq!(find(&leaves, 0x4000_0001).eax, 1 << 0 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 24);
         assert_eq!(leaves.iter().filter(|l| l.function == 0x4000_0001).count(), 1);
     }
 
@@ -218,11 +229,19 @@ mod tests {
 
     #[test]
     fn withheld_features_are_off_even_if_the_host_has_them() {
-        let off = Offer { x2apic: false, tsc_deadline: false, ns_deadline: false, pv_eoi: false, ..offer() };
+        let off = Offer {
+            x2apic: false,
+            tsc_deadline: false,
+            ns_deadline: false,
+            pv_eoi: false,
+            steal_time: false,
+            ..offer()
+        };
         let leaves = leaves(&[plain(1), plain(7)], &off, 0);
         assert_eq!(find(&leaves, 1).ecx & (1 << 21 | 1 << 24), 0);
         assert_eq!(find(&leaves, 7).ebx & 2, 0);
-        assert_eq!(find(&leaves, 0x4000_0001).eax & 1 << 6, 0);
+        assert_eq!(find(&leaves, 0x4000_0001).eax & (1 << 5 | 1 << 6), 0);
+        assert!(!has_steal_time(&leaves));
         assert!(leaves.iter().all(|l| l.function != ns_deadline::CPUID_LEAF));
     }
 

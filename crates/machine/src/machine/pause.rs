@@ -56,7 +56,7 @@ impl Machine {
         let (moment, at) = self.vcpus.freeze(&self.vm, &self.shared, since)?;
         self.paused = Some(Paused::here(moment, at));
         for in_flight in self.vcpus.in_flight(&self.shared)? {
-            let InFlight { cpu, page_version, armed } = in_flight;
+            let InFlight { cpu, page_version, armed, steal_ns: _ } = in_flight;
             let event = Event::Save { tsc_khz: moment.khz, page: moment.page, page_version, armed };
             self.shared.event(cpu, Now::new(moment.tsc, moment.vm), &event);
         }

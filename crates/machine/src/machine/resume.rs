@@ -73,6 +73,21 @@ impl Machine {
         paused.map_or(Ok(()), |paused| self.resume_from(paused.with_khz(khz), policies, Some(restorer)).map(drop))
     }
 
+    /// Checks that a resume of this machine can follow `policy`.
+    ///
+    /// # Errors
+    /// The reason why it cannot.
+    pub fn check_downtime(&self, policy: DowntimePolicy) -> Result<(), RunError> {
+        if policy == DowntimePolicy::Steal && self.vcpus.lapic() == LapicKind::Kvm {
+            return Err(RunError::Usage(
+                "--downtime steal needs the VMM's own LAPICs (--lapic user): with KVM's, the guest is offered no steal \
+                 time; use --downtime catch-up"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     fn resume_from(
         &mut self,
         paused: Paused,
@@ -101,7 +116,7 @@ impl Machine {
         let host = clock.host();
         let downtime = match (host_stop.or(policies.downtime_length), clock.mode(), policy) {
             (Some(length), _, _) => Downtime::given(length, host),
-            (None, TimeMode::Real, DowntimePolicy::CatchUp) => paused.downtime(host),
+            (None, TimeMode::Real, policy) if policy.advances() => paused.downtime(host),
             // In virtual time a downtime is never measured, and under freeze it does not matter.
             _ => Downtime::given(Duration::ZERO, host),
         };
@@ -202,7 +217,7 @@ impl Machine {
         tsc_khz: Khz,
         in_flight: &InFlight,
     ) {
-        let InFlight { cpu, page_version, armed } = *in_flight;
+        let InFlight { cpu, page_version, armed, steal_ns } = *in_flight;
         let event = Event::Restore {
             tsc_khz,
             page: adjusted.page,
@@ -212,6 +227,7 @@ impl Machine {
             downtime: policies.downtime,
             downtime_ns: adjusted.downtime_ns,
             clamped: adjusted.clamped,
+            steal_ns,
             measured,
         };
         self.shared.event(cpu, Now::new(adjusted.tsc, adjusted.vm), &event);

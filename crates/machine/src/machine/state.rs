@@ -2,7 +2,7 @@
 //!
 //! RAM is not here: in process it stays where it is, and a snapshot writes it to a file of its own.
 
-use kvm_pv::{RegistrationState, WallState, pv_eoi::PvEoiState};
+use kvm_pv::{RegistrationState, WallState, pv_eoi::PvEoiState, steal_time::StealTimeState};
 use serde::{Deserialize, Serialize};
 use vmtime::{Due, TscAdjust};
 
@@ -150,6 +150,9 @@ pub struct CpuState {
     pub pvclock: RegistrationState,
     /// Its PV EOI word, if it was offered one.
     pub pv_eoi: Option<PvEoiState>,
+    /// Its steal-time area, if it has registered one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steal_time: Option<StealTimeState>,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: TscAdjust,
     /// What a TSC deadline was before a restore moved it, if one did.

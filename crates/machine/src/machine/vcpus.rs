@@ -74,6 +74,8 @@ pub(crate) struct InFlight {
     pub page_version: u32,
     /// What its timer waits for, if it waits.
     pub armed: Option<Armed>,
+    /// Its steal time, if a resume added to it.
+    pub steal_ns: Option<u64>,
 }
 
 impl Vcpus {
@@ -306,8 +308,8 @@ impl Vcpus {
             Self::User(cpus) => cpus
                 .iter_mut()
                 .map(|cpu| {
-                    user_lapic::thaw(&mut cpu.local, shared, restart)?;
-                    Ok(InFlight::of(cpu))
+                    let steal_ns = user_lapic::thaw(&mut cpu.local, shared, restart)?;
+                    Ok(InFlight { steal_ns, ..InFlight::of(cpu) })
                 })
                 .collect(),
             Self::Kvm(cpus) => cpus
@@ -331,7 +333,7 @@ impl Wanted<'_> {
 
 impl InFlight {
     fn new(cpu: CpuIndex, page_version: u32, armed: Armed) -> Self {
-        Self { cpu, page_version, armed: (armed != Armed::Disarmed).then_some(armed) }
+        Self { cpu, page_version, armed: (armed != Armed::Disarmed).then_some(armed), steal_ns: None }
     }
 
     fn of(Cpu { local, .. }: &Cpu) -> Self {

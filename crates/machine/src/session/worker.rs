@@ -337,16 +337,15 @@ impl<'env> Worker<'_, '_, 'env> {
                 Ok(Reply::Done)
             }
             Command::Resume(api::Resume { deadline, downtime }) => {
-                let resumed = machine.resume(&Policies {
-                    deadline: deadline.unwrap_or(policies.deadline),
-                    downtime: downtime.unwrap_or(policies.downtime),
-                    ..policies
-                });
+                let downtime = downtime.unwrap_or(policies.downtime);
+                let deadline = deadline.unwrap_or(policies.deadline);
+                let checked = machine.check_downtime(downtime);
+                let resumed = checked.and_then(|()| machine.resume(&Policies { deadline, downtime, ..policies }));
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
                 let khz = tsc_khz.unwrap_or(machine.next_khz());
-                match machine.check_migration(env, khz) {
+                match machine.check_migration(env, khz).and_then(|()| machine.check_downtime(downtime)) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
                         let policies =

@@ -110,7 +110,13 @@ impl Machine {
         const LAST: u64 = 31;
         let pages = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pvclock.address());
         let words = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
+        let areas = self.vcpus.user().iter().filter_map(|cpu| cpu.local.steal_time?.address());
         let wall = Some(self.shared.wall.lock().read_msr()).filter(|address| *address != 0);
-        pages.chain(words).chain(wall).flat_map(|address| [address, address.saturating_add(LAST)]).collect()
+        pages
+            .chain(words)
+            .chain(areas)
+            .chain(wall)
+            .flat_map(|address| [address, address.saturating_add(LAST)])
+            .collect()
     }
 }

@@ -109,6 +109,7 @@ pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: 
         ns_deadline: false,
         // KVM has no ioctl that returns whether an EOI is outstanding, so a snapshot could not hold it.
         pv_eoi: false,
+        steal_time: false,
         tsc_adjust: chosen.lapics == Lapics::InKernel { tsc_moves: true } && cpuid::has_tsc_adjust(supported),
         tsc_khz: khz,
         cpus,

@@ -141,6 +141,9 @@ pub enum Event<'a> {
         downtime_ns: u64,
         /// The wall clock had been set back, and the downtime was taken as zero.
         clamped: bool,
+        /// The vCPU's steal time, if the downtime was added to it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        steal_ns: Option<u64>,
         /// How the downtime was measured, if it was.
         #[serde(flatten)]
         measured: Option<Measured>,

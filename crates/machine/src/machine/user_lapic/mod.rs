@@ -5,7 +5,7 @@ mod thaw;
 
 pub(crate) use thaw::{saved, thaw};
 
-use kvm_pv::{Registration, pv_eoi::PvEoi};
+use kvm_pv::{Registration, pv_eoi::PvEoi, steal_time::StealTime};
 use vlapic::{self, LocalApic};
 use vmtime::{Khz, TscAdjust};
 
@@ -43,6 +43,7 @@ pub(crate) fn boot(
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: true,
         pv_eoi: options.pv_eoi,
+        steal_time: true,
         // With the host's TSC a probe of KVM's offset would delay the start; with `scaled` it has run anyway.
         tsc_adjust: match chosen.source {
             TscSource::Trapped => true,
@@ -80,6 +81,7 @@ pub(crate) fn boot(
             apic,
             pvclock: Registration::default(),
             pv_eoi: offer.pv_eoi.then(PvEoi::default),
+            steal_time: offer.steal_time.then(StealTime::default),
             tsc_adjust: TscAdjust::ZERO,
             due: None,
             phase: if index == CpuIndex::FIRST { Phase::Running } else { Phase::WaitForSipi },
@@ -112,6 +114,7 @@ pub(crate) fn states(
             apic,
             pvclock,
             pv_eoi,
+            steal_time,
             tsc_adjust,
             due,
             phase,
@@ -132,6 +135,7 @@ pub(crate) fn states(
             apic: apic.state(clock.now(*tsc_adjust)),
             pvclock: pvclock.state(),
             pv_eoi: pv_eoi.as_ref().map(PvEoi::state),
+            steal_time: steal_time.as_ref().map(StealTime::state).filter(|state| state.msr != 0),
             tsc_adjust: *tsc_adjust,
             due: *due,
             phase: *phase,
@@ -160,6 +164,7 @@ pub(crate) fn restore(
             apic: saved_apic,
             pvclock,
             pv_eoi,
+            steal_time,
             tsc_adjust,
             due,
             phase,
@@ -177,6 +182,10 @@ pub(crate) fn restore(
             pvclock: Registration::from_state(*pvclock, &Ram(memory)).map_err(|e| bad(e.to_string()))?,
             pv_eoi: pv_eoi
                 .map(|state| PvEoi::from_state(state, &Ram(memory)))
+                .transpose()
+                .map_err(|e| bad(e.to_string()))?,
+            steal_time: cpuid::has_steal_time(seen)
+                .then(|| StealTime::from_state(steal_time.unwrap_or_default(), &Ram(memory)))
                 .transpose()
                 .map_err(|e| bad(e.to_string()))?,
             tsc_adjust: *tsc_adjust,

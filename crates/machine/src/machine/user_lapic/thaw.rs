@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmtime::{Adjusted, Moment, Now};
+use vmtime::{Adjusted, DowntimePolicy, Moment, Now};
 
 use crate::machine::{
     error::RunError,
@@ -25,7 +25,9 @@ pub(crate) fn saved(cpu: &Cpu, policies: &Policies, moment: &Moment, adjusted: &
 }
 
 /// Prepares one vCPU to run again, after the machine's clock was started.
-pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> Result<(), RunError> {
+///
+/// Returns the vCPU's steal time, if the stop was added to it.
+pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> Result<Option<u64>, RunError> {
     let Restart { policies, moment, adjusted, restored } = restart;
     let other = local.index.of(restored);
     if let Some(other) = other {
@@ -67,5 +69,11 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
             .publish(&Ram(&shared.memory), &page, flags, stopped)
             .map_err(|fault| RunError::BadState(fault.to_string()))?;
     }
-    Ok(())
+    match (policies.downtime, &local.steal_time) {
+        // On every vCPU, halted or not: nobody knows which of them would have run.
+        (DowntimePolicy::Steal, Some(steal_time)) => steal_time
+            .add(adjusted.downtime_ns, &Ram(&shared.memory))
+            .map_err(|fault| RunError::BadState(fault.to_string())),
+        _ => Ok(None),
+    }
 }

@@ -6,6 +6,7 @@ use guest_abi::{
     msr::{IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE},
     pv_eoi,
     pvclock::{MSR_SYSTEM_TIME_NEW, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK_NEW, MSR_WALL_CLOCK_OLD},
+    steal_time,
 };
 use vlapic::{Effects, LocalApic};
 use vmtime::{GuestTsc, Now, TscAdjust};
@@ -162,6 +163,9 @@ impl<'a> VcpuBus<'a> {
         if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &self.local.pv_eoi) {
             return Ok(pv_eoi.read_msr());
         }
+        if let (steal_time::MSR, Some(steal_time)) = (index, &self.local.steal_time) {
+            return Ok(steal_time.read_msr());
+        }
         match index {
             _ if !emulates_msr(index) => Err(self.unknown_msr(index, "RDMSR")),
             _ if LocalApic::owns_msr(index) => self.local.apic.msr_read(index, now).map_err(|_| GpFault),
@@ -178,6 +182,12 @@ impl<'a> VcpuBus<'a> {
         if let (pv_eoi::MSR, Some(pv_eoi)) = (index, &mut self.local.pv_eoi) {
             return pv_eoi.write_msr(value, &ram).map_err(|fault| {
                 log::warn!("the guest's write of MSR_KVM_PV_EOI_EN {value:#x} gets a #GP: {fault}");
+                GpFault
+            });
+        }
+        if let (steal_time::MSR, Some(steal_time)) = (index, &mut self.local.steal_time) {
+            return steal_time.write_msr(value, &ram).map_err(|fault| {
+                log::warn!("the guest's write of MSR_KVM_STEAL_TIME {value:#x} gets a #GP: {fault}");
                 GpFault
             });
         }

@@ -96,6 +96,7 @@ fn init(local: &mut Local, shared: &Shared) {
         apic,
         pvclock,
         pv_eoi,
+        steal_time,
         // INIT changes neither TSC nor IA32_TSC_ADJUST.
         tsc_adjust: _,
         due,
@@ -112,6 +113,9 @@ fn init(local: &mut Local, shared: &Shared) {
     pvclock.reset();
     if let Some(pv_eoi) = pv_eoi {
         pv_eoi.reset();
+    }
+    if let Some(steal_time) = steal_time {
+        steal_time.reset();
     }
     // All CPUs share this registration. Only RDMSR uses it: the structure that it names was written when it was
     // registered.

@@ -9,7 +9,7 @@ pub mod single_step;
 pub mod step;
 pub mod tsc;
 
-use kvm_pv::{Registration, pv_eoi::PvEoi};
+use kvm_pv::{Registration, pv_eoi::PvEoi, steal_time::StealTime};
 use serde::{Deserialize, Serialize};
 use vlapic::{Deadline, LocalApic};
 use vmtime::{Due, HostTsc, Now, TscAdjust, VmTime};
@@ -48,6 +48,8 @@ pub struct Local {
     pub pvclock: Registration,
     /// Its PV EOI word, if it was offered one.
     pub pv_eoi: Option<PvEoi>,
+    /// Its steal-time area, if it was offered one.
+    pub steal_time: Option<StealTime>,
     /// IA32_TSC_ADJUST: how far this CPU's TSC is ahead of the base, modulo 2^64.
     pub tsc_adjust: TscAdjust,
     /// What a TSC deadline was before a restore moved it, if one did.
