@@ -46,6 +46,9 @@ fn each_harness_gets_its_exit_codes() {
         let _ = lab.run(&format!("{CANNOT} {flag}")).expect(host);
         let _ = lab.run(&format!("--help {flag}")).expect(0);
     }
+    // A wrong command line is not a result.
+    let _ = lab.run("--guest none --ktap k --junit j").expect(2);
+    assert!(!lab.path("k").exists() && !lab.path("j").exists());
     lab.run("--exit-codes kunit").refused(2, &["kunit", "--exit-codes"]);
     run(&lab, &format!("{GOOD} --exit-codes kselftest --debug-exit-status raw"))
         .refused(1, &["--exit-codes", "--debug-exit-status raw"]);

@@ -15,8 +15,8 @@ const COLUMNS: usize = 4;
 
 pub(super) fn text(study: &Horizon) -> Text {
     let mut out = Text::default();
-    out.line(format!("How far each formula is off after {} days of VM time, by the TSC's", study.days));
-    out.line(format!("kHz. Negative is behind. Scaled TSCs are on a host of {} kHz.", study.host_khz));
+    out.line(format!("What each formula is off by after {} days of VM time. Columns: TSC", study.days));
+    out.line(format!("frequency in kHz. Negative: behind. Scaling host: {} kHz.", study.host_khz));
     for (block, frequencies) in study.tsc_khz.chunks(COLUMNS).enumerate() {
         let mut header = format!("\n{:NAME$}", "formula");
         for khz in frequencies {
