@@ -58,6 +58,16 @@ fn errors_between_frequencies_do_not_add_up() {
     assert_eq!(number(&json, "/went_back"), 0.0);
 }
 
+// Catches: a migration in place that is another operation than one with a new virtual machine.
+#[test]
+fn a_migration_in_place_is_the_same_to_the_guest() {
+    require_kvm!();
+    let flags = "--tsc-khz 2600000 --tsc-khz-cycle 1300000,2599871 --migrations 30";
+    let [rebuilt, in_place] = ["", "--in-place"].map(|more| measure(&format!("{flags} {more}"), 0).1);
+    assert_eq!(rebuilt["stops"], in_place["stops"]);
+    assert_eq!((&rebuilt["error"], &rebuilt["ticks"]), (&in_place["error"], &in_place["ticks"]));
+}
+
 // Catches: an instrument that cannot fail. The TSC goes on one second ahead, and the page does not know.
 #[test]
 fn a_tsc_that_jumps_is_seen() {

@@ -68,7 +68,9 @@ fn options(args: &Clock) -> Options {
     };
     let (stops, count) = match (args.migrations, args.pauses) {
         (_, Some(pauses)) => (Stops::Pauses(args.pause_length), pauses),
-        (migrations, None) => (Stops::Migrations, migrations.unwrap_or(100)),
+        (migrations, None) => {
+            (if args.in_place { Stops::InPlace } else { Stops::Migrations }, migrations.unwrap_or(100))
+        }
     };
     Options {
         boot: BootOptions {

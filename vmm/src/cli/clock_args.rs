@@ -49,6 +49,9 @@ pub struct Clock {
     /// Migrate it so often within the process; 100 times if neither this nor --pauses is given.
     #[arg(long, value_name = "N", value_parser = stops)]
     pub migrations: Option<u64>,
+    /// Migrate without building the virtual machine anew. The guest sees the same, and a million migrations take minutes.
+    #[arg(long, conflicts_with = "pauses")]
+    pub in_place: bool,
     /// Pause it and let it continue so often.
     #[arg(long, value_name = "N", value_parser = stops, conflicts_with = "migrations")]
     pub pauses: Option<u64>,

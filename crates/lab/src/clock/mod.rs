@@ -34,6 +34,8 @@ pub use run::{Progress, measure};
 pub enum Stops {
     /// The virtual machine is closed, and built anew from its saved state.
     Migrations,
+    /// It stays, and is resumed as after a migration: the guest sees the same.
+    InPlace,
     /// It stands still for so long. In virtual time that is the downtime, and nothing waits.
     Pauses(Duration),
 }

@@ -1,6 +1,6 @@
 //! What a measurement found.
 
-use machine::audit::Summary;
+use machine::{audit::Summary, guest_clock::ClockIoctls};
 use serde::Serialize;
 use vmtime::{ExactSpan, Khz, VmTime};
 
@@ -34,7 +34,7 @@ pub struct Setup {
     pub tsc_khz: Khz,
     /// The frequencies of the stops, in turn; empty: it does not change.
     pub khz_cycle: Vec<Khz>,
-    /// `migrations` or `pauses`.
+    /// `migrations`, `migrations in place` or `pauses`.
     pub stops: &'static str,
     /// How many were asked for.
     pub wanted: u64,
@@ -46,6 +46,8 @@ pub struct Setup {
     pub downtime: &'static str,
     /// The fault that was injected.
     pub fault: Option<String>,
+    /// Which of the ioctls that are proposed for an exact move of its kvmclock KVM has; none if the VMM publishes the pages.
+    pub kvm_ioctls: Option<ClockIoctls>,
 }
 
 /// Everything that was found.
@@ -61,6 +63,8 @@ pub struct Findings {
     pub count: u64,
     /// Those among them that nobody asked for: the host ran no vCPU for a while.
     pub host_stops: u64,
+    /// Stops without an account: the host stopped the process before KVM had published a page after the stop before.
+    pub unaccounted: u64,
     /// VM time at the end, in nanoseconds.
     pub vm_ns: u64,
     /// VM time error of each stop, of vCPU 0.
@@ -133,6 +137,7 @@ pub struct Longest {
 pub(super) struct Sums {
     pub count: u64,
     host_stops: u64,
+    pub unaccounted: u64,
     error: Series,
     reading: Series,
     same_tsc: Series,
@@ -233,6 +238,7 @@ impl Sums {
             complete,
             count: self.count,
             host_stops: self.host_stops,
+            unaccounted: self.unaccounted,
             vm_ns: vm.0,
             error: self.error.statistics(),
             reading: self.reading.statistics(),

@@ -86,6 +86,7 @@ fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> S
         khz_cycle: khz_cycle.clone(),
         stops: match stops {
             Stops::Migrations => "migrations",
+            Stops::InPlace => "migrations in place",
             Stops::Pauses(_) => "pauses",
         },
         wanted: *count,
@@ -93,6 +94,7 @@ fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> S
         deadline: policies.deadline.as_str(),
         downtime: policies.downtime.as_str(),
         fault: policies.fault.map(|fault| fault.to_string()),
+        kvm_ioctls: machine.kvm_clock_ioctls(),
     }
 }
 
@@ -115,11 +117,6 @@ fn check_cycle(env: &HostEnvironment, machine: &Machine, cycle: &[Khz]) -> Resul
 /// Ticks handled so far, by number of vCPU; none where there is no tick ring.
 fn ticks(machine: &Machine) -> Vec<Option<u64>> {
     (0..machine.cpu_count()).map(|cpu| machine.ticks_handled(cpu)).collect()
-}
-
-/// Whether each vCPU that has a tick ring has made a tick since it had made `before`.
-fn all_ticked(before: &[Option<u64>], machine: &Machine) -> bool {
-    before.iter().zip(ticks(machine)).all(|(before, now)| before.is_none() || *before < now)
 }
 
 /// A stop whose new pages are not known yet: they are read at the next stop.
@@ -161,13 +158,12 @@ impl Run<'_> {
     fn leg(&mut self, machine: &mut Machine) -> Result<(), ClockError> {
         let every = nanoseconds(self.options.every);
         let mut until = VmTime(machine.vm_time().0.saturating_add(every));
-        let ticks = ticks(machine);
+        let mut before = ticks(machine);
         let mut longer = 0;
         loop {
             match machine.run(&NoRequests, Some(until))? {
                 StopReason::Reached | StopReason::Requested => {
-                    let idle = self.options.boot.lapic == LapicKind::Kvm && !all_ticked(&ticks, machine);
-                    if !idle || longer == LONGER {
+                    if self.published(&before, machine) || longer == LONGER {
                         return Ok(());
                     }
                     longer += 1;
@@ -175,15 +171,29 @@ impl Run<'_> {
                 }
                 StopReason::HostStopped { .. } => {
                     // The machine is paused as of the beginning of the gap.
-                    let before = self.stopped(machine, None)?;
-                    machine.resume(&self.options.policies)?;
-                    self.opened(Kind::HostStop, before, machine, None);
+                    if self.published(&before, machine) {
+                        let clocks = self.stopped(machine, None)?;
+                        machine.resume(&self.options.policies)?;
+                        self.opened(Kind::HostStop, clocks, machine, None);
+                    } else {
+                        // There is no page between the last stop and this one.
+                        let last = u64::from(self.open.take().is_some());
+                        self.sums.unaccounted = self.sums.unaccounted.saturating_add(last + 1);
+                        machine.resume(&self.options.policies)?;
+                    }
+                    before = ticks(machine);
                 }
                 StopReason::Ended(end) => {
                     return Err(ClockError::GuestEnded { stops: self.made(), wanted: self.options.count, end });
                 }
             }
         }
+    }
+
+    /// Whether each vCPU's page in memory is that of the last resume, if each had made the ticks `before` then.
+    fn published(&self, before: &[Option<u64>], machine: &Machine) -> bool {
+        let ticked = || before.iter().zip(ticks(machine)).all(|(before, now)| before.is_none() || *before < now);
+        self.options.boot.lapic == LapicKind::User || ticked()
     }
 
     /// Stops the machine, and lets it continue.
@@ -199,6 +209,10 @@ impl Run<'_> {
         let kind = match self.options.stops {
             Stops::Migrations => {
                 (machine, _) = machine.migrate(self.env, khz, &policies)?;
+                Kind::Migration
+            }
+            Stops::InPlace => {
+                machine.resume_at(khz, &policies)?;
                 Kind::Migration
             }
             Stops::Pauses(length) => {

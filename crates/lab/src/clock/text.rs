@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use machine::guest_clock::ClockIoctls;
 use vmtime::Length;
 
 use super::{
@@ -36,7 +37,8 @@ fn write_all(out: &mut String, findings: &Findings) -> fmt::Result {
         histogram(out, &error.histogram)?;
     }
     writeln!(out, "\n{:<30} {:>12} {:>12} {:>14}", "in ns", "mean", "worst", "total")?;
-    for (name, Statistics { mean_ns, worst_ns, total_ns, .. }) in findings.series() {
+    // The first is above.
+    for (name, Statistics { mean_ns, worst_ns, total_ns, .. }) in findings.series().skip(1) {
         writeln!(out, "{name:<30} {:>12} {:>12} {:>14}", ns(*mean_ns), ns(*worst_ns), ns(*total_ns))?;
     }
     rest(out, findings)?;
@@ -72,6 +74,7 @@ fn setup(out: &mut String, findings: &Findings) -> fmt::Result {
         deadline,
         downtime,
         fault,
+        kvm_ioctls,
     } = &findings.setup;
     let incomplete = if findings.complete { String::new() } else { format!(" of {wanted} (interrupted)") };
     let every = Length(Duration::from_nanos(*every_ns));
@@ -84,7 +87,15 @@ fn setup(out: &mut String, findings: &Findings) -> fmt::Result {
     if let Some(fault) = fault {
         writeln!(out, "fault injected: {fault}")?;
     }
-    wrapped(out, &format!("guest: {cmdline}"))
+    wrapped(out, &format!("guest: {cmdline}"))?;
+    if let Some(ClockIoctls { clock_guest, tsc_scale }) = kvm_ioctls {
+        let has = |has: &bool| if *has { "offered" } else { "not offered" };
+        writeln!(out, "KVM_[GS]ET_CLOCK_GUEST {}, KVM_VCPU_TSC_SCALE {}", has(clock_guest), has(tsc_scale))?;
+        let lacking = if *clock_guest { "vmm does not use the first" } else { "without the first" };
+        writeln!(out, "  {lacking}: KVM makes a new page from a time in whole")?;
+        writeln!(out, "  nanoseconds, and what that loses is in the figures below")?;
+    }
+    Ok(())
 }
 
 /// Writes a line, broken at spaces.
@@ -172,6 +183,9 @@ fn rest(out: &mut String, findings: &Findings) -> fmt::Result {
     writeln!(out, "guest's clock back at {went_back} stops; base ahead of TSC at {bases_ahead}")?;
     if findings.host_stops > 0 {
         writeln!(out, "the host ran no vCPU for a while {} times, unasked", findings.host_stops)?;
+    }
+    if findings.unaccounted > 0 {
+        writeln!(out, "{} stops without an account: KVM had no new page yet", findings.unaccounted)?;
     }
     if let Some(ticks) = &findings.ticks {
         let (count, missing, back) = (ticks.ticks, ticks.missing, ticks.clock_steps_back);

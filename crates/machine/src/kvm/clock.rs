@@ -111,6 +111,12 @@ impl Vcpu {
         Ok(page)
     }
 
+    /// Whether KVM has KVM_GET_CLOCK_GUEST, and returns the page of this vCPU.
+    #[must_use]
+    pub fn has_clock_guest(&self) -> bool {
+        self.clock_guest().is_ok()
+    }
+
     /// Makes KVM's kvmclock the function of this vCPU's TSC that `page` says.
     ///
     /// # Errors

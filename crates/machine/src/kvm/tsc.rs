@@ -68,6 +68,12 @@ impl Vcpu {
         Ok(value)
     }
 
+    /// Whether KVM reports the ratio by which the CPU scales the TSC (KVM_VCPU_TSC_SCALE).
+    #[must_use]
+    pub fn has_tsc_scale(&self) -> bool {
+        self.tsc_attribute::<[u64; 2]>(TSC_SCALE).is_ok()
+    }
+
     /// How the vCPU's TSC follows the host's, after KVM was asked to scale it to `khz` on a host of `host_khz`.
     ///
     /// A CPU multiplies the host's TSC with a ratio that is rounded down, so that the exact quotient of the frequencies

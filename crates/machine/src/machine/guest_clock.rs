@@ -2,6 +2,7 @@
 //! compares the two.
 
 use guest_abi::pvclock::TimeInfo;
+use serde::Serialize;
 use vlapic::Armed;
 use vmtime::{Adjusted, GuestTsc, Moment, TscAdjust};
 
@@ -34,4 +35,14 @@ pub struct ResumedClocks {
     pub adjusted: Adjusted,
     /// What each vCPU's timer was set to wait for, by number of vCPU.
     pub armed: Vec<Armed>,
+}
+
+/// Ioctls that are proposed so that a VMM can move KVM's kvmclock without loss
+/// (lore.kernel.org/kvm/20260703212145.343527-1-dwmw2@infradead.org), and whether this host's KVM has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ClockIoctls {
+    /// KVM_GET_CLOCK_GUEST, and with it KVM_SET_CLOCK_GUEST: the clock as a function of the guest's TSC.
+    pub clock_guest: bool,
+    /// KVM_VCPU_TSC_SCALE: the ratio by which the CPU scales the TSC.
+    pub tsc_scale: bool,
 }

@@ -13,7 +13,7 @@ use super::{
     audit::{GuestStopped, Summary, TimerSummary},
     config::{LapicKind, TimeMode, source::TscSource},
     error::RunError,
-    guest_clock::{ResumedClocks, StoppedClocks, VcpuClock},
+    guest_clock::{ClockIoctls, ResumedClocks, StoppedClocks, VcpuClock},
     record::counters::Costs,
     vcpu::{Cpu, Phase},
     vcpus::Vcpus,
@@ -230,6 +230,14 @@ impl Machine {
                 .collect::<Result<_, RunError>>()?,
         };
         Ok(Some(StoppedClocks { moment: paused.moment, vcpus }))
+    }
+
+    /// Which of the ioctls proposed for KVM's kvmclock this host has; none if the VMM publishes the pages.
+    #[must_use]
+    pub fn kvm_clock_ioctls(&self) -> Option<ClockIoctls> {
+        let Vcpus::Kvm(cpus) = &self.vcpus else { return None };
+        let vcpu = &cpus.first()?.vcpu;
+        Some(ClockIoctls { clock_guest: vcpu.has_clock_guest(), tsc_scale: vcpu.has_tsc_scale() })
     }
 
     /// Where the last resume continued; none before the first one that was no boot.
