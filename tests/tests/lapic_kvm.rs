@@ -32,7 +32,10 @@ fn every_clockevent_ticks() {
             run.in_order(20);
             assert_eq!(run.summary.count("ticks/early_wakes"), 0, "{run:#?}");
             assert!(run.ended.stdout.contains(&format!("guest: {name}, ")), "{door} did not decide the door: {run:#?}");
-            assert!(run.ended.stderr.contains("p99 - worst - by the host"), "lateness without a measurement: {run:#?}");
+            // The host converts the same TSC with the page that KVM wrote: the two may differ by their roundings.
+            let [by_guest, by_host] =
+                ["guest", "host"].map(|who| run.summary.count(&format!("ticks/late_by_{who}/worst_ns")));
+            assert!(by_guest.abs_diff(by_host) <= 1000, "{run:#?}");
         }
     }
     let refused = finish(&mut lab.guest("clockevent=kvm-ns-deadline", "--lapic kvm"));

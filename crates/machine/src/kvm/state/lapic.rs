@@ -148,6 +148,14 @@ impl Vcpu {
         })
     }
 
+    /// MSR_KVM_SYSTEM_TIME_NEW: the address of the guest's kvmclock page, and whether it is enabled.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn kvmclock_msr(&self) -> Result<u64, Error> {
+        msrs::read(self.call(), MSR_SYSTEM_TIME_NEW)
+    }
+
     /// Sets registers and deadline of KVM's LAPIC. The guest's TSC must be set before.
     ///
     /// # Errors

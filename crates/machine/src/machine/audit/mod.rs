@@ -4,6 +4,9 @@
 //! The host records when it injected the interrupt, by its reference clock, which is exact and uses neither the
 //! kvmclock page nor its rounding. So an error in one clock shows as a difference from the other. The ring is in guest
 //! RAM: no byte of it is trusted.
+//!
+//! KVM's LAPIC injects by itself. There the host converts the TSC that the guest's handler read, with the page that KVM
+//! wrote: so it sees whether the guest's clock is what KVM published, and how late the handler came by it.
 
 pub mod checks;
 
@@ -17,10 +20,10 @@ mod summary;
 use std::collections::VecDeque;
 
 use guest_abi::report::{CAPACITY, Header, Record};
-use vmtime::VmTime;
+use vmtime::{PageClock, VmTime};
 
 use self::{
-    record_check::{CLOCKS_AGREE_NS, RecordCheck},
+    record_check::{CLOCKS_AGREE_NS, KvmPages, RecordCheck},
     ring::RingFound,
     summary::Latenesses,
 };
@@ -28,7 +31,7 @@ use crate::mem::ram::GuestRam;
 
 pub use guest_stopped::GuestStopped;
 pub(crate) use guest_stopped::GuestStoppedAudit;
-pub(crate) use record_check::ClockReading;
+pub(crate) use record_check::{ClockReading, Converts};
 pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};
 pub use summary::{Lateness, Summary, TimerSummary, WatchdogSummary};
@@ -54,6 +57,8 @@ pub struct TickAudit {
     restores: u64,
     /// A ring that cannot be read, and which CPU's.
     other: Option<(usize, OtherRing)>,
+    /// With KVM's kvmclock: the pages that judge the records.
+    kvm_pages: KvmPages,
     /// The ticks since [`Self::take_log`], if they are kept.
     log: Option<Vec<Handled>>,
 }
@@ -65,7 +70,7 @@ pub struct Handled {
     pub cpu: usize,
     /// The guest's record of it.
     pub record: Record,
-    /// When the host injected its last interrupt.
+    /// When the host injected its last interrupt; with KVM's LAPIC, when the guest handled it, by KVM's page.
     pub host: Option<VmTime>,
 }
 
@@ -139,6 +144,7 @@ impl TickAudit {
             timer: TimerTally { interrupts: 0, early: 0, late: Latenesses::new() },
             restores,
             other: None,
+            kvm_pages: KvmPages::default(),
             log: None,
         }
     }
@@ -179,6 +185,7 @@ impl TickAudit {
             timer: _,
             restores: _,
             other: _,
+            kvm_pages: _,
             log: _,
         } = self;
         let state = |Ring { read, next_seq, injections, header: _, broken: _ }: &Ring| RingState {
@@ -216,6 +223,12 @@ impl TickAudit {
         ring.injections.push_back(at);
     }
 
+    /// Notes the pages that KVM has written for the CPUs. Call it before [`Self::read_rings`], and whenever the machine
+    /// stops.
+    pub(crate) fn note_kvm_pages(&mut self, pages: Vec<PageClock>) {
+        self.kvm_pages.add(pages);
+    }
+
     /// Reads the records that the guest wrote into `memory` since the last call, and calls `on_tick` for each. `now`
     /// returns a CPU's clocks, against which the records of its ring are checked. It is called after the ring's header
     /// was read: so no record that the header counts was written after that instant.
@@ -251,7 +264,7 @@ impl TickAudit {
         self.tally.overrun = self.tally.overrun.saturating_add(overwritten);
         let first = ring.read.saturating_add(overwritten);
         ring.read = header.written;
-        let check = RecordCheck::new(now(cpu), self.restores);
+        let check = RecordCheck::new(now(cpu), self.restores, &self.kvm_pages);
         for number in first..header.written {
             let Some(record) = ring::record(memory, address, number) else { continue };
             if !self.is_record(memory, cpu, address, number, &record, &check) {
@@ -307,7 +320,7 @@ impl TickAudit {
         false
     }
 
-    /// Counts one tick of `cpu`, and returns the VM time at which the host injected its last interrupt.
+    /// Counts one tick of `cpu`, and returns its [`Handled::host`].
     fn record(&mut self, cpu: usize, record: &Record, check: &RecordCheck) -> Option<VmTime> {
         let ring = self.rings.get_mut(cpu)?;
         let tally = &mut self.tally;
@@ -351,6 +364,7 @@ impl TickAudit {
                 None => break,
             }
         }
+        let host = host.or_else(|| check.handled_by_kvms_page(record));
         if let Some(at) = host {
             self.late_by_host.add(at.0.saturating_sub(record.expires_ns));
             if at.0.saturating_add(CLOCKS_AGREE_NS) < record.expires_ns {

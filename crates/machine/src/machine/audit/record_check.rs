@@ -4,11 +4,14 @@
 //! same instant by the reference clock, which does not use the kvmclock page. And no instant in a record can be later
 //! than the one at which the record is read. The second check finds an RDTSC that is not in the guest's trap-site
 //! table: it returns the host's TSC, and VM time is then computed correctly from a wrong TSC.
+//!
+//! With KVM's kvmclock the pages that KVM writes take the place of the reference clock: the host reads them in guest memory
+//! and converts the record's TSC itself.
 
 use guest_abi::report::Record;
-use vmtime::{GuestTsc, TscAdjust, VmTime};
+use vmtime::{GuestTsc, PageClock, TscAdjust, VmTime};
 
-use crate::machine::{clock::Clock, config::LapicKind};
+use crate::machine::clock::Clock;
 
 /// How far the guest's and the host's VM time of one instant may differ: the page rounds each reading down by up to 2
 /// ns, and a restore rounds its base.
@@ -24,46 +27,115 @@ pub(crate) struct ClockReading {
     pub clock: Clock,
     /// The VM is paused because the host had stopped it. Records may be from within that gap.
     pub has_gap: bool,
-    /// Whether the VMM or KVM emulates kvmclock.
-    pub lapic: LapicKind,
-    /// How far the CPU's TSC is ahead of the base, modulo 2^64.
-    pub tsc_adjust: TscAdjust,
+    /// How the host converts the CPU's TSC into VM time.
+    pub converts: Converts,
+}
+
+/// How the host converts a TSC that a CPU read into VM time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Converts {
+    /// The VMM emulates kvmclock: by the reference clock. The CPU's TSC is ahead of the base by this, modulo 2^64.
+    Reference(TscAdjust),
+    /// KVM does: by the pages that KVM wrote for the CPUs ([`super::TickAudit::note_kvm_pages`]).
+    Pages,
+}
+
+/// The pages that KVM wrote for the CPUs lately, the newest first. A record may be older than the pages that are there when
+/// it is read: they change at a restore, and when KVM gives its clock a new base, and a guest may be stopped between a tick and its
+/// record. All CPUs' pages are on one line, unless a
+/// guest wrote a TSC, and which CPU has which ring is not certain while they start: so all of them are tried.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KvmPages(Vec<PageClock>);
+
+impl KvmPages {
+    /// With the pages that are there now; keeps three older ones for each.
+    pub(crate) fn add(&mut self, mut now: Vec<PageClock>) {
+        let keep = now.len().saturating_mul(4);
+        self.0.retain(|page| !now.contains(page));
+        now.append(&mut self.0);
+        now.truncate(keep.max(4));
+        self.0 = now;
+    }
+
+    /// VM time at `tsc`, by the page with which it is nearest to `read`, what the guest computed.
+    fn vm_time(&self, tsc: GuestTsc, read: VmTime) -> Option<VmTime> {
+        let vm_time = |page: &PageClock| {
+            let PageClock { tsc_timestamp, system_time, scale } = *page;
+            match tsc_timestamp.0.checked_sub(tsc.0) {
+                None | Some(0) => page.vm_time(tsc),
+                // KVM has moved the base since, to an instant after the tick. The line is the same to some nanoseconds.
+                Some(before) => VmTime(system_time.0.saturating_sub(vmtime::saturate(scale.ns(before)))),
+            }
+        };
+        self.0.iter().map(vm_time).min_by_key(|vm| vm.0.abs_diff(read.0))
+    }
 }
 
 /// The check of the records that are read at one instant.
 pub(crate) struct RecordCheck {
     /// VM time, by the page or by the reference clock, whichever is later.
     now: VmTime,
-    /// None with KVM's kvmclock: the VMM does not compute VM time from the guest's TSC then.
-    clock: Option<(Clock, TscAdjust)>,
+    account: Account,
+    /// For an instant that may be later than `now`.
     tolerance_ns: u64,
+    /// For VM time of the record's TSC.
+    agree_ns: u64,
+}
+
+/// The host's account of VM time.
+enum Account {
+    /// By the reference clock, for a CPU whose TSC is so far ahead.
+    Reference(Box<Clock>, TscAdjust),
+    /// By KVM's pages.
+    Pages(KvmPages),
 }
 
 impl RecordCheck {
-    /// The check with the clocks of `reading`; `restores` is how often the page got a new base.
-    pub(crate) fn new(reading: ClockReading, restores: u64) -> Self {
-        let ClockReading { clock, has_gap, lapic, tsc_adjust } = reading;
+    /// The check with the clocks of `reading`; `restores` is how often the page got a new base, and `pages` are those that
+    /// KVM wrote, the present one among them.
+    pub(crate) fn new(reading: ClockReading, restores: u64, pages: &KvmPages) -> Self {
+        let ClockReading { clock, has_gap, converts } = reading;
         let tsc = clock.tsc();
-        let publishes_page = lapic == LapicKind::User;
-        let tolerance_ns = if publishes_page { tolerance_ns(clock.vm_time(tsc), restores) } else { KVMS_CLOCK_NS };
         let now = if has_gap { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.reference_time(tsc)) };
-        Self { now, clock: publishes_page.then_some((clock, tsc_adjust)), tolerance_ns }
+        match converts {
+            Converts::Reference(adjust) => {
+                let tolerance_ns = tolerance_ns(clock.vm_time(tsc), restores);
+                let account = Account::Reference(Box::new(clock), adjust);
+                Self { now, account, tolerance_ns, agree_ns: tolerance_ns }
+            }
+            Converts::Pages => {
+                let account = Account::Pages(pages.clone());
+                Self { now, account, tolerance_ns: KVMS_CLOCK_NS, agree_ns: CLOCKS_AGREE_NS }
+            }
+        }
+    }
+
+    /// VM time at which the guest handled the tick, by the host's account: what the host makes of the TSC that the guest
+    /// read.
+    fn handled(&self, record: &Record) -> Option<VmTime> {
+        let tsc = GuestTsc(record.fired_tsc);
+        match &self.account {
+            Account::Reference(clock, adjust) => clock.past_reference_time(adjust.to_base(tsc)),
+            Account::Pages(pages) => pages.vm_time(tsc, VmTime(record.fired_ns)),
+        }
+    }
+
+    /// With KVM's LAPIC, whose injections the host does not see: VM time at which the guest handled the tick, by the page
+    /// that KVM wrote.
+    pub(crate) fn handled_by_kvms_page(&self, record: &Record) -> Option<VmTime> {
+        matches!(self.account, Account::Pages(_)).then(|| self.handled(record)).flatten()
     }
 
     /// How far the guest's clock was ahead when it wrote `record`, if that is more than the tolerance.
     pub(crate) fn clock_error(&self, record: &Record) -> Option<i64> {
-        let Record { armed_ns, first_wake_ns, fired_ns, fired_tsc, .. } = *record;
-        let reference = self
-            .clock
-            .as_ref()
-            .and_then(|(clock, adjust)| clock.past_reference_time(adjust.to_base(GuestTsc(fired_tsc))));
+        let Record { armed_ns, first_wake_ns, fired_ns, .. } = *record;
         let errors = [
-            reference.map(|reference| difference(fired_ns, reference.0)),
-            later(fired_ns.max(armed_ns).max(first_wake_ns), self.now.0),
+            (self.handled(record).map(|handled| difference(fired_ns, handled.0)), self.agree_ns),
+            (later(fired_ns.max(armed_ns).max(first_wake_ns), self.now.0), self.tolerance_ns),
             // A tick is armed before it fires.
-            later(armed_ns.max(first_wake_ns), fired_ns),
+            (later(armed_ns.max(first_wake_ns), fired_ns), self.tolerance_ns),
         ];
-        let wrong = errors.into_iter().flatten().filter(|error| error.unsigned_abs() > self.tolerance_ns);
+        let wrong = errors.into_iter().filter_map(|(error, most)| error.filter(|error| error.unsigned_abs() > most));
         wrong.max_by_key(|error| error.unsigned_abs())
     }
 }
@@ -88,11 +160,14 @@ fn difference(a: u64, b: u64) -> i64 {
 impl RecordCheck {
     /// A check that finds no error.
     pub(crate) fn allowing_all() -> Self {
-        Self { now: VmTime(u64::MAX), clock: None, tolerance_ns: u64::MAX }
+        let account = Account::Pages(KvmPages::default());
+        Self { now: VmTime(u64::MAX), account, tolerance_ns: u64::MAX, agree_ns: u64::MAX }
     }
 
     /// The check with a clock that shows `now`.
     pub(crate) fn of(clock: Clock, now: VmTime, adjust: TscAdjust) -> Self {
-        Self { now, clock: Some((clock, adjust)), tolerance_ns: tolerance_ns(now, 0) }
+        let tolerance_ns = tolerance_ns(now, 0);
+        let account = Account::Reference(Box::new(clock), adjust);
+        Self { now, account, tolerance_ns, agree_ns: tolerance_ns }
     }
 }

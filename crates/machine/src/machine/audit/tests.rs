@@ -1,4 +1,4 @@
-use vmtime::{DowntimePolicy, GuestTsc, HostTsc, Khz, Stood, TscAdjust};
+use vmtime::{DowntimePolicy, GuestTsc, HostTsc, Khz, PageClock, Scale, Stood, TscAdjust};
 
 use super::*;
 use crate::{
@@ -149,6 +149,57 @@ fn a_cpu_that_wrote_its_tsc_is_checked_with_its_own_tsc() {
     let adjust = TscAdjust(5_000_000u64.wrapping_neg());
     assert_eq!(RecordCheck::of(clock.clone(), VmTime(50_000_000), adjust).clock_error(&record), None);
     assert_eq!(RecordCheck::of(clock, VmTime(50_000_000), TscAdjust::ZERO).clock_error(&record), Some(5_000_000));
+}
+
+/// A page of 1 GHz that shows `ns` at the TSC `tsc`.
+fn kvms_page(tsc: u64, ns: u64) -> PageClock {
+    PageClock { tsc_timestamp: GuestTsc(tsc), system_time: VmTime(ns), scale: Scale::from_khz(khz(1_000_000)) }
+}
+
+/// The check of records with the pages that KVM wrote, one after the other.
+fn check_by_pages(pages: &[PageClock]) -> RecordCheck {
+    let mut all = KvmPages::default();
+    pages.iter().for_each(|page| all.add(vec![*page]));
+    let reading = ClockReading { clock: clock(), has_gap: true, converts: Converts::Pages };
+    RecordCheck::new(reading, 0, &all)
+}
+
+// Catches: a guest whose clock is not the one that KVM publishes, with KVM's LAPIC: its reading was believed to a second.
+#[test]
+fn with_kvms_lapic_the_pages_that_kvm_wrote_judge_the_guest() {
+    // The guest was stopped for a while: the second page is 5,000 ns behind the first.
+    let pages = [kvms_page(1_000, 100), kvms_page(50_000, 44_100)];
+    let check = check_by_pages(&pages);
+    let read = |tsc, ns| Record { fired_tsc: tsc, ..tick(1_000, 9_000, ns) };
+    // By the page of then, by the page of now, and by the page of then again, which holds until KVM writes the next.
+    for (tsc, ns) in [(11_000, 10_100), (60_000, 54_100), (60_000, 59_100)] {
+        assert_eq!(check.clock_error(&read(tsc, ns)), None, "{tsc}");
+        assert_eq!(check.handled_by_kvms_page(&read(tsc, ns)), Some(VmTime(ns)));
+    }
+    assert_eq!(check.clock_error(&read(11_000, 8_000)), Some(-2_100));
+    // Without a page there is nothing to judge by.
+    assert_eq!(check_by_pages(&[]).handled_by_kvms_page(&read(11_000, 10_100)), None);
+
+    let mut audit = audit();
+    let host = audit.record(0, &read(11_000, 10_100), &check);
+    assert_eq!(host, Some(VmTime(10_100)));
+    assert_eq!(counted(&mut audit).late_by_host.unwrap().worst_ns, 1_100);
+}
+
+// KVM moves the base of a page between two looks at it. A tick from before the new base was judged by the page before.
+#[test]
+fn a_tick_from_before_the_base_of_kvms_page_is_judged_by_its_line() {
+    let check = check_by_pages(&[kvms_page(1_000, 100), kvms_page(90_000, 40_000)]);
+    let before_the_base = Record { fired_tsc: 60_000, ..tick(1_000, 9_000, 10_000) };
+    assert_eq!(check.handled_by_kvms_page(&before_the_base), Some(VmTime(10_000)));
+    assert_eq!(check.clock_error(&before_the_base), None);
+}
+
+// Catches: a page of KVM taken for the time of an injection that the host itself made.
+#[test]
+fn with_the_vmms_lapic_no_page_is_asked() {
+    let check = RecordCheck::of(clock(), VmTime(50_000_000), TscAdjust::ZERO);
+    assert_eq!(check.handled_by_kvms_page(&tick(1_000, 9_000, 9_500)), None);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!
 //! What it is not: HLT does not exit, so no instruction can be trapped by patching, and there is neither virtual time
 //! nor a TSC whose frequency can be chosen freely. The VMM injects nothing, so it cannot measure when a tick's
-//! interrupt was injected.
+//! interrupt was injected. It judges a tick by the page that KVM writes instead ([`super::audit`]).
 //!
 //! [`KvmCpu`] is one vCPU, [`run`] its loop. [`freeze`] reads KVM's state when a machine is paused, which a save then
 //! uses; [`thaw`] sets it again, for a resume as for a restore, and documents the order that KVM needs.

@@ -72,6 +72,7 @@ pub fn run(
     };
     vcpu_shared.doorbell.detach();
     cpu.drain(shared)?;
+    cpu.note_page(shared)?;
     shared.costs.add(cpu.vcpu.take_calls());
     shared.read_rings();
     result
@@ -89,6 +90,7 @@ fn step(
         return Ok(Some(StopReason::Ended(End::Guest(exit))));
     }
     if let Some(timer) = timer {
+        cpu.note_page(shared)?;
         if cpu.index == CpuIndex::FIRST {
             shared.read_rings();
         }

@@ -1,5 +1,7 @@
 //! One vCPU whose LAPIC is KVM's, and the accesses that still exit to the VMM.
 
+use std::sync::atomic::Ordering;
+
 use vlapic::Armed;
 use vm_memory::{Bytes, GuestAddress};
 use vmtime::{Due, TscAdjust};
@@ -92,16 +94,28 @@ impl KvmCpu {
 
     /// The address of the guest's kvmclock page, while the machine is stopped; none if it has registered none.
     pub(crate) fn page_address(&self) -> Option<u64> {
-        /// MSR_KVM_SYSTEM_TIME_NEW, bit 0.
-        const ENABLED: u64 = 1;
-        let system_time = self.frozen.as_ref().map_or(0, |frozen| frozen.system_time);
-        (system_time & ENABLED != 0).then_some(system_time & !ENABLED)
+        self.frozen.as_ref().and_then(|frozen| page_address(frozen.system_time))
     }
 
     /// The version of the guest's kvmclock page; 0 if it has registered none.
     pub(crate) fn page_version(&self, shared: &Shared) -> u32 {
         self.page_address().and_then(|page| shared.memory.read_obj(GuestAddress(page)).ok()).unwrap_or(0)
     }
+
+    /// Notes where the guest has registered this vCPU's kvmclock page, for the audit of its ticks.
+    pub(crate) fn note_page(&self, shared: &Shared) -> Result<(), RunError> {
+        let address = page_address(self.vcpu.kvmclock_msr()?).unwrap_or(0);
+        if let Some(vcpu_shared) = shared.vcpu(self.index) {
+            vcpu_shared.page.store(address, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The address in MSR_KVM_SYSTEM_TIME_NEW; none unless bit 0 enables the page.
+fn page_address(system_time: u64) -> Option<u64> {
+    const ENABLED: u64 = 1;
+    (system_time & ENABLED != 0).then_some(system_time & !ENABLED)
 }
 
 /// Emulates what still exits: ports, memory that is not there, MSRs that KVM does not emulate or that a filter denies

@@ -15,19 +15,19 @@ use std::{
 };
 
 use guest_abi::{
-    pvclock::FLAG_TSC_STABLE,
+    pvclock::{FLAG_TSC_STABLE, TIME_INFO_BYTES, TimeInfo},
     sites::{Kind, PATCH},
 };
 use kvm_pv::WallRegistration;
 use vm_memory::{Bytes, GuestAddress};
-use vmtime::{GuestTsc, HostTsc, Now, TscAdjust, VmTime};
+use vmtime::{GuestTsc, HostTsc, Now, PageClock, Scale, TscAdjust, VmTime};
 
 pub(crate) use ram::Ram;
 pub(crate) use vcpu_shared::{Unwakeable, VcpuShared};
 
 use self::{host_stop::Gap, vcpu_shared::rank};
 use super::{
-    audit::{ClockReading, Handled, TickAudit},
+    audit::{ClockReading, Converts, Handled, TickAudit},
     clock::Clock,
     config::LapicKind,
     cpu_index::CpuIndex,
@@ -156,7 +156,11 @@ impl Shared {
 
     /// Reads what the guest wrote into its tick rings since the last call, and traces it.
     pub(crate) fn read_rings(&self) {
-        self.audit.lock().read_rings(&self.memory, |ring| self.clock_reading(ring), |handled| self.trace_tick(handled));
+        let mut audit = self.audit.lock();
+        if self.lapic == LapicKind::Kvm {
+            audit.note_kvm_pages(self.vcpus.iter().filter_map(|vcpu| self.kvms_page(vcpu)).collect());
+        }
+        audit.read_rings(&self.memory, |ring| self.clock_reading(ring), |handled| self.trace_tick(handled));
     }
 
     /// The clocks now, against which the records of a ring are checked.
@@ -164,7 +168,26 @@ impl Shared {
         let clock = self.clock.lock().clone();
         // After a gap the VM's clocks are stopped where the gap began, until the machine is resumed.
         let has_gap = self.has_gap();
-        ClockReading { clock, has_gap, lapic: self.lapic, tsc_adjust: self.tsc_adjust_of(ring) }
+        let converts = match self.lapic {
+            LapicKind::User => Converts::Reference(self.tsc_adjust_of(ring)),
+            LapicKind::Kvm => Converts::Pages,
+        };
+        ClockReading { clock, has_gap, converts }
+    }
+
+    /// The page that KVM wrote for a vCPU; none if there is none, or if KVM writes it now.
+    fn kvms_page(&self, vcpu_shared: &VcpuShared) -> Option<PageClock> {
+        let address = vcpu_shared.page.load(Ordering::Relaxed);
+        let read = || {
+            let mut bytes = [0; TIME_INFO_BYTES];
+            self.memory.read_slice(&mut bytes, GuestAddress(address)).ok().map(|()| bytes)
+        };
+        let bytes = read().filter(|bytes| address != 0 && read() == Some(*bytes))?;
+        let page = TimeInfo::from_bytes(&bytes);
+        let scale =
+            Scale::new(page.tsc_to_system_mul, page.tsc_shift).ok().filter(|_| page.version.is_multiple_of(2))?;
+        let (tsc_timestamp, system_time) = (GuestTsc(page.tsc_timestamp), VmTime(page.system_time));
+        Some(PageClock { tsc_timestamp, system_time, scale })
     }
 
     fn trace_tick(&self, handled: &Handled) {
