@@ -24,6 +24,9 @@ const GOLDEN: &[Golden] = &[
     Golden { name: "cloud-hypervisor", page_error_ns: [100_034_000, 100_103_000], verdicts: &["clock-stepped"] },
     Golden { name: "dragonball", page_error_ns: [10_040_000, 10_040_000], verdicts: &["clock-stepped", "lost"] },
     Golden { name: "stratovirt", page_error_ns: [140_000, 206_000], verdicts: &["clock-stepped"] },
+    Golden { name: "masterclock-update", page_error_ns: [2_592_000, 2_592_000], verdicts: &["clock-stepped"] },
+    // Of the vCPU that the guest uses; the others' TSCs are below.
+    Golden { name: "tsc-offsets", page_error_ns: [0, 0], verdicts: &["on-time"] },
 ];
 
 /// Sweeps the exits of a tick with this recipe; `code` is the exit code.
@@ -47,10 +50,12 @@ fn every_recipe_loses_what_its_delays_say() {
     }
     for Golden { name, page_error_ns, verdicts } in GOLDEN {
         for (cpus, error) in [1, 4].into_iter().zip(page_error_ns) {
-            let found = sweep(&lab, name, &format!("--cpus {cpus} --cmdline clockevent=kvm-tsc-deadline"), 1);
+            let code = i32::from(*verdicts != ["on-time"]);
+            let found = sweep(&lab, name, &format!("--cpus {cpus} --cmdline clockevent=kvm-tsc-deadline"), code);
             let totals = &found["totals"][0];
             let predicted = found["inputs"]["recipe"]["predicted_ns"][0].as_array().expect("a prediction");
-            assert!(predicted.iter().all(|ns| ns == error), "{name} {cpus}: predicted {predicted:?}");
+            assert_eq!(predicted.len(), cpus, "{name}");
+            assert_eq!(predicted[0], *error, "{name} {cpus}: predicted {predicted:?}");
             // Measured in guest RAM, and the same at every point.
             let bounds = vec![*error; 2];
             assert_eq!(totals["page_errors_ns"][0], serde_json::json!(bounds), "{name} {cpus}");
@@ -74,6 +79,34 @@ fn the_guests_own_readings_show_the_error() {
         let by_guest = outcome["clock_error_ns"].as_i64().expect("a clock error");
         assert!((-16_004..=-15_998).contains(&by_guest), "{point}");
     }
+}
+
+// Catches: TSCs of several vCPUs that differ while the pages say that they are one clock, unseen by guest and host.
+#[test]
+fn a_guest_sees_that_its_vcpus_tscs_differ() {
+    require_kvm!();
+    let lab = Lab::new();
+    let found = sweep(&lab, "tsc-offsets", "--cpus 3 --cmdline scenario=smp", 1);
+    let bounds: Vec<[u32; 2]> = vec![[0, 0], [500, 500], [1_000, 1_000]];
+    assert_eq!(found["totals"][0]["page_errors_ns"], serde_json::json!(bounds));
+    for point in found["points"].as_array().expect("points") {
+        let by_guest = point["outcomes"][0]["clock_error_ns"].as_i64().expect("a clock error");
+        assert!((996..=1_002).contains(&by_guest), "{point}");
+    }
+}
+
+// Catches: a fault that is another thing as a recipe than injected.
+#[test]
+fn a_fault_is_a_recipe_too() {
+    require_kvm!();
+    let lab = Lab::new();
+    let as_recipe = sweep(&lab, "tsc-jump", "--ratio 0.5", 1);
+    let mut command = lab.vmm("sweep --every exit --json found.json --inject tsc-jump --ratio 0.5");
+    vm_tests::finish(&mut command).expect(1);
+    let injected: Value = serde_json::from_slice(&fs::read(lab.path("found.json")).expect("the result")).expect("JSON");
+    assert_eq!(injected["inputs"]["inject"], "tsc-jump");
+    assert_eq!(as_recipe["inputs"]["recipe"]["predicted_ns"], serde_json::json!([null]));
+    assert_eq!(as_recipe["points"], injected["points"]);
 }
 
 // Catches: a recipe of one's own that is not played as written; delays that do not count.

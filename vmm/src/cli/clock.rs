@@ -2,22 +2,28 @@
 
 use std::{
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use guest_image::GUEST_ELF;
 use lab::{
     clock::{self, Options, Progress, Stops, result::Findings},
+    recipe::step::Destination,
     report,
 };
-use machine::{BootOptions, HostEnvironment, Policies, RunError, TimeMode, boot::Image};
+use machine::{BootOptions, HostEnvironment, Policies, RunError, TimeMode, boot::Image, policy::restorer::Restorer};
+use vmtime::DowntimePolicy;
 
 use super::{
     clock_args::Clock,
     exit::{Error, Result},
     output::{self, OutFile},
     sweep::{CANCEL, wait_for_signals},
+    sweep_args::Fault,
     text::Text,
 };
 
@@ -90,12 +96,30 @@ fn options(args: &Clock) -> Options {
         count,
         every: args.every,
         khz_cycle: args.tsc_khz_cycle.clone(),
-        policies: Policies {
-            deadline: args.deadline.into(),
-            downtime: args.downtime.into(),
-            downtime_length: args.downtime_length,
-            fault: args.inject,
+        policies: policies(args),
+        inject: args.inject.as_ref().map(|fault| fault.name.clone()),
+    }
+}
+
+/// How the guest is resumed.
+fn policies(args: &Clock) -> Policies {
+    let given = Policies {
+        deadline: args.deadline.into(),
+        downtime: args.downtime.into(),
+        downtime_length: args.downtime_length,
+        restorer: None,
+    };
+    let Some(Fault { recipe, .. }) = &args.inject else { return given };
+    let restorer: Option<Arc<dyn Restorer>> = Some(Arc::new(recipe.clone()));
+    match recipe.destination {
+        // The clocks count on while the host is stopped.
+        Destination::Same => Policies {
+            downtime: DowntimePolicy::CatchUp,
+            downtime_length: Some(Duration::from_nanos(recipe.hosts.downtime_ns)),
+            restorer,
+            ..given
         },
+        Destination::Kvm | Destination::Vmm => Policies { restorer, ..given },
     }
 }
 

@@ -4,13 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use lab::clock::checks::{BadCheck, Checks};
-use machine::policy::fault::InjectedFault;
 use vmtime::Khz;
 
 use super::{
     args::{Deadline, Downtime, Lapic, Time, Tsc, duration, khz, size},
     output::ReportFile,
-    sweep_args::{FaultParser, Output},
+    sweep_args::{Fault, FaultParser, Output},
 };
 
 /// Stop a guest again and again, and measure what that does to its clock and timers.
@@ -72,7 +71,7 @@ pub struct Clock {
     pub downtime_length: Option<Duration>,
     /// Let each resume have a fault, to see that it is found.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
-    pub inject: Option<InjectedFault>,
+    pub inject: Option<Fault>,
     /// What ends it with exit code 1: back (the guest's clock went back at a stop), drift=TIME (the mean error of a stop
     /// is larger, either way), total=TIME (their sum is), worst=TIME (one is), deadline=TIME (a deadline was shifted
     /// farther), rate=TIME (between the stops the pages gained or lost more, in all, against ticks over frequency); or none. TIME may be a fraction, such as 0.05ns.

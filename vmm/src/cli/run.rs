@@ -171,7 +171,7 @@ fn session(
         deadline: args.deadline.into(),
         downtime: args.downtime.into(),
         downtime_length: args.downtime_length,
-        fault: None,
+        restorer: None,
     };
     let options = session::Options {
         api_sock: args.api_sock.clone(),

@@ -6,8 +6,10 @@ use clap::{
     Arg, Args, Command, Subcommand, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use lab::sweep::{self, Edge, Ratio, result::Shard};
-use machine::policy::fault::InjectedFault;
+use lab::{
+    recipe::{HOST_STOP, Recipe, fault_names},
+    sweep::{self, Edge, Ratio, result::Shard},
+};
 use vmtime::Khz;
 
 use super::{
@@ -68,7 +70,7 @@ pub struct Sweep {
     pub downtime_length: Duration,
     /// Let every restore go wrong in this way.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
-    pub inject: Option<InjectedFault>,
+    pub inject: Option<Fault>,
     /// Save and restore by the steps of another VMM: one that is shipped, or a file; `list` says which there are.
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["inject", "deadline", "downtime", "downtime_length"])]
     pub recipe: Option<String>,
@@ -158,15 +160,45 @@ impl From<Every> for sweep::Every {
     }
 }
 
+/// A fault of a restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// As it was written.
+    pub name: String,
+    /// Its recipe.
+    pub recipe: Recipe,
+}
+
+impl Fault {
+    /// The fault of this name; a stop of the host has its length after `=`.
+    fn from_name(name: &str) -> Option<Self> {
+        let host_stop = || {
+            let (name, length) = name.split_once('=')?;
+            let length = humantime::parse_duration(length).ok()?;
+            let ns = u64::try_from(length.as_nanos()).ok()?;
+            // At most an hour: the sweep waits for the ticks after it.
+            let mut recipe =
+                Recipe::fault(name).filter(|_| name == HOST_STOP && (1..=3_600_000_000_000).contains(&ns))?;
+            recipe.hosts.downtime_ns = ns;
+            Some(Self { name: format!("{HOST_STOP}={}", humantime::format_duration(length)), recipe })
+        };
+        let other = || {
+            let recipe = Recipe::fault(name).filter(|_| name != HOST_STOP)?;
+            Some(Self { name: name.to_owned(), recipe })
+        };
+        other().or_else(host_stop)
+    }
+}
+
 /// Parses a fault's name.
 #[derive(Clone)]
 pub struct FaultParser;
 
 impl TypedValueParser for FaultParser {
-    type Value = InjectedFault;
+    type Value = Fault;
 
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<InjectedFault, clap::Error> {
-        if let Some(fault) = value.to_str().and_then(InjectedFault::from_name) {
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Fault, clap::Error> {
+        if let Some(fault) = value.to_str().and_then(Fault::from_name) {
             return Ok(fault);
         }
         // This error names the argument, its value and the possible values.
@@ -183,12 +215,9 @@ impl TypedValueParser for FaultParser {
 }
 
 fn possible_faults() -> Vec<PossibleValue> {
-    let all = InjectedFault::ALL.into_iter().chain([InjectedFault::HostStop(Duration::ZERO)]);
-    all.map(|fault| {
-        let name = if matches!(fault, InjectedFault::HostStop(_)) { "host-stop=LENGTH" } else { fault.as_str() };
-        PossibleValue::new(name).help(fault.story())
-    })
-    .collect()
+    let written = |name| if name == HOST_STOP { "host-stop=LENGTH" } else { name };
+    let about = |name| Recipe::fault(name).map(|fault| fault.about).unwrap_or_default();
+    fault_names().chain([HOST_STOP]).map(|name| PossibleValue::new(written(name)).help(about(name))).collect()
 }
 
 fn shard(text: &str) -> Result<Shard, String> {
@@ -196,5 +225,23 @@ fn shard(text: &str) -> Result<Shard, String> {
     match numbers {
         Some((index, count)) if (1..=count).contains(&index) => Ok(Shard { index, count }),
         _ => Err("not a shard like 2/5".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Catches: a fault that cannot be given, or a stop without an end.
+    #[test]
+    fn names_of_faults_lead_back() {
+        for name in fault_names() {
+            assert_eq!(Fault::from_name(name).unwrap().name, name);
+        }
+        let stop = Fault::from_name("host-stop=1500ms").unwrap();
+        assert_eq!((stop.name.as_str(), stop.recipe.hosts.downtime_ns), ("host-stop=1s 500ms", 1_500_000_000));
+        for bad in ["none", "host-stop", "host-stop=", "host-stop=0s", "host-stop=2h", "tsc-jump=1s", "qemu"] {
+            assert_eq!(Fault::from_name(bad), None, "{bad}");
+        }
     }
 }

@@ -55,6 +55,8 @@ pub struct Options {
     pub khz_cycle: Vec<Khz>,
     /// How the guest is resumed.
     pub policies: Policies,
+    /// The fault that its restorer is, as it was written.
+    pub inject: Option<String>,
 }
 
 /// Why nothing was measured.

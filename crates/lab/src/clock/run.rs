@@ -71,7 +71,7 @@ pub fn measure(
 }
 
 fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> Setup {
-    let Options { boot, stops, count, every, khz_cycle, policies } = options;
+    let Options { boot, stops, count, every, khz_cycle, policies, inject } = options;
     Setup {
         guest: image.name().to_owned(),
         cmdline: boot.cmdline.clone(),
@@ -93,7 +93,7 @@ fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> S
         every_ns: nanoseconds(*every),
         deadline: policies.deadline.as_str(),
         downtime: policies.downtime.as_str(),
-        fault: policies.fault.map(|fault| fault.to_string()),
+        fault: inject.clone(),
         kvm_ioctls: machine.kvm_clock_ioctls(),
     }
 }
@@ -205,7 +205,7 @@ impl Run<'_> {
         let last = RawReading::take(&machine);
         machine.pause()?;
         let before = self.stopped(&machine, last)?;
-        let mut policies = self.options.policies;
+        let mut policies = self.options.policies.clone();
         let kind = match self.options.stops {
             Stops::Migrations => {
                 (machine, _) = machine.migrate(self.env, khz, &policies)?;

@@ -11,6 +11,8 @@
 //! - With all offsets equal kvmclock has one base for all vCPUs, PVCLOCK_TSC_STABLE is set (`kvm_track_tsc_matching`), and
 //!   the page is based on the instant of KVM_SET_CLOCK, or of the first entry if a TSC was written after it.
 //! - KVM publishes a page once its address is known, and KVM_KVMCLOCK_CTRL fails before that (`kvm_set_guest_paused`).
+//! - A masterclock update bases the pages on CLOCK_MONOTONIC_RAW (`pvclock_update_vm_gtod_copy`): kvmclock steps by what
+//!   that clock and the page have parted since the last base.
 //! - A deadline that is written while LVTT is not in deadline mode is dropped (`kvm_set_lapic_tscdeadline_msr`). Otherwise
 //!   it starts a host timer for the difference to the TSC of that instant (`start_sw_tscdeadline`), which a later change
 //!   of the TSC does not move.
@@ -23,73 +25,21 @@ use vmtime::{GuestTsc, Khz, PageClock, Remainder, Scale, TscAdjust, VmTime};
 
 use super::{
     Hosts,
+    source::{NS_KHZ, Read, Source, signed},
     step::{ClockBy, Msr, OffsetFrom, Op, SetMsrs, ZeroDeadline},
 };
 
-/// Nanoseconds times kHz in a tick.
-const NS_KHZ: i128 = 1_000_000;
 /// Within this of the expected value, a written TSC counts as meant to be the same as the others'.
 const SYNC_MS: i128 = 1000;
-
-/// How far a TSC is ahead of the base, as a number with a sign.
-fn signed(adjust: TscAdjust) -> i128 {
-    i128::from(adjust.0.cast_signed())
-}
 
 /// A count as a TSC or a time: 0 if it is negative.
 fn unsigned(value: i128) -> u64 {
     u64::try_from(value.max(0)).unwrap_or(u64::MAX)
 }
 
-/// The stopped vCPUs on the source, and what was read from them.
-struct Source<'a> {
-    saved: &'a Saved,
-    /// What the last KVM_GET_CLOCK gave, and its instant.
-    clock: Option<(u64, i128)>,
-    cpus: Vec<Read>,
-}
-
-/// What was read from a vCPU.
-#[derive(Clone, Copy, Default)]
-struct Read {
-    /// The TSC, and its instant.
-    tsc: Option<(u64, i128)>,
-    /// When its LAPIC was read.
-    lapic_ns: u64,
-}
-
-impl Source<'_> {
-    /// The TSC of vCPU `cpu`.
-    fn tsc(&self, cpu: usize, at_ns: u64) -> i128 {
-        let adjust = self.saved.cpus.get(cpu).map_or(0, |cpu| signed(cpu.tsc_adjust));
-        let khz = i128::from(self.saved.moment.khz.get());
-        i128::from(self.saved.moment.tsc.0) + i128::from(at_ns) * khz / NS_KHZ + adjust
-    }
-
-    /// kvmclock.
-    fn clock(&self, at_ns: u64) -> i128 {
-        i128::from(self.saved.moment.vm.0) + i128::from(at_ns)
-    }
-
-    fn step(&mut self, at_ns: u64, cpu: usize, op: &Op) {
-        let tsc = self.tsc(cpu, at_ns);
-        let clock = self.clock(at_ns);
-        match op {
-            Op::GetClock => self.clock = Some((at_ns, clock)),
-            Op::GetMsrs(msrs) if msrs.contains(&Msr::Tsc) => {
-                if let Some(read) = self.cpus.get_mut(cpu) {
-                    read.tsc = Some((at_ns, tsc));
-                }
-            }
-            Op::GetLapic => {
-                if let Some(read) = self.cpus.get_mut(cpu) {
-                    read.lapic_ns = at_ns;
-                }
-            }
-            // The frequency, the offsets and the deadlines are the same whenever they are read.
-            _ => {}
-        }
-    }
+/// Billionths, to the nearest whole.
+pub(super) fn billionths(number: i128) -> i128 {
+    (number + 500_000_000).div_euclid(1_000_000_000)
 }
 
 /// A vCPU's timer on the destination.
@@ -137,7 +87,7 @@ struct Cpu {
 }
 
 /// The new VM on the destination.
-struct Destination<'a> {
+struct NewVm<'a> {
     source: Source<'a>,
     hosts: Hosts,
     /// When the new VM was created.
@@ -149,6 +99,9 @@ struct Destination<'a> {
     last_write: Option<(u64, i128)>,
     /// kvmclock at an instant.
     clock: (u64, i128),
+    /// What masterclock updates have added to kvmclock, in billionths of a nanosecond, and the instant of the last base.
+    raw: i128,
+    raw_ns: u64,
     /// The instant that the pages are based on; none: the first entry.
     base_ns: Option<u64>,
     /// The last KVM_GET_CLOCK here.
@@ -157,14 +110,14 @@ struct Destination<'a> {
     truth: (i128, i128),
 }
 
-impl Destination<'_> {
+impl NewVm<'_> {
     /// How long the host has been up.
     fn up_ns(&self, at_ns: u64) -> i128 {
         i128::from(self.hosts.uptime_ns) + i128::from(at_ns) - i128::from(self.start_ns)
     }
 
     fn clock(&self, at_ns: u64) -> i128 {
-        self.clock.1 + i128::from(at_ns) - i128::from(self.clock.0)
+        self.clock.1 + i128::from(at_ns) - i128::from(self.clock.0) + billionths(self.raw)
     }
 
     fn step(&mut self, at_ns: u64, cpu: usize, op: &Op) {
@@ -178,8 +131,9 @@ impl Destination<'_> {
                 };
                 self.clock = (at_ns, value + since);
                 self.base_ns = Some(at_ns);
+                (self.raw, self.raw_ns) = (0, at_ns);
             }
-            Op::SetMsrs(SetMsrs { msrs, zero_deadline }) => {
+            Op::SetMsrs(SetMsrs { msrs, zero_deadline, .. }) => {
                 for msr in msrs {
                     match msr {
                         Msr::Tsc => self.write_tsc(at_ns, cpu),
@@ -195,8 +149,21 @@ impl Destination<'_> {
             }
             Op::SetTscOffset(from) => self.write_offset(cpu, *from),
             Op::KvmclockCtrl => self.change(cpu, |cpu| cpu.guest_stopped = cpu.registered),
-            Op::Wait | Op::SetTscKhz | Op::GetMsrs(_) | Op::GetLapic | Op::GetTscKhz | Op::GetTscOffset => {}
+            Op::MasterclockUpdate => self.update_masterclock(at_ns),
+            Op::Wait
+            | Op::SetTscKhz
+            | Op::GetMsrs(_)
+            | Op::GetLapic
+            | Op::GetTscKhz
+            | Op::GetTscOffset
+            | Op::PublishPage { .. } => {}
         }
+    }
+
+    fn update_masterclock(&mut self, at_ns: u64) {
+        self.raw += i128::from(self.hosts.raw_ppb) * i128::from(at_ns.saturating_sub(self.raw_ns));
+        self.raw_ns = at_ns;
+        self.base_ns = Some(at_ns);
     }
 
     fn change(&mut self, cpu: usize, change: impl FnOnce(&mut Cpu)) {
@@ -321,7 +288,7 @@ impl Destination<'_> {
             Timer::Idle => Armed::Disarmed,
             Timer::Ns(at) => Armed::Ns(at),
             Timer::Count(at_ns) => {
-                let vm = self.clock.1 + at_ns - i128::from(self.clock.0);
+                let vm = self.clock.1 + at_ns - i128::from(self.clock.0) + billionths(self.raw);
                 Armed::Count { expires: VmTime(unsigned(vm)) }
             }
             Timer::Deadline(deadline, then) => {
@@ -361,7 +328,7 @@ pub(super) fn play(recipe: &super::Recipe, host_khz: Khz, saved: &Saved) -> Rest
         |_: &SavedCpu| Cpu { tsc: fresh, timer: Timer::Idle, lapic: false, registered: false, guest_stopped: false };
     let truth = (source.tsc(0, 0), source.clock(0));
     let cpus = saved.cpus.iter().map(cpu).collect();
-    let mut there = Destination {
+    let mut there = NewVm {
         source,
         hosts: recipe.hosts,
         start_ns,
@@ -369,6 +336,8 @@ pub(super) fn play(recipe: &super::Recipe, host_khz: Khz, saved: &Saved) -> Rest
         first: fresh,
         last_write: None,
         clock: (start_ns, 0),
+        raw: 0,
+        raw_ns: start_ns,
         base_ns: Some(start_ns),
         read_ns: start_ns,
         truth,

@@ -13,11 +13,14 @@
 
 mod error;
 mod kvm;
+mod order;
+mod own;
 mod parse;
 mod play;
 mod predict;
 mod schedule;
 mod shipped;
+mod source;
 pub mod step;
 #[cfg(test)]
 mod tests;
@@ -29,9 +32,12 @@ use machine::host::regular_file;
 pub use error::RecipeError;
 pub use play::Played;
 pub use predict::predict;
-pub use shipped::shipped;
+pub use shipped::{fault_names, shipped};
 
-use self::step::Group;
+use self::step::{Destination, Group};
+
+/// The fault that is a stop of the host: its length is given with it.
+pub const HOST_STOP: &str = "host-stop";
 
 /// Limit for a recipe file. The longest that is shipped has a twentieth of it.
 const MAX_BYTES: u64 = 64 << 10;
@@ -45,6 +51,8 @@ pub struct Recipe {
     pub about: String,
     /// Where the order was read.
     pub sources: Vec<Source>,
+    /// What the restore is into.
+    pub destination: Destination,
     /// What delays alone do not say about the hosts.
     pub hosts: Hosts,
     /// From the stop of the vCPUs on, on the source.
@@ -75,11 +83,15 @@ pub struct Hosts {
     pub tsc_scaling: bool,
     /// How long the destination host has been up, in nanoseconds: its TSC began at 0 then.
     pub uptime_ns: u64,
+    /// By how many billionths CLOCK_MONOTONIC_RAW is faster than the page.
+    pub raw_ppb: u64,
+    /// With a VM that stays where it is: how long ago KVM last based its page, in nanoseconds.
+    pub page_age_ns: u64,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { downtime_ns: 0, tsc_scaling: false, uptime_ns: 3_600_000_000_000 }
+        Self { downtime_ns: 0, tsc_scaling: false, uptime_ns: 3_600_000_000_000, raw_ppb: 0, page_age_ns: 0 }
     }
 }
 
@@ -93,6 +105,20 @@ impl Recipe {
             Some(text) => parse::parse(name, name, text),
             None => Self::from_file(Path::new(name)),
         }
+    }
+
+    /// The recipe of the injected fault of this name, if there is one.
+    #[must_use]
+    pub fn fault(name: &str) -> Option<Self> {
+        parse::parse(name, name, shipped::fault_text(name)?).ok()
+    }
+
+    /// How long it takes for `cpus` vCPUs from the stop to the first entry, in nanoseconds.
+    #[must_use]
+    pub fn length_ns(&self, cpus: usize) -> u64 {
+        let (_, saved_ns) = schedule::schedule(&self.save, cpus, 0);
+        let (_, end_ns) = schedule::schedule(&self.restore, cpus, saved_ns.saturating_add(self.hosts.downtime_ns));
+        end_ns
     }
 
     /// The recipe in a file.

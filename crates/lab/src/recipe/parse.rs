@@ -5,7 +5,8 @@ use toml::Spanned;
 
 use super::{
     Hosts, Recipe, RecipeError, Source,
-    step::{ClockBy, Group, Msr, OffsetFrom, Op, SetMsrs, Step, ZeroDeadline},
+    order::Known,
+    step::{ClockBy, Destination, Group, Msr, OffsetFrom, Op, SetMsrs, Step, ZeroDeadline},
 };
 
 /// Groups in a recipe's save or restore.
@@ -13,17 +14,22 @@ const MAX_GROUPS: usize = 64;
 /// Steps in a group, and MSRs in a step.
 const MAX_STEPS: usize = 32;
 /// Characters of the line that says what a recipe is.
-const MAX_ABOUT: usize = 200;
+const MAX_ABOUT: usize = 240;
 /// The longest delay of a step, and the longest downtime: an hour.
 const MAX_DELAY_NS: u64 = 3_600_000_000_000;
 /// The longest time that a host has been up: ten years.
 const MAX_UPTIME_NS: u64 = 315_360_000_000_000_000;
+
+/// How much faster one of a host's clocks can be: a thousandth.
+const MAX_RAW_PPB: u64 = 1_000_000;
 
 /// A file, before anything is known about it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRecipe {
     about: String,
+    #[serde(default)]
+    destination: Destination,
     #[serde(default)]
     source: Vec<Source>,
     #[serde(default)]
@@ -56,6 +62,8 @@ enum Kind {
     SetTscKhz,
     SetTscOffset,
     KvmclockCtrl,
+    MasterclockUpdate,
+    PublishPage,
 }
 
 /// Whose step it is.
@@ -77,6 +85,9 @@ struct RawStep {
     by: Option<ClockBy>,
     from: Option<OffsetFrom>,
     zero_deadline: Option<ZeroDeadline>,
+    tsc_ahead_ns: Option<u64>,
+    tsc_ahead_ns_per_cpu: Option<u64>,
+    base_ahead_ns: Option<u64>,
 }
 
 /// A mistake at a byte of the text.
@@ -99,42 +110,30 @@ pub(super) fn parse(file: &str, name: &str, text: &str) -> Result<Recipe, Recipe
 }
 
 fn recipe(name: &str, raw: RawRecipe) -> Result<Recipe, Mistake> {
-    let RawRecipe { about, source: sources, hosts, save, restore } = raw;
+    let RawRecipe { about, destination, source: sources, hosts, save, restore } = raw;
     if about.contains('\n') || about.chars().count() > MAX_ABOUT {
         return Err(Mistake(0, format!("about is one line of at most {MAX_ABOUT} characters")));
     }
     let hosts = hosts.map_or(Ok(Hosts::default()), checked_hosts)?;
-    let mut known = Known::default();
+    let mut known = Known::new(destination);
     let save = groups("save", save, &mut known)?;
     known.restores = true;
     let restore = groups("restore", restore, &mut known)?;
-    Ok(Recipe { name: name.to_owned(), about, sources, hosts, save, restore })
+    Ok(Recipe { name: name.to_owned(), about, sources, destination, hosts, save, restore })
 }
 
 fn checked_hosts(raw: Spanned<Hosts>) -> Result<Hosts, Mistake> {
     let (at, hosts) = (raw.span().start, raw.into_inner());
-    for (what, ns, most) in
-        [("downtime-ns", hosts.downtime_ns, MAX_DELAY_NS), ("uptime-ns", hosts.uptime_ns, MAX_UPTIME_NS)]
-    {
-        if ns > most {
-            return Err(Mistake(at, format!("{what} is {ns}, and at most {most}")));
-        }
+    let limits = [
+        ("downtime-ns", hosts.downtime_ns, MAX_DELAY_NS),
+        ("uptime-ns", hosts.uptime_ns, MAX_UPTIME_NS),
+        ("page-age-ns", hosts.page_age_ns, MAX_UPTIME_NS),
+        ("raw-ppb", hosts.raw_ppb, MAX_RAW_PPB),
+    ];
+    if let Some((what, is, most)) = limits.into_iter().find(|(_, is, most)| is > most) {
+        return Err(Mistake(at, format!("{what} is {is}, and at most {most}")));
     }
     Ok(hosts)
-}
-
-/// What the steps so far have read.
-#[derive(Default)]
-struct Known {
-    restores: bool,
-    msrs: Vec<Msr>,
-    /// Steps of the save that a step of the restore needs.
-    clock: bool,
-    lapic: bool,
-    tsc_khz: bool,
-    tsc_offset: bool,
-    /// KVM_GET_CLOCK of the restore.
-    clock_there: bool,
 }
 
 fn groups(what: &str, raw: Vec<Spanned<RawGroup>>, known: &mut Known) -> Result<Vec<Group>, Mistake> {
@@ -161,10 +160,20 @@ fn checked_group(raw: Spanned<RawGroup>, known: &mut Known) -> Result<Group, Mis
 fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Result<Step, Mistake> {
     let (at, raw) = (raw.span().start, raw.into_inner());
     let bad = |why: String| Mistake(at, why);
-    let RawStep { kind, after_ns, msrs, by, from, zero_deadline } = raw;
+    let RawStep { kind, after_ns, msrs, by, from, zero_deadline, tsc_ahead_ns, tsc_ahead_ns_per_cpu, base_ahead_ns } =
+        raw;
     let name = kind.name();
-    if after_ns > MAX_DELAY_NS {
-        return Err(bad(format!("after-ns is {after_ns}, and at most {MAX_DELAY_NS}")));
+    let times = [
+        ("after-ns", after_ns),
+        ("tsc-ahead-ns", tsc_ahead_ns.unwrap_or(0)),
+        ("tsc-ahead-ns-per-cpu", tsc_ahead_ns_per_cpu.unwrap_or(0)),
+        ("base-ahead-ns", base_ahead_ns.unwrap_or(0)),
+    ];
+    if let Some((what, ns)) = times.into_iter().find(|(_, ns)| *ns > MAX_DELAY_NS) {
+        return Err(bad(format!("{what} is {ns}, and at most {MAX_DELAY_NS}")));
+    }
+    if after_ns != 0 && known.destination == Destination::Vmm {
+        return Err(bad("a restore into this VMM takes no time: no after-ns".to_owned()));
     }
     match (kind.scope(), scope) {
         (Scope::Vm, Scope::Cpu) => return Err(bad(format!("{name} is a step of the VM: put it into a vm group"))),
@@ -178,6 +187,9 @@ fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Resul
         ("by", by.is_some(), &[Kind::SetClock]),
         ("from", from.is_some(), &[Kind::SetTscOffset]),
         ("zero-deadline", zero_deadline.is_some(), &[Kind::SetMsrs]),
+        ("tsc-ahead-ns", tsc_ahead_ns.is_some(), &[Kind::SetMsrs]),
+        ("tsc-ahead-ns-per-cpu", tsc_ahead_ns_per_cpu.is_some(), &[Kind::SetMsrs]),
+        ("base-ahead-ns", base_ahead_ns.is_some(), &[Kind::PublishPage]),
     ];
     if let Some((field, ..)) = given.into_iter().find(|(_, given, of)| *given && !of.contains(&kind)) {
         return Err(bad(format!("{name} takes no {field}")));
@@ -196,60 +208,21 @@ fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Resul
         Kind::GetTscKhz => Op::GetTscKhz,
         Kind::GetTscOffset => Op::GetTscOffset,
         Kind::SetClock => Op::SetClock(by.ok_or_else(|| needs("by"))?),
-        Kind::SetMsrs => Op::SetMsrs(SetMsrs { msrs: msrs()?, zero_deadline: zero_deadline.unwrap_or_default() }),
+        Kind::SetMsrs => Op::SetMsrs(SetMsrs {
+            msrs: msrs()?,
+            zero_deadline: zero_deadline.unwrap_or_default(),
+            tsc_ahead_ns: tsc_ahead_ns.unwrap_or(0),
+            tsc_ahead_ns_per_cpu: tsc_ahead_ns_per_cpu.unwrap_or(0),
+        }),
         Kind::SetLapic => Op::SetLapic,
         Kind::SetTscKhz => Op::SetTscKhz,
         Kind::SetTscOffset => Op::SetTscOffset(from.ok_or_else(|| needs("from"))?),
         Kind::KvmclockCtrl => Op::KvmclockCtrl,
+        Kind::MasterclockUpdate => Op::MasterclockUpdate,
+        Kind::PublishPage => Op::PublishPage { base_ahead_ns: base_ahead_ns.unwrap_or(0) },
     };
     known.check(&op).map_err(bad)?;
     Ok(Step { after_ns, op })
-}
-
-impl Known {
-    /// Notes what `op` reads, and refuses one that writes what nothing has read.
-    fn check(&mut self, op: &Op) -> Result<(), String> {
-        let missing = |what: &str| Err(format!("it writes what nothing has read: the save needs {what}"));
-        match op {
-            Op::SetClock(_)
-            | Op::SetMsrs(_)
-            | Op::SetLapic
-            | Op::SetTscKhz
-            | Op::SetTscOffset(_)
-            | Op::KvmclockCtrl
-                if !self.restores =>
-            {
-                return Err("a save only reads: a set step, or kvmclock-ctrl, belongs into restore".to_owned());
-            }
-            Op::GetMsrs(_) | Op::GetLapic | Op::GetTscKhz | Op::GetTscOffset if self.restores => {
-                return Err("what a restore reads is not used, except by get-clock".to_owned());
-            }
-            Op::Wait | Op::KvmclockCtrl => {}
-            Op::GetClock if self.restores => self.clock_there = true,
-            Op::GetClock => self.clock = true,
-            Op::GetMsrs(msrs) => self.msrs.extend(msrs),
-            Op::GetLapic => self.lapic = true,
-            Op::GetTscKhz => self.tsc_khz = true,
-            Op::GetTscOffset => self.tsc_offset = true,
-            Op::SetClock(_) if !self.clock => return missing("get-clock"),
-            Op::SetLapic if !self.lapic => return missing("get-lapic"),
-            Op::SetTscKhz if !self.tsc_khz => return missing("get-tsc-khz"),
-            Op::SetMsrs(SetMsrs { msrs, .. }) => {
-                if let Some(msr) = msrs.iter().find(|msr| !self.msrs.contains(msr)) {
-                    let name = format!("{msr:?}").to_lowercase();
-                    return Err(format!("it writes the MSR {name}, which no get-msrs of the save reads"));
-                }
-            }
-            Op::SetTscOffset(OffsetFrom::Elapsed) if !self.tsc_offset || !self.clock => {
-                return missing("get-clock and get-tsc-offset");
-            }
-            Op::SetTscOffset(OffsetFrom::Elapsed) if !self.clock_there => {
-                return Err("from elapsed needs a get-clock before it in the restore".to_owned());
-            }
-            Op::SetClock(_) | Op::SetLapic | Op::SetTscKhz | Op::SetTscOffset(_) => {}
-        }
-        Ok(())
-    }
 }
 
 impl Kind {
@@ -265,7 +238,9 @@ impl Kind {
             | Self::SetLapic
             | Self::SetTscKhz
             | Self::SetTscOffset
-            | Self::KvmclockCtrl => Scope::Cpu,
+            | Self::KvmclockCtrl
+            | Self::MasterclockUpdate
+            | Self::PublishPage => Scope::Cpu,
         }
     }
 
@@ -283,6 +258,8 @@ impl Kind {
             Self::SetTscKhz => "set-tsc-khz",
             Self::SetTscOffset => "set-tsc-offset",
             Self::KvmclockCtrl => "kvmclock-ctrl",
+            Self::MasterclockUpdate => "masterclock-update",
+            Self::PublishPage => "publish-page",
         }
     }
 }

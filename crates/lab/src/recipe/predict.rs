@@ -20,7 +20,7 @@ use vmtime::Khz;
 
 use super::{
     Recipe,
-    step::{ClockBy, Group, Msr, OffsetFrom, Op, SetMsrs},
+    step::{ClockBy, Destination, Group, Msr, OffsetFrom, Op, SetMsrs},
 };
 
 /// KVM takes TSC writes within a second of each other's for one.
@@ -30,6 +30,9 @@ const SYNC_NS: i128 = 1_000_000_000;
 /// of `host_khz`. `None` where nothing sets kvmclock or the TSC: the error is then the guest's whole uptime.
 #[must_use]
 pub fn predict(recipe: &Recipe, cpus: usize, guest_khz: Khz, host_khz: Khz) -> Option<Vec<i64>> {
+    if recipe.destination != Destination::Kvm {
+        return stays(recipe, cpus);
+    }
     let reads_tsc = |op: &Op| matches!(op, Op::GetMsrs(msrs) if msrs.contains(&Msr::Tsc));
     let writes_tsc = |op: &Op| matches!(op, Op::SetMsrs(SetMsrs { msrs, .. }) if msrs.contains(&Msr::Tsc));
     let count = i128::try_from(cpus).ok()?;
@@ -39,6 +42,8 @@ pub fn predict(recipe: &Recipe, cpus: usize, guest_khz: Khz, host_khz: Khz) -> O
     };
     let p2 = last(save, count, 0, &|op| *op == Op::GetClock)?.0;
     let (p4, _) = restored(0, &|op| matches!(op, Op::SetClock(_)))?;
+    let updated = restored(cpus_last(count), &|op| *op == Op::MasterclockUpdate).map_or(p4, |(at, _)| at.max(p4));
+    let stepped = raw(recipe, updated - p4);
     let by_wall_time = restored(0, &|op| *op == Op::SetClock(ClockBy::Realtime)).is_some();
     let clock = if by_wall_time { p4 } else { p2 };
     let elapsed = restored(0, &|op| *op == Op::SetTscOffset(OffsetFrom::Elapsed)).is_some();
@@ -49,7 +54,7 @@ pub fn predict(recipe: &Recipe, cpus: usize, guest_khz: Khz, host_khz: Khz) -> O
     let mut errors = Vec::new();
     for cpu in 0..count {
         if elapsed {
-            errors.push(nearest(clock - p4));
+            errors.push(nearest(clock - p4 + stepped));
             continue;
         }
         let p1 = last(save, count, cpu, &reads_tsc)?.0;
@@ -65,9 +70,40 @@ pub fn predict(recipe: &Recipe, cpus: usize, guest_khz: Khz, host_khz: Khz) -> O
         }
         before = Some((p1, p3));
         let (p1, p3, jump) = leader?;
-        errors.push(nearest((clock - p1) - (p4 - p3) - jump));
+        errors.push(nearest((clock - p1) - (p4 - p3) - jump + stepped));
     }
     Some(errors)
+}
+
+/// Of a VM that stays where it is: by how much KVM's updates move its clock, and how far each TSC was moved. `None` of a
+/// restore into this VMM, whose page and TSC are its own.
+fn stays(recipe: &Recipe, cpus: usize) -> Option<Vec<i64>> {
+    if recipe.destination == Destination::Vmm {
+        return None;
+    }
+    let count = i128::try_from(cpus).ok()?;
+    let updated = last(&recipe.restore, count, cpus_last(count), &|op| *op == Op::MasterclockUpdate);
+    let begin = i128::from(recipe.hosts.downtime_ns) + i128::from(recipe.hosts.page_age_ns);
+    let stepped = updated.map_or(0, |(at, _)| raw(recipe, begin + at));
+    let ahead = |cpu: i128| {
+        let steps = recipe.restore.iter().flat_map(|group| group.steps());
+        let each = steps.filter_map(|step| match &step.op {
+            Op::SetMsrs(msrs) => Some(i128::from(msrs.tsc_ahead_ns_per_cpu)),
+            _ => None,
+        });
+        each.sum::<i128>() * cpu
+    };
+    Some((0..count).map(|cpu| nearest(stepped + ahead(cpu))).collect())
+}
+
+/// What CLOCK_MONOTONIC_RAW gains in `ns`, to the nearest nanosecond.
+fn raw(recipe: &Recipe, ns: i128) -> i128 {
+    (ns * i128::from(recipe.hosts.raw_ppb) * 2 + 1_000_000_000).div_euclid(2_000_000_000)
+}
+
+/// The number of the last vCPU.
+fn cpus_last(count: i128) -> i128 {
+    (count - 1).max(0)
 }
 
 fn nearest(ns: i128) -> i64 {

@@ -66,6 +66,15 @@ pub enum Op {
     SetTscOffset(OffsetFrom),
     /// KVM_KVMCLOCK_CTRL, which sets PVCLOCK_GUEST_STOPPED.
     KvmclockCtrl,
+    /// KVM_REQ_MASTERCLOCK_UPDATE: KVM bases the pages on CLOCK_MONOTONIC_RAW anew, by which other time has passed since the
+    /// last base than by the page. KVM does so for each vCPU that is created or restored.
+    MasterclockUpdate,
+    /// The VMM publishes the kvmclock page of its own restore, if it emulates kvmclock. The base is a TSC that the guest
+    /// reaches `base_ahead_ns` later.
+    PublishPage {
+        /// Nanoseconds.
+        base_ahead_ns: u64,
+    },
 }
 
 /// What KVM_SET_MSRS writes.
@@ -75,6 +84,23 @@ pub struct SetMsrs {
     pub msrs: Vec<Msr>,
     /// What becomes of a deadline of 0.
     pub zero_deadline: ZeroDeadline,
+    /// How far the TSC that is written is ahead of the right one, in nanoseconds.
+    pub tsc_ahead_ns: u64,
+    /// How much farther on each vCPU than on the one before.
+    pub tsc_ahead_ns_per_cpu: u64,
+}
+
+/// What the restore is into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Destination {
+    /// A new VM, of KVM with its LAPIC and kvmclock.
+    #[default]
+    Kvm,
+    /// This VMM's own, which emulates both. The steps write the values of its own restore, under its policies.
+    Vmm,
+    /// None: the VM stays where it is. Its clocks count on, and what no step writes stays.
+    Same,
 }
 
 /// An MSR that a VMM saves.

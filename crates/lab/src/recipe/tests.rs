@@ -1,11 +1,14 @@
 //! The model and the formula, compared; each step's effect; what is refused.
 
-use machine::policy::restorer::{Restored, Saved, SavedCpu};
+use machine::policy::restorer::{Restored, RestoredCpu, Saved, SavedCpu};
 use proptest::prelude::*;
 use vlapic::Armed;
 use vmtime::{Adjusted, GuestTsc, Khz, Moment, PageClock, Remainder, Scale, TscAdjust, VmTime};
 
-use super::{Recipe, RecipeError, kvm, parse::parse, play::error_ns, predict, shipped};
+use super::{
+    HOST_STOP, Recipe, RecipeError, fault_names, kvm, own, parse::parse, play::error_ns, predict, shipped,
+    step::Destination,
+};
 
 fn khz(khz: u64) -> Khz {
     Khz::new(khz).unwrap()
@@ -25,10 +28,15 @@ fn saved(cpus: usize, from: Khz, to: Khz) -> Saved {
 /// Plays `recipe`; returns how the guest continues, and the error of each page.
 fn play(recipe: &Recipe, cpus: usize, from: Khz, host: Khz) -> (Restored, Vec<i64>) {
     let saved = saved(cpus, from, recipe.khz_there(from, host));
-    let restored = kvm::play(recipe, host, &saved);
-    let page = |cpu: &machine::policy::restorer::RestoredCpu| {
-        let page = cpu.page.expect("a page");
-        error_ns(&saved, &restored, TscAdjust::ZERO, (page.tsc_timestamp.0, page.system_time.0))
+    let restored = match recipe.destination {
+        Destination::Kvm => kvm::play(recipe, host, &saved),
+        Destination::Vmm | Destination::Same => own::play(recipe, &saved),
+    };
+    let page = |cpu: &RestoredCpu| {
+        // Without a new page the old one stays.
+        let page = cpu.page.unwrap_or(saved.moment.page);
+        let adjust = if recipe.destination == Destination::Same { cpu.tsc_adjust } else { TscAdjust::ZERO };
+        error_ns(&saved, &restored, recipe.destination, adjust, (page.tsc_timestamp.0, page.system_time.0))
     };
     let errors = restored.cpus.iter().map(page).collect();
     (restored, errors)
@@ -79,6 +87,60 @@ fn the_loss_of_qemu_grows_with_the_vcpus() {
     let of = |cpus| predict(&qemu, cpus, ghz, ghz).unwrap()[0];
     assert_eq!(of(4), (6_000 + 1_000 + 100_000) - (5_000 + 3 * 36_000 + 10_000));
     assert_eq!(of(5) - of(4), 2_000 - 36_000);
+}
+
+// Catches: a fault that changes nothing, or more than one thing, or that cannot be found by its name.
+#[test]
+fn each_fault_changes_one_step_of_this_vmms_restore() {
+    let ghz = khz(2_000_000);
+    let right = |cpu: &SavedCpu, saved: &Saved| RestoredCpu {
+        tsc_adjust: cpu.tsc_adjust,
+        armed: cpu.own_armed,
+        due: cpu.own_due,
+        page: Some(saved.own.page),
+        guest_stopped: true,
+    };
+    for name in fault_names() {
+        let fault = Recipe::fault(name).unwrap();
+        let mut changes = 0;
+        for armed in [saved(1, ghz, ghz).cpus[0].armed, Armed::Disarmed] {
+            let mut saved = saved(1, ghz, ghz);
+            (saved.cpus[0].armed, saved.cpus[0].own_armed) = (armed, armed);
+            let restored = own::play(&fault, &saved);
+            let (is, right) = (restored.cpus[0], right(&saved.cpus[0], &saved));
+            changes += u32::from(is.armed != right.armed)
+                + u32::from(is.page != right.page && armed == Armed::Disarmed)
+                + u32::from(is.guest_stopped != right.guest_stopped && is.page.is_some() && armed == Armed::Disarmed)
+                + u32::from(restored.tsc != saved.own.tsc && armed == Armed::Disarmed);
+        }
+        assert_eq!(changes, 1, "{name}");
+        // Counts and nanosecond deadlines are no TSC values.
+        for armed in [Armed::Ns(VmTime(9)), Armed::Count { expires: VmTime(9) }] {
+            let mut saved = saved(1, ghz, ghz);
+            (saved.cpus[0].armed, saved.cpus[0].own_armed) = (armed, armed);
+            assert_eq!(own::play(&fault, &saved).cpus[0].armed, armed, "{name}");
+        }
+    }
+    let stop = Recipe::fault(HOST_STOP).unwrap();
+    let (restored, _) = play(&stop, 2, ghz, ghz);
+    assert!(restored.cpus.iter().all(|cpu| cpu.page.is_none() && !cpu.guest_stopped), "{restored:?}");
+    assert!(Recipe::fault("qemu").is_none());
+}
+
+// Catches: an update that steps once more for each vCPU, or TSCs that are not moved.
+#[test]
+fn a_vm_that_stays_where_it_is_is_changed_as_the_formula_says() {
+    let ghz = khz(2_600_000);
+    let of = |name: &str, cpus| {
+        let recipe = Recipe::named_or_file(name).unwrap();
+        let (_, errors) = play(&recipe, cpus, ghz, ghz);
+        assert_eq!(Some(&errors), predict(&recipe, cpus, ghz, ghz).as_ref(), "{name}");
+        errors
+    };
+    // 30 days, at a nanosecond a second.
+    assert_eq!(of("masterclock-update", 1), [2_592_000]);
+    assert_eq!(of("masterclock-update", 4), [2_592_000; 4]);
+    assert_eq!(of("tsc-offsets", 4), [0, 500, 1_000, 1_500]);
 }
 
 // Catches: an order in which the timer fires too soon or never.

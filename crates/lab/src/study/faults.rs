@@ -1,12 +1,15 @@
 //! Injects every fault of a host's restore, under every clockevent that is safe without one.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, atomic::AtomicBool};
 
-use machine::{HostEnvironment, policy::fault::InjectedFault};
+use machine::HostEnvironment;
 use serde::{Deserialize, Serialize};
 use vmtime::DeadlinePolicy;
 
-use crate::sweep::{self, SweepError, result::Totals};
+use crate::{
+    recipe::{Recipe, fault_names},
+    sweep::{self, SweepError, result::Totals},
+};
 
 /// The clockevents that no migration harms, if the restore has no fault.
 pub const CLOCKEVENTS: [&str; 3] = ["kvm-tsc-deadline conversion=exact recheck=on", "kvm-ns-deadline", "lapic-oneshot"];
@@ -43,23 +46,24 @@ pub fn sweep(
 ) -> Result<Vec<Row>, SweepError> {
     let image = super::guest()?;
     let mut rows = Vec::new();
-    for fault in InjectedFault::ALL {
+    for name in fault_names() {
+        let Some(fault) = Recipe::fault(name).map(Arc::new) else { continue };
         for clockevent in CLOCKEVENTS {
-            before_row(&format!("{}, {clockevent}", fault.as_str()));
+            before_row(&format!("{name}, {clockevent}"));
             let mut options = super::options(clockevent, &[RATIO], DeadlinePolicy::Rescale, workers)?;
-            options.fault = Some(fault);
+            (options.recipe, options.inject) = (Some(Arc::clone(&fault)), Some(name.to_owned()));
             let (findings, _) = sweep::sweep(env, &image, &options, cancel, &|_, _| {})?;
             if !findings.complete {
                 return Err(SweepError::Interrupted);
             }
             let totals = findings.totals.into_iter().next();
             rows.push(Row {
-                fault: fault.as_str().to_owned(),
-                story: fault.story().to_owned(),
+                fault: name.to_owned(),
+                story: fault.about.clone(),
                 clockevent: clockevent.to_owned(),
                 points: u64::try_from(findings.points.len()).unwrap_or(u64::MAX),
                 totals: totals.ok_or_else(|| SweepError::Usage("a sweep without a ratio".to_owned()))?,
-                command: super::command(clockevent, &format!("--ratio {RATIO} --inject {}", fault.as_str())),
+                command: super::command(clockevent, &format!("--ratio {RATIO} --inject {name}")),
             });
         }
     }

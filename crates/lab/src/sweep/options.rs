@@ -2,11 +2,11 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use machine::{BootOptions, policy::fault::InjectedFault};
+use machine::BootOptions;
 use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
 
 use super::{SweepError, result::Shard};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, step::Destination};
 
 /// An end of the stretch that is swept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,10 +146,10 @@ pub struct Options {
     pub downtime: DowntimePolicy,
     /// How long the VM counts as saved.
     pub downtime_length: Duration,
-    /// A fault to inject into every restore.
-    pub fault: Option<InjectedFault>,
-    /// Another VMM's steps of save and restore, to be played in place of this VMM's.
+    /// Steps of save and restore to be played in place of this VMM's own: another VMM's, or with a fault.
     pub recipe: Option<Arc<Recipe>>,
+    /// The recipe is that of a fault, which is written so on the command line.
+    pub inject: Option<String>,
     /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
     /// Number of migrations at a point.
@@ -162,6 +162,14 @@ pub struct Options {
     pub workers: u32,
     /// Try only this part of the points.
     pub shard: Option<Shard>,
+}
+
+impl Options {
+    /// Whether the recipe is one whose loss is measured in the guest's pages: KVM's kvmclock, or a VM that stays.
+    #[must_use]
+    pub fn measures_pages(&self) -> bool {
+        self.inject.is_none() && self.recipe.as_ref().is_some_and(|recipe| recipe.destination != Destination::Vmm)
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use machine::{
     End, HostEnvironment, Machine, Outputs, Pace, Policies, StopReason, TraceTo, audit::Handled, boot::Image,
     output::AT_END,
 };
-use vmtime::{Khz, VmTime};
+use vmtime::{DowntimePolicy, Khz, VmTime};
 
 use super::{
     Options, SweepError,
@@ -20,7 +20,7 @@ use super::{
     verdict::{ClockHistory, Counted, Finish, Measure, Outcome},
     walk::Walk,
 };
-use crate::recipe::{Played, Recipe};
+use crate::recipe::{Played, Recipe, step::Destination};
 
 /// Periods that a run waits for its ticks, without `--patience`. A timer set in the units of a TSC ten times as fast
 /// comes ten periods late, and the verdict on that must be "late", not "lost".
@@ -44,6 +44,10 @@ pub(super) struct Experiment {
     ticks: u64,
     policies: Policies,
     recipe: Option<Arc<Recipe>>,
+    /// The guest is stopped for a time, of which it is to be told.
+    tells: bool,
+    /// What the recipe loses is measured in the guest's pages.
+    measures_pages: bool,
 }
 
 /// How the run after a migration went.
@@ -65,13 +69,10 @@ impl Experiment {
             measure: Measure { usual_late_ns: 0, usual_early_wakes: 0, tolerance_ns: nanoseconds(options.tolerance) },
             ticking: ticking.collect(),
             ticks: options.ticks.max(2),
-            policies: Policies {
-                deadline: options.deadline,
-                downtime: options.downtime,
-                downtime_length: Some(options.downtime_length),
-                fault: options.fault,
-            },
+            policies: policies(options),
             recipe: options.recipe.clone(),
+            tells: options.recipe.as_ref().is_none_or(|recipe| recipe.stops_the_guest()),
+            measures_pages: options.measures_pages(),
         };
         experiment.can_reach(walk)?;
         let Run { finish, ticks, headers: _ } = experiment.run_on(walk)?;
@@ -90,7 +91,7 @@ impl Experiment {
                     .to_owned(),
             ));
         }
-        let clocks = ClockHistory { before: Vec::new(), now: walk.stepper.machine().reference() };
+        let clocks = ClockHistory { before: Vec::new(), now: walk.stepper.machine().reference(), ahead: Vec::new() };
         let Outcome { early_wakes, late_ns, .. } =
             experiment.measure.verdict(&ticks, &clocks, Counted::default(), Finish::Handled);
         experiment.baseline = Baseline { late_ns: late_ns.unwrap_or(0), early_wakes, period_ns };
@@ -168,6 +169,28 @@ impl Experiment {
     }
 }
 
+/// The policies of the restores.
+fn policies(options: &Options) -> Policies {
+    let given = Policies {
+        deadline: options.deadline,
+        downtime: options.downtime,
+        downtime_length: Some(options.downtime_length),
+        restorer: None,
+    };
+    let cpus = usize::try_from(options.boot.cpus).unwrap_or(1);
+    match options.recipe.as_ref().map(|recipe| (recipe.destination, recipe)) {
+        // KVM's restore begins with the values of the stop.
+        Some((Destination::Kvm, _)) => Policies { downtime_length: Some(Duration::ZERO), ..Policies::default() },
+        // The clocks count on.
+        Some((Destination::Same, recipe)) => Policies {
+            downtime: DowntimePolicy::CatchUp,
+            downtime_length: Some(Duration::from_nanos(recipe.length_ns(cpus))),
+            ..given
+        },
+        Some((Destination::Vmm, _)) | None => given,
+    }
+}
+
 /// A guest that halts with no interrupt to come has lost its tick; every other end is one of the guest itself.
 fn finish_of(end: &End) -> Finish {
     match end {
@@ -201,7 +224,7 @@ impl Attempt {
         drop(walk.take_handled());
         let now = walk.stepper.machine().reference();
         Self {
-            clocks: ClockHistory { before: Vec::new(), now },
+            clocks: ClockHistory { before: Vec::new(), now, ahead: Vec::new() },
             before: headers(walk),
             ticks: Vec::new(),
             page_errors_ns: Vec::new(),
@@ -222,7 +245,10 @@ impl Attempt {
                 let played = Played::new(recipe, khz);
                 let khz = recipe.khz_there(walk.stepper.machine().tsc_khz(), khz);
                 let before = walk.stepper.migrate_as(khz, &experiment.policies, &played)?;
-                self.page_errors_ns = played.page_errors_ns(walk.stepper.machine());
+                self.clocks.ahead = played.tscs_ahead();
+                if experiment.measures_pages {
+                    self.page_errors_ns = played.page_errors_ns(walk.stepper.machine());
+                }
                 before
             }
         };
@@ -256,7 +282,7 @@ impl Attempt {
                 counted.worst_step_back_ns = counted.worst_step_back_ns.max(after.worst_step_back_ns);
             }
             counted.unstable |= after.watchdog.unstable & !before.watchdog.unstable != 0;
-            counted.untold |= after.guest_stopped_seen <= before.guest_stopped_seen;
+            counted.untold |= experiment.tells && after.guest_stopped_seen <= before.guest_stopped_seen;
         }
         let outcome = experiment.measure.verdict(&self.ticks, &self.clocks, counted, finish);
         Outcome { page_errors_ns: self.page_errors_ns, ..outcome }

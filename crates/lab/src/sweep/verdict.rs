@@ -2,7 +2,7 @@
 
 use machine::audit::Handled;
 use serde::{Deserialize, Serialize};
-use vmtime::{GuestTsc, ReferenceClock};
+use vmtime::{GuestTsc, ReferenceClock, TscAdjust};
 
 /// The worst thing that happened; from harmless to fatal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,13 +111,17 @@ pub(super) struct ClockHistory {
     pub before: Vec<(ReferenceClock, GuestTsc)>,
     /// The present clock.
     pub now: ReferenceClock,
+    /// How far the restore set each CPU's TSC ahead of the one that the present clock is of; empty: not at all.
+    pub ahead: Vec<TscAdjust>,
 }
 
 impl ClockHistory {
-    /// VM time when the guest's TSC was `tsc`.
-    fn at(&self, tsc: GuestTsc) -> u64 {
-        let then = self.before.iter().find(|(_, last)| tsc <= *last).map_or(&self.now, |(clock, _)| clock);
-        then.at(tsc).0
+    /// VM time when the TSC of CPU `cpu` was `tsc`.
+    fn at(&self, cpu: usize, tsc: GuestTsc) -> u64 {
+        match self.before.iter().find(|(_, last)| tsc <= *last) {
+            Some((clock, _)) => clock.at(tsc).0,
+            None => self.now.at(self.ahead.get(cpu).map_or(tsc, |ahead| ahead.to_base(tsc))).0,
+        }
     }
 }
 
@@ -159,13 +163,13 @@ impl Measure {
         let mut early_wakes = 0u64;
         let mut late_ns = None;
         let mut clock_error_ns = 0i64;
-        for Handled { cpu: _, record, host } in ticks {
+        for Handled { cpu, record, host } in ticks {
             early_wakes = early_wakes.saturating_add(u64::from(record.early_wakes));
             // A tick armed after its expiry could not have come sooner.
             let due_ns = record.expires_ns.max(record.armed_ns);
             let at = host.map_or(record.fired_ns, |host| host.0.max(record.fired_ns));
             late_ns = late_ns.max(Some(at.saturating_sub(due_ns)));
-            let error = difference(record.fired_ns, clocks.at(GuestTsc(record.fired_tsc)));
+            let error = difference(record.fired_ns, clocks.at(*cpu, GuestTsc(record.fired_tsc)));
             if error.unsigned_abs() > clock_error_ns.unsigned_abs() {
                 clock_error_ns = error;
             }
@@ -223,7 +227,7 @@ mod tests {
         let slow = ReferenceClock::start(VmTime(0), GuestTsc(0), Khz::new(1_000_000).unwrap());
         let mut now = slow;
         now.rebase(GuestTsc(1_000), 0, GuestTsc(1_000), Khz::new(2_000_000).unwrap());
-        ClockHistory { before: vec![(slow, GuestTsc(1_000))], now }
+        ClockHistory { before: vec![(slow, GuestTsc(1_000))], now, ahead: Vec::new() }
     }
 
     fn tick(expires_ns: u64, fired_ns: u64, fired_tsc: u64) -> Handled {
@@ -243,6 +247,18 @@ mod tests {
         // The old rate after the migration.
         let outcome = MEASURE.verdict(&[tick(1_900, 3_000, 3_000)], &clocks(), Counted::default(), Finish::Handled);
         assert_eq!((outcome.verdict, outcome.clock_error_ns), (Verdict::ClockStepped, 1_000));
+    }
+
+    // Catches: a TSC that a restore moved, taken for time that passed.
+    #[test]
+    fn a_reading_of_a_tsc_that_was_moved_is_compared_with_the_clock_of_the_others() {
+        let clocks = ClockHistory { ahead: vec![TscAdjust(0), TscAdjust(400)], ..clocks() };
+        let error = |cpu| {
+            let tick = Handled { cpu, ..tick(1_900, 2_000, 3_000) };
+            MEASURE.verdict(&[tick], &clocks, Counted::default(), Finish::Handled).clock_error_ns
+        };
+        // 400 ticks at 2 GHz.
+        assert_eq!((error(0), error(1)), (0, 200));
     }
 
     #[test]

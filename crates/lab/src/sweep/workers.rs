@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use machine::{HostEnvironment, Outputs, boot::Image, policy::fault::InjectedFault};
+use machine::{HostEnvironment, Outputs, boot::Image};
 
 use super::{
     Depth, Options, SweepError,
@@ -22,7 +22,7 @@ use super::{
     walk::Walk,
     windows,
 };
-use crate::recipe::predict;
+use crate::recipe::{predict, step::Destination};
 
 /// The longest stretch, in instructions.
 pub(super) const STRETCH_MAX: u64 = 2_000_000;
@@ -87,15 +87,16 @@ pub fn sweep(
     if targets.is_empty() {
         return Err(SweepError::Usage("--ratio: name at least one".to_owned()));
     }
-    if matches!(options.fault, Some(InjectedFault::HostStop(_)))
+    let stays = options.recipe.as_ref().filter(|recipe| recipe.destination == Destination::Same);
+    if let Some(recipe) = stays
         && targets.iter().any(|target| target.tsc_khz != options.khz)
     {
-        return Err(SweepError::Usage(
-            "--inject host-stop: a stop of the host changes no frequency; leave --ratio out, or use --ratio 1"
-                .to_owned(),
-        ));
+        return Err(SweepError::Usage(format!(
+            "{}: the VM stays where it is, and its frequency does not change; leave --ratio out, or use --ratio 1",
+            recipe.name
+        )));
     }
-    if options.recipe.is_some() && options.depth != Depth::One {
+    if options.measures_pages() && options.depth != Depth::One {
         return Err(SweepError::Usage(
             "--recipe: what it loses is measured after one migration; use --depth 1".to_owned(),
         ));
@@ -188,8 +189,8 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         deadline: options.deadline,
         downtime: options.downtime,
         downtime_ns: nanoseconds(options.downtime_length),
-        inject: options.fault.map(|fault| fault.to_string()),
-        recipe: options.recipe.as_ref().map(|recipe| RecipeUsed {
+        inject: options.inject.clone(),
+        recipe: options.recipe.as_ref().filter(|_| options.inject.is_none()).map(|recipe| RecipeUsed {
             name: recipe.name.clone(),
             about: recipe.about.clone(),
             predicted_ns: targets

@@ -20,7 +20,6 @@ use super::{
     paused::Paused,
     policy::{
         Policies, Restart, check_ratio,
-        fault::InjectedFault,
         restorer::{Restorer, Saved},
     },
     record::trace::Event,
@@ -110,18 +109,15 @@ impl Machine {
         if !hold {
             tsc::measure_before_start(&vcpus, &mut clock, khz)?;
         }
-        let host_stop = policies.fault.and_then(InjectedFault::host_stop);
-        // The injected fault leaves the clocks running, as a host does that stops the process: as catch-up.
-        let policy = if host_stop.is_some() { DowntimePolicy::CatchUp } else { policies.downtime };
         let host = clock.host();
-        let downtime = match (host_stop.or(policies.downtime_length), clock.mode(), policy) {
+        let downtime = match (policies.downtime_length, clock.mode(), policies.downtime) {
             (Some(length), _, _) => Downtime::given(length, host),
             (None, TimeMode::Real, policy) if policy.advances() => paused.downtime(host),
             // In virtual time a downtime is never measured, and under freeze it does not matter.
             _ => Downtime::given(Duration::ZERO, host),
         };
         let Downtime { stood, until: start, mut measured } = downtime;
-        let mut adjusted = clock.start(&moment, khz, policy, (stood, start), hold)?;
+        let mut adjusted = clock.start(&moment, khz, policies.downtime, (stood, start), hold)?;
         if hold {
             tsc::set_after_start(&vcpus, &mut clock, &adjusted, start, khz)?;
         }
@@ -131,13 +127,12 @@ impl Machine {
         if let Some(Measured { error_ns: Some(error_ns), .. }) = &mut measured {
             *error_ns = error_ns.saturating_add(off_ns);
         }
-        if let Some(jump) = policies.fault.map(|fault| fault.tsc_jump(khz)).filter(|jump| *jump != 0) {
-            adjusted.tsc = clock.jump_tsc(jump);
-        }
+        let restorer = restorer.or(policies.restorer.as_deref());
+        let restorer = restorer.filter(|_| self.vcpus.lapic() == LapicKind::User && self.has_run);
         let restored = restorer.map(|restorer| {
             let cpus = self.vcpus.saved(policies, &moment, &adjusted);
             let restored = restorer.restore(&Saved { moment, khz, own: adjusted, cpus });
-            clock.continue_as(&restored);
+            clock.continue_as(adjusted.tsc, &restored);
             adjusted = Adjusted {
                 tsc: restored.tsc,
                 vm: restored.page.vm_time(restored.tsc),

@@ -21,7 +21,7 @@ impl Worker<'_, '_, '_> {
     pub(super) fn resume_after_host_stop(&mut self, length: Duration) -> Result<(), SessionError> {
         self.host_stops = self.host_stops.saturating_add(1);
         // The length of this stop was measured. A length given for a restore's downtime does not apply.
-        let policies = Policies { downtime_length: None, ..self.options.policies };
+        let policies = Policies { downtime_length: None, ..self.options.policies.clone() };
         let resumed = self.machine()?.resume(&policies)?;
         if self.host_stops == 1 {
             log::warn!(

@@ -169,7 +169,7 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// Resumes the machine.
     fn resume(&mut self) -> Result<(), SessionError> {
-        let policies = self.options.policies;
+        let policies = self.options.policies.clone();
         self.machine()?.resume(&policies)?;
         Ok(())
     }

@@ -323,7 +323,7 @@ impl<'env> Worker<'_, '_, 'env> {
 
     /// Carries a command out. The inner error is one that the client gets; the outer one ends the session.
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
-        let (env, policies) = (self.env, self.options.policies);
+        let (env, policies) = (self.env, self.options.policies.clone());
         let saving = self.save.as_ref().map(Save::status);
         let ends = self.save.as_ref().is_some_and(Save::ends_the_session);
         let machine = self.machine()?;
@@ -340,7 +340,8 @@ impl<'env> Worker<'_, '_, 'env> {
                 let downtime = downtime.unwrap_or(policies.downtime);
                 let deadline = deadline.unwrap_or(policies.deadline);
                 let checked = machine.check_downtime(downtime);
-                let resumed = checked.and_then(|()| machine.resume(&Policies { deadline, downtime, ..policies }));
+                let resumed =
+                    checked.and_then(|()| machine.resume(&Policies { deadline, downtime, ..policies.clone() }));
                 resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
@@ -348,8 +349,7 @@ impl<'env> Worker<'_, '_, 'env> {
                 match machine.check_migration(env, khz).and_then(|()| machine.check_downtime(downtime)) {
                     Err(error) => Err(refusal(&error)),
                     Ok(()) => {
-                        let policies =
-                            Policies { deadline, downtime, downtime_length: policies.downtime_length, fault: None };
+                        let policies = Policies { deadline, downtime, ..policies.clone() };
                         self.migrate(khz, &policies)?;
                         Ok(Reply::Done)
                     }

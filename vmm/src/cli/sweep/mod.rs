@@ -17,7 +17,7 @@ use std::{
 
 use guest_image::GUEST_ELF;
 use lab::{
-    recipe::Recipe,
+    recipe::{Recipe, step::Destination},
     report::{self, cases::Suite},
     sweep::{
         self, Depth, Options, Ratio, merge,
@@ -26,7 +26,7 @@ use lab::{
 };
 use machine::{
     BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo, boot::Image, config::source::SourceChoice,
-    host::regular_file, policy::fault::InjectedFault,
+    host::regular_file,
 };
 use nix::sys::signal::{SigSet, Signal};
 
@@ -58,7 +58,11 @@ fn image(args: &Sweep) -> Result<Image> {
 }
 
 fn options(args: &Sweep) -> Result<Options> {
-    let recipe = args.recipe.as_deref().map(Recipe::named_or_file).transpose()?.map(Arc::new);
+    let recipe = match &args.inject {
+        Some(fault) => Some(fault.recipe.clone()),
+        None => args.recipe.as_deref().map(Recipe::named_or_file).transpose()?,
+    };
+    let recipe = recipe.map(Arc::new);
     // The error of `lapic-deadline` is in what it arms after the migration, and the watchdog's check comes after its tick.
     let second = ["clockevent=lapic-deadline", "scenario=watchdog"];
     let two = args.cmdline.split_whitespace().any(|word| second.contains(&word));
@@ -80,12 +84,12 @@ fn options(args: &Sweep) -> Result<Options> {
         from: args.from.clone(),
         to: args.to.clone(),
         every: args.every.into(),
-        ratios: ratios(args),
+        ratios: ratios(args, recipe.as_deref()),
         deadline: args.deadline.into(),
         downtime: args.downtime.into(),
         downtime_length: args.downtime_length,
-        fault: args.inject,
         recipe,
+        inject: args.inject.as_ref().map(|fault| fault.name.clone()),
         ticks: args.ticks.unwrap_or(if two { 2 } else { 1 }),
         depth: if args.depth == 1 { Depth::One } else { Depth::Two { samples: args.samples } },
         tolerance: args.tolerance,
@@ -96,12 +100,13 @@ fn options(args: &Sweep) -> Result<Options> {
 }
 
 /// The frequencies to migrate to.
-fn ratios(args: &Sweep) -> Vec<Ratio> {
-    let usual: &[&str] = match args.inject {
-        _ if !args.ratio.is_empty() => return args.ratio.clone(),
-        Some(InjectedFault::HostStop(_)) => &["1"],
-        None if args.recipe.is_some() => &["1"],
-        _ => &["0.5", "2"],
+fn ratios(args: &Sweep, recipe: Option<&Recipe>) -> Vec<Ratio> {
+    if !args.ratio.is_empty() {
+        return args.ratio.clone();
+    }
+    let usual: &[&str] = match recipe.map(|recipe| recipe.destination) {
+        None | Some(Destination::Vmm) => &["0.5", "2"],
+        Some(Destination::Kvm | Destination::Same) => &["1"],
     };
     usual.iter().filter_map(|text| text.parse().ok()).collect()
 }

@@ -78,31 +78,17 @@ impl Clock {
         Ok(adjusted)
     }
 
-    /// For an injected fault: advances the TSC by `ticks`, and rebases the reference clock with it, but not the page.
-    /// Returns the new TSC.
-    pub fn jump_tsc(&mut self, ticks: u64) -> GuestTsc {
-        let tsc = self.tsc();
-        let ahead = GuestTsc(tsc.0.saturating_add(ticks));
-        self.reference.rebase(tsc, 0, ahead, self.khz);
-        self.timeline = match self.timeline {
-            Timeline::Stopped { .. } => Timeline::Stopped { tsc: ahead },
-            Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc: ahead, khz },
-            Timeline::Running { host, tsc, rate } => {
-                Timeline::Running { host, tsc: GuestTsc(tsc.0.saturating_add(ticks)), rate }
-            }
-        };
-        ahead
-    }
-
-    /// For a restore by another VMM's rules: continues as `restored` says. The reference clock counts the VM time that
+    /// For a restore by another VMM's rules: continues as `restored` says, and not from `own`, where it was just started. The reference clock counts the VM time that
     /// the TSC stands for.
-    pub fn continue_as(&mut self, restored: &Restored) {
+    pub fn continue_as(&mut self, own: GuestTsc, restored: &Restored) {
         let Restored { tsc, elapsed_ns, page, remainder, .. } = *restored;
-        self.reference.rebase(self.tsc(), elapsed_ns, tsc, self.khz);
+        self.reference.rebase(own, elapsed_ns, tsc, self.khz);
         self.timeline = match self.timeline {
             Timeline::Stopped { .. } => Timeline::Stopped { tsc },
             Timeline::Virtual { khz, .. } => Timeline::Virtual { tsc, khz },
-            Timeline::Running { host, rate, .. } => Timeline::Running { host, tsc, rate },
+            Timeline::Running { host, tsc: at, rate } => {
+                Timeline::Running { host, tsc: GuestTsc((at.0.saturating_add(tsc.0)).saturating_sub(own.0)), rate }
+            }
         };
         (self.page, self.remainder) = (page, remainder);
     }

@@ -1,18 +1,17 @@
-//! The policies of a resume, the faults that can be injected into it, and the seam for other VMMs' restores.
+//! The policies of a resume, and the seam for other VMMs' restores and for faulty ones.
 
 pub mod deadline;
-pub mod fault;
 pub mod restorer;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use vmtime::{Adjusted, DeadlinePolicy, DowntimePolicy, Khz, Moment};
 
-use self::{fault::InjectedFault, restorer::RestoredCpu};
+use self::restorer::{RestoredCpu, Restorer};
 use super::error::RunError;
 
 /// How a paused machine is resumed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Policies {
     /// What happens to an armed deadline.
     pub deadline: DeadlinePolicy,
@@ -20,8 +19,8 @@ pub struct Policies {
     pub downtime: DowntimePolicy,
     /// The length of the pause, instead of the one measured by wall time.
     pub downtime_length: Option<Duration>,
-    /// The fault to inject.
-    pub fault: Option<InjectedFault>,
+    /// For experiments: the rules of another VMM, or of a faulty one, by which each vCPU with a LAPIC in user space continues.
+    pub restorer: Option<Arc<dyn Restorer>>,
 }
 
 /// A resume in progress: the clock was started again, and the vCPUs are to be prepared for it.

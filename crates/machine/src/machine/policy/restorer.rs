@@ -4,6 +4,8 @@
 //! in between a [`Restorer`] says with which TSC, which kvmclock page and which armed timer each of them continues. What it
 //! is not: a policy of a restore that users want. The machine knows nothing of the VMM whose rules these are.
 
+use std::fmt::Debug;
+
 use vlapic::Armed;
 use vmtime::{Adjusted, Due, GuestTsc, Khz, Moment, PageClock, Remainder, TscAdjust};
 
@@ -69,7 +71,7 @@ pub struct RestoredCpu {
 }
 
 /// The rules of another VMM.
-pub trait Restorer {
+pub trait Restorer: Debug + Send + Sync {
     /// How `saved` continues.
     fn restore(&self, saved: &Saved) -> Restored;
 }

@@ -6,7 +6,11 @@ use vmtime::{Adjusted, DowntimePolicy, Moment, Now};
 
 use crate::machine::{
     error::RunError,
-    policy::{Policies, Restart, deadline::rearm, fault::InjectedFault, restorer::SavedCpu},
+    policy::{
+        Policies, Restart,
+        deadline::rearm,
+        restorer::{RestoredCpu, SavedCpu},
+    },
     shared::{Ram, Shared},
     vcpu::{Cpu, Local, ipi},
 };
@@ -35,15 +39,12 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     }
     let now = Now::new(adjusted.tsc, adjusted.vm).ahead(local.tsc_adjust);
     // LAPIC registers are in place already: writing a deadline before LVTT selects deadline mode would drop it.
-    let (mut armed_now, due) = match other {
+    let (armed, due) = match other {
         Some(other) => (other.armed, other.due),
         None => rearm(local.apic.armed(), local.due, local.tsc_adjust, policies.deadline, moment, adjusted),
     };
     local.due = due;
-    if let Some(fault) = policies.fault {
-        armed_now = fault.armed(armed_now, local.apic.in_deadline_mode(), now);
-    }
-    local.apic.rearm(armed_now, now).map_err(|error| RunError::BadState(error.to_string()))?;
+    local.apic.rearm(armed, now).map_err(|error| RunError::BadState(error.to_string()))?;
     ipi::publish_route(shared, local);
     if let Some(vcpu_shared) = shared.vcpu(local.index) {
         vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);
@@ -51,18 +52,12 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     }
     // The page last: its numbers describe the TSC and the timer, which are now in place. GUEST_STOPPED is set with it,
     // at resume and not at save, so that two saves of one stop make the same snapshot.
-    let (page, khz) = {
-        let clock = shared.clock.lock();
-        (clock.page(local.tsc_adjust), clock.khz())
-    };
     let flags = shared.page_flags();
     local.published_flags = flags;
-    let page = match other {
-        Some(other) => other.page,
-        None => policies.fault.map_or(Some(page), |fault| fault.page(page, khz)),
+    let (page, stopped) = match other {
+        Some(RestoredCpu { page, guest_stopped, .. }) => (*page, *guest_stopped),
+        None => (Some(shared.clock.lock().page(local.tsc_adjust)), true),
     };
-    let stopped =
-        other.map_or_else(|| policies.fault.is_none_or(InjectedFault::sets_guest_stopped), |other| other.guest_stopped);
     if let Some(page) = page {
         local
             .pvclock
