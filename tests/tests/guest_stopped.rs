@@ -28,7 +28,7 @@ fn guest(clears: bool) -> Vec<u8> {
 #[track_caller]
 fn run(lab: &Lab, clears: bool, flags: &str, code: i32) -> (serde_json::Value, String, Trace) {
     std::fs::write(lab.path("guest"), guest(clears)).expect("a file");
-    let flags = format!("--guest guest --migrate-every 5ms --summary summary --trace trace {flags}");
+    let flags = format!("--guest guest --migrate-every 50ms --summary summary --trace trace {flags}");
     let ended = lab.run(&flags).expect(code);
     let summary = std::fs::read(lab.path("summary")).expect("a summary");
     (serde_json::from_slice(&summary).expect("JSON"), ended.stderr, Trace::read(&lab.path("trace")))

@@ -107,7 +107,8 @@ pub struct Session {
     /// What ends a run with exit code 1, and only that: late=TIME (a tick came later after its expiry), early (an
     /// interrupt came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the
     /// guest says of a tick cannot be, by the host's account), watchdog (the guest's clocksource watchdog marked a
-    /// clocksource unstable), stopped (a vCPU never cleared PVCLOCK_GUEST_STOPPED); or none. By default lost,clock,accounts.
+    /// clocksource unstable), stopped (a vCPU never cleared PVCLOCK_GUEST_STOPPED), wall=TIME
+    /// (the guest's time of day differs by more from the host's); or none. By default lost,clock,accounts.
     #[arg(long, value_name = "CHECK,…", value_parser = checks)]
     pub fail_on: Option<Checks>,
     /// Migrate within the process every so much VM time, for example 500ms.

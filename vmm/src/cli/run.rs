@@ -196,6 +196,7 @@ fn session(
         ticks: report.summary.as_ref(),
         timer: report.timer.as_ref(),
         guest_stopped: report.guest_stopped,
+        wall_error_ns: report.wall_error_ns,
         no_ring: &report.no_ring,
         // Ticks that a crashed guest did not make are not lost ones: `failed` reports the crash.
         ended: matches!(report.finish, Finish::Ended(_)) && failed.is_none(),

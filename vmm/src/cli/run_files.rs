@@ -48,6 +48,8 @@ struct SummaryFile<'a> {
     downtimes: &'a Downtimes,
     /// In this process.
     guest_stopped: &'a GuestStopped,
+    /// Null where it is not known.
+    wall_error_ns: Option<i64>,
     /// Whether the guest has a tick ring that can be read; if not, `lost` and all of `ticks` are null.
     judged: bool,
     lost: Option<u64>,
@@ -125,6 +127,7 @@ impl Files {
             host_stops,
             downtimes,
             guest_stopped,
+            wall_error_ns,
             summary,
             timer,
             costs,
@@ -144,6 +147,7 @@ impl Files {
                 host_stops: *host_stops,
                 downtimes,
                 guest_stopped,
+                wall_error_ns: *wall_error_ns,
                 judged: summary.is_some(),
                 lost,
                 ticks: summary

@@ -1,7 +1,7 @@
 //! Reads a machine's clock, ticks, vCPUs and costs, so that callers need not take its locks.
 
 use guest_abi::{
-    pvclock::{TIME_INFO_BYTES, TimeInfo},
+    pvclock::{TIME_INFO_BYTES, TimeInfo, WALL_CLOCK_BYTES},
     report::Header,
     sites::Kind,
 };
@@ -116,6 +116,25 @@ impl Machine {
     #[must_use]
     pub fn guest_stopped(&self) -> GuestStopped {
         self.guest_stopped.sum_up(&self.shared.memory)
+    }
+
+    /// How far the guest's time of day is ahead of the host's (negative: behind), in nanoseconds, if the guest computes it
+    /// from the wall clock that it last asked for. None if it has not asked, in virtual time, while VM time stands still,
+    /// and with KVM's LAPICs, whose wall clock is KVM's.
+    #[must_use]
+    pub fn wall_error_ns(&self) -> Option<i64> {
+        const NS_PER_SEC: u64 = 1_000_000_000;
+        let (address, at_zero) = {
+            let address = self.shared.wall.lock().read_msr();
+            let clock = self.shared.clock.lock();
+            let judged = address != 0 && clock.mode() == TimeMode::Real && !clock.is_stopped();
+            (judged.then_some(address)?, clock.wall_ns_at_zero())
+        };
+        let mut words = [[0; 4]; WALL_CLOCK_BYTES / 4];
+        self.shared.memory.read_slice(words.as_flattened_mut(), GuestAddress(address)).ok()?;
+        let [_version, sec, nsec] = words.map(|word| u64::from(u32::from_le_bytes(word)));
+        let told = sec.saturating_mul(NS_PER_SEC).saturating_add(nsec);
+        Some(told.wrapping_sub(at_zero).cast_signed())
     }
 
     /// Why there is no tick ring to read, as text.

@@ -132,6 +132,8 @@ pub struct Report {
     pub downtimes: Downtimes,
     /// How often PVCLOCK_GUEST_STOPPED was set, and found cleared, in this process.
     pub guest_stopped: GuestStopped,
+    /// How far the guest's time of day was ahead of the host's at the end, if that is known.
+    pub wall_error_ns: Option<i64>,
     /// Whether the trace is complete.
     pub trace: Result<(), RunError>,
 }

@@ -3,12 +3,14 @@
 //! A check passes, fails, or has nothing to check. The last fails a run only if the user named that check: a guest
 //! without a tick ring is no failure, but a test of its ticks that tested nothing is one.
 
+mod judge;
+
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Serialize, Serializer};
 use vmtime::Length;
 
-use super::{GuestStopped, Lateness, Summary, TimerSummary};
+use super::{GuestStopped, Summary, TimerSummary};
 
 /// One check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub enum Check {
     Watchdog,
     /// Each vCPU on which PVCLOCK_GUEST_STOPPED was set has cleared it.
     Stopped,
+    /// The guest's time of day differs from the host's by no more than this, at the end.
+    Wall(Duration),
 }
 
 /// The checks of a run.
@@ -41,14 +45,18 @@ pub struct Checks {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCheck {
     /// No such check.
-    #[error("there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog, stopped; or none")]
+    #[error(
+        "there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog, stopped, wall=TIME; or none"
+    )]
     Unknown(String),
-    /// `late` without a time.
-    #[error("write late=TIME, for example late=1ms")]
-    NoTime,
+    /// `late` or `wall` without a time.
+    #[error("write {0}=TIME, for example {0}=1ms")]
+    NoTime(&'static str),
     /// Not a time.
-    #[error("late={text}: {reason}")]
+    #[error("{name}={text}: {reason}")]
     Time {
+        /// The check.
+        name: &'static str,
         /// The text.
         text: String,
         /// Why it is no time.
@@ -82,6 +90,8 @@ pub struct Evidence<'a> {
     pub timer: Option<&'a TimerSummary>,
     /// What became of PVCLOCK_GUEST_STOPPED.
     pub guest_stopped: GuestStopped,
+    /// How far the guest's time of day is ahead of the host's, in nanoseconds, if that is known.
+    pub wall_error_ns: Option<i64>,
     /// Why there is no ring to read, as text.
     pub no_ring: &'a str,
     /// The guest ended by itself, so that no more ticks will come.
@@ -114,108 +124,7 @@ impl Check {
             Self::Accounts => "accounts",
             Self::Watchdog => "watchdog",
             Self::Stopped => "stopped",
-        }
-    }
-
-    fn check(self, evidence: &Evidence<'_>) -> CheckResult {
-        match (evidence.ticks, evidence.timer) {
-            _ if self == Self::Stopped => Self::check_guest_stopped(&evidence.guest_stopped),
-            (Some(ticks), _) => self.check_ticks(ticks, evidence.ended),
-            (None, Some(timer)) if timer.interrupts != 0 => self.check_timer(timer, evidence.no_ring),
-            _ => CheckResult::NotJudged(evidence.no_ring.to_owned()),
-        }
-    }
-
-    fn check_ticks(self, ticks: &Summary, ended: bool) -> CheckResult {
-        match self {
-            Self::Late(limit) => {
-                let accounts = [("guest", ticks.late_by_guest), ("host", ticks.late_by_host)];
-                let worst = accounts.into_iter().filter_map(|(who, late)| Some((late?.worst_ns, who)));
-                match worst.max_by_key(|(ns, _)| *ns) {
-                    Some((worst, who)) => {
-                        let found = within(limit, worst, &format!("the latest tick, by the {who}'s clock, was"));
-                        match found {
-                            CheckResult::Pass(_) if ticks.unread != 0 => CheckResult::NotJudged(format!(
-                                "{} ticks were overwritten in the tick ring before they were read",
-                                ticks.unread
-                            )),
-                            found => found,
-                        }
-                    }
-                    None => CheckResult::NotJudged("there was no tick".to_owned()),
-                }
-            }
-            Self::Early => none_of(&[
-                (ticks.early_wakes, "interrupts before their tick's expiry"),
-                (ticks.taken_early, "ticks taken before their expiry"),
-                (ticks.early_by_host, "ticks injected before their expiry by the host's account"),
-            ]),
-            Self::Lost => none_of(&[(ticks.lost(ended), "ticks that did not come")]),
-            Self::Clock => {
-                let found = none_of(&[(ticks.clock_steps_back, "readings of the guest's clock below the one before")]);
-                found.because(|| format!("at worst by {}", time(ticks.worst_step_back_ns)))
-            }
-            Self::Accounts => {
-                let found = none_of(&[
-                    (ticks.clock_errors, "ticks at an instant that cannot be by the host's account"),
-                    (ticks.malformed, "records in the tick ring that are none"),
-                ]);
-                let worst = time(ticks.worst_clock_error_ns.unsigned_abs());
-                let side = if ticks.worst_clock_error_ns < 0 { "behind" } else { "ahead" };
-                if ticks.clock_errors == 0 {
-                    found
-                } else {
-                    found.because(|| format!("the guest's clock at worst {worst} {side}"))
-                }
-            }
-            Self::Watchdog => Self::check_watchdog(ticks),
-            Self::Stopped => CheckResult::NotJudged("it needs no ticks".to_owned()),
-        }
-    }
-
-    fn check_guest_stopped(found: &GuestStopped) -> CheckResult {
-        let GuestStopped { set, cleared, never_cleared, in_resumes } = *found;
-        if set == 0 {
-            CheckResult::NotJudged("PVCLOCK_GUEST_STOPPED was not set: no resume, or no kvmclock page".to_owned())
-        } else if never_cleared == 0 {
-            CheckResult::Pass(format!("PVCLOCK_GUEST_STOPPED was set {set} times, and found cleared {cleared} times"))
-        } else {
-            CheckResult::Fail(format!(
-                "PVCLOCK_GUEST_STOPPED was never cleared: vCPUs {never_cleared}, resumes {in_resumes}"
-            ))
-        }
-    }
-
-    fn check_watchdog(ticks: &Summary) -> CheckResult {
-        let Some(found) = &ticks.watchdog else {
-            return CheckResult::NotJudged(
-                "the guest has no clocksource watchdog (scenario=watchdog), or it made no check".to_owned(),
-            );
-        };
-        let skew = format!(
-            "at worst {} ns in {} of {} checks",
-            found.worst_skew_ns,
-            time(found.worst_interval_ns),
-            found.checks
-        );
-        if found.unstable.is_empty() {
-            CheckResult::Pass(format!("clocksources that the guest's watchdog marked unstable: 0, {skew}"))
-        } else {
-            let names = found.unstable.join(", ");
-            CheckResult::Fail(format!("the guest's watchdog marked clocksources unstable: {names}, {skew}"))
-        }
-    }
-
-    /// Checks timer interrupts, where there are no ticks: they can be late or early, and nothing else.
-    fn check_timer(self, timer: &TimerSummary, no_ring: &str) -> CheckResult {
-        match (self, timer.late) {
-            (Self::Late(limit), Some(Lateness { worst_ns, .. })) => {
-                within(limit, worst_ns, "the latest timer interrupt, by the host's account, was")
-            }
-            (Self::Early, _) => none_of(&[(timer.early, "timer interrupts before their time")]),
-            (Self::Late(_) | Self::Lost | Self::Clock | Self::Accounts | Self::Watchdog | Self::Stopped, _) => {
-                CheckResult::NotJudged(no_ring.to_owned())
-            }
+            Self::Wall(_) => "wall",
         }
     }
 }
@@ -223,7 +132,9 @@ impl Check {
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Late(limit) => write!(f, "late={}", Length(*limit).to_string().replace(' ', "")),
+            Self::Late(limit) | Self::Wall(limit) => {
+                write!(f, "{}={}", self.name(), Length(*limit).to_string().replace(' ', ""))
+            }
             check => f.write_str(check.name()),
         }
     }
@@ -234,11 +145,10 @@ impl FromStr for Check {
 
     fn from_str(text: &str) -> Result<Self, BadCheck> {
         match text.split_once('=') {
-            Some(("late", limit)) => match humantime::parse_duration(limit) {
-                Ok(limit) => Ok(Self::Late(limit)),
-                Err(error) => Err(BadCheck::Time { text: limit.to_owned(), reason: error.to_string() }),
-            },
-            None if text == "late" => Err(BadCheck::NoTime),
+            Some(("late", limit)) => duration("late", limit).map(Self::Late),
+            Some(("wall", limit)) => duration("wall", limit).map(Self::Wall),
+            None if text == "late" => Err(BadCheck::NoTime("late")),
+            None if text == "wall" => Err(BadCheck::NoTime("wall")),
             None if text == "early" => Ok(Self::Early),
             None if text == "lost" => Ok(Self::Lost),
             None if text == "clock" => Ok(Self::Clock),
@@ -320,33 +230,10 @@ fn by_name<S: Serializer>(checks: &[(String, CheckResult)], serializer: S) -> Re
     }))
 }
 
-impl CheckResult {
-    /// Adds `why` to the reason of a failure.
-    fn because(self, why: impl FnOnce() -> String) -> Self {
-        match self {
-            Self::Fail(reason) => Self::Fail(format!("{reason}, {}", why())),
-            found => found,
-        }
-    }
-}
-
-fn none_of(counts: &[(u64, &str)]) -> CheckResult {
-    let text = |(count, what): &(u64, &str)| format!("{what}: {count}");
-    let some: Vec<String> = counts.iter().filter(|(count, _)| *count != 0).map(text).collect();
-    if some.is_empty() {
-        CheckResult::Pass(counts.iter().map(text).collect::<Vec<_>>().join(", "))
-    } else {
-        CheckResult::Fail(some.join(", "))
-    }
-}
-
-fn within(limit: Duration, worst_ns: u64, what: &str) -> CheckResult {
-    let text = format!("{what} {} late, the limit is {}", time(worst_ns), Length(limit));
-    if Duration::from_nanos(worst_ns) > limit { CheckResult::Fail(text) } else { CheckResult::Pass(text) }
-}
-
-fn time(ns: u64) -> String {
-    Length(Duration::from_nanos(ns)).to_string()
+fn duration(name: &'static str, text: &str) -> Result<Duration, BadCheck> {
+    let bad =
+        |error: humantime::DurationError| BadCheck::Time { name, text: text.to_owned(), reason: error.to_string() };
+    humantime::parse_duration(text).map_err(bad)
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
-use super::{super::WatchdogSummary, *};
+use super::{
+    super::{Lateness, WatchdogSummary},
+    *,
+};
 
 fn ticks() -> Summary {
     let late = Some(Lateness { p50_ns: 5_000_000, p99_ns: 5_000_000, worst_ns: 5_000_001 });
@@ -10,6 +13,7 @@ fn evidence(ticks: Option<&Summary>) -> Evidence<'_> {
         ticks,
         timer: None,
         guest_stopped: GuestStopped::default(),
+        wall_error_ns: None,
         no_ring: "no ring",
         ended: true,
         failed: None,
@@ -65,6 +69,20 @@ fn a_flag_that_is_never_cleared_fails_the_check_of_it_alone() {
     assert_eq!(judge("stopped", GuestStopped { set: 8, cleared: 1, ..GuestStopped::default() }), [""; 0]);
     let [reason] = &judge("stopped", GuestStopped::default())[..] else { panic!("one reason") };
     assert!(reason.starts_with("stopped cannot be judged: PVCLOCK_GUEST_STOPPED was not set"), "{reason}");
+}
+
+// Catches: an error of the time of day that passes because it is negative, or for want of ticks.
+#[test]
+fn the_time_of_day_may_be_off_by_the_limit_either_way() {
+    let judge = |error_ns: i64| {
+        let evidence = Evidence { wall_error_ns: Some(error_ns), ..evidence(None) };
+        "wall=1ms".parse::<Checks>().unwrap().verdict(&evidence).reasons
+    };
+    assert_eq!([-1_000_000, 0, 1_000_000].map(judge), [(); 3].map(|()| Vec::<String>::new()));
+    assert_eq!(judge(-1_000_001), ["the guest's time of day is 1ms 1ns behind the host's, the limit is 1ms"]);
+    assert_eq!(judge(2_000_000), ["the guest's time of day is 2ms ahead of the host's, the limit is 1ms"]);
+    let [reason] = &reasons("wall=1h", &ticks())[..] else { panic!("one reason") };
+    assert!(reason.starts_with("wall=1h cannot be judged: the guest has not asked"), "{reason}");
 }
 
 // Catches: a watchdog that marks a clocksource and fails nothing, and one that never checked and passes.
@@ -133,6 +151,8 @@ fn lists_that_are_none_are_refused_with_what_there_is() {
         ("late", "late=TIME"),
         ("late=", "late="),
         ("late=5", "late=5"),
+        ("wall", "wall=TIME"),
+        ("wall=-1s", "wall=-1s"),
         ("lose", "accounts"),
         ("", "accounts"),
         ("lost,", "accounts"),
