@@ -22,9 +22,12 @@ const BAR: u64 = 24;
 /// The findings as text.
 #[must_use]
 pub fn text(findings: &Findings) -> String {
-    let mut out = String::new();
+    let (mut lines, mut out) = (String::new(), String::new());
     // Writing to a String cannot fail.
-    let _ = write_all(&mut out, findings);
+    let _ = write_all(&mut lines, findings);
+    for line in lines.lines() {
+        let _ = wrapped(&mut out, line);
+    }
     out
 }
 
@@ -82,12 +85,12 @@ fn setup(out: &mut String, findings: &Findings) -> fmt::Result {
     writeln!(out, "LAPIC and kvmclock: {lapic}; {time} time; {cpus} vCPU; TSC source {source}")?;
     let cycle: Vec<String> = khz_cycle.iter().map(|khz| khz.get().to_string()).collect();
     let cycle = if cycle.is_empty() { "unchanged".to_owned() } else { cycle.join(", ") };
-    wrapped(out, &format!("TSC {} kHz at boot, then {cycle}", tsc_khz.get()))?;
+    writeln!(out, "TSC {} kHz at boot, then {cycle}", tsc_khz.get())?;
     writeln!(out, "policies: downtime {downtime}, deadline {deadline}")?;
     if let Some(fault) = fault {
         writeln!(out, "fault injected: {fault}")?;
     }
-    wrapped(out, &format!("guest: {cmdline}"))?;
+    writeln!(out, "guest: {cmdline}")?;
     if let Some(ClockIoctls { clock_guest, tsc_scale }) = kvm_ioctls {
         let has = |has: &bool| if *has { "offered" } else { "not offered" };
         writeln!(out, "KVM_[GS]ET_CLOCK_GUEST {}, KVM_VCPU_TSC_SCALE {}", has(clock_guest), has(tsc_scale))?;
@@ -98,22 +101,29 @@ fn setup(out: &mut String, findings: &Findings) -> fmt::Result {
     Ok(())
 }
 
-/// Writes a line, broken at spaces.
+/// Writes a line; one that is too long is broken at spaces.
 fn wrapped(out: &mut String, line: &str) -> fmt::Result {
+    if line.chars().count() <= COLUMNS {
+        return writeln!(out, "{line}");
+    }
     let mut column = 0;
-    for word in line.split(' ') {
+    for word in line.split_whitespace() {
+        let mut word = word.to_owned();
+        if word.chars().count() > COLUMNS - 2 {
+            // It has no place to break.
+            word = word.chars().take(COLUMNS - 5).chain("...".chars()).collect();
+        }
         let width = word.chars().count();
         if column > 0 && column + 1 + width > COLUMNS {
-            out.write_str("\n  ")?;
-            column = 2;
-        } else if column > 0 {
+            out.write_str("\n ")?;
+            column = 1;
+        }
+        if column > 0 {
             out.write_char(' ')?;
             column += 1;
         }
-        // A longer word has no place to break.
-        let shown: String = word.chars().take(COLUMNS - 2).collect();
-        out.write_str(&shown)?;
-        column += width.min(COLUMNS - 2);
+        out.write_str(&word)?;
+        column += width;
     }
     out.write_char('\n')
 }
@@ -218,7 +228,14 @@ pub fn ns(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use machine::audit::Summary;
+    use vmtime::{ExactSpan, GuestTsc, Khz, VmTime};
+
     use super::*;
+    use crate::clock::{
+        account::{Deadline, Kind},
+        result::Sums,
+    };
 
     #[test]
     fn numbers_are_short() {
@@ -236,12 +253,79 @@ mod tests {
         }
     }
 
-    // Catches: a long command line that breaks the mail.
+    // Catches: a long command line, or large numbers, that break the mail.
     #[test]
-    fn a_long_line_is_broken() {
-        let mut out = String::new();
-        wrapped(&mut out, &format!("guest: {} {}", "clockevent=kvm-tsc-deadline ".repeat(8), "x".repeat(200))).unwrap();
-        assert!(out.lines().all(|line| line.chars().count() <= COLUMNS), "{out}");
-        assert!(out.lines().count() > 3);
+    fn no_line_is_too_long() {
+        let khz = |khz| Khz::new(khz).unwrap();
+        let most = i64::MAX;
+        let page = Page {
+            version: u32::MAX,
+            tsc_timestamp: u64::MAX,
+            system_time: u64::MAX,
+            tsc_to_system_mul: u32::MAX,
+            tsc_shift: -31,
+            flags: u8::MAX,
+        };
+        let deadline = Deadline {
+            before: u64::MAX,
+            after: u64::MAX,
+            shift_ns: -1.5e18,
+            shift_ticks: Some(i64::MIN),
+            shift: ExactSpan::of_ns(-most),
+        };
+        let vcpu = VcpuStop {
+            old: page,
+            new: page,
+            error_ns: -1.5e18,
+            reading_ns: Some(-most),
+            ahead_of_first_ns: 0.0,
+            base_ahead_ticks: 0,
+            deadline: Some(deadline),
+            error: ExactSpan::of_ns(-most),
+            ahead: ExactSpan::ZERO,
+        };
+        let mut sums = Sums::new(1);
+        for number in 1..=3 {
+            sums.add(Stop {
+                number,
+                kind: Kind::HostStop,
+                vm_ns: u64::MAX,
+                from_khz: khz(100_000_000),
+                to_khz: khz(100_000_000),
+                stop_tsc: GuestTsc(u64::MAX),
+                resume_tsc: GuestTsc(u64::MAX),
+                downtime_ns: u64::MAX,
+                remainder_ns: -0.123_456,
+                same_tsc_ns: Some(-1.5e18),
+                vcpus: vec![vcpu.clone(), vcpu.clone()],
+                same_tsc: Some(ExactSpan::of_ns(-most)),
+            });
+        }
+        let findings = sums.findings(
+            Setup {
+                guest: "x".to_owned(),
+                cmdline: format!("{} {}", "clockevent=kvm-tsc-deadline ".repeat(8), "x".repeat(200)),
+                cpus: 16,
+                lapic: "user",
+                time: "virtual",
+                source: "trapped",
+                tsc_khz: khz(100_000_000),
+                khz_cycle: vec![khz(100_000_000); 20],
+                stops: "migrations in place",
+                wanted: u64::MAX,
+                every_ns: u64::MAX,
+                deadline: "rescale",
+                downtime: "catch-up",
+                fault: Some("page-not-republished".to_owned()),
+                kvm_ioctls: Some(ClockIoctls { clock_guest: false, tsc_scale: false }),
+            },
+            VmTime(u64::MAX),
+            Some(Summary { ticks: u64::MAX, missing: u64::MAX, clock_steps_back: u64::MAX, ..Summary::default() }),
+        );
+        let text = text(&findings);
+        for line in text.lines() {
+            assert!(line.chars().count() <= COLUMNS && line.is_ascii(), "{line:?}");
+        }
+        assert!(text.contains("xxx...") && text.contains(&u64::MAX.to_string()), "{text}");
     }
 }
