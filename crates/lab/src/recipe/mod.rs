@@ -85,13 +85,22 @@ pub struct Hosts {
     pub uptime_ns: u64,
     /// By how many billionths CLOCK_MONOTONIC_RAW is faster than the page.
     pub raw_ppb: u64,
+    /// How long the guest has been up, in nanoseconds, where a step counts from its boot.
+    pub guest_uptime_ns: u64,
     /// With a VM that stays where it is: how long ago KVM last based its page, in nanoseconds.
     pub page_age_ns: u64,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { downtime_ns: 0, tsc_scaling: false, uptime_ns: 3_600_000_000_000, raw_ppb: 0, page_age_ns: 0 }
+        Self {
+            downtime_ns: 0,
+            tsc_scaling: false,
+            uptime_ns: 3_600_000_000_000,
+            raw_ppb: 0,
+            guest_uptime_ns: 0,
+            page_age_ns: 0,
+        }
     }
 }
 

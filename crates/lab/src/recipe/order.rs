@@ -1,6 +1,6 @@
 //! What a step needs before it, and with which destination it makes sense.
 
-use super::step::{Destination, Msr, OffsetFrom, Op, SetMsrs};
+use super::step::{DeadlineBy, Destination, Msr, OffsetFrom, Op, SetMsrs};
 
 /// What the steps so far have read.
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Known {
             Op::Wait | Op::KvmclockCtrl => true,
             Op::SetLapic => self.destination != Destination::Same,
             Op::SetMsrs(msrs) => match self.destination {
-                Destination::Kvm => !ahead(msrs),
+                Destination::Kvm => !ahead(msrs) && msrs.deadline_by == DeadlineBy::Page,
                 Destination::Vmm => !msrs.msrs.contains(&Msr::Kvmclock),
                 Destination::Same => msrs.msrs == [Msr::Tsc],
             },

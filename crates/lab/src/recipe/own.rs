@@ -9,7 +9,7 @@ use super::{
     Recipe,
     kvm::billionths,
     schedule::schedule,
-    step::{Destination, Msr, Op, SetMsrs, ZeroDeadline},
+    step::{DeadlineBy, Destination, Msr, Op, SetMsrs, ZeroDeadline},
 };
 
 /// A vCPU while the steps are taken.
@@ -57,12 +57,20 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
     for step in schedule(&recipe.restore, cpus.len(), recipe.hosts.downtime_ns).0 {
         let number = u64::try_from(step.cpu).unwrap_or(u64::MAX);
         match step.op {
-            Op::SetMsrs(SetMsrs { msrs, zero_deadline, tsc_ahead_ns, tsc_ahead_ns_per_cpu }) => {
+            Op::SetMsrs(SetMsrs { msrs, zero_deadline, deadline_by, tsc_ahead_ns, tsc_ahead_ns_per_cpu }) => {
                 if msrs.contains(&Msr::Tsc) && step.cpu == 0 {
                     tsc = GuestTsc(tsc.0.saturating_add(ticks(*tsc_ahead_ns, saved.khz)));
                 }
                 let Some(cpu) = cpus.get_mut(step.cpu) else { continue };
                 let ahead = ticks(tsc_ahead_ns_per_cpu.saturating_mul(number), saved.khz);
+                if *deadline_by == DeadlineBy::Khz {
+                    let armed = by_khz(cpu.saved.own_armed, saved, recipe.hosts.guest_uptime_ns);
+                    (cpu.saved.own_armed, cpu.saved.own_due) = (armed, None);
+                    // One of this VMM's own MSR is in place already.
+                    if matches!(armed, Armed::Ns(_)) {
+                        cpu.armed = armed;
+                    }
+                }
                 cpu.write_msrs(msrs, *zero_deadline, TscAdjust(cpu.adjust.0.wrapping_add(ahead)), tsc);
             }
             Op::SetLapic => {
@@ -104,6 +112,22 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
     }
     let cpus = cpus.iter().map(|cpu| cpu.restored(tsc)).collect();
     Restored { tsc, elapsed_ns: 0, page, remainder, stable: true, cpus }
+}
+
+/// When `armed` fires by ticks over kHz, counted from the boot of a guest that has been up for `uptime_ns`: when so many
+/// nanoseconds have passed. The page then shows what it makes of their ticks.
+fn by_khz(armed: Armed, saved: &Saved, uptime_ns: u64) -> Armed {
+    let shown = i128::try_from(saved.own.page.scale.ns(ticks(uptime_ns, saved.khz))).unwrap_or(i128::MAX);
+    let ahead_ns = shown.saturating_sub(i128::from(uptime_ns));
+    let moved = |at: u64, by: i128| u64::try_from(i128::from(at).saturating_add(by).max(1)).unwrap_or(u64::MAX);
+    match armed {
+        Armed::Ns(at) => Armed::Ns(VmTime(moved(at.0, ahead_ns))),
+        Armed::Tsc(tsc) => {
+            let by = ahead_ns.saturating_mul(i128::from(saved.khz.get())) / 1_000_000;
+            Armed::Tsc(GuestTsc(moved(tsc.0, by)))
+        }
+        Armed::Disarmed | Armed::Count { .. } => armed,
+    }
 }
 
 /// The page that KVM bases on the instant `at_ns` after the stop, where its clock is `ahead_ns` of the old page's line.

@@ -6,7 +6,7 @@ use toml::Spanned;
 use super::{
     Hosts, Recipe, RecipeError, Source,
     order::Known,
-    step::{ClockBy, Destination, Group, Msr, OffsetFrom, Op, SetMsrs, Step, ZeroDeadline},
+    step::{ClockBy, DeadlineBy, Destination, Group, Msr, OffsetFrom, Op, SetMsrs, Step, ZeroDeadline},
 };
 
 /// Groups in a recipe's save or restore.
@@ -85,6 +85,7 @@ struct RawStep {
     by: Option<ClockBy>,
     from: Option<OffsetFrom>,
     zero_deadline: Option<ZeroDeadline>,
+    deadline_by: Option<DeadlineBy>,
     tsc_ahead_ns: Option<u64>,
     tsc_ahead_ns_per_cpu: Option<u64>,
     base_ahead_ns: Option<u64>,
@@ -128,6 +129,7 @@ fn checked_hosts(raw: Spanned<Hosts>) -> Result<Hosts, Mistake> {
         ("downtime-ns", hosts.downtime_ns, MAX_DELAY_NS),
         ("uptime-ns", hosts.uptime_ns, MAX_UPTIME_NS),
         ("page-age-ns", hosts.page_age_ns, MAX_UPTIME_NS),
+        ("guest-uptime-ns", hosts.guest_uptime_ns, MAX_UPTIME_NS),
         ("raw-ppb", hosts.raw_ppb, MAX_RAW_PPB),
     ];
     if let Some((what, is, most)) = limits.into_iter().find(|(_, is, most)| is > most) {
@@ -160,8 +162,18 @@ fn checked_group(raw: Spanned<RawGroup>, known: &mut Known) -> Result<Group, Mis
 fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Result<Step, Mistake> {
     let (at, raw) = (raw.span().start, raw.into_inner());
     let bad = |why: String| Mistake(at, why);
-    let RawStep { kind, after_ns, msrs, by, from, zero_deadline, tsc_ahead_ns, tsc_ahead_ns_per_cpu, base_ahead_ns } =
-        raw;
+    let RawStep {
+        kind,
+        after_ns,
+        msrs,
+        by,
+        from,
+        zero_deadline,
+        deadline_by,
+        tsc_ahead_ns,
+        tsc_ahead_ns_per_cpu,
+        base_ahead_ns,
+    } = raw;
     let name = kind.name();
     let times = [
         ("after-ns", after_ns),
@@ -187,6 +199,7 @@ fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Resul
         ("by", by.is_some(), &[Kind::SetClock]),
         ("from", from.is_some(), &[Kind::SetTscOffset]),
         ("zero-deadline", zero_deadline.is_some(), &[Kind::SetMsrs]),
+        ("deadline-by", deadline_by.is_some(), &[Kind::SetMsrs]),
         ("tsc-ahead-ns", tsc_ahead_ns.is_some(), &[Kind::SetMsrs]),
         ("tsc-ahead-ns-per-cpu", tsc_ahead_ns_per_cpu.is_some(), &[Kind::SetMsrs]),
         ("base-ahead-ns", base_ahead_ns.is_some(), &[Kind::PublishPage]),
@@ -211,6 +224,7 @@ fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Resul
         Kind::SetMsrs => Op::SetMsrs(SetMsrs {
             msrs: msrs()?,
             zero_deadline: zero_deadline.unwrap_or_default(),
+            deadline_by: deadline_by.unwrap_or_default(),
             tsc_ahead_ns: tsc_ahead_ns.unwrap_or(0),
             tsc_ahead_ns_per_cpu: tsc_ahead_ns_per_cpu.unwrap_or(0),
         }),

@@ -3,7 +3,7 @@
 use super::{Recipe, RecipeError, parse};
 
 /// Name and text of each.
-const SHIPPED: [(&str, &str); 9] = [
+const SHIPPED: [(&str, &str); 10] = [
     ("kvm-doc", include_str!("shipped/kvm-doc.toml")),
     ("qemu", include_str!("shipped/qemu.toml")),
     ("qemu-account-downtime", include_str!("shipped/qemu-account-downtime.toml")),
@@ -13,6 +13,7 @@ const SHIPPED: [(&str, &str); 9] = [
     ("stratovirt", include_str!("shipped/stratovirt.toml")),
     ("masterclock-update", include_str!("shipped/masterclock-update.toml")),
     ("tsc-offsets", include_str!("shipped/tsc-offsets.toml")),
+    ("deadline-by-khz", include_str!("shipped/deadline-by-khz.toml")),
 ];
 
 /// Name and text of each fault.

@@ -84,10 +84,23 @@ pub struct SetMsrs {
     pub msrs: Vec<Msr>,
     /// What becomes of a deadline of 0.
     pub zero_deadline: ZeroDeadline,
+    /// By what the deadline is computed.
+    pub deadline_by: DeadlineBy,
     /// How far the TSC that is written is ahead of the right one, in nanoseconds.
     pub tsc_ahead_ns: u64,
     /// How much farther on each vCPU than on the one before.
     pub tsc_ahead_ns_per_cpu: u64,
+}
+
+/// By what a VMM computes the instant of a deadline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeadlineBy {
+    /// By the numbers of the page, as the guest does.
+    #[default]
+    Page,
+    /// By ticks over kHz since the guest booted: another rate than the page's, whose multiplier is rounded.
+    Khz,
 }
 
 /// What the restore is into.

@@ -62,7 +62,8 @@ fn every_shipped_recipe_has_a_source_and_a_prediction() {
     for recipe in shipped().unwrap() {
         assert!(!recipe.about.is_empty() && !recipe.sources.is_empty(), "{}", recipe.name);
         let ghz = khz(2_600_000);
-        assert_eq!(predict(&recipe, 3, ghz, ghz).map(|errors| errors.len()), Some(3), "{}", recipe.name);
+        let predicted = (recipe.destination != Destination::Vmm).then_some(3);
+        assert_eq!(predict(&recipe, 3, ghz, ghz).map(|errors| errors.len()), predicted, "{}", recipe.name);
     }
 }
 
@@ -70,7 +71,7 @@ fn every_shipped_recipe_has_a_source_and_a_prediction() {
 #[test]
 fn what_the_model_loses_is_what_the_formula_says_to_the_nanosecond() {
     let ghz = khz(2_600_000);
-    for recipe in shipped().unwrap() {
+    for recipe in shipped().unwrap().into_iter().filter(|recipe| recipe.destination != Destination::Vmm) {
         for cpus in [1, 2, 4, 64] {
             let (_, errors) = play(&recipe, cpus, ghz, ghz);
             assert_eq!(Some(errors), predict(&recipe, cpus, ghz, ghz), "{} {cpus}", recipe.name);
@@ -141,6 +142,18 @@ fn a_vm_that_stays_where_it_is_is_changed_as_the_formula_says() {
     assert_eq!(of("masterclock-update", 1), [2_592_000]);
     assert_eq!(of("masterclock-update", 4), [2_592_000; 4]);
     assert_eq!(of("tsc-offsets", 4), [0, 500, 1_000, 1_500]);
+}
+
+// Catches: a host formula that is the page's, or errs the other way.
+#[test]
+fn a_deadline_by_khz_is_early_by_what_the_page_has_lost() {
+    let ghz = khz(2_600_000);
+    let recipe = Recipe::named_or_file("deadline-by-khz").unwrap();
+    let mut saved = saved(1, ghz, ghz);
+    saved.cpus[0].own_armed = Armed::Ns(VmTime(5_010_000_000));
+    let Armed::Ns(at) = own::play(&recipe, &saved).cpus[0].armed else { panic!("a nanosecond deadline") };
+    // 1,005.8 ns in each of 720 hours.
+    assert!((720 * 1_005..720 * 1_007).contains(&(5_010_000_000 - at.0)), "{at:?}");
 }
 
 // Catches: an order in which the timer fires too soon or never.
