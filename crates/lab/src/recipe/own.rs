@@ -80,16 +80,17 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
             }
             Op::PublishPage { base_ahead_ns } => {
                 if let Some(cpu) = cpus.get_mut(step.cpu) {
-                    cpu.page = Some(PageClock {
-                        tsc_timestamp: GuestTsc(
-                            cpu.adjust
-                                .from_base(own.page.tsc_timestamp)
-                                .0
-                                .saturating_add(ticks(*base_ahead_ns, saved.khz)),
-                        ),
-                        system_time: VmTime(own.page.system_time.0.saturating_add(*base_ahead_ns)),
-                        ..own.page
-                    });
+                    // From where the guest continues: the page's own base may be long ago.
+                    let base = if *base_ahead_ns == 0 {
+                        own.page
+                    } else {
+                        PageClock {
+                            tsc_timestamp: GuestTsc(own.tsc.0.saturating_add(ticks(*base_ahead_ns, saved.khz))),
+                            system_time: VmTime(own.vm.0.saturating_add(*base_ahead_ns)),
+                            ..own.page
+                        }
+                    };
+                    cpu.page = Some(PageClock { tsc_timestamp: cpu.adjust.from_base(base.tsc_timestamp), ..base });
                 }
             }
             Op::KvmclockCtrl => {
