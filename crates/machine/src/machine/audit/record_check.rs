@@ -75,19 +75,16 @@ impl KvmPages {
 pub(crate) struct RecordCheck {
     /// VM time, by the page or by the reference clock, whichever is later.
     now: VmTime,
-    account: Account,
+    /// The host's account of VM time, by the reference clock.
+    clock: Clock,
+    /// For a CPU whose TSC is so far ahead.
+    adjust: TscAdjust,
+    /// The host's account is by KVM's pages instead.
+    pages: Option<KvmPages>,
     /// For an instant that may be later than `now`.
     tolerance_ns: u64,
     /// For VM time of the record's TSC.
     agree_ns: u64,
-}
-
-/// The host's account of VM time.
-enum Account {
-    /// By the reference clock, for a CPU whose TSC is so far ahead.
-    Reference(Box<Clock>, TscAdjust),
-    /// By KVM's pages.
-    Pages(KvmPages),
 }
 
 impl RecordCheck {
@@ -97,16 +94,16 @@ impl RecordCheck {
         let ClockReading { clock, has_gap, converts } = reading;
         let tsc = clock.tsc();
         let now = if has_gap { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.reference_time(tsc)) };
+        let agree_ns = tolerance_ns(clock.vm_time(tsc), restores);
+        let by_reference = |adjust| Self { now, clock, adjust, pages: None, tolerance_ns: agree_ns, agree_ns };
         match converts {
-            Converts::Reference(adjust) => {
-                let tolerance_ns = tolerance_ns(clock.vm_time(tsc), restores);
-                let account = Account::Reference(Box::new(clock), adjust);
-                Self { now, account, tolerance_ns, agree_ns: tolerance_ns }
-            }
-            Converts::Pages => {
-                let account = Account::Pages(pages.clone());
-                Self { now, account, tolerance_ns: KVMS_CLOCK_NS, agree_ns: CLOCKS_AGREE_NS }
-            }
+            Converts::Reference(adjust) => by_reference(adjust),
+            Converts::Pages => Self {
+                pages: Some(pages.clone()),
+                tolerance_ns: KVMS_CLOCK_NS,
+                agree_ns: CLOCKS_AGREE_NS,
+                ..by_reference(TscAdjust::ZERO)
+            },
         }
     }
 
@@ -114,16 +111,16 @@ impl RecordCheck {
     /// read.
     fn handled(&self, record: &Record) -> Option<VmTime> {
         let tsc = GuestTsc(record.fired_tsc);
-        match &self.account {
-            Account::Reference(clock, adjust) => clock.past_reference_time(adjust.to_base(tsc)),
-            Account::Pages(pages) => pages.vm_time(tsc, VmTime(record.fired_ns)),
+        match &self.pages {
+            None => self.clock.past_reference_time(self.adjust.to_base(tsc)),
+            Some(pages) => pages.vm_time(tsc, VmTime(record.fired_ns)),
         }
     }
 
     /// With KVM's LAPIC, whose injections the host does not see: VM time at which the guest handled the tick, by the page
     /// that KVM wrote.
     pub(crate) fn handled_by_kvms_page(&self, record: &Record) -> Option<VmTime> {
-        matches!(self.account, Account::Pages(_)).then(|| self.handled(record)).flatten()
+        self.pages.as_ref().and_then(|_| self.handled(record))
     }
 
     /// How far the guest's clock was ahead when it wrote `record`, if that is more than the tolerance.
@@ -159,15 +156,14 @@ fn difference(a: u64, b: u64) -> i64 {
 #[cfg(test)]
 impl RecordCheck {
     /// A check that finds no error.
-    pub(crate) fn allowing_all() -> Self {
-        let account = Account::Pages(KvmPages::default());
-        Self { now: VmTime(u64::MAX), account, tolerance_ns: u64::MAX, agree_ns: u64::MAX }
+    pub(crate) fn allowing_all(clock: Clock) -> Self {
+        let pages = Some(KvmPages::default());
+        Self { pages, tolerance_ns: u64::MAX, agree_ns: u64::MAX, ..Self::of(clock, VmTime(u64::MAX), TscAdjust::ZERO) }
     }
 
     /// The check with a clock that shows `now`.
     pub(crate) fn of(clock: Clock, now: VmTime, adjust: TscAdjust) -> Self {
         let tolerance_ns = tolerance_ns(now, 0);
-        let account = Account::Reference(Box::new(clock), adjust);
-        Self { now, account, tolerance_ns, agree_ns: tolerance_ns }
+        Self { now, clock, adjust, pages: None, tolerance_ns, agree_ns: tolerance_ns }
     }
 }

@@ -40,8 +40,8 @@ fn an_injection_before_the_arming_belongs_to_no_tick() {
         audit.injected(0, VmTime(at), None);
     }
     let tick = |seq, armed_ns, expires_ns| Record { seq, armed_ns, expires_ns, ..Record::default() };
-    assert_eq!(audit.record(0, &tick(0, 10_000, 29_000), &RecordCheck::allowing_all()), Some(VmTime(30_000)));
-    assert_eq!(audit.record(0, &tick(1, 31_000, 49_000), &RecordCheck::allowing_all()), Some(VmTime(50_000)));
+    assert_eq!(audit.record(0, &tick(0, 10_000, 29_000), &RecordCheck::allowing_all(clock())), Some(VmTime(30_000)));
+    assert_eq!(audit.record(0, &tick(1, 31_000, 49_000), &RecordCheck::allowing_all(clock())), Some(VmTime(50_000)));
     assert_eq!(counted(&mut audit).early_by_host, 0);
 }
 
@@ -52,7 +52,7 @@ fn an_interrupt_between_arming_and_expiry_is_early() {
     audit.record(
         0,
         &Record { armed_ns: 10_000, expires_ns: 29_000, ..Record::default() },
-        &RecordCheck::allowing_all(),
+        &RecordCheck::allowing_all(clock()),
     );
     assert_eq!(counted(&mut audit).early_by_host, 1);
 }
@@ -62,7 +62,7 @@ fn an_interrupt_between_arming_and_expiry_is_early() {
 fn a_tick_armed_after_its_expiry_is_late_since_its_expiry() {
     let mut audit = audit();
     audit.injected(0, VmTime(7_000), None);
-    audit.record(0, &tick(6_000, 1_000, 7_500), &RecordCheck::allowing_all());
+    audit.record(0, &tick(6_000, 1_000, 7_500), &RecordCheck::allowing_all(clock()));
     let summary = counted(&mut audit);
     assert_eq!(summary.late_by_guest.unwrap().worst_ns, 6_500);
     assert_eq!(summary.late_by_host.unwrap().worst_ns, 6_000);
@@ -72,7 +72,7 @@ fn a_tick_armed_after_its_expiry_is_late_since_its_expiry() {
 #[test]
 fn a_tick_taken_before_its_expiry_is_not_on_time() {
     let mut audit = audit();
-    audit.record(0, &tick(1_000, 9_000, 8_000), &RecordCheck::allowing_all());
+    audit.record(0, &tick(1_000, 9_000, 8_000), &RecordCheck::allowing_all(clock()));
     assert_eq!(counted(&mut audit).taken_early, 1);
 }
 
