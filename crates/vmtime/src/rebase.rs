@@ -36,7 +36,8 @@ pub const LOOK_BACK: u64 = 256;
 
 /// `page` for a guest whose TSC was `from` and continues as `to`, `downtime_ns` later; none if no such base exists,
 /// because the new TSC is too low.
-pub(crate) fn moved(page: &PageClock, from: GuestTsc, to: GuestTsc, downtime_ns: u64) -> Option<PageClock> {
+#[must_use]
+pub fn moved(page: &PageClock, from: GuestTsc, to: GuestTsc, downtime_ns: u64) -> Option<PageClock> {
     let at = |page: &PageClock| {
         let since_base = from.0.checked_sub(page.tsc_timestamp.0)?;
         Some(PageClock {
@@ -66,7 +67,8 @@ pub fn renewed(page: &PageClock, now: GuestTsc) -> PageClock {
 
 /// A page with `scale` whose line passes nearest to `at` when the guest's TSC is `tsc`, and which then reads `least` or
 /// later; and how far VM time is ahead of it.
-pub(crate) fn through(at: ExactTime, tsc: GuestTsc, least: VmTime, scale: Scale) -> (PageClock, Remainder) {
+#[must_use]
+pub fn through(at: ExactTime, tsc: GuestTsc, least: VmTime, scale: Scale) -> (PageClock, Remainder) {
     let step = 1_u64 << scale.shift().min(0).unsigned_abs();
     let base = |back: u64, system_time: VmTime| PageClock {
         tsc_timestamp: GuestTsc(tsc.0.saturating_sub(back)),
