@@ -10,7 +10,7 @@
 //! | VM time advances by | 0 | 3 s |
 //! | TSC goes on at | 5,000,000,000 | 5,000,000,000 + 3·10⁹ ns · 2 GHz = 11,000,000,000 |
 //! | new page | 5 s at TSC 5,000,000,000 | 8 s at TSC 11,000,000,000 |
-//! | the same page for a TSC of 1 GHz again | 0 s at TSC 0, as before | 3 s at TSC 3,000,000,000 |
+//! | new page, if restored at 1 GHz instead | 0 s at TSC 0, as before | 3 s at TSC 3,000,000,000 |
 //! | deadline, keep | 5,001,000,000: in 0.5 ms, half of what was asked | 5,001,000,000: due, 2.999 s late |
 //! | deadline, rescale | 5,002,000,000: in 1 ms | 11,000,000,000: due, 2.999 s late |
 //! | deadline, fire | 5,000,000,000: due, 1 ms early | 11,000,000,000: due |
@@ -281,7 +281,7 @@ pub struct Due {
 }
 
 /// The TSC deadline in force after a restore, for one `armed` at the save; `due` if an earlier restore has moved it. Never
-/// 0, which would disarm; a disarmed timer (0) is not to be asked about. With it, what the next restore needs.
+/// 0, which would disarm; `armed` must not be 0 (disarmed) either. Also returns the state that the next restore needs.
 ///
 /// - keep: `armed`.
 /// - rescale: `armed` if the page is the same. Otherwise the least TSC at which both VM time without rounding and the

@@ -27,7 +27,7 @@ struct RawTime {
     fraction: u64,
 }
 
-/// A fraction of a nanosecond that is not below 1.
+/// The error for a `fraction` of 2⁶³ or more, which is 1 ns or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} of 2^63 is not a fraction of a nanosecond")]
 pub struct BadFraction(u64);

@@ -30,8 +30,8 @@
 
 use crate::{ExactTime, GuestTsc, PageClock, Remainder, Scale, VmTime};
 
-/// How many bases [`through`] compares. They are 0 to 255 steps back, of one tick, or of 2ᵏ with a right shift by k: so
-/// many that no half tick is dropped where the guest continues.
+/// How many bases [`through`] compares. They are 0 to 255 steps back. A step is one tick. With a right shift by k it is
+/// 2ᵏ ticks, so that the guest's shift drops no bits at the TSC where it continues.
 pub const LOOK_BACK: u64 = 256;
 
 /// `page` for a guest whose TSC was `from` and continues as `to`, `downtime_ns` later; none if no such base exists,

@@ -56,7 +56,7 @@ pub struct Sweep {
     #[arg(long, value_enum, value_name = "WHAT", default_value = "instruction")]
     pub every: Every,
     /// Frequencies to migrate to, as multiples of the present one; by default 0.5,2, and 1 for --inject host-stop and
-    /// --recipe.
+    /// for a --recipe whose destination is kvm or same.
     #[arg(long, value_name = "RATIO,…", value_delimiter = ',')]
     pub ratio: Vec<Ratio>,
     /// What becomes of a deadline in flight.

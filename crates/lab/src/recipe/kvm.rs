@@ -1,21 +1,23 @@
 //! A model of KVM: what each step of a restore does to TSCs, kvmclock and timers.
 //!
 //! Instants are nanoseconds since the vCPUs stopped, on a clock that both hosts share: their wall clocks agree. What a
-//! stopped vCPU's TSC and kvmclock do is what they do on a host: they count on. From Linux `arch/x86/kvm/x86.c` and
-//! `lapic.c`, 6.18:
+//! stopped vCPU's TSC and kvmclock do is what they do on a host: they count on. From Linux `arch/x86/kvm/x86.c` of 6.13
+//! and 6.14, and `lapic.c` of 6.18:
 //!
 //! - The guest's TSC is the host's, times the ratio of their frequencies, plus an offset. Setting the frequency
 //!   (`kvm_set_tsc_khz`) leaves the offset as it is, so the TSC jumps. Below 0 it would wrap; here it stands at 0.
 //! - A write of IA32_TSC (`kvm_synchronize_tsc`) within a second of what the last write makes expect gets the offset of
 //!   the vCPU that was written first; so does a write of 0. Another value starts a new offset.
-//! - With all offsets equal kvmclock has one base for all vCPUs, PVCLOCK_TSC_STABLE is set (`kvm_track_tsc_matching`), and
-//!   the page is based on the instant of KVM_SET_CLOCK, or of the first entry if a TSC was written after it.
+//! - With all offsets equal kvmclock has one base for all vCPUs and PVCLOCK_TSC_STABLE is set
+//!   (`pvclock_update_vm_gtod_copy`). The page is based on the instant of KVM_SET_CLOCK, or of the first entry if a TSC was
+//!   written after it. (KVM bases it once more at each vCPU's first entry, because an update is pending since the vCPU
+//!   was created: 20260115202256.119820-3-dongli.zhang@oracle.com. With one rate that changes only the rounding.)
 //! - KVM publishes a page once its address is known, and KVM_KVMCLOCK_CTRL fails before that (`kvm_set_guest_paused`).
 //! - A masterclock update bases the pages on CLOCK_MONOTONIC_RAW (`pvclock_update_vm_gtod_copy`): kvmclock steps by what
 //!   that clock and the page have parted since the last base.
 //! - A deadline that is written while LVTT is not in deadline mode is dropped (`kvm_set_lapic_tscdeadline_msr`). Otherwise
 //!   it starts a host timer for the difference to the TSC of that instant (`start_sw_tscdeadline`), which a later change
-//!   of the TSC does not move.
+//!   of the TSC does not move, as without VMX's preemption timer.
 //! - A deadline that passes while the vCPU stands still is still read as armed, since its interrupt is injected at the next
 //!   entry only; so it fires at once after the restore.
 
