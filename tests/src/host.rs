@@ -32,6 +32,17 @@ pub fn deadline_write() -> Result<(), String> {
     }
 }
 
+/// A TSC that counts at the frequency that the VMM takes it to have, so that it can be compared with the wall clock.
+///
+/// # Errors
+/// If VMM_TEST_HOST_KHZ pretends another.
+pub fn true_tsc_frequency() -> Result<(), String> {
+    match env::var_os("VMM_TEST_HOST_KHZ") {
+        Some(_) => Err("VMM_TEST_HOST_KHZ pretends a TSC frequency, so that TSC and wall clock differ".to_owned()),
+        None => Ok(()),
+    }
+}
+
 /// A KVM that does not scale a guest's TSC.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ mod trace;
 
 pub use binary::{example, guest, vmm};
 pub use browser::{Browser, Loaded, number};
-pub use host::{deadline_write, doctor, kvm, no_tsc_scaling, qemu, strace};
+pub use host::{deadline_write, doctor, kvm, no_tsc_scaling, qemu, strace, true_tsc_frequency};
 pub use lab::{Lab, Run, Summary};
 pub use page::Page;
 pub use process::{Ended, Running, finish, start};

@@ -4,7 +4,7 @@
 use std::{thread, time::Duration};
 
 use serde_json::Value;
-use vm_tests::{Lab, Line, Page, Trace, require_kvm, skip, start};
+use vm_tests::{Lab, Line, Page, Trace, require, require_kvm, start, true_tsc_frequency};
 
 /// The step of the guest's clock between two of its ticks, in nanoseconds: what its own readings advanced beyond what a
 /// page with the numbers of `save` makes of the TSC's advance. Source `host`: the TSC counts on.
@@ -85,9 +85,7 @@ fn a_pause_moves_the_guests_clock_by_no_more_than_the_bound_says() {
 #[test]
 fn a_restore_in_another_process_moves_it_by_no_more_than_bound_and_slew() {
     require_kvm!();
-    if std::env::var_os("VMM_TEST_HOST_KHZ").is_some() {
-        skip!("with a pretended TSC frequency the wall clock is not that of the TSC");
-    }
+    require!(true_tsc_frequency());
     for lapic in ["user", "kvm"] {
         let lab = Lab::new();
         let flags = format!("--lapic {lapic} --tsc host");

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use vm_tests::{Lab, Summary, require_kvm};
+use vm_tests::{Lab, Summary, require, require_kvm, true_tsc_frequency};
 
 /// How long the VM is saved.
 const SAVED: Duration = Duration::from_millis(300);
@@ -19,6 +19,7 @@ fn error_ns(summary: &Summary) -> i64 {
 #[test]
 fn under_freeze_it_is_behind_by_the_downtime_and_under_catch_up_right() {
     require_kvm!();
+    require!(true_tsc_frequency());
     let lab = Lab::new();
     lab.boot("hz=100 count=40", "--save-at 100ms --save-to snap");
     thread::sleep(SAVED);
@@ -43,6 +44,7 @@ fn it_is_not_judged_where_nobody_knows_it() {
         let run = lab.boot("hz=100 count=5", flags);
         assert!(run.summary.value("wall_error_ns").is_null(), "{flags}: {:#?}", run.summary);
     }
+    require!(true_tsc_frequency());
     let run = lab.boot("hz=100 count=5", "--time real");
     assert!(error_ns(&run.summary).unsigned_abs() <= RIGHT_NS, "{:#?}", run.summary);
 }
