@@ -186,7 +186,7 @@ impl Machine {
             wall: WallRegistration::from_state(*wall),
             memory,
             sites: chosen.patched,
-            audit: TickAudit::from_state(audit, saved_cpus.count(), since, *migrations),
+            audit: TickAudit::from_state(audit, saved_cpus.count(), since),
             trace: outputs.trace.begin()?,
             outlets: outputs.outlets,
             cpus: saved_cpus.count(),

@@ -53,8 +53,6 @@ pub struct TickAudit {
     late_by_guest: Latenesses,
     late_by_host: Latenesses,
     timer: TimerTally,
-    /// Restores and resumes; each rounds the page's base once.
-    restores: u64,
     /// A ring that cannot be read, and which CPU's.
     other: Option<(usize, OtherRing)>,
     /// With KVM's kvmclock: the pages that judge the records.
@@ -126,13 +124,12 @@ impl TickAudit {
     /// An audit of the rings at `ring`, one for each of `cpus`.
     #[must_use]
     pub fn new(ring: Option<u64>, cpus: usize) -> Self {
-        Self::from_state(&TickAuditState { ring, rings: Vec::new() }, cpus, VmTime(0), 0)
+        Self::from_state(&TickAuditState { ring, rings: Vec::new() }, cpus, VmTime(0))
     }
 
-    /// An audit that continues where a saved one stopped. `since` is VM time at this restore, `restores` the number of
-    /// those before it.
+    /// An audit that continues where a saved one stopped. `since` is VM time at this restore.
     #[must_use]
-    pub fn from_state(state: &TickAuditState, cpus: usize, since: VmTime, restores: u64) -> Self {
+    pub fn from_state(state: &TickAuditState, cpus: usize, since: VmTime) -> Self {
         let TickAuditState { ring, rings } = state;
         Self {
             ring: *ring,
@@ -142,7 +139,6 @@ impl TickAudit {
             late_by_guest: Latenesses::new(),
             late_by_host: Latenesses::new(),
             timer: TimerTally { interrupts: 0, early: 0, late: Latenesses::new() },
-            restores,
             other: None,
             kvm_pages: KvmPages::default(),
             log: None,
@@ -183,7 +179,6 @@ impl TickAudit {
             late_by_guest: _,
             late_by_host: _,
             timer: _,
-            restores: _,
             other: _,
             kvm_pages: _,
             log: _,
@@ -198,7 +193,6 @@ impl TickAudit {
 
     /// The TSC frequency changed at this VM time: intervals armed earlier no longer count.
     pub fn restored(&mut self, at: VmTime) {
-        self.restores = self.restores.saturating_add(1);
         self.since = at;
         self.tally.intervals = Intervals::default();
     }
@@ -264,7 +258,7 @@ impl TickAudit {
         self.tally.overrun = self.tally.overrun.saturating_add(overwritten);
         let first = ring.read.saturating_add(overwritten);
         ring.read = header.written;
-        let check = RecordCheck::new(now(cpu), self.restores, &self.kvm_pages);
+        let check = RecordCheck::new(now(cpu), &self.kvm_pages);
         for number in first..header.written {
             let Some(record) = ring::record(memory, address, number) else { continue };
             if !self.is_record(memory, cpu, address, number, &record, &check) {

@@ -5,16 +5,16 @@
 //! than the one at which the record is read. The second check finds an RDTSC that is not in the guest's trap-site
 //! table: it returns the host's TSC, and VM time is then computed correctly from a wrong TSC.
 //!
-//! With KVM's kvmclock the pages that KVM writes take the place of the reference clock: the host reads them in guest memory
-//! and converts the record's TSC itself.
+//! With KVM's kvmclock the pages that KVM writes take the place of the reference clock: the host reads them in guest
+//! memory and converts the record's TSC itself.
 
 use guest_abi::report::Record;
 use vmtime::{GuestTsc, PageClock, TscAdjust, VmTime};
 
 use crate::machine::clock::Clock;
 
-/// How far the guest's and the host's VM time of one instant may differ: the page rounds each reading down by up to 2
-/// ns, and a restore rounds its base.
+/// How far the guest's and the host's VM time of one instant may differ. The page rounds each reading down by up to 2
+/// ns, and after any number of restores its line is off by less than 1 ns.
 pub(crate) const CLOCKS_AGREE_NS: u64 = 1000;
 /// VM time in which the page may drift by a nanosecond: KVM's arithmetic is good to 1 ppb.
 const DRIFT_NS: u64 = 1_000_000_000;
@@ -40,10 +40,13 @@ pub(crate) enum Converts {
     Pages,
 }
 
-/// The pages that KVM wrote for the CPUs lately, the newest first. A record may be older than the pages that are there when
-/// it is read: they change at a restore, and when KVM gives its clock a new base, and a guest may be stopped between a tick and its
-/// record. All CPUs' pages are on one line, unless a
-/// guest wrote a TSC, and which CPU has which ring is not certain while they start: so all of them are tried.
+/// The pages that KVM wrote for the CPUs lately, the newest first.
+///
+/// A record may be older than the pages that are there when it is read. They change at a restore, and when KVM gives
+/// its clock a new base. And a guest may be stopped between a tick and its record.
+///
+/// All CPUs' pages are on one line, unless a guest wrote a TSC. Which CPU has which ring is not certain while they
+/// start. So all pages are tried.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KvmPages(Vec<PageClock>);
 
@@ -88,13 +91,12 @@ pub(crate) struct RecordCheck {
 }
 
 impl RecordCheck {
-    /// The check with the clocks of `reading`; `restores` is how often the page got a new base, and `pages` are those that
-    /// KVM wrote, the present one among them.
-    pub(crate) fn new(reading: ClockReading, restores: u64, pages: &KvmPages) -> Self {
+    /// The check with the clocks of `reading`; `pages` are those that KVM wrote, the present one among them.
+    pub(crate) fn new(reading: ClockReading, pages: &KvmPages) -> Self {
         let ClockReading { clock, has_gap, converts } = reading;
         let tsc = clock.tsc();
         let now = if has_gap { VmTime(u64::MAX) } else { clock.vm_time(tsc).max(clock.reference_time(tsc)) };
-        let agree_ns = tolerance_ns(clock.vm_time(tsc), restores);
+        let agree_ns = tolerance_ns(clock.vm_time(tsc));
         let by_reference = |adjust| Self { now, clock, adjust, pages: None, tolerance_ns: agree_ns, agree_ns };
         match converts {
             Converts::Reference(adjust) => by_reference(adjust),
@@ -107,8 +109,8 @@ impl RecordCheck {
         }
     }
 
-    /// VM time at which the guest handled the tick, by the host's account: what the host makes of the TSC that the guest
-    /// read.
+    /// VM time at which the guest handled the tick, by the host's account: what the host makes of the TSC that the
+    /// guest read.
     fn handled(&self, record: &Record) -> Option<VmTime> {
         let tsc = GuestTsc(record.fired_tsc);
         match &self.pages {
@@ -117,8 +119,8 @@ impl RecordCheck {
         }
     }
 
-    /// With KVM's LAPIC, whose injections the host does not see: VM time at which the guest handled the tick, by the page
-    /// that KVM wrote.
+    /// With KVM's LAPIC, whose injections the host does not see: VM time at which the guest handled the tick, by the
+    /// page that KVM wrote.
     pub(crate) fn handled_by_kvms_page(&self, record: &Record) -> Option<VmTime> {
         self.pages.as_ref().and_then(|_| self.handled(record))
     }
@@ -137,9 +139,9 @@ impl RecordCheck {
     }
 }
 
-/// The tolerance at VM time `vm`. Each restore adds to it, because it rounds the page's base again.
-fn tolerance_ns(vm: VmTime, restores: u64) -> u64 {
-    CLOCKS_AGREE_NS.saturating_add(vm.0 / DRIFT_NS).saturating_add(restores.saturating_mul(2))
+/// The tolerance at VM time `vm`.
+fn tolerance_ns(vm: VmTime) -> u64 {
+    CLOCKS_AGREE_NS.saturating_add(vm.0 / DRIFT_NS)
 }
 
 /// `a - b`, if `a` is the larger.
@@ -163,7 +165,7 @@ impl RecordCheck {
 
     /// The check with a clock that shows `now`.
     pub(crate) fn of(clock: Clock, now: VmTime, adjust: TscAdjust) -> Self {
-        let tolerance_ns = tolerance_ns(now, 0);
+        let tolerance_ns = tolerance_ns(now);
         Self { now, clock, adjust, pages: None, tolerance_ns, agree_ns: tolerance_ns }
     }
 }

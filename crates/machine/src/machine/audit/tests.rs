@@ -33,6 +33,14 @@ fn clock() -> Clock {
     Clock::new(TscSource::Trapped, TimeMode::Virtual, HostClock::new(|| 0, khz(1_000_000)), khz(1_000_000))
 }
 
+/// The clock, started with this frequency.
+fn started(mut clock: Clock, to: u64) -> Clock {
+    let moment = clock.moment(HostInstant::now(clock.host()));
+    let stood = (Stood::For(std::time::Duration::ZERO), HostTsc(0));
+    clock.start(&moment, khz(to), DowntimePolicy::Freeze, stood, false).unwrap();
+    clock
+}
+
 #[test]
 fn an_injection_before_the_arming_belongs_to_no_tick() {
     let mut audit = audit();
@@ -87,17 +95,7 @@ fn a_guest_without_a_ring_is_not_judged() {
 // Catches: an RDTSC that is not in the table and returned another TSC. A record with 6,496 s was accepted.
 #[test]
 fn an_instant_that_has_not_come_is_a_clock_error() {
-    let mut clock = clock();
-    let moment = clock.moment(HostInstant::now(clock.host()));
-    clock
-        .start(
-            &moment,
-            khz(1_000_000),
-            DowntimePolicy::Freeze,
-            (Stood::For(std::time::Duration::ZERO), HostTsc(0)),
-            false,
-        )
-        .unwrap();
+    let clock = started(clock(), 1_000_000);
     let check = RecordCheck::of(clock, VmTime(50_000_000), TscAdjust::ZERO);
     let far = 6_496_000_000_000;
     let ahead = |of: u64| Some(i64::try_from(far - of).unwrap());
@@ -114,16 +112,10 @@ fn an_instant_that_has_not_come_is_a_clock_error() {
 
 #[test]
 fn records_from_before_a_restore_are_checked_with_the_clock_of_then() {
-    let mut clock = clock();
-    let start = |clock: &mut Clock, to: u64| {
-        let moment = clock.moment(HostInstant::now(clock.host()));
-        let length = Stood::For(std::time::Duration::ZERO);
-        clock.start(&moment, khz(to), DowntimePolicy::Freeze, (length, HostTsc(0)), true).unwrap();
-    };
-    start(&mut clock, 1_000_000);
+    let mut clock = started(clock(), 1_000_000);
     clock.jump_to(GuestTsc(30_000_000));
     clock.stop_at(HostTsc(0));
-    start(&mut clock, 2_000_000);
+    clock = started(clock, 2_000_000);
     clock.jump_to(GuestTsc(90_000_000));
     let check = RecordCheck::of(clock, VmTime(60_000_000), TscAdjust::ZERO);
     assert_eq!(check.clock_error(&tick(1, 20_000_000, 20_000_000)), None);
@@ -134,17 +126,7 @@ fn records_from_before_a_restore_are_checked_with_the_clock_of_then() {
 
 #[test]
 fn a_cpu_that_wrote_its_tsc_is_checked_with_its_own_tsc() {
-    let mut clock = clock();
-    let moment = clock.moment(HostInstant::now(clock.host()));
-    clock
-        .start(
-            &moment,
-            khz(1_000_000),
-            DowntimePolicy::Freeze,
-            (Stood::For(std::time::Duration::ZERO), HostTsc(0)),
-            false,
-        )
-        .unwrap();
+    let clock = started(clock(), 1_000_000);
     let record = Record { fired_tsc: 20_003_000u64.wrapping_sub(5_000_000), ..tick(1, 20_000_000, 20_003_000) };
     let adjust = TscAdjust(5_000_000u64.wrapping_neg());
     assert_eq!(RecordCheck::of(clock.clone(), VmTime(50_000_000), adjust).clock_error(&record), None);
@@ -161,10 +143,11 @@ fn check_by_pages(pages: &[PageClock]) -> RecordCheck {
     let mut all = KvmPages::default();
     pages.iter().for_each(|page| all.add(vec![*page]));
     let reading = ClockReading { clock: clock(), has_gap: true, converts: Converts::Pages };
-    RecordCheck::new(reading, 0, &all)
+    RecordCheck::new(reading, &all)
 }
 
-// Catches: a guest whose clock is not the one that KVM publishes, with KVM's LAPIC: its reading was believed to a second.
+// Catches: a guest whose clock is not the one that KVM publishes, with KVM's LAPIC: its reading was believed to a
+// second.
 #[test]
 fn with_kvms_lapic_the_pages_that_kvm_wrote_judge_the_guest() {
     // The guest was stopped for a while: the second page is 5,000 ns behind the first.
