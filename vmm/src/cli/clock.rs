@@ -1,17 +1,10 @@
 //! `vmm clock`.
 
-use std::{
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use guest_image::GUEST_ELF;
 use lab::{
-    clock::{self, Options, Progress, Stops, result::Findings},
+    clock::{self, Options, Stops},
     recipe::step::Destination,
     report,
 };
@@ -22,13 +15,11 @@ use super::{
     clock_args::Clock,
     exit::{Error, Result},
     output::{self, OutFile},
+    progress::Progress,
     sweep::{CANCEL, wait_for_signals},
     sweep_args::Fault,
     text::Text,
 };
-
-/// Between two lines that say how far a long measurement is.
-const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// What the embedded guest does by default: ticks without end, each armed with a deadline in guest TSC.
 const CMDLINE: &str = "clockevent=kvm-tsc-deadline scenario=idle";
@@ -48,7 +39,9 @@ pub fn run(args: &Clock) -> Result<ExitCode> {
     let report = OutFile::open("report", args.report.report.as_deref())?;
     wait_for_signals()?;
     let env = HostEnvironment::open(None)?;
-    let findings = measure(&env, &image, &options, &CANCEL)?;
+    let mut bar = Progress::new("stops", &args.heartbeat);
+    let findings = clock::measure(&env, &image, &options, &CANCEL, &|done, wanted| bar.at(done, wanted))?;
+    bar.finish();
     let quiet = [&json, &report].into_iter().flatten().any(OutFile::is_stdout);
     let failed = args.fail_on.failed(&findings);
     if let Some(file) = json {
@@ -121,18 +114,4 @@ fn policies(args: &Clock) -> Policies {
         },
         Destination::Kvm | Destination::Vmm => Policies { restorer, ..given },
     }
-}
-
-fn measure(env: &HostEnvironment, image: &Image, options: &Options, cancel: &AtomicBool) -> Result<Findings> {
-    let begun = Instant::now();
-    let mut said = begun;
-    let mut heartbeat = |Progress { done, wanted, total }: Progress| {
-        if said.elapsed() < HEARTBEAT || cancel.load(Ordering::SeqCst) {
-            return;
-        }
-        said = Instant::now();
-        let left = begun.elapsed().as_secs().saturating_mul(wanted.saturating_sub(done)) / done.max(1);
-        machine::say!("vmm: {done} of {wanted} stops, total error {:.3} ns, some {left} s left", total.as_ns());
-    };
-    Ok(clock::measure(env, image, options, cancel, &mut heartbeat)?)
 }

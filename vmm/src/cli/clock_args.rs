@@ -9,6 +9,7 @@ use vmtime::Khz;
 use super::{
     args::{Deadline, Downtime, Lapic, Time, Tsc, duration, khz, size},
     output::ReportFile,
+    progress::Heartbeat,
     sweep_args::{Fault, FaultParser, Output},
 };
 
@@ -48,7 +49,8 @@ pub struct Clock {
     /// Migrate it so often within the process; 100 times if neither this nor --pauses is given.
     #[arg(long, value_name = "N", value_parser = stops)]
     pub migrations: Option<u64>,
-    /// Migrate without building the virtual machine anew. The guest sees the same, and a million migrations take minutes.
+    /// Migrate without building the virtual machine anew. The guest sees the same, and a million migrations take
+    /// minutes.
     #[arg(long, conflicts_with = "pauses")]
     pub in_place: bool,
     /// Pause it and let it continue so often.
@@ -72,11 +74,14 @@ pub struct Clock {
     /// Let each resume have a fault, to see that it is found.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
     pub inject: Option<Fault>,
-    /// What ends it with exit code 1: back (the guest's clock went back at a stop), drift=TIME (the mean error of a stop
-    /// is larger, either way), total=TIME (their sum is), worst=TIME (one is), deadline=TIME (a deadline was shifted
-    /// farther), rate=TIME (between the stops the pages gained or lost more, in all, against ticks over frequency); or none. TIME may be a fraction, such as 0.05ns.
+    /// What ends it with exit code 1: back (the guest's clock went back at a stop), drift=TIME (the mean error of a
+    /// stop is larger, either way), total=TIME (their sum is), worst=TIME (one is), deadline=TIME (a deadline was
+    /// shifted farther), rate=TIME (between the stops the pages gained or lost more, in all, against ticks over
+    /// frequency); or none. TIME may be a fraction, such as 0.05ns.
     #[arg(long, value_name = "CHECK,…", value_parser = checks, default_value = "back")]
     pub fail_on: Checks,
+    #[command(flatten)]
+    pub heartbeat: Heartbeat,
     #[command(flatten)]
     pub output: Output,
     #[command(flatten)]
@@ -84,7 +89,7 @@ pub struct Clock {
 }
 
 fn stops(text: &str) -> Result<u64, String> {
-    const MOST: u64 = 1_000_000_000;
+    const MOST: u64 = 10_000_000;
     match text.parse() {
         Ok(count @ 1..=MOST) => Ok(count),
         _ => Err(format!("not a number from 1 to {MOST}")),

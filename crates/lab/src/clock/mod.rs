@@ -27,7 +27,7 @@ use machine::{
 };
 use vmtime::Khz;
 
-pub use run::{Progress, measure};
+pub use run::measure;
 
 /// What is done at each stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

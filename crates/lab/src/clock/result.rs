@@ -46,7 +46,8 @@ pub struct Setup {
     pub downtime: &'static str,
     /// The fault that was injected.
     pub fault: Option<String>,
-    /// Which of the ioctls that are proposed for an exact move of its kvmclock KVM has; none if the VMM publishes the pages.
+    /// Which of the ioctls that are proposed for an exact move of its kvmclock KVM has; none if the VMM publishes the
+    /// pages.
     pub kvm_ioctls: Option<ClockIoctls>,
 }
 
@@ -161,11 +162,6 @@ pub(super) struct Sums {
 impl Sums {
     pub(super) fn new(wanted: u64) -> Self {
         Self { every_nth: wanted.div_ceil(LISTED).max(1), ..Self::default() }
-    }
-
-    /// The total error so far.
-    pub(super) fn total(&self) -> ExactSpan {
-        self.error.total()
     }
 
     /// Adds a stop.

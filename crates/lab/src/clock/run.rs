@@ -4,7 +4,6 @@ use std::{
     io,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
 };
 
 use machine::{
@@ -12,9 +11,10 @@ use machine::{
     boot::Image,
     check_ratio,
     guest_clock::{ResumedClocks, StoppedClocks},
+    host::reading::nanos,
     sched::mailbox::NoRequests,
 };
-use vmtime::{DowntimePolicy, ExactSpan, Khz, VmTime};
+use vmtime::{ExactSpan, Khz, VmTime};
 
 use super::{
     ClockError, Options, Stops,
@@ -30,19 +30,8 @@ const BEGINS_WITHIN_NS: u64 = 60_000_000_000;
 /// extended until each vCPU has made a tick, at most so often.
 const LONGER: u32 = 100;
 
-/// How far a measurement is.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// Stops so far.
-    pub done: u64,
-    /// Stops in all.
-    pub wanted: u64,
-    /// The total error so far.
-    pub total: ExactSpan,
-}
-
-/// Measures what the stops of `options` do to the guest's clocks and timers. `progress` is called after each stop. When
-/// `cancel` is set, the findings so far are returned.
+/// Measures what the stops of `options` do to the guest's clocks and timers. `progress` is called after each stop, with
+/// the number of stops so far and in all. When `cancel` is set, the findings so far are returned.
 ///
 /// # Errors
 /// [`ClockError`].
@@ -51,9 +40,10 @@ pub fn measure(
     image: &Image,
     options: &Options,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
+    progress: &dyn Fn(u64, u64),
 ) -> Result<Findings, ClockError> {
     let mut machine = Machine::boot(env, image, &options.boot, Outputs::new(Box::new(io::sink()), None))?;
+    machine.check_downtime(options.policies.downtime)?;
     check_cycle(env, &machine, &options.khz_cycle)?;
     let boot_khz = machine.tsc_khz();
     let mut run = Run { env, options, sums: Sums::new(options.count), open: None };
@@ -61,7 +51,7 @@ pub fn measure(
     while run.made() < options.count && !cancel.load(Ordering::SeqCst) {
         machine = run.stop(machine)?;
         run.leg(&mut machine)?;
-        progress(Progress { done: run.made(), wanted: options.count, total: run.sums.total() });
+        progress(run.made(), options.count);
     }
     let last = RawReading::take(&machine);
     machine.pause()?;
@@ -90,16 +80,12 @@ fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> S
             Stops::Pauses(_) => "pauses",
         },
         wanted: *count,
-        every_ns: nanoseconds(*every),
+        every_ns: nanos(*every),
         deadline: policies.deadline.as_str(),
         downtime: policies.downtime.as_str(),
         fault: inject.clone(),
         kvm_ioctls: machine.kvm_clock_ioctls(),
     }
-}
-
-fn nanoseconds(length: Duration) -> u64 {
-    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Checks all frequencies, so that an impossible one is reported before the guest runs.
@@ -156,7 +142,7 @@ impl Run<'_> {
 
     /// Runs for the time between two stops.
     fn leg(&mut self, machine: &mut Machine) -> Result<(), ClockError> {
-        let every = nanoseconds(self.options.every);
+        let every = nanos(self.options.every);
         let mut until = VmTime(machine.vm_time().0.saturating_add(every));
         let mut before = ticks(machine);
         let mut longer = 0;
@@ -234,7 +220,7 @@ impl Run<'_> {
         let Some(Open { kind, khz, before, resumed, raw: (raw_before, raw_after) }) = self.open.take() else {
             return Ok(clocks);
         };
-        let counts_downtime = self.options.policies.downtime == DowntimePolicy::CatchUp;
+        let counts_downtime = self.options.policies.downtime.advances();
         let kvm_pages = self.options.boot.lapic == LapicKind::Kvm;
         let number = self.sums.count.saturating_add(1);
         let stop = account(Context { number, kind, khz, counts_downtime, kvm_pages }, &before, &resumed, &clocks)?;

@@ -67,12 +67,6 @@ impl Series {
         }
     }
 
-    /// The sum so far.
-    #[must_use]
-    pub const fn total(&self) -> ExactSpan {
-        self.sum
-    }
-
     /// What the values come to; none if there are none.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "a count of stops is far below 2^53")]
@@ -189,7 +183,7 @@ mod tests {
         series.add(ExactSpan::of_ns(1_000_000_000), 1);
         (0..100_000).for_each(|n| series.add(tiny, n + 2));
         series.add(ExactSpan::of_ns(-1_000_000_000), 0);
-        assert_eq!(series.total(), page.line(GuestTsc(100_000)));
+        assert_eq!(series.sum, page.line(GuestTsc(100_000)));
     }
 
     proptest! {
