@@ -184,8 +184,8 @@ fn work(irqs_off: &mut IrqsOff<OneCpu>, load: Load, pages: Option<Pages>) {
     }
 }
 
-/// The main loop with `steal=on`: after every tick it is counted what a task that always runs would be charged with. Then
-/// it prints that.
+/// The main loop with `steal=on`: after every tick it is counted what a task that always runs would be charged with.
+/// Then it prints that.
 fn watch_steal(irqs_off: &mut IrqsOff<OneCpu>) {
     let (mut charged, mut counted_at) = (Charged::default(), None);
     loop {

@@ -1,8 +1,8 @@
 //! Steal time: what the host says that this CPU did not run, and what a scheduler makes of it.
 //!
-//! A scheduler charges a task with the time from one tick to the next. A clock that advances over a stop of the VM charges it
-//! with the stop, too. Linux subtracts what the steal-time area has gained meanwhile (`update_rq_clock_task` in
-//! `kernel/sched/core.c`, with `kvm_steal_clock` in `arch/x86/kernel/kvm.c`).
+//! A scheduler charges a task with the time from one tick to the next. A clock that advances over a stop of the VM
+//! charges it with the stop, too. Linux subtracts what the steal-time area has gained meanwhile (`update_rq_clock_task`
+//! in `kernel/sched/core.c`, with `kvm_steal_clock` in `arch/x86/kernel/kvm.c`).
 
 /// The steal-time area, which the host may be writing.
 pub trait Area {

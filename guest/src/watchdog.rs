@@ -1,10 +1,10 @@
-//! The clocksource watchdog, as Linux has it: every half second the guest compares an interval by one clocksource with the
-//! same interval by another, the *watchdog*, and marks the first unstable if they differ by too much.
+//! The clocksource watchdog, as Linux has it: every half second the guest compares an interval by one clocksource with
+//! the same interval by another, the *watchdog*, and marks the first unstable if they differ by too much.
 //!
-//! Numbers and order are those of `watchdog_check_freq` in `kernel/time/clocksource.c` of Linux 7.2 (rewritten in 7.1 by
-//! commit 763aacf86f1b). Linux takes the best-rated clocksource that needs no verification for the watchdog. In a KVM
-//! guest that is kvm-clock, and the TSC is watched. Without kvm-clock it is HPET or the ACPI PM timer. Here it is kvmclock
-//! or the PM timer, on request.
+//! Numbers and order are those of `watchdog_check_freq` in `kernel/time/clocksource.c` of Linux 7.2 (rewritten in 7.1
+//! by commit 763aacf86f1b). Linux takes the best-rated clocksource that needs no verification for the watchdog. In a
+//! KVM guest that is kvm-clock, and the TSC is watched. Without kvm-clock it is HPET or the ACPI PM timer. Here it is
+//! kvmclock or the PM timer, on request.
 //!
 //! What is not here: the comparison of CPUs with each other, and the restart of the comparison after
 //! PVCLOCK_GUEST_STOPPED, for which kvm-clock of Linux 7.2 does not look when it is read.
@@ -16,7 +16,8 @@ use crate::pvclock::low64;
 
 /// Checks a second: `WATCHDOG_INTERVAL` is `HZ >> 1` jiffies.
 pub const HZ: u32 = 2;
-/// `WATCHDOG_READOUT_MAX_NS`: a clocksource is read between two readings of the watchdog, which are at most so far apart.
+/// `WATCHDOG_READOUT_MAX_NS`: a clocksource is read between two readings of the watchdog, which are at most so far
+/// apart.
 pub const READOUT_MAX_NS: u64 = 50_000;
 /// `WATCHDOG_FREQ_RETRIES`: how often that is tried.
 pub const RETRIES: u32 = 3;
@@ -61,8 +62,8 @@ impl Clocksource {
         }
     }
 
-    /// `max_idle_ns`: a longer interval is not compared. It is what Linux prints when it registers each of them; the TSC's
-    /// is 440.8 s at every frequency, to a tenth.
+    /// `max_idle_ns`: a longer interval is not compared. It is what Linux prints when it registers each of them; the
+    /// TSC's is 440.8 s at every frequency, to a tenth.
     const fn max_idle_ns(self) -> u64 {
         match self {
             Self::Tsc => 440_800_000_000,
@@ -82,9 +83,9 @@ impl Clocksource {
 
 /// Reads clocksources.
 pub trait Counters {
-    /// The counts of `watchdog`, `clocksource` and again `watchdog`, one after the other, with interrupts off: TSC ticks,
-    /// nanoseconds, or PM timer ticks. What can be computed later is: where the kernel's code is emulated, a few hundred
-    /// instructions take longer than [`READOUT_MAX_NS`].
+    /// The counts of `watchdog`, `clocksource` and again `watchdog`, one after the other, with interrupts off: TSC
+    /// ticks, nanoseconds, or PM timer ticks. What can be computed later is: where the kernel's code is emulated, a few
+    /// hundred instructions take longer than [`READOUT_MAX_NS`].
     fn readout(&mut self, watchdog: Clocksource, clocksource: Clocksource) -> [u64; 3];
 }
 

@@ -28,7 +28,8 @@ impl Page {
         i128::try_from(ns).expect("far below 2^127")
     }
 
-    /// The line through the page's base at `tsc`, without the roundings of a reading: in units of 1 / [`Self::PER_NS`] ns.
+    /// The line through the page's base at `tsc`, without the roundings of a reading: in units of 1 / [`Self::PER_NS`]
+    /// ns.
     ///
     /// # Panics
     /// For a `tsc` before the page's base, and for a TSC of 256 GHz or more.

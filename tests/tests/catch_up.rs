@@ -1,5 +1,5 @@
-//! `--downtime catch-up`: after a stop the guest's clock shows what it would show if it had not been stopped, and by how
-//! much it may be wrong is in the trace and the summary.
+//! `--downtime catch-up`: after a stop the guest's clock shows what it would show if it had not been stopped, and by
+//! how much it may be wrong is in the trace and the summary.
 
 use std::{thread, time::Duration};
 
@@ -14,7 +14,8 @@ fn step(save: &Line, before: &Line, after: &Line) -> i128 {
     shown(after) - shown(before) - page.ns(after.tsc())
 }
 
-/// Each restore of a trace, with its step: between the guest's last tick before the save and its first after the restore.
+/// Each restore of a trace, with its step: between the guest's last tick before the save and its first after the
+/// restore.
 fn restores(trace: &Trace) -> Vec<(&Line, i128)> {
     let ticks: Vec<&Line> = trace.all("tick").collect();
     let saves: Vec<&Line> = trace.all("save").collect();
@@ -29,7 +30,8 @@ fn restores(trace: &Trace) -> Vec<(&Line, i128)> {
     trace.all("restore").enumerate().filter_map(|(n, restore)| Some((restore, step_of(n, restore)?))).collect()
 }
 
-/// A step may exceed its bound by this: both pages and both readings round by less than 2 ns, and a page's rate by 1 ppb.
+/// A step may exceed its bound by this: both pages and both readings round by less than 2 ns, and a page's rate by 1
+/// ppb.
 fn roundings_ns(restore: &Line) -> i128 {
     8 + i128::from(restore.field("downtime_ns") / 1_000_000_000)
 }
@@ -80,8 +82,8 @@ fn a_pause_moves_the_guests_clock_by_no_more_than_the_bound_says() {
     }
 }
 
-// Catches: a wall clock of the save that is not that of the instant at which VM time stopped, and one of the restore that
-// is not that of the instant at which it starts again.
+// Catches: a wall clock of the save that is not that of the instant at which VM time stopped, and one of the restore
+// that is not that of the instant at which it starts again.
 #[test]
 fn a_restore_in_another_process_moves_it_by_no_more_than_bound_and_slew() {
     require_kvm!();

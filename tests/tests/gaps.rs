@@ -1,5 +1,5 @@
-//! A process that the host stops, and that continues before any vCPU runs again. The library is called directly, so that
-//! the stop is between a resume and a pause in every run.
+//! A process that the host stops, and that continues before any vCPU runs again. The library is called directly, so
+//! that the stop is between a resume and a pause in every run.
 
 use std::{io, thread, time::Duration};
 

@@ -34,7 +34,8 @@ fn run(lab: &Lab, clears: bool, flags: &str, code: i32) -> (serde_json::Value, S
     (serde_json::from_slice(&summary).expect("JSON"), ended.stderr, Trace::read(&lab.path("trace")))
 }
 
-// Catches: a VMM that sets the flag and does not notice that nobody reads it; a count that needs the guest's own account.
+// Catches: a VMM that sets the flag and does not notice that nobody reads it; a count that needs the guest's own
+// account.
 #[test]
 fn a_guest_that_never_clears_it_is_told_of() {
     require_kvm!();

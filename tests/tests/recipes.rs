@@ -14,8 +14,8 @@ struct Golden {
     verdicts: &'static [&'static str],
 }
 
-/// One row for each recipe. Where the TSC has counted the downtime, the ticks of it are late; where kvmclock alone has, it
-/// is ahead by the downtime. `dragonball` loses the deadline once it is armed.
+/// One row for each recipe. Where the TSC has counted the downtime, the ticks of it are late; where kvmclock alone has,
+/// it is ahead by the downtime. `dragonball` loses the deadline once it is armed.
 const GOLDEN: &[Golden] = &[
     Golden { name: "kvm-doc", page_error_ns: [0, 0], verdicts: &["late"] },
     Golden { name: "qemu", page_error_ns: [86_000, -16_000], verdicts: &["clock-stepped"] },

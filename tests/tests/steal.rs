@@ -70,8 +70,8 @@ fn what_is_told_is_what_vm_time_advanced() {
     assert_eq!(told(&run)[0], sum);
 }
 
-// Catches: a guest that has no area and is told; a LAPIC of KVM's, whose guest is not offered one, that takes the policy
-// and tells nobody.
+// Catches: a guest that has no area and is told; a LAPIC of KVM's, whose guest is not offered one, that takes the
+// policy and tells nobody.
 #[test]
 fn a_guest_without_an_area_is_told_nothing_and_kvms_lapic_refuses() {
     require_kvm!();

@@ -6,16 +6,16 @@ use vm_tests::{Lab, Summary, require, require_kvm, true_tsc_frequency};
 
 /// How long the VM is saved.
 const SAVED: Duration = Duration::from_millis(300);
-/// By how much a right time of day may be off: wall clock and TSC are read together to within microseconds, but NTP may slew
-/// the wall clock, and the TSC's frequency is known to some ppm. What is to be found is 300 ms.
+/// By how much a right time of day may be off: wall clock and TSC are read together to within microseconds, but NTP may
+/// slew the wall clock, and the TSC's frequency is known to some ppm. What is to be found is 300 ms.
 const RIGHT_NS: u64 = 50_000_000;
 
 fn error_ns(summary: &Summary) -> i64 {
     summary.value("wall_error_ns").as_i64().expect("a number")
 }
 
-// Catches: a guest whose time of day is behind by the time that it was saved, and nobody says so; one that catches up and
-// is said to be behind.
+// Catches: a guest whose time of day is behind by the time that it was saved, and nobody says so; one that catches up
+// and is said to be behind.
 #[test]
 fn under_freeze_it_is_behind_by_the_downtime_and_under_catch_up_right() {
     require_kvm!();

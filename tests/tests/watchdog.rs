@@ -7,7 +7,8 @@ use vm_tests::{Lab, require_kvm};
 #[track_caller]
 fn marked(reference: &str, flags: &str) -> (usize, usize) {
     let lab = Lab::new();
-    // The one-shot timer counts VM time: no fault in TSC or page makes it storm, which would end a run before the check.
+    // The one-shot timer counts VM time: no fault in TSC or page makes it storm, which would end a run before the
+    // check.
     let cmdline = format!("clockevent=lapic-oneshot scenario=watchdog watchdog={reference}");
     let mut command = lab.vmm("sweep --every exit --ticks 6 --json found.json");
     let ended = vm_tests::finish(command.args(["--cmdline", &cmdline]).args(flags.split_whitespace()));

@@ -1,5 +1,6 @@
-//! Measures how far a guest's clock steps over a pause under `--downtime catch-up`, by the guest's own readings: what its
-//! kvmclock advanced between its ticks before and after, beyond what its TSC did. With `--tsc host` the TSC counts on.
+//! Measures how far a guest's clock steps over a pause under `--downtime catch-up`, by the guest's own readings: what
+//! its kvmclock advanced between its ticks before and after, beyond what its TSC did. With `--tsc host` the TSC counts
+//! on.
 
 use std::{
     fs,

@@ -2,8 +2,8 @@
 
 /// First port of the 16550 serial console (COM1).
 pub const SERIAL: u16 = 0x3f8;
-/// The ACPI power management timer: a read of 32 bits gives its count, in the low [`PM_TIMER_BITS`] bits. A guest without
-/// ACPI tables finds it by this number, which is QEMU's and Cloud Hypervisor's, too.
+/// The ACPI power management timer: a read of 32 bits gives its count, in the low [`PM_TIMER_BITS`] bits. A guest
+/// without ACPI tables finds it by this number, which is QEMU's and Cloud Hypervisor's, too.
 pub const PM_TIMER: u16 = 0x608;
 /// Width of the count: "24-bit" (ACPI 6.5, 4.8.2.1 "Power Management Timer").
 pub const PM_TIMER_BITS: u32 = 24;

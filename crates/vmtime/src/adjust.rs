@@ -280,8 +280,9 @@ pub struct Due {
     pub read: VmTime,
 }
 
-/// The TSC deadline in force after a restore, for one `armed` at the save; `due` if an earlier restore has moved it. Never
-/// 0, which would disarm; `armed` must not be 0 (disarmed) either. Also returns the state that the next restore needs.
+/// The TSC deadline in force after a restore, for one `armed` at the save; `due` if an earlier restore has moved it.
+/// Never 0, which would disarm; `armed` must not be 0 (disarmed) either. Also returns the state that the next restore
+/// needs.
 ///
 /// - keep: `armed`.
 /// - rescale: `armed` if the page is the same. Otherwise the least TSC at which both VM time without rounding and the

@@ -229,8 +229,8 @@ fn restores_with_the_same_frequency_change_nothing() {
     }
 }
 
-// Catches: rounding that adds up, of VM time or of the deadline. What is left after a million restores is the last one's:
-// less than a nanosecond, and two ticks of the deadline.
+// Catches: rounding that adds up, of VM time or of the deadline. What is left after a million restores is the last
+// one's: less than a nanosecond, and two ticks of the deadline.
 #[test]
 fn a_million_restores_lose_nothing() {
     let mut seed = 7_u64;

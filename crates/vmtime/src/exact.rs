@@ -10,7 +10,7 @@
 use crate::{GuestTsc, PageClock, VmTime};
 
 /// The number of fraction bits.
-const FRACTION_BITS: u32 = 63;
+pub(crate) const FRACTION_BITS: u32 = 63;
 
 /// A VM time in 2⁻⁶³ ns. It ends, as [`VmTime`] does, after 64 bits of whole nanoseconds, and stands still there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

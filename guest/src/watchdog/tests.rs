@@ -52,8 +52,8 @@ fn run(watchdog: &mut Watchdog, clocks: &mut Clocks, checks: u32) {
     }
 }
 
-// Catches: a limit other than Linux 7.2's. kvm-clock does not say that it is calibrated, so that 1/256 of the interval is
-// allowed; the PM timer and the TSC both do, so that it is 1/2048.
+// Catches: a limit other than Linux 7.2's. kvm-clock does not say that it is calibrated, so that 1/256 of the interval
+// is allowed; the PM timer and the TSC both do, so that it is 1/2048.
 #[test]
 fn the_limit_is_4000_ppm_of_the_interval_and_500_between_calibrated_ones() {
     for (reference, most_ppm) in [(Clocksource::Kvmclock, 3906), (Clocksource::AcpiPm, 488)] {

@@ -1,10 +1,11 @@
 //! Reads the Rust of this repository and checks what may be named where.
 //!
-//! Three questions, answered by one table ([`table`], the file `layers.toml`) and one reading of the sources:
+//! Four questions, answered by one table ([`table`], the file `layers.toml`) and one reading of the sources:
 //!
 //! - Which folder depends on which ([`rooms`])? Only where the table says so, and in no circle ([`circles`]).
 //! - Which code names KVM, the operating system, host clocks, threads and `unsafe` ([`words`])? Only what is listed.
 //! - Does a file contain a path of one developer's machine ([`machine_paths`])?
+//! - Is a comment too wide (`widths.rs`)?
 //!
 //! It is no compiler: types are not inferred and macros are not expanded. A dependency is a *path* in the source: in an
 //! import, an expression, a type, a pattern, an attribute or a macro's tokens. Each path is resolved through renames,
@@ -24,6 +25,7 @@ pub mod rooms;
 pub mod table;
 mod tokens;
 pub mod tree;
+mod widths;
 pub mod words;
 
 #[cfg(test)]
@@ -60,6 +62,7 @@ impl<'a> Reading<'a> {
         findings.extend(circles::findings(self));
         findings.extend(words::findings(self));
         findings.extend(machine_paths::findings(self));
+        findings.extend(widths::findings(self));
         findings.sort();
         findings.dedup();
         findings

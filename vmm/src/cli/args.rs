@@ -303,7 +303,8 @@ pub enum Downtime {
     Freeze,
     /// Yes: VM time advances by it, never back.
     CatchUp,
-    /// As catch-up, and it is added to the guest's steal time (MSR_KVM_STEAL_TIME), if the guest has registered an area.
+    /// As catch-up, and it is added to the guest's steal time (MSR_KVM_STEAL_TIME), if the guest has registered an
+    /// area.
     Steal,
 }
 

@@ -126,8 +126,8 @@ static CODES: AtomicU8 = AtomicU8::new(Codes::Vmm as u8);
 impl Codes {
     const FLAG: &str = "--exit-codes";
 
-    /// Sets the codes for [`code`]. If the command line cannot be parsed, so that there is no `matches`, its words tell:
-    /// else a harness would take a usage error for an expected failure.
+    /// Sets the codes for [`code`]. If the command line cannot be parsed, so that there is no `matches`, its words
+    /// tell: else a harness would take a usage error for an expected failure.
     pub fn choose(matches: Option<&ArgMatches>, words: impl Iterator<Item = OsString>) {
         let chosen = matches.map_or_else(|| Self::among(words), Self::parsed).unwrap_or(Self::Vmm);
         CODES.store(chosen as u8, Ordering::Relaxed);

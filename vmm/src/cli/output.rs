@@ -201,8 +201,9 @@ impl Results {
         Ok(())
     }
 
-    /// Passes `ended` on. If it is an error and no test results have been written, writes what it means for a test: what
-    /// this host cannot do is skipped, another error is one. A wrong command line is not a result. `name` is the command.
+    /// Passes `ended` on. If it is an error and no test results have been written, writes what it means for a test:
+    /// what this host cannot do is skipped, another error is one. A wrong command line is not a result. `name` is the
+    /// command.
     pub fn with_error<T>(&mut self, name: &str, ended: Result<T>) -> Result<T> {
         let error = match ended {
             Ok(value) => return Ok(value),

@@ -1,5 +1,6 @@
-//! What the guest's clock loses or gains over a pause when KVM's kvmclock catches up as KVM's documentation has it (`api.rst`,
-//! KVM_SET_CLOCK): one KVM_GET_CLOCK at the stop, one KVM_SET_CLOCK with its values and KVM_CLOCK_REALTIME at the restart.
+//! What the guest's clock loses or gains over a pause when KVM's kvmclock catches up as KVM's documentation has it
+//! (`api.rst`, KVM_SET_CLOCK): one KVM_GET_CLOCK at the stop, one KVM_SET_CLOCK with its values and KVM_CLOCK_REALTIME
+//! at the restart.
 
 use std::{thread, time::Duration};
 
@@ -60,13 +61,16 @@ fn page(machine: &mut FloorVm) -> Result<Line> {
     for _ in 0..2 {
         machine.run_to_port()?;
     }
-    let page = machine.ram().get(PAGE..).and_then(|ram| ram.first_chunk::<32>()).context("RAM")?;
-    let [_, _, _, _, _, _, _, _, tsc @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = *page;
-    let [.., n0, n1, n2, n3, n4, n5, n6, n7, m0, m1, m2, m3, shift, _, _, _] = *page;
-    let ns = u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]);
-    let mul = u32::from_le_bytes([m0, m1, m2, m3]);
+    let page: &[u8; 32] = machine.ram().get(PAGE..).and_then(|ram| ram.first_chunk()).context("RAM")?;
+    let (_, tsc_on) = page.split_at(8);
+    let (tsc, ns_on) = tsc_on.split_first_chunk().context("tsc_timestamp")?;
+    let (ns, mul_on) = ns_on.split_first_chunk().context("system_time")?;
+    let (mul, shift_on) = mul_on.split_first_chunk().context("tsc_to_system_mul")?;
+    let (shift, _) = shift_on.split_first_chunk().context("tsc_shift")?;
+    let mul = u32::from_le_bytes(*mul);
     if mul == 0 {
         bail!("KVM has written no kvmclock page");
     }
-    Ok(Line { tsc: u64::from_le_bytes(tsc), ns, mul, shift: i8::from_le_bytes([shift]) })
+    let (tsc, ns) = (u64::from_le_bytes(*tsc), u64::from_le_bytes(*ns));
+    Ok(Line { tsc, ns, mul, shift: i8::from_le_bytes(*shift) })
 }

@@ -9,17 +9,17 @@
 //! - A write of IA32_TSC (`kvm_synchronize_tsc`) within a second of what the last write makes expect gets the offset of
 //!   the vCPU that was written first; so does a write of 0. Another value starts a new offset.
 //! - With all offsets equal kvmclock has one base for all vCPUs and PVCLOCK_TSC_STABLE is set
-//!   (`pvclock_update_vm_gtod_copy`). The page is based on the instant of KVM_SET_CLOCK, or of the first entry if a TSC was
-//!   written after it. (KVM bases it once more at each vCPU's first entry, because an update is pending since the vCPU
-//!   was created: 20260115202256.119820-3-dongli.zhang@oracle.com. With one rate that changes only the rounding.)
+//!   (`pvclock_update_vm_gtod_copy`). The page is based on the instant of KVM_SET_CLOCK, or of the first entry if a TSC
+//!   was written after it. (KVM bases it once more at each vCPU's first entry, because an update is pending since the
+//!   vCPU was created: 20260115202256.119820-3-dongli.zhang@oracle.com. With one rate that changes only the rounding.)
 //! - KVM publishes a page once its address is known, and KVM_KVMCLOCK_CTRL fails before that (`kvm_set_guest_paused`).
-//! - A masterclock update bases the pages on CLOCK_MONOTONIC_RAW (`pvclock_update_vm_gtod_copy`): kvmclock steps by what
-//!   that clock and the page have parted since the last base.
-//! - A deadline that is written while LVTT is not in deadline mode is dropped (`kvm_set_lapic_tscdeadline_msr`). Otherwise
-//!   it starts a host timer for the difference to the TSC of that instant (`start_sw_tscdeadline`), which a later change
-//!   of the TSC does not move, as without VMX's preemption timer.
-//! - A deadline that passes while the vCPU stands still is still read as armed, since its interrupt is injected at the next
-//!   entry only; so it fires at once after the restore.
+//! - A masterclock update bases the pages on CLOCK_MONOTONIC_RAW (`pvclock_update_vm_gtod_copy`): kvmclock steps by
+//!   what that clock and the page have parted since the last base.
+//! - A deadline that is written while LVTT is not in deadline mode is dropped (`kvm_set_lapic_tscdeadline_msr`).
+//!   Otherwise it starts a host timer for the difference to the TSC of that instant (`start_sw_tscdeadline`), which a
+//!   later change of the TSC does not move, as without VMX's preemption timer.
+//! - A deadline that passes while the vCPU stands still is still read as armed, since its interrupt is injected at the
+//!   next entry only; so it fires at once after the restore.
 
 use machine::policy::restorer::{Restored, RestoredCpu, Saved, SavedCpu};
 use vlapic::Armed;
@@ -101,7 +101,8 @@ struct NewVm<'a> {
     last_write: Option<(u64, i128)>,
     /// kvmclock at an instant.
     clock: (u64, i128),
-    /// What masterclock updates have added to kvmclock, in billionths of a nanosecond, and the instant of the last base.
+    /// What masterclock updates have added to kvmclock, in billionths of a nanosecond, and the instant of the last
+    /// base.
     raw: i128,
     raw_ns: u64,
     /// The instant that the pages are based on; none: the first entry.

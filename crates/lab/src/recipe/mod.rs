@@ -1,15 +1,16 @@
 //! Restore recipes: a VMM's own steps of save and restore, as data.
 //!
-//! **What it is.** A recipe lists, in order, the ioctls by which a VMM saves a guest's clock and timer and restores them,
-//! with the time that passes before each. `kvm.rs` is a model of what KVM does with each step; it decides about the
-//! guest's TSC, kvmclock pages and timer deadlines. A sweep plays the recipe at each instruction in place of this VMM's
-//! own restore, and the guest shows what it loses. `predict.rs` computes the loss from the delays alone, by a formula.
+//! **What it is.** A recipe lists, in order, the ioctls by which a VMM saves a guest's clock and timer and restores
+//! them, with the time that passes before each. `kvm.rs` is a model of what KVM does with each step; it decides about
+//! the guest's TSC, kvmclock pages and timer deadlines. A sweep plays the recipe at each instruction in place of this
+//! VMM's own restore, and the guest shows what it loses. `predict.rs` computes the loss from the delays alone, by a
+//! formula.
 //!
 //! **What it is not.** It runs no other VMM, and it measures no delay: those are inputs. A host of KVM with its real
 //! delays can be measured with that VMM; here the order is judged, at every instruction.
 //!
-//! **The error that counts** is how far the kvmclock page is ahead of the guest's TSC: of the page that a restore without
-//! error gives for that TSC. The two are one clock for the guest before the restore, and must be one after it.
+//! **The error that counts** is how far the kvmclock page is ahead of the guest's TSC: of the page that a restore
+//! without error gives for that TSC. The two are one clock for the guest before the restore, and must be one after it.
 
 mod error;
 mod kvm;

@@ -1,5 +1,5 @@
-//! Recipes without KVM's LAPIC and kvmclock: this VMM's own restore with a step left out, too early or wrong, and a VM that
-//! stays where it is.
+//! Recipes without KVM's LAPIC and kvmclock: this VMM's own restore with a step left out, too early or wrong, and a VM
+//! that stays where it is.
 
 use machine::policy::restorer::{Restored, RestoredCpu, Saved, SavedCpu};
 use vlapic::Armed;
@@ -115,8 +115,8 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
     Restored { tsc, elapsed_ns: 0, page, remainder, stable: true, cpus }
 }
 
-/// When `armed` fires by ticks over kHz, counted from the boot of a guest that has been up for `uptime_ns`: when so many
-/// nanoseconds have passed. The page then shows what it makes of their ticks.
+/// When `armed` fires by ticks over kHz, counted from the boot of a guest that has been up for `uptime_ns`: when so
+/// many nanoseconds have passed. The page then shows what it makes of their ticks.
 fn by_khz(armed: Armed, saved: &Saved, uptime_ns: u64) -> Armed {
     let shown = i128::try_from(saved.own.page.scale.ns(ticks(uptime_ns, saved.khz))).unwrap_or(i128::MAX);
     let ahead_ns = shown.saturating_sub(i128::from(uptime_ns));

@@ -64,8 +64,8 @@ impl Restorer for Played<'_> {
 
 /// How far a page that shows `system_time` at the TSC `tsc` of a vCPU is ahead of that TSC, to the nearest nanosecond.
 ///
-/// Before the restore the vCPU's TSC, less its `adjust`, was one clock with VM time. With the same frequency it still is,
-/// counted from the stop. With another one it is counted from where the guest continues.
+/// Before the restore the vCPU's TSC, less its `adjust`, was one clock with VM time. With the same frequency it still
+/// is, counted from the stop. With another one it is counted from where the guest continues.
 pub(super) fn error_ns(
     saved: &Saved,
     restored: &Restored,

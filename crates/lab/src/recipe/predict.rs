@@ -8,13 +8,14 @@
 //! - P3: that TSC is written;
 //! - P4: kvmclock is written.
 //!
-//! At P4 the page shows the value of P2, and the TSC that of P1 and what it counted since P3. So the page is ahead of the
-//! TSC by `(P2 − P1) − (P4 − P3)` (kvm list, 2026-01-16, for QEMU; it grows with the number of vCPUs, whose steps are
-//! between). Where kvmclock is set by wall time it shows that of P4, and the page is ahead by `(P4 − P1) − (P4 − P3)`.
-//! Where the TSC is computed from wall time too, they are equal.
+//! At P4 the page shows the value of P2, and the TSC that of P1 and what it counted since P3. So the page is ahead of
+//! the TSC by `(P2 − P1) − (P4 − P3)` (kvm list, 2026-01-16, for QEMU). It changes with the number of vCPUs: their
+//! steps between P1 and P2 add to it, those between P3 and P4 subtract. Where kvmclock is set by wall time, it counts
+//! the downtime and the TSC does not: the page is ahead by `P3 − P1`. Where the TSC is computed from wall time too,
+//! they are equal.
 //!
-//! This formula knows neither ticks nor KVM: [`super::kvm`] does the same in the guest's units, step by step, and a test
-//! compares the two.
+//! This formula knows neither ticks nor KVM: [`super::kvm`] does the same in the guest's units, step by step, and a
+//! test compares the two.
 
 use vmtime::Khz;
 
@@ -26,8 +27,8 @@ use super::{
 /// KVM takes TSC writes within a second of each other's for one.
 const SYNC_NS: i128 = 1_000_000_000;
 
-/// How far each vCPU's page is ahead of its TSC, in nanoseconds, for a guest TSC of `guest_khz` that is restored on a host
-/// of `host_khz`. `None` where nothing sets kvmclock or the TSC: the error is then the guest's whole uptime.
+/// How far each vCPU's page is ahead of its TSC, in nanoseconds, for a guest TSC of `guest_khz` that is restored on a
+/// host of `host_khz`. `None` where nothing sets kvmclock or the TSC: the error is then the guest's whole uptime.
 #[must_use]
 pub fn predict(recipe: &Recipe, cpus: usize, guest_khz: Khz, host_khz: Khz) -> Option<Vec<i64>> {
     if recipe.destination != Destination::Kvm {
@@ -75,8 +76,8 @@ pub fn predict(recipe: &Recipe, cpus: usize, guest_khz: Khz, host_khz: Khz) -> O
     Some(errors)
 }
 
-/// Of a VM that stays where it is: by how much KVM's updates move its clock, and how far each TSC was moved. `None` of a
-/// restore into this VMM, whose page and TSC are its own.
+/// Of a VM that stays where it is: by how much KVM's updates move its clock, and how far each TSC was moved. `None` of
+/// a restore into this VMM, whose page and TSC are its own.
 fn stays(recipe: &Recipe, cpus: usize) -> Option<Vec<i64>> {
     if recipe.destination == Destination::Vmm {
         return None;
@@ -120,8 +121,8 @@ fn sum(group: &Group) -> i128 {
     group.steps().iter().map(|step| i128::from(step.after_ns)).sum()
 }
 
-/// When vCPU `cpu` of `cpus` takes the last step that is `wanted`, from the beginning of `groups`; and that step's place in
-/// the recipe.
+/// When vCPU `cpu` of `cpus` takes the last step that is `wanted`, from the beginning of `groups`; and that step's
+/// place in the recipe.
 fn last(groups: &[Group], cpus: i128, cpu: i128, wanted: &dyn Fn(&Op) -> bool) -> Option<(i128, (usize, usize))> {
     groups.iter().enumerate().rev().find_map(|(number, group)| {
         let index = group.steps().iter().rposition(|step| wanted(&step.op))?;

@@ -1,4 +1,5 @@
-//! The source of a migration in the model of KVM: stopped vCPUs, whose TSCs and kvmclock count on, and what is read of them.
+//! The source of a migration in the model of KVM: stopped vCPUs, whose TSCs and kvmclock count on, and what is read of
+//! them.
 
 use machine::policy::restorer::Saved;
 use vmtime::TscAdjust;

@@ -66,11 +66,12 @@ pub enum Op {
     SetTscOffset(OffsetFrom),
     /// KVM_KVMCLOCK_CTRL, which sets PVCLOCK_GUEST_STOPPED.
     KvmclockCtrl,
-    /// KVM_REQ_MASTERCLOCK_UPDATE: KVM bases the pages on CLOCK_MONOTONIC_RAW anew, by which other time has passed since the
-    /// last base than by the page. KVM does so for each vCPU that is created or restored.
+    /// KVM_REQ_MASTERCLOCK_UPDATE: KVM bases the pages on CLOCK_MONOTONIC_RAW anew, by which other time has passed
+    /// since the last base than by the page. KVM does so at the first entries after a restore, and did so before Linux
+    /// 6.8 for each vCPU that was plugged in.
     MasterclockUpdate,
-    /// The VMM publishes the kvmclock page of its own restore, if it emulates kvmclock. The base is a TSC that the guest
-    /// reaches `base_ahead_ns` later.
+    /// The VMM publishes the kvmclock page of its own restore, if it emulates kvmclock. The base is a TSC that the
+    /// guest reaches `base_ahead_ns` later.
     PublishPage {
         /// Nanoseconds.
         base_ahead_ns: u64,

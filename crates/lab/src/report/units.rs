@@ -22,11 +22,17 @@ pub fn exact_ms(ns: u64) -> String {
 /// A number with a thin space between groups of three digits.
 #[must_use]
 pub fn grouped(number: u64) -> String {
+    grouped_by(number, '\u{202f}')
+}
+
+/// A number with `separator` between groups of three digits.
+#[must_use]
+pub fn grouped_by(number: u64, separator: char) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 2);
     for (index, digit) in digits.chars().enumerate() {
         if index != 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push('\u{202f}');
+            text.push(separator);
         }
         text.push(digit);
     }

@@ -4,8 +4,8 @@
 //! cost and how precise are they ([`arithmetic`])? Which clockevent is safe under which host policy ([`matrix`])? What
 //! happens on a host whose restore has a bug ([`faults`])?
 //!
-//! Two more are of that thread's sequel, and need neither a guest nor a host: how precise a kvmclock page with a new base
-//! can be ([`rebase`]), and how far each formula for the same clock drifts in a month ([`horizon`]).
+//! Two more are of that thread's sequel, and need neither a guest nor a host: how precise a kvmclock page with a new
+//! base can be ([`rebase`]), and how far each formula for the same clock drifts in a month ([`horizon`]).
 //!
 //! What it is not: an explanation. `docs/study/` has that.
 

@@ -96,8 +96,8 @@ pub struct RecipeUsed {
     pub name: String,
     /// What it is.
     pub about: String,
-    /// For each ratio in turn: how far each vCPU's page must be ahead of its TSC, by the recipe's delays, in nanoseconds;
-    /// none where the recipe sets neither TSC nor kvmclock.
+    /// For each ratio in turn: how far each vCPU's page must be ahead of its TSC, by the recipe's delays, in
+    /// nanoseconds; none where the recipe sets neither TSC nor kvmclock.
     pub predicted_ns: Vec<Option<Vec<i64>>>,
 }
 

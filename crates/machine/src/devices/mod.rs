@@ -56,8 +56,8 @@ impl Devices {
 
     /// IN: fills `data`.
     ///
-    /// The PM timer counts by the reference clock, and all else by the page: so that a fault in the page does not change
-    /// the clock by which a guest could notice it.
+    /// The PM timer counts by the reference clock, and all else by the page: so that a fault in the page does not
+    /// change the clock by which a guest could notice it.
     pub fn port_in(&mut self, port: u16, data: &mut [u8], now: Instant) {
         data.fill(0xff);
         let Instant { vm: now, reference } = now;

@@ -1,7 +1,7 @@
 //! The ACPI power management timer: a counter of VM time that needs no set-up and has no state.
 //!
-//! It is there for guests that compare clocks: it is computed from neither the TSC that they read nor their kvmclock page.
-//! It has no interrupt (no status and enable registers), and no ACPI table names it.
+//! It is there for guests that compare clocks: it is computed from neither the TSC that they read nor their kvmclock
+//! page. It has no interrupt (no status and enable registers), and no ACPI table names it.
 
 use guest_abi::ports::{PM_TIMER_BITS, PM_TIMER_HZ};
 use vmtime::VmTime;

@@ -82,8 +82,8 @@ impl HostClock {
         Duration::new(sec, u32::try_from(ns % NS_PER_SEC).unwrap_or(0))
     }
 
-    /// How far VM time advances while the host's TSC counts from `from` to `to`: `(to − from) · 10⁶ / khz` ns, rounded to
-    /// the nearest; zero if `to` is not later. Other than [`Self::duration`] it knows [`Self::taken_for`].
+    /// How far VM time advances while the host's TSC counts from `from` to `to`: `(to − from) · 10⁶ / khz` ns, rounded
+    /// to the nearest; zero if `to` is not later. Other than [`Self::duration`] it knows [`Self::taken_for`].
     #[must_use]
     pub fn vm_time_between(&self, from: HostTsc, to: HostTsc) -> Duration {
         let ticks = u128::from(to.0.saturating_sub(from.0));

@@ -31,8 +31,8 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     KICKED.with(|kicked| kicked.store(1, Ordering::Relaxed));
     let immediate_exit = IMMEDIATE_EXIT.get();
     if !immediate_exit.is_null() {
-        // SAFETY: a bound pointer is into the live kvm_run mapping of the vCPU that this thread runs; it is unbound before
-        // the mapping is removed. Only this thread writes the byte.
+        // SAFETY: a bound pointer is into the live kvm_run mapping of the vCPU that this thread runs; it is unbound
+        // before the mapping is removed. Only this thread writes the byte.
         unsafe { immediate_exit.write_volatile(1) };
     }
 }
@@ -133,7 +133,8 @@ impl Kicker {
     pub fn kick(&self) {
         // SAFETY: getpid has no arguments and cannot fail.
         let process = unsafe { libc::getpid() };
-        // SAFETY: tgkill takes three integers; with the process id, a stale thread id gives ESRCH, never another process.
+        // SAFETY: tgkill takes three integers; with the process id, a stale thread id gives ESRCH, never another
+        // process.
         unsafe { libc::syscall(libc::SYS_tgkill, process, self.thread, signal()) };
     }
 }

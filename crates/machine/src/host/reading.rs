@@ -47,8 +47,8 @@ impl Reading {
     }
 }
 
-/// The distance of the two TSC readings. A TSC that went back is another CPU's, whose distance is unknown: such a try is
-/// wider than any other.
+/// The distance of the two TSC readings. A TSC that went back is another CPU's, whose distance is unknown: such a try
+/// is wider than any other.
 fn width([before, _, after]: [u64; 3]) -> Result<u64, NotOneCounter> {
     after.checked_sub(before).ok_or(NotOneCounter)
 }

@@ -54,9 +54,9 @@ impl Vm {
         let before = read_tsc();
         let data = self.clock_data()?;
         let after = read_tsc();
-        // KVM reports the TSC only while all vCPUs share one base and the host's own clock is the TSC. Otherwise it is read
-        // after the call. VM time is then computed too low by the length of a call, and no deadline is taken to be due
-        // before it is.
+        // KVM reports the TSC only while all vCPUs share one base and the host's own clock is the TSC. Otherwise it is
+        // read after the call. VM time is then computed too low by the length of a call, and no deadline is taken to be
+        // due before it is.
         let reported = data.flags & KVM_CLOCK_HOST_TSC != 0;
         let (host, late_ticks) = if reported { (data.host_tsc, 0) } else { (after, after.saturating_sub(before)) };
         let realtime_ns = (data.flags & KVM_CLOCK_REALTIME != 0).then_some(data.realtime);

@@ -193,8 +193,8 @@ impl Vcpu {
     fn port(&mut self, data: *mut [u8], read: bool, bus: &mut impl Bus) {
         // SAFETY: called right after a KVM_EXIT_IO, so that `io` is the union's live member.
         let io = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io };
-        // SAFETY: the pointer is the slice that kvm-ioctls made inside the kvm_run mapping for this exit; it has no other
-        // user.
+        // SAFETY: the pointer is the slice that kvm-ioctls made inside the kvm_run mapping for this exit; it has no
+        // other user.
         let data = unsafe { &mut *data };
         for element in data.chunks_mut(usize::from(io.size).max(1)) {
             if read {

@@ -93,8 +93,8 @@ impl Downtime {
     /// From a save in another process until `now`.
     pub(crate) fn since_save(saved: &Moment, now: WallReading) -> Self {
         let WallReading { real, tai_offset_s } = now;
-        // The wall clock as it would be now if TAI − UTC were what it was at the save. Saved and restored are then on one
-        // scale, and their difference is that of CLOCK_TAI: a leap second in between does not count.
+        // The wall clock as it would be now if TAI − UTC were what it was at the save. Saved and restored are then on
+        // one scale, and their difference is that of CLOCK_TAI: a leap second in between does not count.
         let (until_wall, clock) = match saved.tai_offset_s.zip(tai_offset_s) {
             Some((then, now)) => {
                 let leapt = i64::from(now).saturating_sub(i64::from(then)).saturating_mul(1_000_000_000);

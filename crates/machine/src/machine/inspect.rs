@@ -20,9 +20,6 @@ use super::{
 };
 use crate::host::reading::Reading;
 
-/// MSR_KVM_SYSTEM_TIME, bit 0: the rest is a page's address.
-const ENABLED: u64 = 1;
-
 impl Machine {
     /// Now, by the clocks of a vCPU that has not moved its TSC.
     #[must_use]
@@ -63,14 +60,12 @@ impl Machine {
         self.shared.clock.lock().mode()
     }
 
-    /// The kvmclock page of vCPU number `cpu` as it is in guest RAM, and how far that vCPU's TSC is ahead of the base; none
-    /// if it has none.
+    /// The kvmclock page of vCPU number `cpu` as it is in guest RAM, and how far that vCPU's TSC is ahead of the base;
+    /// none if it has none.
     #[must_use]
     pub fn kvmclock_page(&self, cpu: usize) -> Option<(TimeInfo, TscAdjust)> {
         let local = &self.vcpus.user().get(cpu)?.local;
-        let mut bytes = [0; TIME_INFO_BYTES];
-        self.shared.memory.read_slice(&mut bytes, GuestAddress(local.pvclock.address()?)).ok()?;
-        Some((TimeInfo::from_bytes(&bytes), local.tsc_adjust))
+        Some((self.page_at(local.pvclock.address()?)?, local.tsc_adjust))
     }
 
     /// A copy of the reference clock.
@@ -118,9 +113,9 @@ impl Machine {
         self.guest_stopped.sum_up(&self.shared.memory)
     }
 
-    /// How far the guest's time of day is ahead of the host's (negative: behind), in nanoseconds, if the guest computes it
-    /// from the wall clock that it last asked for. None if it has not asked, in virtual time, while VM time stands still,
-    /// and with KVM's LAPICs, whose wall clock is KVM's.
+    /// How far the guest's time of day is ahead of the host's (negative: behind), in nanoseconds, if the guest computes
+    /// it from the wall clock that it last asked for. None if it has not asked, in virtual time, while VM time stands
+    /// still, and with KVM's LAPICs, whose wall clock is KVM's.
     #[must_use]
     pub fn wall_error_ns(&self) -> Option<i64> {
         const NS_PER_SEC: u64 = 1_000_000_000;
@@ -238,10 +233,8 @@ impl Machine {
                 .iter()
                 .map(|cpu| {
                     let frozen = cpu.frozen()?;
-                    let enabled = frozen.system_time & ENABLED != 0;
-                    let page = enabled.then_some(frozen.system_time & !ENABLED);
                     Ok(VcpuClock {
-                        page: page.and_then(|address| self.page_at(address)),
+                        page: cpu.page_address().and_then(|address| self.page_at(address)),
                         armed: frozen.armed,
                         tsc_adjust: frozen.tsc_adjust,
                     })

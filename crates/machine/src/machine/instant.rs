@@ -82,8 +82,8 @@ pub(crate) struct Lasted {
     pub error_ns: Option<u64>,
 }
 
-/// Beyond its error bound CLOCK_BOOTTIME may differ from the TSC by one part in this. NTP slews it by up to 500 ppm, and
-/// KVM's value of the TSC's frequency may be as wrong.
+/// Beyond its error bound CLOCK_BOOTTIME may differ from the TSC by one part in this. NTP slews it by up to 500 ppm,
+/// and KVM's value of the TSC's frequency may be as wrong.
 const SLEW_PART: u32 = 1000;
 /// How far `slept` may differ between two instants, because it is computed from two readings. No host sleeps for less.
 const NO_SLEEP: Duration = Duration::from_millis(1);
@@ -149,7 +149,8 @@ mod tests {
         assert_eq!(lasted, Lasted { length: Duration::from_nanos(HOUR), by_tsc: true, error_ns: Some(1) });
     }
 
-    // Catches: a sleep of the host that is not counted, also one that is short beside the stop, and a TSC that was reset.
+    // Catches: a sleep of the host that is not counted, also one that is short beside the stop, and a TSC that was
+    // reset.
     #[test]
     fn the_clock_measures_where_the_tsc_stood_still_or_began_anew() {
         let slept = 2_000_000_000;

@@ -14,8 +14,8 @@ pub(crate) struct Paused {
     pub moment: Moment,
     /// The TSC frequency with which it continues.
     pub khz: Khz,
-    /// The same instant by the host's clocks; none if the stop was in another process, with which only the wall clock is
-    /// shared.
+    /// The same instant by the host's clocks; none if the stop was in another process, with which only the wall clock
+    /// is shared.
     at: Option<HostInstant>,
 }
 

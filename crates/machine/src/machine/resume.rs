@@ -192,7 +192,7 @@ impl Machine {
     fn look_at_guest_stopped(&mut self, pages: &[Option<u64>], adjusted: &Adjusted) {
         let kept = self.guest_stopped.before_resume(&self.shared.memory, pages);
         let now = Now::new(adjusted.tsc, adjusted.vm);
-        for (cpu, resumes) in (0..).map(CpuIndex::new).zip(kept) {
+        for (cpu, resumes) in CpuIndex::all().zip(kept) {
             if let Some(resumes) = resumes {
                 self.shared.event(cpu, now, &Event::GuestStoppedKept { resumes });
             }

@@ -276,9 +276,9 @@ impl Vcpus {
         }
     }
 
-    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`, when the host's
-    /// TSC was `start`. Returns the instant from which the guest continues, and by how many nanoseconds KVM's clock may
-    /// be wrong.
+    /// Starts KVM's clock, if KVM emulates kvmclock, after the machine's clock was started at `adjusted`, when the
+    /// host's TSC was `start`. Returns the instant from which the guest continues, and by how many nanoseconds KVM's
+    /// clock may be wrong.
     pub(crate) fn start_clock(
         &self,
         vm: &Vm,

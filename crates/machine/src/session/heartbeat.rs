@@ -1,4 +1,4 @@
-//! A line now and then, so that who watches a long run sees that it goes on.
+//! A line at a fixed interval, which shows the reader of a log that a long run has not stopped.
 
 use std::time::Duration;
 

@@ -107,6 +107,14 @@ fn paths_of_one_machine() {
 }
 
 #[test]
+fn comments_end_at_column_120() {
+    let comment = |columns: usize| format!("    // {}", "µ".repeat(columns - 7));
+    passes("vmm/src/time/a.rs", &comment(120));
+    finds("vmm/src/time/a.rs", &comment(121), "a comment ends at column 120");
+    passes("docs/a.md", &comment(121));
+}
+
+#[test]
 fn what_is_no_rust_is_found() {
     finds("vmm/src/run/a.rs", "fn f() {}\nfn {", "not read");
     finds("vmm/src/run/a.rs", "fn f() {}\nlet x = 1;", "vmm/src/run/a.rs:2:1: not read");

@@ -63,7 +63,8 @@ fn options(args: &Sweep) -> Result<Options> {
         None => args.recipe.as_deref().map(Recipe::named_or_file).transpose()?,
     };
     let recipe = recipe.map(Arc::new);
-    // The error of `lapic-deadline` is in what it arms after the migration, and the watchdog's check comes after its tick.
+    // The error of `lapic-deadline` is in what it arms after the migration, and the watchdog's check comes after its
+    // tick.
     let second = ["clockevent=lapic-deadline", "scenario=watchdog"];
     let two = args.cmdline.split_whitespace().any(|word| second.contains(&word));
     Ok(Options {

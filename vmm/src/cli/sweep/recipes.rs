@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use lab::{
     recipe::{predict, shipped},
+    report::units,
     sweep::result::{RecipeUsed, Totals},
 };
 use vmtime::Khz;
@@ -63,20 +64,12 @@ pub(super) fn errors(out: &mut Text, used: &RecipeUsed, totals: &[Totals]) {
 
 /// Nanoseconds with their sign, in groups of three digits.
 fn nanoseconds(ns: i64) -> String {
-    let digits = ns.unsigned_abs().to_string();
-    let mut grouped = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index != 0 && (digits.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
     let sign = match ns {
         ..0 => "-",
         0 => "",
         1.. => "+",
     };
-    format!("{sign}{grouped} ns")
+    format!("{sign}{} ns", units::grouped_by(ns.unsigned_abs(), ','))
 }
 
 #[cfg(test)]

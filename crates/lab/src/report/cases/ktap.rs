@@ -71,8 +71,8 @@ mod tests {
     use super::*;
     use crate::report::cases::{Failure, samples::suite};
 
-    /// The rules of ktap.rst for a test without subtests: one version line, then the plan, result lines numbered from 1,
-    /// no `#` in a description, known directives, and all other lines diagnostic.
+    /// The rules of ktap.rst for a test without subtests: one version line, then the plan, result lines numbered from
+    /// 1, no `#` in a description, known directives, and all other lines diagnostic.
     fn obeys_the_rules(ktap: &str) -> Vec<(bool, &str, Option<&str>)> {
         let mut lines = ktap.lines();
         assert_eq!(lines.next(), Some("KTAP version 1"));

@@ -8,7 +8,8 @@ use crate::study::{
     rebase::format::Format,
 };
 
-/// Parts per million by which KVM lets a guest's frequency differ from the host's without scaling (`tsc_tolerance_ppm`).
+/// Parts per million by which KVM lets a guest's frequency differ from the host's without scaling
+/// (`tsc_tolerance_ppm`).
 const TOLERANCE_PPM: i128 = 250;
 
 /// A formula: its name, what is compared, and where it is from.

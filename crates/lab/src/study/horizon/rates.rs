@@ -46,8 +46,8 @@ pub fn tsc_ratio(guest: Khz, host: Khz, bits: u32) -> (u128, u128) {
     (wide / host, wide % host)
 }
 
-/// A VMClock's `counter_period_shift` and what rounding down its `counter_period_frac_sec` dropped, in units of 1 / `hz`
-/// (Linux `include/uapi/linux/vmclock-abi.h`): the period is in units of 2^−(64 + shift) s and has 64 bits.
+/// A VMClock's `counter_period_shift` and what rounding down its `counter_period_frac_sec` dropped, in units of 1 /
+/// `hz` (Linux `include/uapi/linux/vmclock-abi.h`): the period is in units of 2^−(64 + shift) s and has 64 bits.
 #[must_use]
 pub fn vmclock(hz: u64) -> (u32, u128) {
     let shift = hz.max(2).ilog2(); // 2⁶⁴ ≤ 2^(64 + shift) · 2 / hz

@@ -1,10 +1,10 @@
 //! Counts how many reads are how many nanoseconds low, over all residues: none is sampled.
 //!
-//! A delta of `d = R·m + r` ticks (`R = 2^−tsc_shift`, or 1 for a shift that is not negative) is read as
-//! `⌊m · mul / 2³²⌋`, or `⌊d · mul · 2^shift / 2³²⌋`. Its product leaves one of `N` remainders, all equally often: the
-//! multiples of `g = gcd(product of one step, 2³²)`. In units of `g`, one shifted tick is `A`, and one nanosecond is `N`.
-//! So a case is a remainder `i` or `j` in `0..N` and a number of ticks `r` in `0..R` that the shift drops, for the base
-//! (counted from the old base) and for the read (counted from the new one). `docs/study/rebase.md` has the proof.
+//! A delta of `d = R·m + r` ticks (`R = 2^−tsc_shift`, or 1 for a shift that is not negative) is read as `⌊m · mul /
+//! 2³²⌋`, or `⌊d · mul · 2^shift / 2³²⌋`. Its product leaves one of `N` remainders, all equally often: the multiples of
+//! `g = gcd(product of one step, 2³²)`. In units of `g`, one shifted tick is `A`, and one nanosecond is `N`. So a case
+//! is a remainder `i` or `j` in `0..N` and a number of ticks `r` in `0..R` that the shift drops, for the base (counted
+//! from the old base) and for the read (counted from the new one). `docs/study/rebase.md` has the proof.
 
 use serde::{Deserialize, Serialize};
 

@@ -26,8 +26,8 @@ pub struct LookBack {
 
 /// What a look-back of `ticks` ticks, at least one, leaves over on pages of `format`.
 ///
-/// `j` ticks before the restore the exact relation is lower by `j · tick`. Modulo a nanosecond these steps are points on
-/// a circle. The relation at the restore is a point on it too, and what is left over is the way from the next step's
+/// `j` ticks before the restore the exact relation is lower by `j · tick`. Modulo a nanosecond these steps are points
+/// on a circle. The relation at the restore is a point on it too, and what is left over is the way from the next step's
 /// point below it. So it is less than the widest gap between neighbouring points; for a uniformly distributed relation
 /// its mean is the sum of the squares of all gaps over twice the circle.
 #[must_use]

@@ -1,9 +1,9 @@
 //! How precise a kvmclock page with a new base can be, by TSC frequency and `tsc_shift`.
 //!
 //! A restore, a migration and KVM's masterclock update all give the guest a new page: another `tsc_timestamp` and the
-//! `system_time` that belongs to it. Both are integers, so the new page is not quite the old one. By how much the guest's
-//! readings differ, and what is lost each time, depends on `mul` and `shift` only. It is counted here exactly, over all
-//! remainders, with no guest and no host.
+//! `system_time` that belongs to it. Both are integers, so the new page is not quite the old one. By how much the
+//! guest's readings differ, and what is lost each time, depends on `mul` and `shift` only. It is counted here exactly,
+//! over all remainders, with no guest and no host.
 //!
 //! What it is not: a measurement of a VMM's restore. That also loses what passes between its steps.
 
@@ -85,7 +85,8 @@ pub struct New {
     pub against_line: Vec<Share>,
     /// VM time that each new base loses against the exact line, over all base ticks.
     pub loss: Loss,
-    /// The same for a new base every millisecond exactly, in femtoseconds; null where no such tick is one of these bases.
+    /// The same for a new base every millisecond exactly, in femtoseconds; null where no such tick is one of these
+    /// bases.
     pub loss_each_ms_fs: Option<u64>,
 }
 

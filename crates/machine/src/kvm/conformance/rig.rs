@@ -28,8 +28,8 @@ ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 macro_rules! guest_code {
     ($($line:literal),+ $(,)?) => {{
         let (begin, end): (*const u8, *const u8);
-        // SAFETY: the two instructions load the addresses of labels. What they enclose is in a section of its own, is never
-        // executed here, and lives as long as the program.
+        // SAFETY: the two instructions load the addresses of labels. What they enclose is in a section of its own, is
+        // never executed here, and lives as long as the program.
         unsafe {
             core::arch::asm!(
                 ".pushsection .rodata.guest_code,\"a\",@progbits",
@@ -209,8 +209,8 @@ impl Rig {
         exit == Exit::Operation(Operation::Port) && self.seen.port == Some(port)
     }
 
-    /// Reads the guest's TSC several times, for which its code must be [`tsc_loop`]. Returns the reading with the shortest
-    /// bracket; none if the guest did not read it.
+    /// Reads the guest's TSC several times, for which its code must be [`tsc_loop`]. Returns the reading with the
+    /// shortest bracket; none if the guest did not read it.
     pub fn read_tsc(&mut self) -> Result<Option<Reading>, Error> {
         let mut readings = Vec::new();
         for _ in 0..16 {

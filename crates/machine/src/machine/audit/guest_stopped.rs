@@ -1,7 +1,7 @@
 //! Whether the guest clears PVCLOCK_GUEST_STOPPED, by what is in its kvmclock pages.
 //!
-//! A guest that finds the flag clears it: that is how it says that it has seen the gap. So the VMM can tell, of any guest,
-//! whether the flag is of any use: at the next resume, and at the end, it is still set or it is not.
+//! A guest that finds the flag clears it: that is how it says that it has seen the gap. So the VMM can tell, of any
+//! guest, whether the flag is of any use: at the next resume, and at the end, it is still set or it is not.
 
 use guest_abi::pvclock::{FLAG_GUEST_STOPPED, TIME_INFO_BYTES, TimeInfo};
 use serde::Serialize;
@@ -30,8 +30,8 @@ struct Cpu {
 pub struct GuestStopped {
     /// Resumes at which it was set, counted for each vCPU with a kvmclock page.
     pub set: u64,
-    /// How often it was found cleared afterwards: at the next resume or at the end. Several resumes before the guest looks
-    /// at its page are cleared once.
+    /// How often it was found cleared afterwards: at the next resume or at the end. Several resumes before the guest
+    /// looks at its page are cleared once.
     pub cleared: u64,
     /// vCPUs on which it was set and never found cleared.
     pub never_cleared: u64,
@@ -40,8 +40,8 @@ pub struct GuestStopped {
 }
 
 impl GuestStoppedAudit {
-    /// Call it before a resume sets the flag, with the address of each vCPU's page. Returns, for each vCPU, how often the
-    /// flag was set so far, if it was never cleared and still is set.
+    /// Call it before a resume sets the flag, with the address of each vCPU's page. Returns, for each vCPU, how often
+    /// the flag was set so far, if it was never cleared and still is set.
     pub(crate) fn before_resume(&mut self, memory: &GuestRam, pages: &[Option<u64>]) -> Vec<Option<u64>> {
         self.cpus.resize(pages.len(), Cpu::default());
         let look = |(cpu, page): (&mut Cpu, &Option<u64>)| {

@@ -28,8 +28,8 @@ pub struct Summary {
     pub early_by_host: u64,
     /// Lateness as the guest saw it, after the expiry; none without a tick.
     pub late_by_guest: Option<Lateness>,
-    /// Lateness of the injection as the host saw it; none if the host injected nothing. Where the LAPIC is KVM's, lateness
-    /// of the handler's TSC by the page that KVM wrote; none if there was no page.
+    /// Lateness of the injection as the host saw it; none if the host injected nothing. Where the LAPIC is KVM's,
+    /// lateness of the handler's TSC by the page that KVM wrote; none if there was no page.
     pub late_by_host: Option<Lateness>,
     /// Ticks that were late before the guest armed them.
     pub armed_late: u64,

@@ -34,8 +34,8 @@ impl Clock {
         self.timeline.stop(host);
     }
 
-    /// Starts a stopped clock again at frequency `khz`, as of the host TSC `host`: rebases page, TSC and reference clock.
-    /// `stood` is the length of the stop.
+    /// Starts a stopped clock again at frequency `khz`, as of the host TSC `host`: rebases page, TSC and reference
+    /// clock. `stood` is the length of the stop.
     ///
     /// `hold`: the TSC continues from its value at the stop, if the source can set it. Otherwise it continues with the
     /// source's value.
@@ -67,7 +67,8 @@ impl Clock {
         self.timeline = match self.mode {
             TimeMode::Virtual => Timeline::Virtual { tsc: adjusted.tsc, khz },
             TimeMode::Real => {
-                // With source `scaled`, `follow_scaled_tsc` says before or after this what the CPU makes of the host's TSC.
+                // With source `scaled`, `follow_scaled_tsc` says before or after this what the CPU makes of the host's
+                // TSC.
                 let rate = match self.timeline {
                     Timeline::Running { rate, .. } if self.source == TscSource::Scaled => rate,
                     _ => Rate::Quotient { guest: khz, host: self.host.khz() },
@@ -78,8 +79,8 @@ impl Clock {
         Ok(adjusted)
     }
 
-    /// For a restore by another VMM's rules: continues as `restored` says, and not from `own`, where it was just started. The reference clock counts the VM time that
-    /// the TSC stands for.
+    /// For a restore by another VMM's rules: continues as `restored` says, and not from `own`, where the clock was just
+    /// started. The reference clock counts the VM time that the TSC stands for.
     pub fn continue_as(&mut self, own: GuestTsc, restored: &Restored) {
         let Restored { tsc, elapsed_ns, page, remainder, .. } = *restored;
         self.reference.rebase(own, elapsed_ns, tsc, self.khz);
@@ -102,8 +103,9 @@ impl Clock {
         self.remainder = Remainder::ZERO;
     }
 
-    /// The frequency from which KVM computes the page's numbers: where the CPU scales the TSC, the host's times the ratio, in
-    /// whole kHz rounded down (`kvm_guest_time_update` in Linux `arch/x86/kvm/x86.c`). It may be 1 kHz below the guest's.
+    /// The frequency from which KVM computes the page's numbers: where the CPU scales the TSC, the host's times the
+    /// ratio, in whole kHz rounded down (`kvm_guest_time_update` in Linux `arch/x86/kvm/x86.c`). It may be 1 kHz below
+    /// the guest's.
     fn kvm_page_khz(&self) -> Khz {
         match self.timeline {
             Timeline::Running { rate: rate @ Rate::FixedPoint { .. }, .. } => {
@@ -146,7 +148,8 @@ mod tests {
         (clock, rate)
     }
 
-    // Catches: a first start after which the guest's TSC is computed with the exact quotient, which the CPU does not have.
+    // Catches: a first start after which the guest's TSC is computed with the exact quotient, which the CPU does not
+    // have.
     #[test]
     fn a_start_keeps_the_rate_of_a_scaled_tsc() {
         let (mut clock, rate) = scaled();
@@ -160,8 +163,8 @@ mod tests {
         assert!(rate.ticks(HOST_TSC, later) < 275_000_000_000 - 40);
     }
 
-    // Catches: a page of KVM's kvmclock that is taken to have the frequency that was requested. KVM computes it from the host's
-    // frequency times the ratio, rounded down: 3 GHz times a third is 999,999 kHz.
+    // Catches: a page of KVM's kvmclock that is taken to have the frequency that was requested. KVM computes it from
+    // the host's frequency times the ratio, rounded down: 3 GHz times a third is 999,999 kHz.
     #[test]
     fn kvms_page_has_the_frequency_that_the_cpu_makes() {
         let (mut clock, _) = scaled();

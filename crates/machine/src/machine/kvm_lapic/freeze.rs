@@ -21,9 +21,9 @@ use crate::{
     },
 };
 
-/// Reads KVM's clock and LAPICs; no vCPU may run. Returns the host TSC at which VM time stopped. `since`: the vCPUs have
-/// not run since this host TSC, and VM time is stopped as of then. (KVM's timers counted on: one that was due since then
-/// has set its interrupt in IRR.)
+/// Reads KVM's clock and LAPICs; no vCPU may run. Returns the host TSC at which VM time stopped. `since`: the vCPUs
+/// have not run since this host TSC, and VM time is stopped as of then. (KVM's timers counted on: one that was due
+/// since then has set its interrupt in IRR.)
 pub fn freeze(cpus: &mut [KvmCpu], vm: &Vm, clock: &mut Clock, since: Option<HostTsc>) -> Result<HostTsc, RunError> {
     // MP states first: reading one makes KVM process pending INIT and start-up messages, which no saved state contains.
     let mp_states = cpus.iter().map(|cpu| cpu.vcpu.mp_state()).collect::<Result<Vec<_>, _>>()?;

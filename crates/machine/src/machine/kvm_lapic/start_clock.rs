@@ -1,9 +1,9 @@
 //! Sets KVM's clock so that it shows a given VM time at a given instant of the past.
 //!
-//! KVM_SET_CLOCK takes effect some time after it is called, and KVM bases its clock on an instant before the one at which
-//! it reads CLOCK_REALTIME (`kvm_vm_ioctl_set_clock` in Linux `arch/x86/kvm/x86.c`): 0.1 to 0.8 us were measured, other
-//! from call to call. KVM_GET_CLOCK returns VM time and host TSC of one instant. So the clock is set, read, and set
-//! again with what it was off. A clock that is right already is not set: the guest's page then stays, bit for bit.
+//! KVM_SET_CLOCK takes effect some time after it is called, and KVM bases its clock on an instant before the one at
+//! which it reads CLOCK_REALTIME (`kvm_vm_ioctl_set_clock` in Linux `arch/x86/kvm/x86.c`): 0.1 to 0.8 us were measured,
+//! other from call to call. KVM_GET_CLOCK returns VM time and host TSC of one instant. So the clock is set, read, and
+//! set again with what it was off. A clock that is right already is not set: the guest's page then stays, bit for bit.
 
 use vmtime::{Adjusted, HostTsc, Remainder, TscAdjust, VmTime};
 
@@ -95,7 +95,8 @@ mod tests {
 
     use super::*;
 
-    /// A clock of 1 GHz that takes effect late, by other lengths from call to call, on a host where each call takes 1 us.
+    /// A clock of 1 GHz that takes effect late, by other lengths from call to call, on a host where each call takes 1
+    /// us.
     struct Kvm {
         tsc: Cell<u64>,
         /// VM time less the host's TSC.

@@ -19,7 +19,8 @@ pub struct Policies {
     pub downtime: DowntimePolicy,
     /// The length of the pause, instead of the one measured by wall time.
     pub downtime_length: Option<Duration>,
-    /// For experiments: the rules of another VMM, or of a faulty one, by which each vCPU with a LAPIC in user space continues.
+    /// For experiments: the rules of another VMM, or of a faulty one, by which each vCPU with a LAPIC in user space
+    /// continues.
     pub restorer: Option<Arc<dyn Restorer>>,
 }
 

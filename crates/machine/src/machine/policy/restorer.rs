@@ -1,8 +1,8 @@
 //! A restore by the rules of another VMM: what it writes takes the place of this VMM's own.
 //!
 //! What it is: the seam for experiments. [`Machine`](crate::Machine) stops its vCPUs and starts them again as always;
-//! in between a [`Restorer`] says with which TSC, which kvmclock page and which armed timer each of them continues. What it
-//! is not: a policy of a restore that users want. The machine knows nothing of the VMM whose rules these are.
+//! in between a [`Restorer`] says with which TSC, which kvmclock page and which armed timer each of them continues.
+//! What it is not: a policy of a restore that users want. The machine knows nothing of the VMM whose rules these are.
 
 use std::fmt::Debug;
 
