@@ -244,6 +244,14 @@ impl LocalApic {
         self.requested().is_some() && self.pending().is_none()
     }
 
+    /// Whether an interrupt is requested and TPR alone holds it back: not one in service, whose EOI the VMM sees, while
+    /// most CPUs change TPR without an exit.
+    #[must_use]
+    pub fn blocked_by_tpr(&self) -> bool {
+        let in_service = class(self.isr.highest().unwrap_or(0));
+        self.requested().map(class).is_some_and(|class_of_it| class_of_it > in_service) && self.pending().is_none()
+    }
+
     /// The CPU took `vector`: from IRR to ISR. Nothing happens if it was not requested.
     pub fn acknowledge(&mut self, vector: u8) {
         if self.irr.contains(vector) {

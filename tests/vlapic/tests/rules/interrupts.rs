@@ -14,6 +14,9 @@ fn the_highest_class_above_the_processor_priority_is_pending() {
         bench.apic.acknowledge(0x5f);
         assert_eq!((bench.apic.pending(), bench.read(PPR, at(0))), (None, 0x50), "the same class waits");
         assert!(bench.apic.blocked_by_priority());
+        bench.apic.set_cr8(1);
+        assert!(!bench.apic.blocked_by_tpr(), "the one in service blocks it, and its EOI exits");
+        bench.apic.set_cr8(0);
         bench.fixed(0x60);
         assert_eq!(bench.apic.pending(), Some(0x60));
         assert!(!bench.apic.blocked_by_priority());
@@ -24,6 +27,7 @@ fn the_highest_class_above_the_processor_priority_is_pending() {
         assert_eq!(bench.apic.pending(), Some(0x51));
         bench.apic.set_cr8(5);
         assert_eq!(bench.apic.pending(), None);
+        assert!(bench.apic.blocked_by_tpr());
         bench.apic.set_cr8(4);
         assert_eq!(bench.interrupts(at(0)), 1);
         assert!(!bench.apic.blocked_by_priority());

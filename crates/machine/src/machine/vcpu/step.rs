@@ -151,7 +151,7 @@ pub(crate) fn step(
         // Steps until the interrupt can enter. In virtual time it must enter at the first boundary at which it can. In
         // real time that is needed only if TPR blocks it: MOV CR8 does not exit on most hosts. All else that blocks an
         // interrupt ends with an exit, or with the window that is requested below.
-        Injection::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || blocked_by_tpr(&cpu.local)) => {
+        Injection::Blocked if pace == Pace::Free && (mode == TimeMode::Virtual || cpu.local.apic.blocked_by_tpr()) => {
             single_step::one_instruction(cpu, shared)?
         }
         Injection::Injected { vector, .. } if pace == Pace::Step => single_step::into_handler(cpu, shared, vector)?,
@@ -244,8 +244,8 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
         }
     }
     if cpu.local.apic.pending().is_none() && !cpu.local.apic.external_interrupt() {
-        let waits = cpu.local.apic.blocked_by_priority() && blocked_by_tpr(&cpu.local);
-        return Ok(if waits && !cpu.local.halted { Injection::Blocked } else { Injection::Free });
+        let waits = cpu.local.apic.blocked_by_tpr() && !cpu.local.halted;
+        return Ok(if waits { Injection::Blocked } else { Injection::Free });
     }
     // Completes the last access first: until then RFLAGS, which decides below, is that of the beginning of the
     // instruction.
@@ -277,12 +277,6 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
     }
     shared.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Injection::Injected { vector, more: false })
-}
-
-/// Whether the requested interrupt may be blocked by TPR alone. (If one in service blocks it, the EOI of that one
-/// exits.)
-fn blocked_by_tpr(local: &Local) -> bool {
-    local.apic.blocked_by_priority() && local.apic.cr8() != 0
 }
 
 fn handle_exit(cpu: &mut Cpu, shared: &Shared, exit: Exit) -> Result<Option<End>, RunError> {

@@ -200,6 +200,7 @@ impl Machine {
         assert_eq!(u32::from(ours.cr8()), naive.page[8] >> 4);
         assert_eq!(ours.pending(), naive.pending());
         assert_eq!(ours.blocked_by_priority(), naive.waiting().is_some() && naive.pending().is_none());
+        assert_eq!(ours.blocked_by_tpr(), naive.blocked_by_tpr());
         assert_eq!(ours.next_deadline(), naive.timer.next());
         assert_eq!(ours.next_wake(), naive.next_wake());
         assert_eq!(ours.route(), naive.route());

@@ -249,6 +249,12 @@ impl Naive {
         self.waiting().filter(|vector| u32::from(*vector) >> 4 > self.ppr() >> 4)
     }
 
+    /// It would be pending if TPR were 0.
+    pub(super) fn blocked_by_tpr(&self) -> bool {
+        let in_service = highest(&self.isr).map_or(0, |vector| vector >> 4);
+        self.pending().is_none() && self.waiting().is_some_and(|vector| usize::from(vector) >> 4 > in_service)
+    }
+
     pub(super) fn next_wake(&self) -> Option<Deadline> {
         let lvtt = self.page[0x32];
         let enters = lvtt & 0x1_0000 == 0 && lvtt & 0xff >= 16 && lvtt >> 4 & 0xf > self.ppr() >> 4;
