@@ -43,7 +43,8 @@ fn asks_again() -> Vec<u8> {
     let flags = word(PAGE + 29);
     // TEST byte [flags], 2; JZ back to it; AND byte [flags], 0xfd
     let wait = [&[0xf6, 0x05][..], &flags, &[2, 0x74, 0xf7, 0x80, 0x25], &flags, &[0xfd]].concat();
-    raw::multiboot(&[wrmsr(0x4b56_4d01, PAGE | 1), ask.clone(), wait, ask, raw::SUCCESS.to_vec()].concat())
+    let enable = wrmsr(0x4b56_4d01, PAGE | 1);
+    raw::multiboot(&[&raw::INTERRUPTIBLE[..], &enable, &ask, &wait, &ask, &raw::SUCCESS].concat())
 }
 
 /// The Unix time of VM time 0 that 12 bytes of a wall clock give, in nanoseconds.

@@ -263,10 +263,10 @@ fn an_apic_base_write_in_a_handler_does_not_repeat_the_interrupt() {
 fn guests_that_do_not_end() {
     require_kvm!();
     let lab = Lab::new();
-    let spins = raw::multiboot(&[0xeb, 0xfe]);
-    boot(&lab, &spins, "--timeout 200ms").refused(1, &["has not ended after 200ms", "cpu 0 at 0x100020"]);
+    let spins = raw::multiboot(&[&raw::INTERRUPTIBLE[..], &[0xeb, 0xfe]].concat());
+    boot(&lab, &spins, "--timeout 200ms").refused(1, &["has not ended after 200ms", "cpu 0 at 0x100025"]);
     let waits = "cpu 1 waits for a start-up message";
-    boot(&lab, &spins, "--timeout 200ms --cpus 2").refused(1, &["cpu 0 at 0x100020", waits]);
+    boot(&lab, &spins, "--timeout 200ms --cpus 2").refused(1, &["cpu 0 at 0x100025", waits]);
     // The message is from the vCPU that notices it last: the one that halted, or one that waits to be started.
     for cpus in [1, 2, 2, 2, 3, 3] {
         let halts = raw::multiboot(&[0xfa, 0xf4]);

@@ -22,7 +22,7 @@ fn guest(clears: bool) -> Vec<u8> {
     // CMP dword [PAGE], last; JB back
     let wait = [&[0x83, 0x3d][..], &word(PAGE), &[last]].concat();
     let wait = if clears { [clear, wait, vec![0x72, 0xf0]].concat() } else { [wait, vec![0x72, 0xf7]].concat() };
-    raw::multiboot(&[enable, wait, raw::SUCCESS.to_vec()].concat())
+    raw::multiboot(&[&raw::INTERRUPTIBLE[..], &enable, &wait, &raw::SUCCESS].concat())
 }
 
 #[track_caller]

@@ -260,8 +260,8 @@ fn a_vcpus_place_is_its_number_and_a_linear_address() {
         ended.refused(1, &["cpu 0: the guest halted at 0x100030 with interrupts off"]);
     }
     // jmp to itself, until it is stopped.
-    let spins = run(&based(&[0xeb, 0xfe]), "--timeout 200ms");
-    spins.refused(1, &["has not ended after 200ms: cpu 0 at 0x10002e, interrupts off"]);
+    let spins = run(&based(&[&raw::INTERRUPTIBLE[..], &[0xeb, 0xfe]].concat()), "--timeout 200ms");
+    spins.refused(1, &["has not ended after 200ms: cpu 0 at 0x100033, interrupts on"]);
     // ud2 without a handler: a triple fault, or what KVM cannot emulate.
     run(&based(&[0x0f, 0x0b]), "--timeout 60s").refused(1, &["vmm: cpu 0: "]);
 }
