@@ -28,6 +28,7 @@ fn main() -> anyhow::Result<()> {
         seed: 0,
         x2apic: true,
         pv_eoi: true,
+        vmclock: false,
     };
     let outputs = Outputs::new(Box::new(io::stdout()), None); // the guest's console, and no trace
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;

@@ -89,6 +89,8 @@ pub struct Options<'a> {
     pub pv_eoi: bool,
     /// `steal=off|on`: whether to register a steal-time area, and to read it after every tick.
     pub steal: bool,
+    /// `vmclock=off|on`: whether to compare VMClock with kvmclock after every tick.
+    pub vmclock: bool,
     /// `touch=`: pages that are written to after every tick.
     pub touch: u64,
 }
@@ -109,6 +111,7 @@ impl Default for Options<'_> {
             load: Load::None,
             pv_eoi: true,
             steal: false,
+            vmclock: false,
             touch: 0,
         }
     }
@@ -136,8 +139,8 @@ pub enum CmdlineError<'a> {
     LoadOfSeveral,
     /// `load=`, `touch=` or `hz=` with `scenario=watchdog`.
     NotForWatchdog,
-    /// `steal=on` where the main loop does something else.
-    StealAlone,
+    /// `steal=on` or `vmclock=on` where the main loop does something else.
+    Alone(&'static str),
 }
 
 impl fmt::Display for CmdlineError<'_> {
@@ -148,16 +151,17 @@ impl fmt::Display for CmdlineError<'_> {
             Self::UnknownKey(word) => write!(
                 f,
                 "command line: {} is unknown; keys are clockevent conversion recheck plant scenario watchdog hz count seed max_ms load touch \
-                 eoi steal",
+                 eoi steal vmclock",
                 word.escape_default()
             ),
             Self::BadValue { key, value, want } => {
                 write!(f, "command line: {key}={} is not {want}", value.escape_default())
             }
             Self::LoadOfSeveral => f.write_str("command line: load= and touch= are for one CPU, not for scenario=smp"),
-            Self::StealAlone => {
-                f.write_str("command line: steal=on is for scenario=ticks, deltas or idle, without load= and touch=")
-            }
+            Self::Alone(key) => write!(
+                f,
+                "command line: {key}=on is for scenario=ticks, deltas or idle, without steal=, vmclock=, load= and touch= beside it"
+            ),
             Self::NotForWatchdog => f.write_str(
                 "command line: hz=, load= and touch= are not for scenario=watchdog, which ticks every half second",
             ),
@@ -190,8 +194,12 @@ impl<'a> Options<'a> {
         if watchdog && (loaded || options.hz != 0) {
             return Err(CmdlineError::NotForWatchdog);
         }
-        if options.steal && (loaded || watchdog || options.scenario == ScenarioName::Smp) {
-            return Err(CmdlineError::StealAlone);
+        let busy = loaded || watchdog || options.scenario == ScenarioName::Smp;
+        if options.steal && (busy || options.vmclock) {
+            return Err(CmdlineError::Alone("steal"));
+        }
+        if options.vmclock && busy {
+            return Err(CmdlineError::Alone("vmclock"));
         }
         if options.hz == 0 {
             options.hz = if watchdog { watchdog::HZ } else { Self::default().hz };
@@ -275,6 +283,13 @@ impl<'a> Options<'a> {
                     "on" => true,
                     "off" => false,
                     _ => return Err(bad("steal", "on or off")),
+                }
+            }
+            "vmclock" => {
+                self.vmclock = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("vmclock", "on or off")),
                 }
             }
             "touch" => {

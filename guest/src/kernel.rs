@@ -10,6 +10,7 @@ use guest::scenarios::Scenario;
 use guest::steal::{self, Area, Charged};
 use guest::ticks::{State, Ticks};
 use guest::topology::cpu_count;
+use guest::vmclock;
 use guest::watchdog::{Clocksource, Counters, Watchdog};
 use guest_abi::ports::PM_TIMER;
 use guest_abi::report::MAX_CPUS;
@@ -20,6 +21,7 @@ use crate::arch::cell::IrqsOffCell;
 use crate::arch::cpu::{IrqsOff, OneCpu};
 use crate::arch::load::{PAGE_BYTES, Pages, UserMode, spin_in_kernel};
 use crate::arch::trap::Frame;
+use crate::arch::vmclock::Vmclock;
 use crate::arch::{boot, cpu, port, shared};
 use crate::console::{Console, line};
 use crate::cpus::{self, Plan};
@@ -132,6 +134,14 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
         }
         cpu::wrmsr(steal_time::MSR, shared::steal_address() | steal_time::ENABLE);
     }
+    let vmclock = match (options.vmclock, platform.vmclock) {
+        (false, _) => None,
+        (true, None) => refuse!("vmclock=on: CPUID tells of no VMClock page"),
+        (true, Some(address)) => match Vmclock::at(address) {
+            Some(page) => Some(page),
+            None => refuse!("vmclock=on: CPUID tells of a VMClock page at {address:#x}, which cannot be mapped"),
+        },
+    };
     let watch = options.scenario == ScenarioName::Watchdog;
     // A port without a device reads as all ones.
     if watch && options.watchdog == Clocksource::AcpiPm && port::inl(PM_TIMER) == u32::MAX {
@@ -147,14 +157,22 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
         watch_clocks(&mut irqs_off, &mut Watchdog::new(options.watchdog, khz));
     } else if options.steal {
         watch_steal(&mut irqs_off);
+    } else if let Some(page) = vmclock {
+        watch_vmclock(&mut irqs_off, page);
     } else if options.load == Load::None && pages.is_none() {
-        while !KERNEL.get(&mut irqs_off).done {
-            cpu::halt(&mut irqs_off);
-        }
+        idle(&mut irqs_off);
     } else {
         work(&mut irqs_off, options.load, pages);
     }
     finish(&KERNEL.get(&mut irqs_off).ticks)
+}
+
+/// The main loop without any of these: waits. On its own, so that what a tick costs does not depend on the others.
+#[inline(never)]
+fn idle(irqs_off: &mut IrqsOff<OneCpu>) {
+    while !KERNEL.get(irqs_off).done {
+        cpu::halt(irqs_off);
+    }
 }
 
 /// The main loop with `load=` or `touch=`: after every tick it writes to `pages`, then it waits for the next.
@@ -184,23 +202,31 @@ fn work(irqs_off: &mut IrqsOff<OneCpu>, load: Load, pages: Option<Pages>) {
     }
 }
 
-/// The main loop with `steal=on`: after every tick it is counted what a task that always runs would be charged with.
-/// Then it prints that.
-fn watch_steal(irqs_off: &mut IrqsOff<OneCpu>) {
-    let (mut charged, mut counted_at) = (Charged::default(), None);
+/// A main loop that calls `look` at the beginning and after every tick.
+fn after_every_tick(irqs_off: &mut IrqsOff<OneCpu>, mut look: impl FnMut(&mut Kernel)) {
+    let mut looked_at = None;
     loop {
         let kernel = KERNEL.get(irqs_off);
         let ticks = kernel.ticks.totals().ticks;
-        if counted_at != Some(ticks) {
-            counted_at = Some(ticks);
-            let now = kernel.ticks.now(&mut kernel.machine);
-            charged.tick(now.ns, steal::read(&mut StealArea));
+        if looked_at != Some(ticks) {
+            looked_at = Some(ticks);
+            look(kernel);
         } else if kernel.done {
-            break;
+            return;
         } else {
             cpu::halt(irqs_off);
         }
     }
+}
+
+/// The main loop with `steal=on`: after every tick it is counted what a task that always runs would be charged with.
+/// Then it prints that.
+fn watch_steal(irqs_off: &mut IrqsOff<OneCpu>) {
+    let mut charged = Charged::default();
+    after_every_tick(irqs_off, |kernel| {
+        let now = kernel.ticks.now(&mut kernel.machine);
+        charged.tick(now.ns, steal::read(&mut StealArea));
+    });
     let Charged { longest_ns, longest_ran_ns, stolen_ns, .. } = charged;
     line!(
         "guest: stolen {stolen_ns} ns; longest interval {longest_ns} ns, {longest_ran_ns} ns without what was stolen"
@@ -226,20 +252,10 @@ impl Area for StealArea {
 
 /// The main loop of `scenario=watchdog`: after every tick the clocks are compared. Then it prints what was found.
 fn watch_clocks(irqs_off: &mut IrqsOff<OneCpu>, watchdog: &mut Watchdog) {
-    let mut checked_at = None;
-    loop {
-        let kernel = KERNEL.get(irqs_off);
-        let ticks = kernel.ticks.totals().ticks;
-        if checked_at != Some(ticks) {
-            checked_at = Some(ticks);
-            watchdog.check(kernel);
-            shared::ring_watchdog(watchdog.found());
-        } else if kernel.done {
-            break;
-        } else {
-            cpu::halt(irqs_off);
-        }
-    }
+    after_every_tick(irqs_off, |kernel| {
+        watchdog.check(kernel);
+        shared::ring_watchdog(watchdog.found());
+    });
     let found = watchdog.found();
     line!(
         "guest: watchdog {}: {} checks, {} timed out; worst skew {} ns in {} ns",
@@ -252,6 +268,24 @@ fn watch_clocks(irqs_off: &mut IrqsOff<OneCpu>, watchdog: &mut Watchdog) {
     for (clocksource, skew_ns, interval_ns) in watchdog.unstable() {
         line!("guest: watchdog: {} is unstable: off by {skew_ns} ns in {interval_ns} ns", clocksource.name());
     }
+}
+
+/// The main loop with `vmclock=on`: after every tick VMClock is compared with kvmclock. Then it prints what was found.
+fn watch_vmclock(irqs_off: &mut IrqsOff<OneCpu>, mut page: Vmclock) {
+    let mut found = vmclock::Found::default();
+    after_every_tick(irqs_off, |kernel| {
+        let (page, now) = vmclock::read(&mut page, || kernel.ticks.now(&mut kernel.machine));
+        found.tick(&page, now.tsc, now.ns);
+        shared::ring_vmclock_wrong(found.wrong);
+    });
+    let (real_ns, vmclock::Found { compared, wrong, worst_ns, disruptions, generations, .. }) =
+        (found.real().ns(), found);
+    line!(
+        "guest: vmclock: real time {}.{:09}; told of {disruptions} disruptions and {generations} restores from a \
+         snapshot; wrong at {wrong} of {compared} ticks, at worst by {worst_ns} ns",
+        real_ns / 1_000_000_000,
+        real_ns % 1_000_000_000
+    );
 }
 
 impl Counters for Kernel {

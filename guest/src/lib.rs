@@ -20,6 +20,7 @@ pub mod smp;
 pub mod steal;
 pub mod ticks;
 pub mod topology;
+pub mod vmclock;
 pub mod watchdog;
 
 #[cfg(test)]

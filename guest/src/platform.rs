@@ -1,6 +1,6 @@
 //! The machine's features by CPUID. They are read once, at boot: every CPUID is an exit.
 
-use guest_abi::{ns_deadline, pv_eoi, pvclock, steal_time};
+use guest_abi::{ns_deadline, pv_eoi, pvclock, steal_time, vmclock};
 
 /// EAX, EBX, ECX, EDX of one CPUID leaf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub struct Platform {
     pub steal_time: bool,
     /// The nanosecond deadline MSR, if the hypervisor offers it.
     pub ns_msr: Option<u32>,
+    /// Guest physical address of the VMClock page, if the hypervisor tells of one.
+    pub vmclock: Option<u64>,
     /// The TSC frequency, if CPUID states it.
     pub tsc_khz: Option<TscKhz>,
     /// The frequency of the LAPIC timer in kHz, if CPUID states it.
@@ -113,9 +115,11 @@ impl Platform {
                     (features & pvclock::FEATURE_CLOCKSOURCE != 0).then_some(KvmClock::OLD)
                 };
             }
-            if leaf.is(&ns_deadline::CPUID_SIGNATURE) && self.ns_msr.is_none() {
+            if leaf.is(&ns_deadline::CPUID_SIGNATURE) && self.ns_msr.is_none() && self.vmclock.is_none() {
                 let features = cpuid(base + (ns_deadline::CPUID_FEATURES_LEAF - ns_deadline::CPUID_LEAF));
                 self.ns_msr = (features.eax & ns_deadline::FEATURE_NS_DEADLINE != 0).then_some(features.ebx);
+                let page = u64::from(features.edx) << 32 | u64::from(features.ecx);
+                self.vmclock = (features.eax & vmclock::FEATURE != 0).then_some(page);
             }
             // The timing leaf is in the first range, also if that is not KVM's.
             if base == HYPERVISOR_BASE && leaf.eax >= pvclock::CPUID_TIMING_LEAF {
@@ -163,7 +167,7 @@ mod tests {
             0x4000_0001 => leaf(0x69, 0, 0, 0),
             0x4000_0010 => leaf(2_600_000, 999_999, 0, 0),
             0x4000_0100 => signature(0x4000_0101, ns_deadline::CPUID_SIGNATURE),
-            0x4000_0101 => leaf(1, 0x1234, 0, 0),
+            0x4000_0101 => leaf(3, 0x1234, 0xd_0000, 1),
             n if n > 0x4000_0101 => panic!("looked on after everything was found: {n:#x}"),
             _ => Leaf::default(),
         });
@@ -174,6 +178,7 @@ mod tests {
             pv_eoi: true,
             steal_time: true,
             ns_msr: Some(0x1234),
+            vmclock: Some(0x1_000d_0000),
             tsc_khz: Some(TscKhz::Hypervisor(2_600_000)),
             bus_khz: Some(999_999),
         };

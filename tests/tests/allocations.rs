@@ -31,6 +31,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
         seed: 0,
         x2apic: true,
         pv_eoi: true,
+        vmclock: false,
     };
     let outputs = Outputs::new(Box::new(io::sink()), None);
     let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");

@@ -249,6 +249,7 @@ pages! {
     readme: "README.md",
     api: "docs/api.md",
     clock: "docs/clock.md",
+    vmclock: "docs/vmclock.md",
     conformance: "docs/conformance.md",
     cpuid: "docs/cpuid.md",
     doctor: "docs/doctor.md",

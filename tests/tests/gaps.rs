@@ -37,6 +37,7 @@ fn a_pause_after_a_stop_begins_with_the_stop() {
             seed: 0,
             x2apic: true,
             pv_eoi: false,
+            vmclock: false,
         };
         let outputs = Outputs::new(Box::new(io::sink()), None);
         let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");

@@ -11,3 +11,4 @@ pub mod pvclock;
 pub mod report;
 pub mod sites;
 pub mod steal_time;
+pub mod vmclock;

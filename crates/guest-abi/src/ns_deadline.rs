@@ -13,7 +13,7 @@
 pub const CPUID_LEAF: u32 = 0x4000_0100;
 /// EBX, ECX, EDX of [`CPUID_LEAF`], as little-endian text.
 pub const CPUID_SIGNATURE: [u8; 12] = *b"NsDeadlineIf";
-/// CPUID leaf with features in EAX and the MSR's number in EBX.
+/// CPUID leaf with features in EAX and the MSR's number in EBX. [`crate::vmclock::FEATURE`] is another feature of it.
 pub const CPUID_FEATURES_LEAF: u32 = 0x4000_0101;
 /// EAX bit 0 of [`CPUID_FEATURES_LEAF`]: the nanosecond deadline MSR exists.
 pub const FEATURE_NS_DEADLINE: u32 = 1 << 0;

@@ -48,8 +48,9 @@ pub struct Header {
     pub reserved0: u32,
     /// The clocksource watchdog's results; zeros for a guest that runs none.
     pub watchdog: Watchdog,
-    /// Zero.
-    pub reserved: u64,
+    /// Ticks since the one before which VMClock had gone another way than kvmclock, and its marker told of no
+    /// disruption; 0 for a guest that does not compare them.
+    pub vmclock_wrong: u64,
 }
 
 /// What the guest's clocksource watchdog found (`scenario=watchdog`), 40 bytes.
@@ -104,7 +105,7 @@ impl Header {
                 worst_skew_ns: at.u64().cast_signed(),
                 worst_interval_ns: at.u64(),
             },
-            reserved: at.u64(),
+            vmclock_wrong: at.u64(),
         }
     }
 }
@@ -185,6 +186,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub(crate) fn u8(&mut self) -> u8 {
+        u8::from_le_bytes(self.take())
+    }
+
+    pub(crate) fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
     pub(crate) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.take())
     }
@@ -202,7 +211,7 @@ mod tests {
     fn a_header_is_read_from_where_its_fields_stand() {
         let mut bytes = [0; HEADER_BYTES];
         let layout = u64::from(CAPACITY) << 32 | u64::from(LAYOUT);
-        let words = [MAGIC, layout, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, u64::MAX, 19];
+        let words = [MAGIC, layout, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, u64::MAX, 19, 20];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
@@ -219,6 +228,7 @@ mod tests {
             ipis_received: 13,
             cpu: 14,
             watchdog: Watchdog { checks: 15, timed_out: 16, unstable: 17, worst_skew_ns: -1, worst_interval_ns: 19 },
+            vmclock_wrong: 20,
             ..Header::default()
         };
         assert_eq!(Header::from_bytes(&bytes), want);

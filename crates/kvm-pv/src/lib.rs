@@ -8,6 +8,7 @@ pub mod pv_eoi;
 #[cfg(test)]
 mod recorder;
 pub mod steal_time;
+pub mod vmclock;
 mod wall;
 
 pub use memory::{GuestWrite, OutsideRam, RegistrationFault};

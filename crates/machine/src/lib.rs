@@ -15,8 +15,10 @@
 //! let image = Image::open("target/guest.bin".as_ref())?;
 //! let (lapic, time, source) = (LapicKind::User, TimeMode::Virtual, SourceChoice::Auto);
 //! let (cmdline, khz) = ("count=100".to_owned(), Some(Khz::new(2_600_000)?));
-//! let (memory, initrd, cpus, seed, x2apic, pv_eoi) = (128 << 20, None, 1, 0, true, true);
-//! let options = BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi };
+//! let (memory, initrd, cpus, seed) = (128 << 20, None, 1, 0);
+//! let (x2apic, pv_eoi, vmclock) = (true, true, false);
+//! let options =
+//!     BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi, vmclock };
 //! let outputs = Outputs::new(Box::new(std::io::stdout()), None);
 //! let mut machine = Machine::boot(&env, &image, &options, outputs)?;
 //! machine.run(&NoRequests, Some(VmTime(505_000_000)))?;

@@ -15,3 +15,4 @@ pub mod mmio;
 pub mod port;
 pub mod shared;
 pub mod trap;
+pub mod vmclock;

@@ -252,6 +252,11 @@ pub fn ring_watchdog(found: &Watchdog) {
     put!(*found => RINGS.of(0), header.watchdog);
 }
 
+/// Stores at how many ticks VMClock was wrong, in CPU 0's ring.
+pub fn ring_vmclock_wrong(count: u64) {
+    put!(count => RINGS.of(0), header.vmclock_wrong);
+}
+
 /// The CPU's number in the ring's format.
 fn number(cpu: usize) -> u32 {
     u32::try_from(cpu).unwrap_or(u32::MAX)

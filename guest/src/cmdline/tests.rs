@@ -12,7 +12,7 @@ fn an_empty_line_means_the_defaults() {
 #[test]
 fn every_key_is_read() {
     let line = b"clockevent=lapic-oneshot conversion=mult recheck=off plant=early-check\tscenario=deltas watchdog=acpi_pm hz=10000 count=1000000000 \
-                 seed=18446744073709551615 max_ms=0 load=user touch=4096 eoi=apic steal=off pci=off virtio_mmio.device=4K@0xd0000000:5";
+                 seed=18446744073709551615 max_ms=0 load=user touch=4096 eoi=apic steal=off vmclock=off pci=off virtio_mmio.device=4K@0xd0000000:5";
     let want = Options {
         clockevent: Some("lapic-oneshot"),
         conversion: Conversion::Mult,
@@ -27,6 +27,7 @@ fn every_key_is_read() {
         load: Load::User,
         pv_eoi: false,
         steal: false,
+        vmclock: false,
         touch: TOUCH_MAX,
     };
     assert_eq!(Options::parse(line), Ok(want));
@@ -53,7 +54,15 @@ fn an_unknown_key_or_value_is_an_error_that_names_it() {
         (b"load=idle", "command line: load=idle is not none, kernel or user"),
         (b"eoi=pv", "command line: eoi=pv is not auto or apic"),
         (b"steal=1", "command line: steal=1 is not on or off"),
-        (b"steal=on touch=1", "command line: steal=on is for scenario=ticks, deltas or idle, without load= and touch="),
+        (
+            b"steal=on touch=1",
+            "command line: steal=on is for scenario=ticks, deltas or idle, without steal=, vmclock=, load= and touch= beside it",
+        ),
+        (b"vmclock=yes", "command line: vmclock=yes is not on or off"),
+        (
+            b"vmclock=on scenario=smp",
+            "command line: vmclock=on is for scenario=ticks, deltas or idle, without steal=, vmclock=, load= and touch= beside it",
+        ),
         (b"touch=4097", "command line: touch=4097 is not a number up to 4096"),
         (b"touch=1 scenario=smp", "command line: load= and touch= are for one CPU, not for scenario=smp"),
         (b"scenario=smp load=kernel", "command line: load= and touch= are for one CPU, not for scenario=smp"),

@@ -84,6 +84,7 @@ fn options(args: &Clock) -> Options {
             seed: args.seed,
             x2apic: true,
             pv_eoi: true,
+            vmclock: false,
         },
         stops,
         count,

@@ -56,6 +56,7 @@ fn boot(args: &Run, path: &Path, name: &str, files: &mut Files) -> Result<ExitCo
         seed: args.seed,
         x2apic: args.x2apic == OnOff::On,
         pv_eoi: args.pv_eoi == OnOff::On,
+        vmclock: args.vmclock == OnOff::On,
     };
     let console = console(&args.session, files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());
@@ -197,6 +198,7 @@ fn session(
         timer: report.timer.as_ref(),
         guest_stopped: report.guest_stopped,
         wall_error_ns: report.wall_error_ns,
+        vmclock_error_ns: report.vmclock_error_ns,
         no_ring: &report.no_ring,
         // Ticks that a crashed guest did not make are not lost ones: `failed` reports the crash.
         ended: matches!(report.finish, Finish::Ended(_)) && failed.is_none(),

@@ -50,6 +50,8 @@ struct SummaryFile<'a> {
     guest_stopped: &'a GuestStopped,
     /// Null where it is not known.
     wall_error_ns: Option<i64>,
+    /// Null where it is not known.
+    vmclock_error_ns: Option<i64>,
     /// Whether the guest has a tick ring that can be read; if not, `lost` and all of `ticks` are null.
     judged: bool,
     lost: Option<u64>,
@@ -128,6 +130,7 @@ impl Files {
             downtimes,
             guest_stopped,
             wall_error_ns,
+            vmclock_error_ns,
             summary,
             timer,
             costs,
@@ -148,6 +151,7 @@ impl Files {
                 downtimes,
                 guest_stopped,
                 wall_error_ns: *wall_error_ns,
+                vmclock_error_ns: *vmclock_error_ns,
                 judged: summary.is_some(),
                 lost,
                 ticks: summary

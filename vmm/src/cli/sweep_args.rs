@@ -42,6 +42,9 @@ pub struct Sweep {
     /// Whether the CPU offers x2APIC where the host can.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on")]
     pub x2apic: OnOff,
+    /// Whether the guest has VMClock; the embedded one looks at it with vmclock=on.
+    #[arg(long, value_enum, value_name = "ON|OFF", default_value = "off")]
+    pub vmclock: OnOff,
     /// The guest's TSC frequency at boot, in kHz.
     #[arg(long, value_name = "KHZ", value_parser = khz, default_value = "2600000")]
     pub tsc_khz: Khz,

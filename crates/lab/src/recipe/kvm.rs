@@ -159,7 +159,8 @@ impl NewVm<'_> {
             | Op::GetLapic
             | Op::GetTscKhz
             | Op::GetTscOffset
-            | Op::PublishPage { .. } => {}
+            | Op::PublishPage { .. }
+            | Op::UpdateVmclock => {}
         }
     }
 
@@ -277,6 +278,8 @@ impl NewVm<'_> {
             page: page(tsc0, adjust0),
             remainder: Remainder::ZERO,
             stable,
+            // A VMM with VMClock writes it last. No recipe has one without.
+            vmclock: true,
             cpus: cpus.collect(),
         }
     }

@@ -40,6 +40,9 @@ use self::step::{Destination, Group};
 /// The fault that is a stop of the host: its length is given with it.
 pub const HOST_STOP: &str = "host-stop";
 
+/// The fault that only a guest with VMClock can notice.
+pub const VMCLOCK_KEPT: &str = "vmclock-kept";
+
 /// Limit for a recipe file. The longest that is shipped has a twentieth of it.
 const MAX_BYTES: u64 = 64 << 10;
 

@@ -46,7 +46,7 @@ impl Known {
             Op::GetMsrs(_) | Op::GetLapic | Op::GetTscKhz | Op::GetTscOffset if self.restores => {
                 return Err("what a restore reads is not used, except by get-clock".to_owned());
             }
-            Op::Wait | Op::KvmclockCtrl | Op::MasterclockUpdate | Op::PublishPage { .. } => {}
+            Op::Wait | Op::KvmclockCtrl | Op::MasterclockUpdate | Op::PublishPage { .. } | Op::UpdateVmclock => {}
             Op::GetClock if self.restores => self.clock_there = true,
             Op::GetClock => self.clock = true,
             Op::GetMsrs(msrs) => self.msrs.extend(msrs),
@@ -88,7 +88,7 @@ impl Known {
                 Destination::Same => msrs.msrs == [Msr::Tsc],
             },
             Op::MasterclockUpdate => self.destination != Destination::Vmm,
-            Op::PublishPage { .. } => self.destination == Destination::Vmm,
+            Op::PublishPage { .. } | Op::UpdateVmclock => self.destination == Destination::Vmm,
             _ => self.destination == Destination::Kvm,
         };
         if suits {

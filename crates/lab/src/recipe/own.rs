@@ -52,6 +52,8 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
     };
     let mut cpus: Vec<Cpu> = saved.cpus.iter().map(cpu).collect();
     let (mut tsc, mut page, mut remainder) = (own.tsc, own.page, own.remainder);
+    // Of a VM that stays where it is, the page stays right.
+    let mut vmclock = false;
     // The last base of KVM's page, and what updates of it have added, in billionths of a nanosecond.
     let (mut based_ns, mut raw) = (-i128::from(recipe.hosts.page_age_ns), 0);
     for step in schedule(&recipe.restore, cpus.len(), recipe.hosts.downtime_ns).0 {
@@ -93,6 +95,7 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
                     cpu.page = Some(PageClock { tsc_timestamp: cpu.adjust.from_base(base.tsc_timestamp), ..base });
                 }
             }
+            Op::UpdateVmclock => vmclock = true,
             Op::KvmclockCtrl => {
                 if let Some(cpu) = cpus.get_mut(step.cpu) {
                     cpu.guest_stopped = cpu.page.is_some();
@@ -112,7 +115,7 @@ pub(super) fn play(recipe: &Recipe, saved: &Saved) -> Restored {
         }
     }
     let cpus = cpus.iter().map(|cpu| cpu.restored(tsc)).collect();
-    Restored { tsc, elapsed_ns: 0, page, remainder, stable: true, cpus }
+    Restored { tsc, elapsed_ns: 0, page, remainder, stable: true, vmclock, cpus }
 }
 
 /// When `armed` fires by ticks over kHz, counted from the boot of a guest that has been up for `uptime_ns`: when so

@@ -64,6 +64,7 @@ enum Kind {
     KvmclockCtrl,
     MasterclockUpdate,
     PublishPage,
+    UpdateVmclock,
 }
 
 /// Whose step it is.
@@ -234,6 +235,7 @@ fn checked_step(raw: Spanned<RawStep>, scope: Scope, known: &mut Known) -> Resul
         Kind::KvmclockCtrl => Op::KvmclockCtrl,
         Kind::MasterclockUpdate => Op::MasterclockUpdate,
         Kind::PublishPage => Op::PublishPage { base_ahead_ns: base_ahead_ns.unwrap_or(0) },
+        Kind::UpdateVmclock => Op::UpdateVmclock,
     };
     known.check(&op).map_err(bad)?;
     Ok(Step { after_ns, op })
@@ -243,7 +245,7 @@ impl Kind {
     fn scope(self) -> Scope {
         match self {
             Self::Wait => Scope::Either,
-            Self::GetClock | Self::SetClock => Scope::Vm,
+            Self::GetClock | Self::SetClock | Self::UpdateVmclock => Scope::Vm,
             Self::GetMsrs
             | Self::GetLapic
             | Self::GetTscKhz
@@ -274,6 +276,7 @@ impl Kind {
             Self::KvmclockCtrl => "kvmclock-ctrl",
             Self::MasterclockUpdate => "masterclock-update",
             Self::PublishPage => "publish-page",
+            Self::UpdateVmclock => "update-vmclock",
         }
     }
 }

@@ -17,7 +17,7 @@ const SHIPPED: [(&str, &str); 10] = [
 ];
 
 /// Name and text of each fault.
-const FAULTS: [(&str, &str); 7] = [
+const FAULTS: [(&str, &str); 8] = [
     ("deadline-before-lapic", include_str!("faults/deadline-before-lapic.toml")),
     ("deadline-before-tsc", include_str!("faults/deadline-before-tsc.toml")),
     ("page-not-republished", include_str!("faults/page-not-republished.toml")),
@@ -25,6 +25,7 @@ const FAULTS: [(&str, &str); 7] = [
     ("zero-to-now", include_str!("faults/zero-to-now.toml")),
     ("tsc-jump", include_str!("faults/tsc-jump.toml")),
     ("page-base-ahead", include_str!("faults/page-base-ahead.toml")),
+    (super::VMCLOCK_KEPT, include_str!("faults/vmclock-kept.toml")),
 ];
 
 /// The fault that has a length, and its text.

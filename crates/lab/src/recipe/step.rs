@@ -76,6 +76,8 @@ pub enum Op {
         /// Nanoseconds.
         base_ahead_ns: u64,
     },
+    /// The VMM writes the VMClock page, if there is one, and changes its disruption marker.
+    UpdateVmclock,
 }
 
 /// What KVM_SET_MSRS writes.

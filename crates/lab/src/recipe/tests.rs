@@ -112,7 +112,8 @@ fn each_fault_changes_one_step_of_this_vmms_restore() {
             changes += u32::from(is.armed != right.armed)
                 + u32::from(is.page != right.page && armed == Armed::Disarmed)
                 + u32::from(is.guest_stopped != right.guest_stopped && is.page.is_some() && armed == Armed::Disarmed)
-                + u32::from(restored.tsc != saved.own.tsc && armed == Armed::Disarmed);
+                + u32::from(restored.tsc != saved.own.tsc && armed == Armed::Disarmed)
+                + u32::from(!restored.vmclock && armed == Armed::Disarmed);
         }
         assert_eq!(changes, 1, "{name}");
         // Counts and nanosecond deadlines are no TSC values.

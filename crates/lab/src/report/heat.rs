@@ -104,7 +104,8 @@ pub(super) const fn words(verdict: Verdict) -> &'static str {
 }
 
 fn outcome_tuple(outcome: &Outcome) -> OutcomeTuple {
-    let Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: _, unstable: _, ended } = outcome;
+    let Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns: _, unstable: _, wrong_time: _, ended } =
+        outcome;
     OutcomeTuple(verdict.as_str(), *early_wakes, *late_ns, *clock_error_ns, ended.clone())
 }
 

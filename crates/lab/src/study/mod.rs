@@ -90,6 +90,7 @@ pub fn options(
             seed: 0,
             x2apic: true,
             pv_eoi: true,
+            vmclock: false,
             lapic: LapicKind::User,
         },
         khz,

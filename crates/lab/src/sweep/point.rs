@@ -282,6 +282,7 @@ impl Attempt {
                 counted.worst_step_back_ns = counted.worst_step_back_ns.max(after.worst_step_back_ns);
             }
             counted.unstable |= after.watchdog.unstable & !before.watchdog.unstable != 0;
+            counted.wrong_time |= after.vmclock_wrong > before.vmclock_wrong;
             counted.untold |= experiment.tells && after.guest_stopped_seen <= before.guest_stopped_seen;
         }
         let outcome = experiment.measure.verdict(&self.ticks, &self.clocks, counted, finish);

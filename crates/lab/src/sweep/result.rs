@@ -55,6 +55,9 @@ pub struct Inputs {
     pub seed: u64,
     /// Whether CPUID offered x2APIC.
     pub x2apic: bool,
+    /// Whether the guest had VMClock.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vmclock: bool,
     /// TSC frequency at boot.
     pub tsc_khz: Khz,
     /// Where the stretch begins.

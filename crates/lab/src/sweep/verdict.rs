@@ -20,7 +20,7 @@ pub enum Verdict {
     Unstable,
     /// The guest was woken early again and again, without end in sight: its clock and its timer disagree.
     Storm,
-    /// The guest's clock stepped, or runs at the wrong rate.
+    /// The guest's clock stepped, or runs at the wrong rate: kvmclock, or real time by VMClock.
     ClockStepped,
     /// A tick did not come before the run's patience was over.
     Lost,
@@ -84,6 +84,9 @@ pub struct Outcome {
     /// The guest's clocksource watchdog marked a clocksource unstable, whatever else happened.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unstable: bool,
+    /// VMClock told the guest a wrong real time and of no disruption, whatever else happened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wrong_time: bool,
     /// Why the guest ended, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
@@ -136,6 +139,8 @@ pub(super) struct Counted {
     pub untold: bool,
     /// Its watchdog marked a clocksource unstable.
     pub unstable: bool,
+    /// VMClock went another way than kvmclock, without a disruption.
+    pub wrong_time: bool,
 }
 
 /// Why the run after the migration stopped.
@@ -186,7 +191,7 @@ impl Measure {
             Finish::Ended(_) => Verdict::Ended,
             Finish::Missing => Verdict::Lost,
             Finish::Handled | Finish::Storm
-                if counted.steps_back != 0 || clock_error_ns.unsigned_abs() > CLOCKS_AGREE_NS =>
+                if counted.steps_back != 0 || counted.wrong_time || clock_error_ns.unsigned_abs() > CLOCKS_AGREE_NS =>
             {
                 Verdict::ClockStepped
             }
@@ -202,8 +207,8 @@ impl Measure {
             Finish::Handled | Finish::Missing | Finish::Storm => None,
         };
         let page_errors_ns = Vec::new();
-        let unstable = counted.unstable;
-        Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns, unstable, ended }
+        let Counted { unstable, wrong_time, .. } = counted;
+        Outcome { verdict, early_wakes, late_ns, clock_error_ns, page_errors_ns, unstable, wrong_time, ended }
     }
 }
 
@@ -274,6 +279,8 @@ mod tests {
         assert_eq!(verdict(&[late, early], unstable, Finish::Handled), Verdict::Unstable);
         assert_eq!(verdict(&[late], unstable, Finish::Storm), Verdict::Storm);
         assert_eq!(verdict(&[late], back, Finish::Storm), Verdict::ClockStepped);
+        let wrong_time = Counted { wrong_time: true, ..unstable };
+        assert_eq!(verdict(&[late], wrong_time, Finish::Handled), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Handled), Verdict::ClockStepped);
         assert_eq!(verdict(&[late], back, Finish::Missing), Verdict::Lost);
         assert_eq!(verdict(&[], back, Finish::Ended("crash".to_owned())), Verdict::Ended);

@@ -116,6 +116,7 @@ mod tests {
             clock_error_ns: 0,
             page_errors_ns: vec![Some(i64::try_from(at[0]).unwrap()), None],
             unstable: false,
+            wrong_time: false,
             ended: None,
         };
         Point {

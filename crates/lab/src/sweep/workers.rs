@@ -181,6 +181,7 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         cpus: options.boot.cpus,
         seed: options.boot.seed,
         x2apic: options.boot.x2apic,
+        vmclock: options.boot.vmclock,
         tsc_khz: options.khz,
         from: options.from.to_string(),
         to: options.to.as_ref().map_or_else(|| "one tick later".to_owned(), ToString::to_string),

@@ -48,7 +48,7 @@ pub(super) fn load(
     file: File<'_>,
     places: &mut Places<'_>,
     cmdline: &str,
-    initrd: Option<&[u8]>,
+    (initrd, rsdp): (Option<&[u8]>, Option<u64>),
 ) -> Result<EntryState, ImageError> {
     let wrong = |reason: String| ImageError::Header { name: file.name.to_owned(), format: "Linux setup", reason };
     let header = header(file.bytes).ok_or_else(|| wrong("is cut off".to_owned()))?;
@@ -91,6 +91,7 @@ pub(super) fn load(
 
     let word = |value: u64| u32::try_from(value).map_err(|error| file.failed(error.to_string()));
     let mut params = boot_params { hdr: header, ..Default::default() };
+    params.acpi_rsdp_addr = rsdp.unwrap_or(0);
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.code32_start = word(loaded.kernel_load.0)?;
     params.hdr.cmd_line_ptr = word(at.saturating_add(text))?;

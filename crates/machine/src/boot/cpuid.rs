@@ -7,7 +7,7 @@
 //! The frequencies are those at boot, and stay so after a migration: CPUID does not change under a running guest. That
 //! is why a guest that reads its TSC frequency once goes wrong. The new frequency is in the pvclock page only.
 
-use guest_abi::{ns_deadline, pv_eoi, pvclock, steal_time};
+use guest_abi::{ns_deadline, pv_eoi, pvclock, steal_time, vmclock};
 use vmtime::Khz;
 
 use crate::x86::Leaf;
@@ -25,6 +25,8 @@ pub struct Offer {
     pub pv_eoi: bool,
     /// Steal time.
     pub steal_time: bool,
+    /// The VMClock page.
+    pub vmclock: bool,
     /// IA32_TSC_ADJUST; needs a TSC whose offset can be changed.
     pub tsc_adjust: bool,
     /// The TSC frequency at boot.
@@ -119,6 +121,13 @@ pub fn has_steal_time(leaves: &[Leaf]) -> bool {
     features.is_some_and(|leaf| leaf.eax & steal_time::FEATURE != 0)
 }
 
+/// Guest physical address of the VMClock page that `leaves` tell of, if they do.
+#[must_use]
+pub fn vmclock_address(leaves: &[Leaf]) -> Option<u64> {
+    let features = leaves.iter().find(|leaf| leaf.function == ns_deadline::CPUID_FEATURES_LEAF)?;
+    (features.eax & vmclock::FEATURE != 0).then(|| u64::from(features.edx) << 32 | u64::from(features.ecx))
+}
+
 /// The leaves that `vmm` itself provides.
 fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let plain = |function, eax, ebx, ecx, edx| Leaf { function, index: 0, indexed: false, eax, ebx, ecx, edx };
@@ -144,9 +153,16 @@ fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
         plain(pvclock::CPUID_FEATURES_LEAF, features, 0, 0, 0),
         plain(pvclock::CPUID_TIMING_LEAF, khz, BUS_KHZ, 0, 0),
     ];
-    if offer.ns_deadline {
+    if offer.ns_deadline || offer.vmclock {
+        let (mut features, mut msr, mut page) = (0, 0, 0);
+        if offer.ns_deadline {
+            (features, msr) = (ns_deadline::FEATURE_NS_DEADLINE, ns_deadline::MSR);
+        }
+        if offer.vmclock {
+            (features, page) = (features | vmclock::FEATURE, super::acpi::VMCLOCK);
+        }
         leaves.push(signed(ns_deadline::CPUID_LEAF, ns_deadline::CPUID_FEATURES_LEAF, ns_deadline::CPUID_SIGNATURE));
-        leaves.push(plain(ns_deadline::CPUID_FEATURES_LEAF, ns_deadline::FEATURE_NS_DEADLINE, ns_deadline::MSR, 0, 0));
+        leaves.push(plain(ns_deadline::CPUID_FEATURES_LEAF, features, msr, page, 0));
     }
     leaves
 }
@@ -197,6 +213,7 @@ mod tests {
             ns_deadline: true,
             pv_eoi: true,
             steal_time: true,
+            vmclock: false,
             tsc_adjust: false,
             tsc_khz: Khz::new(2_600_000).unwrap(),
             cpus: 1,
@@ -242,7 +259,22 @@ mod tests {
         assert_eq!(find(&leaves, 7).ebx & 2, 0);
         assert_eq!(find(&leaves, 0x4000_0001).eax & (1 << 5 | 1 << 6), 0);
         assert!(!has_steal_time(&leaves));
+        assert_eq!(vmclock_address(&leaves), None);
         assert!(leaves.iter().all(|l| l.function != ns_deadline::CPUID_LEAF));
+    }
+
+    // Catches: a VMClock page that a guest of KVM's LAPIC does not find, or one that is told of and not there.
+    #[test]
+    fn vmclock_is_found_with_and_without_the_nanosecond_deadline() {
+        for ns_deadline in [false, true] {
+            for vmclock in [false, true] {
+                let leaves = leaves(&[], &Offer { ns_deadline, vmclock, ..offer() }, 0);
+                assert_eq!(vmclock_address(&leaves), vmclock.then_some(0xd_0000));
+                let features = leaves.iter().find(|leaf| leaf.function == ns_deadline::CPUID_FEATURES_LEAF);
+                let has_msr = features.is_some_and(|leaf| leaf.eax & 1 != 0 && leaf.ebx == ns_deadline::MSR);
+                assert_eq!((features.is_some(), has_msr), (ns_deadline || vmclock, ns_deadline));
+            }
+        }
     }
 
     #[test]

@@ -148,11 +148,18 @@ impl Image {
         self.ring
     }
 
-    /// Writes the image, its command line and boot data into `memory`.
+    /// Writes the image, its command line and boot data into `memory`. `rsdp` is the address of the ACPI tables, if
+    /// there are any; a Multiboot kernel searches for them.
     ///
     /// # Errors
     /// [`ImageError`]; `memory` is then unusable.
-    pub fn load(&self, memory: &GuestRam, cmdline: &str, initrd: Option<&[u8]>) -> Result<EntryState, ImageError> {
+    pub fn load(
+        &self,
+        memory: &GuestRam,
+        cmdline: &str,
+        initrd: Option<&[u8]>,
+        rsdp: Option<u64>,
+    ) -> Result<EntryState, ImageError> {
         let mut places = Places::new(memory);
         if !matches!(self.kind, Kind::Pvh(_)) {
             // Before the image, whose segments may overwrite it.
@@ -161,9 +168,9 @@ impl Image {
         }
         let file = File { name: &self.name, bytes: &self.bytes };
         let entry = match &self.kind {
-            Kind::Pvh(elf) => pvh::load(file, elf, &mut places, cmdline, initrd),
+            Kind::Pvh(elf) => pvh::load(file, elf, &mut places, cmdline, (initrd, rsdp)),
             Kind::Multiboot(header, elf) => multiboot::load(file, header, elf.as_ref(), &mut places, cmdline, initrd),
-            Kind::BzImage => bzimage::load(file, &mut places, cmdline, initrd),
+            Kind::BzImage => bzimage::load(file, &mut places, cmdline, (initrd, rsdp)),
         }?;
         self.sites.check(memory).map_err(|source| ImageError::Sites { name: self.name.clone(), source })?;
         if let Some(address) = self.ring.filter(|address| !places.is_ram(*address, 1)) {

@@ -1,9 +1,10 @@
 //! Loading a guest: everything between an image file and a vCPU's first instruction.
 //!
 //! It holds guest images (ELF with a PVH entry and bzImage, through linux-loader; Multiboot 1), where they are placed
-//! in RAM, the CPUID leaves that the guest sees, and the trap sites that an image lists. It uses no KVM structure and
-//! runs no guest.
+//! in RAM, the CPUID leaves and ACPI tables that the guest sees, and the trap sites that an image lists. It uses
+//! no KVM structure and runs no guest.
 
+pub mod acpi;
 mod bzimage;
 pub mod cpuid;
 pub mod cpuid_names;

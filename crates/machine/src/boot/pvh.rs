@@ -29,7 +29,7 @@ pub(super) fn load(
     elf: &Elf,
     places: &mut Places<'_>,
     cmdline: &str,
-    initrd: Option<&[u8]>,
+    (initrd, rsdp): (Option<&[u8]>, Option<u64>),
 ) -> Result<EntryState, ImageError> {
     let cmdline = cmdline_bytes(cmdline, CMDLINE_MAX)?;
     elf.take(file, places)?;
@@ -70,7 +70,7 @@ pub(super) fn load(
         nr_modules: u32::from(module.is_some()),
         modlist_paddr: modules.map_or(0, |offset| at.saturating_add(offset)),
         cmdline_paddr: at.saturating_add(text),
-        rsdp_paddr: 0,
+        rsdp_paddr: rsdp.unwrap_or(0),
         memmap_paddr: at.saturating_add(memmap),
         memmap_entries: u32::try_from(places.map().len()).map_err(|e| file.failed(e.to_string()))?,
         reserved: 0,

@@ -7,7 +7,7 @@
 mod exit;
 mod pic;
 mod pit;
-mod pm_timer;
+mod pm;
 mod serial;
 
 use std::io::Write;
@@ -73,7 +73,9 @@ impl Devices {
         } else if let (Some(offset), [value]) = (Console::offset(port), &mut *data) {
             *value = self.console.read(offset);
         } else if port == ports::PM_TIMER {
-            pm_timer::read(data, reference);
+            pm::read(data, reference);
+        } else if pm::owns_pm1(port) {
+            pm::read_pm1(port, data);
         } else if port == ports::I8042_COMMAND {
             // Status: both buffers empty. A guest waits for that before it writes the reset command.
             data.fill(0);

@@ -61,7 +61,9 @@ impl Machine {
         let host_clock = host_clock(env, options.lapic);
         let wanted = options.khz.unwrap_or(host_clock.khz());
         let memory = Arc::new(ram::allocate(options.memory)?);
-        let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref())?;
+        let rsdp = options.vmclock.then(|| boot::acpi::write(&memory, options.cpus)).transpose();
+        let rsdp = rsdp.map_err(|error| RunError::BadState(format!("the ACPI tables do not fit in RAM: {error}")))?;
+        let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref(), rsdp)?;
         let clock_for = |chosen: &Chosen| {
             let khz = Clock::new(chosen.source, options.time, host_clock, wanted).achievable_khz(wanted);
             Clock::new(chosen.source, options.time, host_clock, khz)

@@ -42,6 +42,7 @@ mod track;
 mod user_lapic;
 pub mod vcpu;
 mod vcpus;
+mod vmclock;
 mod wake;
 
 use std::sync::Arc;

@@ -35,6 +35,11 @@ impl Paused {
         Self { khz, ..self }
     }
 
+    /// Whether the stop was in this process: if not, others may continue from it, too.
+    pub(crate) fn is_here(&self) -> bool {
+        self.at.is_some()
+    }
+
     /// How long it has been stopped.
     pub(crate) fn downtime(&self, host: HostClock) -> Downtime {
         match self.at {

@@ -89,7 +89,7 @@ impl Vcpus {
         entry: &EntryState,
         (wanted, khz): (Khz, impl Fn(&Chosen) -> Khz),
     ) -> Result<NewVm, RunError> {
-        let BootOptions { source, time, cpus, x2apic, .. } = *options;
+        let BootOptions { source, time, cpus, .. } = *options;
         match options.lapic {
             LapicKind::User => first_vm_probe::build(env, |probe| {
                 let guest = Guest { name: image.name(), sites: image.sites(), cpus, stopped: None };
@@ -101,7 +101,7 @@ impl Vcpus {
             LapicKind::Kvm => {
                 let chosen = kvm_lapic::choose(env, source, time, wanted, None, image.name())?;
                 let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
-                let offer = kvm_lapic::offer(env.supported()?, &chosen, x2apic, khz(&chosen), cpus);
+                let offer = kvm_lapic::offer(env.supported()?, &chosen, options, khz(&chosen));
                 let (cpus, cpuids) = kvm_lapic::boot(&vm, env.supported()?, &offer, entry)?;
                 Ok(NewVm { chosen, vcpus: Self::Kvm(cpus), cpuids, vm })
             }

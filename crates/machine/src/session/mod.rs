@@ -134,6 +134,8 @@ pub struct Report {
     pub guest_stopped: GuestStopped,
     /// How far the guest's time of day was ahead of the host's at the end, if that is known.
     pub wall_error_ns: Option<i64>,
+    /// How far real time by VMClock was ahead of the host's at the end, if that is known.
+    pub vmclock_error_ns: Option<i64>,
     /// Whether the trace is complete.
     pub trace: Result<(), RunError>,
 }

@@ -104,7 +104,7 @@ pub(super) fn work<'env>(
     let trace = machine.finish_trace(finish.finish_limit());
     let vm_ns = machine.vm_time();
     let (costs, guest_stopped) = (machine.costs(), machine.guest_stopped());
-    let wall_error_ns = machine.wall_error_ns();
+    let (wall_error_ns, vmclock_error_ns) = (machine.wall_error_ns(), machine.vmclock_error_ns());
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
     let downtimes = machine.downtimes();
     Ok(Report {
@@ -120,6 +120,7 @@ pub(super) fn work<'env>(
         downtimes,
         guest_stopped,
         wall_error_ns,
+        vmclock_error_ns,
         trace,
     })
 }

@@ -80,6 +80,7 @@ fn options(args: &Sweep) -> Result<Options> {
             seed: args.seed,
             x2apic: args.x2apic == OnOff::On,
             pv_eoi: true,
+            vmclock: args.vmclock == OnOff::On,
         },
         khz: args.tsc_khz,
         from: args.from.clone(),

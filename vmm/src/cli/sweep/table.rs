@@ -60,13 +60,15 @@ pub(super) fn text(findings: &Findings) -> Text {
     }
     out.table(table, 1..11);
     for (index, totals) in findings.totals.iter().enumerate() {
-        let outcomes = findings.points.iter().filter_map(|point| point.outcomes.get(index));
-        let marked = outcomes.filter(|outcome| outcome.unstable).count();
-        if marked != 0 {
-            let (ratio, points) = (&totals.ratio, findings.points.len());
-            out.line(format!(
-                "×{ratio}: the guest's watchdog marked a clocksource unstable at {marked} of {points} points"
-            ));
+        let (ratio, points) = (&totals.ratio, findings.points.len());
+        let outcomes = || findings.points.iter().filter_map(|point| point.outcomes.get(index));
+        for (what, count) in [
+            ("the guest's watchdog marked a clocksource unstable", outcomes().filter(|one| one.unstable).count()),
+            ("VMClock told a wrong time, and of no disruption,", outcomes().filter(|one| one.wrong_time).count()),
+        ] {
+            if count != 0 {
+                out.line(format!("×{ratio}: {what} at {count} of {points} points"));
+            }
         }
     }
     if let Some(used) = &findings.inputs.recipe {

@@ -31,6 +31,8 @@ pub enum Check {
     Stopped,
     /// The guest's time of day differs from the host's by no more than this, at the end.
     Wall(Duration),
+    /// The same of real time by VMClock, which the guest never found wrong.
+    Vmclock(Duration),
 }
 
 /// The checks of a run.
@@ -46,10 +48,10 @@ pub struct Checks {
 pub enum BadCheck {
     /// No such check.
     #[error(
-        "there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog, stopped, wall=TIME; or none"
+        "there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog, stopped, wall=TIME, vmclock=TIME; or none"
     )]
     Unknown(String),
-    /// `late` or `wall` without a time.
+    /// A check with a limit, without it.
     #[error("write {0}=TIME, for example {0}=1ms")]
     NoTime(&'static str),
     /// Not a time.
@@ -92,6 +94,8 @@ pub struct Evidence<'a> {
     pub guest_stopped: GuestStopped,
     /// How far the guest's time of day is ahead of the host's, in nanoseconds, if that is known.
     pub wall_error_ns: Option<i64>,
+    /// How far real time by VMClock is ahead of the host's, in nanoseconds, if that is known.
+    pub vmclock_error_ns: Option<i64>,
     /// Why there is no ring to read, as text.
     pub no_ring: &'a str,
     /// The guest ended by itself, so that no more ticks will come.
@@ -125,6 +129,7 @@ impl Check {
             Self::Watchdog => "watchdog",
             Self::Stopped => "stopped",
             Self::Wall(_) => "wall",
+            Self::Vmclock(_) => "vmclock",
         }
     }
 }
@@ -132,7 +137,7 @@ impl Check {
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Late(limit) | Self::Wall(limit) => {
+            Self::Late(limit) | Self::Wall(limit) | Self::Vmclock(limit) => {
                 write!(f, "{}={}", self.name(), Length(*limit).to_string().replace(' ', ""))
             }
             check => f.write_str(check.name()),
@@ -147,8 +152,10 @@ impl FromStr for Check {
         match text.split_once('=') {
             Some(("late", limit)) => duration("late", limit).map(Self::Late),
             Some(("wall", limit)) => duration("wall", limit).map(Self::Wall),
+            Some(("vmclock", limit)) => duration("vmclock", limit).map(Self::Vmclock),
             None if text == "late" => Err(BadCheck::NoTime("late")),
             None if text == "wall" => Err(BadCheck::NoTime("wall")),
+            None if text == "vmclock" => Err(BadCheck::NoTime("vmclock")),
             None if text == "early" => Ok(Self::Early),
             None if text == "lost" => Ok(Self::Lost),
             None if text == "clock" => Ok(Self::Clock),

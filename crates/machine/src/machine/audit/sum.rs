@@ -50,6 +50,7 @@ impl TickAudit {
             guest_stopped_seen: sum(|header| header.guest_stopped_seen),
             ipis_sent: sum(|header| header.ipis_sent),
             ipis_received: sum(|header| header.ipis_received),
+            vmclock_wrong: sum(|header| header.vmclock_wrong),
             watchdog: headers().find_map(|header| WatchdogSummary::of(&header.watchdog)),
         })
     }

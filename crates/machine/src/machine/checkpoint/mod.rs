@@ -108,6 +108,7 @@ impl Machine {
         /// The offset of the last byte of the largest structure. A structure that crosses a page boundary counts for
         /// both pages.
         const LAST: u64 = 31;
+        // The VMClock page is whole, and its structure at its beginning.
         let pages = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pvclock.address());
         let words = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
         let areas = self.vcpus.user().iter().filter_map(|cpu| cpu.local.steal_time?.address());
@@ -116,6 +117,7 @@ impl Machine {
             .chain(words)
             .chain(areas)
             .chain(wall)
+            .chain(self.vmclock_address())
             .flat_map(|address| [address, address.saturating_add(LAST)])
             .collect()
     }

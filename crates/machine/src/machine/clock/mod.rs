@@ -23,7 +23,7 @@ use crate::host::{clock::HostClock, reading::Reading};
 pub use state::ClockState;
 
 /// Virtual time: the Unix time of VM time 0, 2000-01-01 00:00:00 UTC, so that runs repeat.
-const VIRTUAL_EPOCH_NS: u64 = 946_684_800 * 1_000_000_000;
+pub(super) const VIRTUAL_EPOCH_NS: u64 = 946_684_800 * 1_000_000_000;
 /// Virtual time: operations in a millisecond, so that one costs about a microsecond, as an exit does.
 const OPERATIONS_PER_MS: u32 = 1000;
 

@@ -82,6 +82,8 @@ pub struct BootOptions {
     pub x2apic: bool,
     /// False hides paravirtual EOI. KVM's LAPIC never has it here.
     pub pv_eoi: bool,
+    /// Whether the guest has a VMClock page, and ACPI tables by which to find it.
+    pub vmclock: bool,
 }
 
 /// A host to emulate, so that the workaround for its peculiarity can be tested anywhere.

@@ -11,7 +11,7 @@ use crate::{
     kvm::Lapics,
     machine::{
         config::{
-            HostEnvironment, TimeMode,
+            BootOptions, HostEnvironment, TimeMode,
             source::{Chosen, SourceChoice, TscSource, host_why, why_not_host, within_tolerance},
         },
         error::RunError,
@@ -102,17 +102,18 @@ fn features(supported: &[Leaf]) -> u32 {
 }
 
 /// The features that the guest's CPUs have: what KVM emulates. There is no nanosecond deadline.
-pub fn offer(supported: &[Leaf], chosen: &Chosen, x2apic: bool, khz: Khz, cpus: u32) -> Offer {
+pub fn offer(supported: &[Leaf], chosen: &Chosen, options: &BootOptions, khz: Khz) -> Offer {
     Offer {
-        x2apic,
+        x2apic: options.x2apic,
         tsc_deadline: chosen.tsc_deadline,
         ns_deadline: false,
         // KVM has no ioctl that returns whether an EOI is outstanding, so a snapshot could not hold it.
         pv_eoi: false,
         steal_time: false,
+        vmclock: options.vmclock,
         tsc_adjust: chosen.lapics == Lapics::InKernel { tsc_moves: true } && cpuid::has_tsc_adjust(supported),
         tsc_khz: khz,
-        cpus,
+        cpus: options.cpus,
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Restored {
     pub remainder: Remainder,
     /// Whether PVCLOCK_TSC_STABLE is set in the pages.
     pub stable: bool,
+    /// Whether the VMClock page is written, if there is one.
+    pub vmclock: bool,
     /// Every vCPU, by number.
     pub cpus: Vec<RestoredCpu>,
 }

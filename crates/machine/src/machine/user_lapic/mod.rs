@@ -44,6 +44,7 @@ pub(crate) fn boot(
         ns_deadline: true,
         pv_eoi: options.pv_eoi,
         steal_time: true,
+        vmclock: options.vmclock,
         // With the host's TSC a probe of KVM's offset would delay the start; with `scaled` it has run anyway.
         tsc_adjust: match chosen.source {
             TscSource::Trapped => true,

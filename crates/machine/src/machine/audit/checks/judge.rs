@@ -14,6 +14,7 @@ impl Check {
         match self {
             Self::Stopped => return Self::check_guest_stopped(&evidence.guest_stopped),
             Self::Wall(limit) => return Self::check_wall(limit, evidence.wall_error_ns),
+            Self::Vmclock(limit) => return Self::check_vmclock(limit, evidence),
             _ => {}
         }
         match (evidence.ticks, evidence.timer) {
@@ -66,7 +67,7 @@ impl Check {
                 }
             }
             Self::Watchdog => Self::check_watchdog(ticks),
-            Self::Stopped | Self::Wall(_) => CheckResult::NotJudged("it needs no ticks".to_owned()),
+            Self::Stopped | Self::Wall(_) | Self::Vmclock(_) => CheckResult::NotJudged("it needs no ticks".to_owned()),
         }
     }
 
@@ -91,13 +92,18 @@ impl Check {
                     .to_owned(),
             );
         };
-        let side = if error_ns < 0 { "behind" } else { "ahead of" };
-        let off = time(error_ns.unsigned_abs());
-        let text = format!("the guest's time of day is {off} {side} the host's, the limit is {}", Length(limit));
-        if Duration::from_nanos(error_ns.unsigned_abs()) > limit {
-            CheckResult::Fail(text)
-        } else {
-            CheckResult::Pass(text)
+        beside_host("the guest's time of day", error_ns, limit)
+    }
+
+    fn check_vmclock(limit: Duration, evidence: &Evidence<'_>) -> CheckResult {
+        let wrong = evidence.ticks.map_or(0, |ticks| ticks.vmclock_wrong);
+        let wrong = none_of(&[(wrong, "ticks before which VMClock went another way than kvmclock, untold")]);
+        match (wrong, evidence.vmclock_error_ns) {
+            (wrong @ CheckResult::Fail(_), _) => wrong,
+            (_, Some(error_ns)) => beside_host("UTC by VMClock", error_ns, limit),
+            (_, None) => CheckResult::NotJudged(
+                "the guest has no VMClock page (--vmclock on), or its VM time does not run in real time".to_owned(),
+            ),
         }
     }
 
@@ -135,7 +141,8 @@ impl Check {
                 | Self::Accounts
                 | Self::Watchdog
                 | Self::Stopped
-                | Self::Wall(_),
+                | Self::Wall(_)
+                | Self::Vmclock(_),
                 _,
             ) => CheckResult::NotJudged(no_ring.to_owned()),
         }
@@ -159,6 +166,17 @@ fn none_of(counts: &[(u64, &str)]) -> CheckResult {
         CheckResult::Pass(counts.iter().map(text).collect::<Vec<_>>().join(", "))
     } else {
         CheckResult::Fail(some.join(", "))
+    }
+}
+
+fn beside_host(what: &str, error_ns: i64, limit: Duration) -> CheckResult {
+    let side = if error_ns < 0 { "behind" } else { "ahead of" };
+    let off = time(error_ns.unsigned_abs());
+    let text = format!("{what} is {off} {side} the host's, the limit is {}", Length(limit));
+    if Duration::from_nanos(error_ns.unsigned_abs()) > limit {
+        CheckResult::Fail(text)
+    } else {
+        CheckResult::Pass(text)
     }
 }
 

@@ -14,6 +14,7 @@ fn evidence(ticks: Option<&Summary>) -> Evidence<'_> {
         timer: None,
         guest_stopped: GuestStopped::default(),
         wall_error_ns: None,
+        vmclock_error_ns: None,
         no_ring: "no ring",
         ended: true,
         failed: None,
@@ -83,6 +84,25 @@ fn the_time_of_day_may_be_off_by_the_limit_either_way() {
     assert_eq!(judge(2_000_000), ["the guest's time of day is 2ms ahead of the host's, the limit is 1ms"]);
     let [reason] = &reasons("wall=1h", &ticks())[..] else { panic!("one reason") };
     assert!(reason.starts_with("wall=1h cannot be judged: the guest has not asked"), "{reason}");
+}
+
+// Catches: a VMClock that the guest found wrong and the host did not look at, the other way round, and a check of one
+// that is not there.
+#[test]
+fn vmclock_may_be_wrong_neither_for_the_guest_nor_beside_the_host() {
+    let judge = |error_ns: Option<i64>, wrong: u64| {
+        let ticks = Summary { vmclock_wrong: wrong, ..ticks() };
+        let evidence = Evidence { vmclock_error_ns: error_ns, ..evidence(Some(&ticks)) };
+        "vmclock=1us".parse::<Checks>().unwrap().verdict(&evidence).reasons
+    };
+    assert_eq!(judge(Some(-1_000), 0), [""; 0]);
+    assert_eq!(judge(Some(1_001), 0), ["UTC by VMClock is 1us 1ns ahead of the host's, the limit is 1us"]);
+    for error_ns in [None, Some(0)] {
+        let [reason] = &judge(error_ns, 3)[..] else { panic!("one reason") };
+        assert_eq!(reason, "ticks before which VMClock went another way than kvmclock, untold: 3");
+    }
+    let [reason] = &judge(None, 0)[..] else { panic!("one reason") };
+    assert!(reason.starts_with("vmclock=1us cannot be judged: the guest has no VMClock page"), "{reason}");
 }
 
 // Catches: a watchdog that marks a clocksource and fails nothing, and one that never checked and passes.
