@@ -233,6 +233,20 @@ fn the_pc_timer_goes_on_after_a_restore() {
     lab.run("restore saved --timeout 60s").expect(0);
 }
 
+// Catches: a serial port whose interrupt does not reach the CPU: user space of a Linux guest prints by it.
+#[test]
+fn the_serial_port_interrupts_through_lint0() {
+    require_kvm!();
+    let code = [
+        // mov al, 0xef; out 0x21, al: IRQ 4 alone; mov dx, 0x3f9; mov al, 2; out dx, al: when the transmitter is empty.
+        &[0xb0, 0xef, 0xe6, 0x21, 0x66, 0xba, 0xf9, 0x03, 0xb0, 0x02, 0xee][..],
+        // sti; hlt; cli; mov eax, [0x1000b0]; dec eax; out 0xf4, al; hlt: success if there was one.
+        &[0xfb, 0xf4, 0xfa, 0xa1, 0xb0, 0, 0x10, 0, 0x48, 0xe6, 0xf4, 0xf4],
+    ]
+    .concat();
+    boot(&Lab::new(), &raw::with_tables(&code, 12, &COUNT), "--timeout 60s").expect(0);
+}
+
 // Catches: an interrupt that enters again when its handler writes IA32_APIC_BASE.
 #[test]
 fn an_apic_base_write_in_a_handler_does_not_repeat_the_interrupt() {

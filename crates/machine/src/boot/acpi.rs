@@ -1,10 +1,11 @@
-//! The smallest set of ACPI tables by which Linux finds VMClock: RSDP, XSDT, FADT, FACS, MADT, and a DSDT with that one
-//! device.
+//! The smallest set of ACPI tables by which Linux finds VMClock: RSDP, XSDT, FADT, FACS, and a DSDT with that one
+//! device. A machine with several vCPUs has a MADT, too, or Linux would start one of them only.
 //!
-//! The machine stays what it is without them: a PC with an 8259 pair and a PIT and without IOAPIC. So they are not of
+//! The machine stays what it is without them: a PC with an 8259 pair and a PIT and without I/O APIC. So they are not of
 //! the hardware-reduced kind, after which Linux uses neither (`acpi_generic_reduced_hw_init` in
-//! `arch/x86/kernel/acpi/boot.c`). The PM1 registers, without which a FADT is refused, are in `devices/pm.rs`, beside
-//! the timer. No event is ever raised, so the SCI never comes.
+//! `arch/x86/kernel/acpi/boot.c`). With a MADT that has no I/O APIC, Linux masks LINT0, and so the 8259 pair: that is
+//! why there is none if one vCPU does. The PM1 registers, without which a FADT is refused, are in `devices/pm.rs`,
+//! beside the timer. No event is ever raised, so the SCI never comes.
 //!
 //! Sources: ACPI 6.5; for the device UAPI.13, "Discovery via ACPI".
 
@@ -58,9 +59,9 @@ pub fn write(memory: &GuestRam, cpus: u32) -> Result<u64, GuestMemoryError> {
     let dsdt = tables.add(&dsdt());
     let facs = tables.add(&FACS::new());
     let fadt = tables.add(&fadt(dsdt, facs).finalize());
-    let madt = tables.add(&madt(cpus));
+    let madt = (cpus > 1).then(|| tables.add(&madt(cpus)));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for table in [fadt, madt] {
+    for table in std::iter::once(fadt).chain(madt) {
         xsdt.add_entry(u64::from(table));
     }
     let xsdt = tables.add(&xsdt);
@@ -193,5 +194,8 @@ mod tests {
         assert_eq!((word(&madt, 40), madt.len()), (1, 44 + 3 * 8));
         assert_eq!(madt[60..], [0, 8, 2, 2, 1, 0, 0, 0]);
         assert!(memory.check_range(GuestAddress(u64::from(VMCLOCK)), 4096));
+        write(&memory, 1).unwrap();
+        let root = read(&memory, rsdp, 36);
+        assert_eq!(table(&memory, word(&root, 24), b"XSDT").len(), 44, "one vCPU is found without a MADT");
     }
 }

@@ -21,8 +21,9 @@ pub use serial::{Console, SerialState};
 
 use vmtime::VmTime;
 
-/// The timer's input of the 8259 pair.
+/// The timer's input of the 8259 pair, and that of the serial port.
 const TIMER_IRQ: u8 = 0;
+const SERIAL_IRQ: u8 = 4;
 
 /// One instant, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +62,7 @@ impl Devices {
     pub fn port_in(&mut self, port: u16, data: &mut [u8], now: Instant) {
         data.fill(0xff);
         let Instant { vm: now, reference } = now;
-        if Self::may_change_interrupts(port) {
+        if Self::is_of_controllers(port) {
             self.advance(now);
             // The registers are one byte wide: a wider access is one to several ports.
             for (port, byte) in (port..).zip(data) {
@@ -85,7 +86,7 @@ impl Devices {
     /// OUT.
     pub fn port_out(&mut self, port: u16, data: &[u8], now: VmTime) {
         match (port, data) {
-            (port, data) if Self::may_change_interrupts(port) => {
+            (port, data) if Self::is_of_controllers(port) => {
                 self.advance(now);
                 for (port, byte) in (port..).zip(data) {
                     if Pit::owns(port) {
@@ -100,16 +101,30 @@ impl Devices {
             (port, [value]) => {
                 if let Some(offset) = Console::offset(port) {
                     self.console.write(offset, *value);
+                    self.sense_console();
                 }
             }
             _ => {}
         }
     }
 
-    /// Whether an access to `port` can change the results of [`Self::interrupts`] and [`Self::next_interrupt`].
+    /// Whether `port` is one of the interrupt controllers' or the timer's: any access can change the results of
+    /// [`Self::interrupts`] and [`Self::next_interrupt`].
     #[must_use]
-    pub fn may_change_interrupts(port: u16) -> bool {
+    pub fn is_of_controllers(port: u16) -> bool {
         Pic::owns(port) || Pit::owns(port)
+    }
+
+    /// Whether `port` is the serial port's: an access can raise an interrupt.
+    #[must_use]
+    pub fn is_of_console(port: u16) -> bool {
+        Console::offset(port).is_some()
+    }
+
+    fn sense_console(&mut self) {
+        if self.console.take_edge() {
+            self.pic.edge(SERIAL_IRQ);
+        }
     }
 
     /// Advances the timer to `now`.
@@ -138,7 +153,9 @@ impl Devices {
 
     /// Puts bytes typed at the console into the serial port's buffer, and returns how many it took.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
-        self.console.type_in(bytes)
+        let took = self.console.type_in(bytes);
+        self.sense_console();
+        took
     }
 
     /// Takes the guest's request to end the machine, if there is one.
@@ -192,6 +209,34 @@ mod tests {
         let now = Instant { vm: VmTime(77), reference: VmTime(1_000_000_000) };
         devices().port_in(ports::PM_TIMER, &mut data, now);
         assert_eq!(u32::from_le_bytes(data), 3_579_545);
+    }
+
+    // Catches: a serial port whose interrupt does not arrive, comes although the guest polls, or comes again after a
+    // restore.
+    #[test]
+    fn the_serial_port_interrupts_if_the_guest_wants_it_to() {
+        let (data, enable, identification) = (ports::SERIAL, ports::SERIAL + 1, ports::SERIAL + 2);
+        let mut devices = devices().after_firmware([8, 0x70], VmTime(0));
+        // Only IRQ 4 is let through.
+        devices.port_out(0x21, &[0xef], VmTime(0));
+        devices.port_out(data, b"x", VmTime(0));
+        assert!(!devices.interrupts(), "it polls");
+        devices.port_out(enable, &[2], VmTime(0));
+        assert!(devices.interrupts(), "the transmitter is empty");
+        assert_eq!(devices.acknowledge(), 12);
+        devices.port_out(0x20, &[0x20], VmTime(0));
+        let mut cause = [0];
+        devices.port_in(identification, &mut cause, at(VmTime(0)));
+        assert_eq!(cause[0] & 0xf, 2);
+        devices.port_out(enable, &[1], VmTime(0));
+        assert!(!devices.interrupts());
+        assert_eq!(devices.type_in(b"y"), 1);
+        let (serial, pic, pit) = devices.state();
+        let mut restored = Devices::from_state(&serial, &pic, &pit, Box::new(std::io::sink())).unwrap();
+        assert!(restored.interrupts());
+        assert_eq!(restored.acknowledge(), 12);
+        restored.port_out(0x20, &[0x20], VmTime(0));
+        assert!(!restored.interrupts());
     }
 
     #[test]

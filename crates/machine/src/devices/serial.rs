@@ -1,18 +1,27 @@
-//! The serial console: vm-superio's 16550 at COM1, without an interrupt line (guests poll).
+//! The serial console: vm-superio's 16550 at COM1.
 
-use std::{convert::Infallible, io::Write};
+use std::{
+    convert::Infallible,
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use guest_abi::ports;
 use serde::{Deserialize, Serialize};
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 
-/// An interrupt line that is not connected.
-struct NoLine;
+/// The interrupt line: whether it has risen since that was last asked.
+#[derive(Clone, Default)]
+struct Line(Arc<AtomicBool>);
 
-impl Trigger for NoLine {
+impl Trigger for Line {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
+        self.0.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -45,12 +54,14 @@ pub struct SerialState {
 
 /// The console.
 pub struct Console {
-    serial: Serial<NoLine, NoEvents, Box<dyn Write + Send>>,
+    serial: Serial<Line, NoEvents, Box<dyn Write + Send>>,
+    line: Line,
 }
 
 impl Console {
     pub(super) fn new(out: Box<dyn Write + Send>) -> Self {
-        Self { serial: Serial::new(NoLine, out) }
+        let line = Line::default();
+        Self { serial: Serial::new(line.clone(), out), line }
     }
 
     /// The register at `port`, if it is one of this device's.
@@ -65,6 +76,11 @@ impl Console {
     pub(super) fn write(&mut self, offset: u8, value: u8) {
         // An error means that the output is closed. The guest runs on.
         let _ = self.serial.write(offset, value);
+    }
+
+    /// Whether the interrupt line has risen since the last call. It rises only if the guest has enabled interrupts.
+    pub(super) fn take_edge(&self) -> bool {
+        self.line.0.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn type_in(&mut self, bytes: &[u8]) -> usize {
@@ -127,7 +143,11 @@ impl Console {
             scratch,
             in_buffer,
         };
-        let serial = Serial::from_state(&state, NoLine, NoEvents, out).ok()?;
-        Some(Self { serial })
+        let line = Line::default();
+        let serial = Serial::from_state(&state, line.clone(), NoEvents, out).ok()?;
+        let console = Self { serial, line };
+        // The interrupt controllers' state holds what this one has requested before.
+        console.take_edge();
+        Some(console)
     }
 }

@@ -81,10 +81,13 @@ impl<'a> VcpuBus<'a> {
     /// After an access of `port` that may have changed the output of the 8259 pair: makes the first CPU, whose LINT0 it
     /// drives, sample it again.
     fn ring_first_cpu(&self, port: u16) {
-        if self.local.index != CpuIndex::FIRST
-            && Devices::may_change_interrupts(port)
-            && let Some(vcpu_shared) = self.shared.vcpus.first()
-        {
+        if self.local.index == CpuIndex::FIRST {
+            return;
+        }
+        // A guest that polls the serial port, byte by byte, does not disturb the first CPU.
+        let changed =
+            Devices::is_of_controllers(port) || Devices::is_of_console(port) && self.shared.devices.lock().interrupts();
+        if let Some(vcpu_shared) = self.shared.vcpus.first().filter(|_| changed) {
             vcpu_shared.doorbell.ring();
         }
     }
