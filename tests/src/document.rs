@@ -108,7 +108,7 @@ fn commands(lines: &[&str]) -> Vec<(String, Vec<String>)> {
 #[must_use]
 pub fn repeats(command: &str) -> bool {
     let in_virtual_time = command.contains("--time virtual") && command.contains("--tsc-khz");
-    let by_itself = ["vmm --guest", "vmm restore", "vmm ctl", "curl ", "vmm snapshot", "vmm doctor"];
+    let by_itself = ["vmm --guest", "vmm restore", "vmm ctl", "curl ", "vmm snapshot", "vmm doctor", "vmm clock"];
     in_virtual_time || !by_itself.iter().any(|what| command.contains(what))
 }
 
@@ -165,6 +165,8 @@ fn level(line: &str, repeats: bool) -> String {
     let run = RUN.get_or_init(|| {
         compile(&[
             ("([0-9]+(\\.[0-9]+)?(ms|us|ns|µs|h|m|s) ?)+", "T"),
+            // Milliseconds in a column.
+            (" *-?[0-9]+\\.[0-9]{6}", " N"),
             ("[0-9]{5,}(\\.[0-9]+)?", "N"),
             ("worst late [0-9]+ ns", "worst late N ns"),
             ("[0-9]+ (early wakes|woken early)", "N $1"),
@@ -210,6 +212,9 @@ mod tests {
         assert_eq!(missing(&["v…: x"], true), None);
         assert_eq!(missing(&["v…: y"], true), Some("v…: y".to_owned()));
         assert_eq!(missing(&["a 1ms…"], true), None);
+        let column = ["late        4.488933".to_owned()];
+        assert_eq!(not_printed(&column, ["late     -997.978021\n", ""], false), None);
+        assert!(not_printed(&column, ["late     -997.978021\n", ""], true).is_some());
         // What a host adds that swallows the deadline's write.
         let swallows = "vmm: x; it swallows the TSC deadline, so the guest's deadline sites are patched";
         assert_eq!(not_printed(&["vmm: x".to_owned()], ["", swallows], true), None);

@@ -8,12 +8,15 @@ use lab::{
     recipe::step::Destination,
     report,
 };
-use machine::{BootOptions, HostEnvironment, Policies, RunError, TimeMode, boot::Image, policy::restorer::Restorer};
+use machine::{
+    BootOptions, HostEnvironment, Policies, RunError, TimeMode, boot::Image, host::job_control::fork_and_continue,
+    policy::restorer::Restorer,
+};
 use vmtime::DowntimePolicy;
 
 use super::{
     clock_args::Clock,
-    exit::{Error, Result},
+    exit::{Error, OrFailed, Result},
     output::{self, OutFile},
     progress::Progress,
     sweep::{CANCEL, wait_for_signals},
@@ -28,6 +31,13 @@ const CMDLINE_SMP: &str = "clockevent=kvm-tsc-deadline scenario=smp count=100000
 
 /// Runs `vmm clock`.
 pub fn run(args: &Clock) -> Result<ExitCode> {
+    // First of all: the process has only this thread yet.
+    if args.gaps.is_some()
+        && let Some(code) =
+            fork_and_continue(args.gap_length).or_failed(|| "cannot start the process that is stopped")?
+    {
+        return Ok(ExitCode::from(code));
+    }
     output::distinct(&[("json", args.output.json.as_deref()), ("report", args.report.report.as_deref())])?;
     let image = match &args.guest {
         Some(path) => Image::open(path),
@@ -54,7 +64,7 @@ pub fn run(args: &Clock) -> Result<ExitCode> {
         Text::from(clock::text::text(&findings)).print()?;
     }
     if !findings.complete {
-        return Err(Error::failed(format!("interrupted after {} of {} stops", findings.count, findings.setup.wanted)));
+        return Err(Error::failed(format!("interrupted after {} of {} stops", findings.made(), findings.setup.wanted)));
     }
     if failed.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Error::failed(failed.join("; "))) }
 }
@@ -65,9 +75,10 @@ fn options(args: &Clock) -> Options {
         (None, 1) => CMDLINE,
         (None, _) => CMDLINE_SMP,
     };
-    let (stops, count) = match (args.migrations, args.pauses) {
-        (_, Some(pauses)) => (Stops::Pauses(args.pause_length), pauses),
-        (migrations, None) => {
+    let (stops, count) = match (args.migrations, args.pauses, args.gaps) {
+        (_, _, Some(gaps)) => (Stops::Gaps(args.gap_length), gaps),
+        (_, Some(pauses), None) => (Stops::Pauses(args.pause_length), pauses),
+        (migrations, None, None) => {
             (if args.in_place { Stops::InPlace } else { Stops::Migrations }, migrations.unwrap_or(100))
         }
     };

@@ -46,7 +46,8 @@ pub struct Clock {
     /// The TSC frequencies with which it continues after the stops, in turn; by default it does not change.
     #[arg(long, value_name = "KHZ,…", value_delimiter = ',', value_parser = khz)]
     pub tsc_khz_cycle: Vec<Khz>,
-    /// Migrate it so often within the process; 100 times if neither this nor --pauses is given.
+    /// Migrate it so often within the process; 100 times if neither this nor --pauses nor --gaps is
+    /// given.
     #[arg(long, value_name = "N", value_parser = stops)]
     pub migrations: Option<u64>,
     /// Migrate without building the virtual machine anew. The guest sees the same, and a million migrations take
@@ -59,6 +60,15 @@ pub struct Clock {
     /// How long a pause is. In virtual time nothing waits.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "50ms")]
     pub pause_length: Duration,
+    /// Stop the whole process so often with SIGSTOP while the guest runs, as a shell or a frozen cgroup does. Nobody
+    /// requests a pause: the VMM finds the gap afterwards, or does not. Real time only.
+    #[arg(long, value_name = "N", value_parser = stops, conflicts_with_all = [
+        "migrations", "pauses", "in_place", "tsc_khz_cycle", "downtime_length", "inject",
+    ])]
+    pub gaps: Option<u64>,
+    /// How long after SIGSTOP the process gets SIGCONT. The VMM finds gaps of more than half a second.
+    #[arg(long, value_name = "TIME", value_parser = gap_length, default_value = "1s", requires = "gaps")]
+    pub gap_length: Duration,
     /// VM time from one stop to the next.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10ms")]
     pub every: Duration,
@@ -94,6 +104,13 @@ fn stops(text: &str) -> Result<u64, String> {
         Ok(count @ 1..=MOST) => Ok(count),
         _ => Err(format!("not a number from 1 to {MOST}")),
     }
+}
+
+fn gap_length(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(1);
+    const MOST: Duration = Duration::from_secs(3600);
+    let length = duration(text)?;
+    if (LEAST..=MOST).contains(&length) { Ok(length) } else { Err("not a time from 1ms to 1h".to_owned()) }
 }
 
 fn checks(text: &str) -> Result<Checks, String> {

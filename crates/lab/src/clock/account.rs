@@ -16,6 +16,8 @@ pub enum Kind {
     Migration,
     /// It stood still, and continued.
     Pause,
+    /// The process was stopped to be measured, without a request: the VMM found it, and made it a pause.
+    Gap,
     /// The host ran no vCPU for a while, which nobody asked for: the VMM made it a pause.
     HostStop,
 }

@@ -1,9 +1,10 @@
 //! What stops do to a guest's clock and timers, measured.
 //!
-//! **What it is.** A guest runs, and is stopped again and again: migrated, or paused and resumed. At each stop its
-//! kvmclock pages are read from its memory, as they were before the stop and as they are after it. The difference of
-//! the two lines, at the TSC of the stop and at the TSC of the resume, is what the stop did to VM time ([`account`]).
-//! The figures of all stops are summed up ([`series`], [`result`]).
+//! **What it is.** A guest runs, and is stopped again and again: migrated, paused and resumed, or stopped together with
+//! the process, which the VMM finds out afterwards ([`gaps`]). At each stop its kvmclock pages are read from its
+//! memory, as they were before the stop and as they are after it. The difference of the two lines, at the TSC of the
+//! stop and at the TSC of the resume, is what the stop did to VM time ([`account`]). The figures of all stops are
+//! summed up ([`series`], [`result`]).
 //!
 //! **What it is not.** It trusts no account of the VMM's own, except for where the stop and the resume were and how
 //! much downtime was to be counted. It works alike on the VMM's kvmclock and on KVM's.
@@ -13,13 +14,14 @@
 
 pub mod account;
 pub mod checks;
+pub mod gaps;
 mod raw;
 pub mod result;
 mod run;
 pub mod series;
 pub mod text;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use machine::{
     BootOptions, End, Policies, RunError,
@@ -38,6 +40,10 @@ pub enum Stops {
     InPlace,
     /// It stands still for so long. In virtual time that is the downtime, and nothing waits.
     Pauses(Duration),
+    /// The process stops itself with SIGSTOP while the machine runs, and nobody requests a pause. Another process is to
+    /// send SIGCONT after so long ([`fork_and_continue`](machine::host::job_control::fork_and_continue)). Real time
+    /// only.
+    Gaps(Duration),
 }
 
 /// What to measure.
@@ -81,6 +87,9 @@ pub enum ClockError {
         /// How it ended.
         end: End,
     },
+    /// The process cannot be stopped.
+    #[error("cannot start the thread that stops the process: {0}")]
+    NoStop(#[source] io::Error),
     /// There is nothing to compare.
     #[error("vCPU 0 has no kvmclock page {0}: there is nothing to measure; use a guest that registers one")]
     NoPage(&'static str),
@@ -99,7 +108,7 @@ impl Blamed for ClockError {
         match self {
             Self::Run(error) => error.blame(),
             Self::Usage(_) => Blame::Usage,
-            Self::GuestEnded { .. } | Self::NoPage(_) | Self::BadPage { .. } => Blame::Run,
+            Self::GuestEnded { .. } | Self::NoStop(_) | Self::NoPage(_) | Self::BadPage { .. } => Blame::Run,
         }
     }
 }

@@ -6,8 +6,8 @@ use vmtime::{ExactSpan, GuestTsc, PageClock};
 /// The guest's TSC and the host's CLOCK_MONOTONIC_RAW at one instant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RawReading {
-    tsc: GuestTsc,
-    raw_ns: u64,
+    pub tsc: GuestTsc,
+    pub raw_ns: u64,
     /// How far the two readings may be apart.
     pub within_ns: u64,
 }

@@ -6,6 +6,7 @@ use vmtime::{ExactSpan, Khz, VmTime};
 
 use super::{
     account::{Deadline, Kind, Stop},
+    gaps::{GapFindings, Gaps},
     series::{Series, Statistics},
 };
 
@@ -34,7 +35,7 @@ pub struct Setup {
     pub tsc_khz: Khz,
     /// The frequencies of the stops, in turn; empty: it does not change.
     pub khz_cycle: Vec<Khz>,
-    /// `migrations`, `migrations in place` or `pauses`.
+    /// `migrations`, `migrations in place`, `pauses` or `gaps`.
     pub stops: &'static str,
     /// How many were asked for.
     pub wanted: u64,
@@ -66,6 +67,8 @@ pub struct Findings {
     pub host_stops: u64,
     /// Stops without an account: the host stopped the process before KVM had published a page after the stop before.
     pub unaccounted: u64,
+    /// The gaps, if that is what was asked for. One that the VMM did not find is no stop.
+    pub gaps: Option<GapFindings>,
     /// VM time at the end, in nanoseconds.
     pub vm_ns: u64,
     /// VM time error of each stop, of vCPU 0.
@@ -105,6 +108,12 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// How many of the stops that were asked for were made.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.gaps.as_ref().map_or(self.count, |gaps| gaps.made)
+    }
+
     /// The figures that there are, with a name each.
     pub fn series(&self) -> impl Iterator<Item = (&'static str, &Statistics)> {
         [
@@ -139,6 +148,7 @@ pub(super) struct Sums {
     pub count: u64,
     host_stops: u64,
     pub unaccounted: u64,
+    pub gaps: Option<Gaps>,
     error: Series,
     reading: Series,
     same_tsc: Series,
@@ -160,8 +170,8 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn new(wanted: u64) -> Self {
-        Self { every_nth: wanted.div_ceil(LISTED).max(1), ..Self::default() }
+    pub(super) fn new(wanted: u64, gaps: Option<Gaps>) -> Self {
+        Self { gaps, every_nth: wanted.div_ceil(LISTED).max(1), ..Self::default() }
     }
 
     /// Adds a stop.
@@ -227,7 +237,8 @@ impl Sums {
 
     /// What they come to.
     pub(super) fn findings(self, setup: Setup, vm: VmTime, ticks: Option<Summary>) -> Findings {
-        let complete = self.count >= setup.wanted;
+        let gaps = self.gaps.map(Gaps::findings);
+        let complete = gaps.as_ref().map_or(self.count, |gaps| gaps.made) >= setup.wanted;
         Findings {
             schema: SCHEMA,
             setup,
@@ -235,6 +246,7 @@ impl Sums {
             count: self.count,
             host_stops: self.host_stops,
             unaccounted: self.unaccounted,
+            gaps,
             vm_ns: vm.0,
             error: self.error.statistics(),
             reading: self.reading.statistics(),

@@ -1,24 +1,28 @@
 //! Drives a machine from stop to stop.
 
+mod gap;
+
 use std::{
     io,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use machine::{
-    HostEnvironment, LapicKind, Machine, Outputs, Policies, StopReason, TimeMode,
+    End, HostEnvironment, LapicKind, Machine, Outputs, Policies, RunError, StopReason, TimeMode,
     boot::Image,
     check_ratio,
     guest_clock::{ResumedClocks, StoppedClocks},
-    host::reading::nanos,
+    host::{job_control::Stood, reading::nanos},
     sched::mailbox::NoRequests,
 };
 use vmtime::{ExactSpan, Khz, VmTime};
 
 use super::{
     ClockError, Options, Stops,
-    account::{Context, Kind, account},
+    account::{Context, Kind, Page, account},
+    gaps::Observed,
     raw::RawReading,
     result::{Findings, Setup, Sums},
 };
@@ -42,11 +46,12 @@ pub fn measure(
     cancel: &AtomicBool,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Findings, ClockError> {
+    let gaps = gap::sums(options)?;
     let mut machine = Machine::boot(env, image, &options.boot, Outputs::new(Box::new(io::sink()), None))?;
     machine.check_downtime(options.policies.downtime)?;
     check_cycle(env, &machine, &options.khz_cycle)?;
     let boot_khz = machine.tsc_khz();
-    let mut run = Run { env, options, sums: Sums::new(options.count), open: None };
+    let mut run = Run { env, options, sums: Sums::new(options.count, gaps), open: None, missed: Vec::new() };
     run.approach(&mut machine)?;
     while run.made() < options.count && !cancel.load(Ordering::SeqCst) {
         machine = run.stop(machine)?;
@@ -78,6 +83,7 @@ fn setup(image: &Image, options: &Options, machine: &Machine, tsc_khz: Khz) -> S
             Stops::Migrations => "migrations",
             Stops::InPlace => "migrations in place",
             Stops::Pauses(_) => "pauses",
+            Stops::Gaps(_) => "gaps",
         },
         wanted: *count,
         every_ns: nanos(*every),
@@ -113,6 +119,8 @@ struct Open {
     resumed: ResumedClocks,
     /// Before the stop and after it.
     raw: (Option<RawReading>, Option<RawReading>),
+    /// If it is a gap: what the process saw of it, and the length that the VMM found.
+    gap: Option<(Stood, Duration)>,
 }
 
 struct Run<'a> {
@@ -120,12 +128,15 @@ struct Run<'a> {
     options: &'a Options,
     sums: Sums,
     open: Option<Open>,
+    /// Gaps that the VMM did not find, and whose page is not read yet.
+    missed: Vec<Observed>,
 }
 
 impl Run<'_> {
-    /// Stops so far, the last of which may be open.
+    /// Stops so far, the last of which may be open; or gaps, if that is what was asked for.
     fn made(&self) -> u64 {
-        self.sums.count.saturating_add(u64::from(self.open.is_some()))
+        let stops = || self.sums.count.saturating_add(u64::from(self.open.is_some()));
+        self.sums.gaps.as_ref().map_or_else(stops, |gaps| gaps.made)
     }
 
     /// Runs until the guest has a clock and, if it has a tick ring, has made a tick.
@@ -156,24 +167,42 @@ impl Run<'_> {
                     until = VmTime(machine.vm_time().0.saturating_add(every));
                 }
                 StopReason::HostStopped { .. } => {
-                    // The machine is paused as of the beginning of the gap.
-                    if self.published(&before, machine) {
-                        let clocks = self.stopped(machine, None)?;
-                        machine.resume(&self.options.policies)?;
-                        self.opened(Kind::HostStop, clocks, machine, None);
-                    } else {
-                        // There is no page between the last stop and this one.
-                        let last = u64::from(self.open.take().is_some());
-                        self.sums.unaccounted = self.sums.unaccounted.saturating_add(last + 1);
-                        machine.resume(&self.options.policies)?;
-                    }
+                    self.found(machine, &before, (Kind::HostStop, None, None))?;
                     before = ticks(machine);
                 }
-                StopReason::Ended(end) => {
-                    return Err(ClockError::GuestEnded { stops: self.made(), wanted: self.options.count, end });
-                }
+                StopReason::Ended(end) => return Err(self.ended(end)),
             }
         }
+    }
+
+    fn ended(&self, end: End) -> ClockError {
+        ClockError::GuestEnded { stops: self.made(), wanted: self.options.count, end }
+    }
+
+    /// Resumes after a gap that the VMM found: the machine is paused as of its beginning. `before`: as for
+    /// [`Self::published`]. Then what is known of the gap: its kind, a reading from before it, what the process saw.
+    fn found(
+        &mut self,
+        machine: &mut Machine,
+        before: &[Option<u64>],
+        (kind, last, gap): (Kind, Option<RawReading>, Option<(Stood, Duration)>),
+    ) -> Result<(), ClockError> {
+        // The gap's length was measured. One that is given for the other stops does not apply.
+        let policies = Policies { downtime_length: None, ..self.options.policies.clone() };
+        if self.published(before, machine) {
+            let clocks = self.stopped(machine, last)?;
+            machine.resume(&policies)?;
+            self.opened(kind, clocks, machine, last);
+            if let Some(open) = &mut self.open {
+                open.gap = gap;
+            }
+        } else {
+            // There is no page between the last stop and this one.
+            let last = u64::from(self.open.take().is_some());
+            self.sums.unaccounted = self.sums.unaccounted.saturating_add(last + 1);
+            machine.resume(&policies)?;
+        }
+        Ok(())
     }
 
     /// Whether each vCPU's page in memory is that of the last resume, if each had made the ticks `before` then.
@@ -184,6 +213,38 @@ impl Run<'_> {
 
     /// Stops the machine, and lets it continue.
     fn stop(&mut self, mut machine: Machine) -> Result<Machine, ClockError> {
+        let env = self.env;
+        match self.options.stops {
+            Stops::Migrations => self.requested(machine, Kind::Migration, |machine, khz, policies| {
+                machine.migrate(env, khz, policies).map(|(machine, _)| machine)
+            }),
+            Stops::InPlace => self.requested(machine, Kind::Migration, |mut machine, khz, policies| {
+                machine.resume_at(khz, policies)?;
+                Ok(machine)
+            }),
+            Stops::Pauses(length) => self.requested(machine, Kind::Pause, |mut machine, khz, policies| {
+                let mut policies = policies.clone();
+                match machine.time_mode() {
+                    TimeMode::Real => thread::sleep(length),
+                    TimeMode::Virtual => policies.downtime_length = policies.downtime_length.or(Some(length)),
+                }
+                machine.resume_at(khz, &policies)?;
+                Ok(machine)
+            }),
+            Stops::Gaps(_) => {
+                self.gap(&mut machine)?;
+                Ok(machine)
+            }
+        }
+    }
+
+    /// Pauses the machine, and lets `resume` continue it with a TSC frequency.
+    fn requested(
+        &mut self,
+        mut machine: Machine,
+        kind: Kind,
+        resume: impl FnOnce(Machine, Khz, &Policies) -> Result<Machine, RunError>,
+    ) -> Result<Machine, ClockError> {
         let cycle = &self.options.khz_cycle;
         let turn = self.made() % u64::try_from(cycle.len().max(1)).unwrap_or(1);
         let next = usize::try_from(turn).ok().and_then(|turn| cycle.get(turn)).copied();
@@ -191,25 +252,7 @@ impl Run<'_> {
         let last = RawReading::take(&machine);
         machine.pause()?;
         let before = self.stopped(&machine, last)?;
-        let mut policies = self.options.policies.clone();
-        let kind = match self.options.stops {
-            Stops::Migrations => {
-                (machine, _) = machine.migrate(self.env, khz, &policies)?;
-                Kind::Migration
-            }
-            Stops::InPlace => {
-                machine.resume_at(khz, &policies)?;
-                Kind::Migration
-            }
-            Stops::Pauses(length) => {
-                match machine.time_mode() {
-                    TimeMode::Real => thread::sleep(length),
-                    TimeMode::Virtual => policies.downtime_length = policies.downtime_length.or(Some(length)),
-                }
-                machine.resume_at(khz, &policies)?;
-                Kind::Pause
-            }
-        };
+        let machine = resume(machine, khz, &self.options.policies)?;
         self.opened(kind, before, &machine, last);
         Ok(machine)
     }
@@ -217,7 +260,13 @@ impl Run<'_> {
     /// The clocks of the machine, which is paused. They have the new pages of the stop before, whose account is closed.
     fn stopped(&mut self, machine: &Machine, last: Option<RawReading>) -> Result<StoppedClocks, ClockError> {
         let clocks = machine.stopped_clocks()?.ok_or(ClockError::NoPage("because the machine runs"))?;
-        let Some(Open { kind, khz, before, resumed, raw: (raw_before, raw_after) }) = self.open.take() else {
+        if let (Some(gaps), Some(page)) = (&mut self.sums.gaps, clocks.vcpus.first().and_then(|vcpu| vcpu.page)) {
+            for missed in self.missed.drain(..) {
+                let page = Page::from(page).clock(0)?;
+                gaps.add(&missed, &page, &page);
+            }
+        }
+        let Some(Open { kind, khz, before, resumed, raw: (raw_before, raw_after), gap }) = self.open.take() else {
             return Ok(clocks);
         };
         let counts_downtime = self.options.policies.downtime.advances();
@@ -229,6 +278,12 @@ impl Run<'_> {
             let ticks = clocks.moment.tsc.0.saturating_sub(resumed.tsc.0);
             let shown = new.line(clocks.moment.tsc) - new.line(resumed.tsc);
             self.sums.rate = self.sums.rate + shown - ExactSpan::of_ticks(ticks, khz);
+            if let (Some(gaps), Some((stood, length)), Some(from), Some(after)) =
+                (&mut self.sums.gaps, gap, raw_before, raw_after)
+            {
+                let found = Some((length, before.moment.tsc));
+                gaps.add(&Observed { stood, before: from, after, found }, &old, &new);
+            }
             if let (Some(begin), Some(end)) = (raw_after, last) {
                 let leg = begin.until(&new, &end, &new);
                 let stood = raw_before.filter(|_| counts_downtime).map(|stop| stop.until(&old, &begin, &new));
@@ -244,6 +299,7 @@ impl Run<'_> {
     fn opened(&mut self, kind: Kind, before: StoppedClocks, machine: &Machine, last: Option<RawReading>) {
         let raw = (last, RawReading::take(machine));
         let khz = machine.tsc_khz();
-        self.open = machine.resumed_clocks().cloned().map(|resumed| Open { kind, khz, before, resumed, raw });
+        self.open =
+            machine.resumed_clocks().cloned().map(|resumed| Open { kind, khz, before, resumed, raw, gap: None });
     }
 }

@@ -10,6 +10,7 @@ use vmtime::Length;
 
 use super::{
     account::{Page, Stop, VcpuStop},
+    gaps::GapFindings,
     result::{Findings, Setup},
     series::{Bucket, Statistics},
 };
@@ -33,15 +34,20 @@ pub fn text(findings: &Findings) -> String {
 
 fn write_all(out: &mut String, findings: &Findings) -> fmt::Result {
     setup(out, findings)?;
+    if let Some(found) = &findings.gaps {
+        gaps(out, found)?;
+    }
     if let Some(error) = &findings.error {
         writeln!(out, "\nVM time error of a stop (vCPU 0), ns: new page at the resume, minus")?;
         writeln!(out, "old page at the stop, minus the downtime to be counted")?;
         figures(out, error)?;
         histogram(out, &error.histogram)?;
     }
-    writeln!(out, "\n{:<30} {:>12} {:>12} {:>14}", "in ns", "mean", "worst", "total")?;
     // The first is above.
-    for (name, Statistics { mean_ns, worst_ns, total_ns, .. }) in findings.series().skip(1) {
+    for (row, (name, Statistics { mean_ns, worst_ns, total_ns, .. })) in findings.series().skip(1).enumerate() {
+        if row == 0 {
+            writeln!(out, "\n{:<30} {:>12} {:>12} {:>14}", "in ns", "mean", "worst", "total")?;
+        }
         writeln!(out, "{name:<30} {:>12} {:>12} {:>14}", ns(*mean_ns), ns(*worst_ns), ns(*total_ns))?;
     }
     rest(out, findings)?;
@@ -51,6 +57,19 @@ fn write_all(out: &mut String, findings: &Findings) -> fmt::Result {
         writeln!(out, "\nthe page at stop {number} (the worst), before and after")?;
         page(out, old)?;
         page(out, new)?;
+    }
+    Ok(())
+}
+
+fn gaps(out: &mut String, findings: &GapFindings) -> fmt::Result {
+    let GapFindings { asked_ns, made, found, .. } = findings;
+    let asked = Length(Duration::from_nanos(*asked_ns));
+    writeln!(out, "\nthe VMM found {found} of {made} gaps (SIGSTOP, and SIGCONT after {asked})")?;
+    for (row, (name, Statistics { mean_ns, worst_ns, .. })) in findings.series().enumerate() {
+        if row == 0 {
+            writeln!(out, "{:<36} {:>16} {:>16}", "in ms", "mean", "largest")?;
+        }
+        writeln!(out, "{name:<36} {:>16.6} {:>16.6}", mean_ns / 1e6, worst_ns / 1e6)?;
     }
     Ok(())
 }
@@ -81,7 +100,12 @@ fn setup(out: &mut String, findings: &Findings) -> fmt::Result {
     } = &findings.setup;
     let incomplete = if findings.complete { String::new() } else { format!(" of {wanted} (interrupted)") };
     let every = Length(Duration::from_nanos(*every_ns));
-    writeln!(out, "{}{incomplete} {stops}, one every {every} of VM time", findings.count)?;
+    let apart = if findings.gaps.is_some() {
+        format!("each after {every} of VM time and 1 to 100 ms more")
+    } else {
+        format!("one every {every} of VM time")
+    };
+    writeln!(out, "{}{incomplete} {stops}, {apart}", findings.made())?;
     writeln!(out, "LAPIC and kvmclock: {lapic}; {time} time; {cpus} vCPU; TSC source {source}")?;
     let cycle: Vec<String> = khz_cycle.iter().map(|khz| khz.get().to_string()).collect();
     let cycle = if cycle.is_empty() { "unchanged".to_owned() } else { cycle.join(", ") };
@@ -180,6 +204,9 @@ fn rest(out: &mut String, findings: &Findings) -> fmt::Result {
     if raw.is_some() {
         writeln!(out, "MONOTONIC_RAW is read within {raw_within_ns} ns of the TSC")?;
     }
+    if findings.gaps.is_some() && findings.deadlines.is_none() {
+        writeln!(out, "deadlines: none was still in flight after a gap")?;
+    }
     if let Some(ticks) = findings.deadline_ticks {
         writeln!(out, "deadlines: at most {} ticks from the least TSC of their VM time", ticks.unsigned_abs())?;
     }
@@ -228,12 +255,14 @@ pub fn ns(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use machine::audit::Summary;
+    use machine::{audit::Summary, host::job_control::Stood};
     use vmtime::{ExactSpan, GuestTsc, Khz, VmTime};
 
     use super::*;
     use crate::clock::{
         account::{Deadline, Kind},
+        gaps::{Gaps, Observed},
+        raw::RawReading,
         result::Sums,
     };
 
@@ -284,7 +313,18 @@ mod tests {
             error: ExactSpan::of_ns(-most),
             ahead: ExactSpan::ZERO,
         };
-        let mut sums = Sums::new(1);
+        let clock = page.clock(0).unwrap();
+        let reading = |raw_ns| RawReading { tsc: GuestTsc(u64::MAX), raw_ns, within_ns: 0 };
+        let gap = Observed {
+            stood: Stood { from_ns: 0, until_ns: u64::MAX },
+            before: reading(0),
+            after: reading(u64::MAX),
+            found: Some((Duration::MAX, GuestTsc(0))),
+        };
+        let mut gaps = Gaps::new(Duration::MAX);
+        gaps.note(true);
+        gaps.add(&gap, &clock, &clock);
+        let mut sums = Sums::new(1, Some(gaps));
         for number in 1..=3 {
             sums.add(Stop {
                 number,

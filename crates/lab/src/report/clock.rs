@@ -1,5 +1,9 @@
 //! The page of a measurement of clocks.
 
+use std::time::Duration;
+
+use vmtime::Length;
+
 use super::{
     Cell, Chart, Found, Page, Section, Table,
     chart::{Axis, Look},
@@ -8,6 +12,7 @@ use super::{
 };
 use crate::clock::{
     account::{Stop, VcpuStop},
+    gaps::GapFindings,
     result::Findings,
     series::Statistics,
     text::ns,
@@ -17,18 +22,19 @@ use crate::clock::{
 #[must_use]
 pub fn page(findings: &Findings, failed: &[String], command: &str) -> Page {
     let setup = &findings.setup;
-    let title = format!("A clock over {} {}", units::grouped(findings.count), setup.stops);
-    Page::new(title, command, found(findings, failed))
+    let title = format!("A clock over {} {}", units::grouped(findings.made()), setup.stops);
+    let page = Page::new(title, command, found(findings, failed))
         .fact("LAPIC and kvmclock", setup.lapic)
         .fact("time", setup.time)
         .fact("TSC source", setup.source)
         .fact("TSC at boot", setup.tsc_khz.to_string())
         .fact("downtime, deadline", format!("{}, {}", setup.downtime, setup.deadline))
-        .fact("guest", &setup.cmdline)
-        .section(figures(findings))
-        .section(by_stop(findings))
-        .section(histogram(findings))
-        .section(worst(findings))
+        .fact("guest", &setup.cmdline);
+    let page = match &findings.gaps {
+        Some(found) => page.section(gaps(found)),
+        None => page,
+    };
+    page.section(figures(findings)).section(by_stop(findings)).section(histogram(findings)).section(worst(findings))
 }
 
 fn found(findings: &Findings, failed: &[String]) -> Found {
@@ -46,6 +52,26 @@ fn found(findings: &Findings, failed: &[String]) -> Found {
     } else {
         Found { tone: Tone::Bad, word: "failed".to_owned(), text: format!("{} {text}", failed.join("; ")) }
     }
+}
+
+fn gaps(findings: &GapFindings) -> Section {
+    let mut table =
+        Table::new(["in milliseconds", "gaps", "mean", "standard error", "median", "largest"]).numeric(1..6);
+    for (name, series) in findings.series() {
+        let Statistics { count, mean_ns, standard_error_ns, median_ns, worst_ns, .. } = series;
+        let numbers =
+            [mean_ns, standard_error_ns, median_ns, worst_ns].map(|value| Cell::from(format!("{:.6}", value / 1e6)));
+        table.row([Cell::from(name), units::grouped(*count).into()].into_iter().chain(numbers));
+    }
+    let GapFindings { asked_ns, made, found, .. } = findings;
+    Section::new("Gaps")
+        .text(format!(
+            "The VMM found {} of {} gaps. In each the whole process was stopped by SIGSTOP, and SIGCONT was sent after {}.",
+            units::grouped(*found),
+            units::grouped(*made),
+            Length(Duration::from_nanos(*asked_ns))
+        ))
+        .table(table)
 }
 
 fn figures(findings: &Findings) -> Section {

@@ -11,6 +11,7 @@ pub mod boot_id;
 pub mod clock;
 pub mod exit;
 pub mod file_signals;
+pub mod job_control;
 pub mod kick;
 pub mod os_clocks;
 pub mod reading;
