@@ -61,7 +61,7 @@ pub struct Found {
 impl Found {
     /// A tick at `vm_ns` of kvmclock, when the TSC was `tsc` and the page `page`.
     pub fn tick(&mut self, page: &VmClock, tsc: u64, vm_ns: u64) {
-        let real = page.at(tsc);
+        let real = page.utc_at(tsc);
         let now = Tick { marker: page.disruption_marker, generation: page.vm_generation_counter, real, vm_ns };
         let Some(last) = self.last.replace(now) else { return };
         self.generations += u64::from(now.generation != last.generation);
@@ -78,7 +78,7 @@ impl Found {
         self.wrong += u64::from(longer_ns.unsigned_abs() > AGREE_NS + (interval_ns >> AGREE_SHIFT));
     }
 
-    /// Real time at the last tick.
+    /// UTC at the last tick.
     #[must_use]
     pub fn real(&self) -> Instant {
         self.last.map_or(Instant::default(), |last| last.real)

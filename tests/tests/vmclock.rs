@@ -1,9 +1,9 @@
 //! VMClock (`--vmclock on`): what a guest finds in the page after migrations, restores and faults.
 
-use std::{thread, time::Duration};
+use std::{os::unix::net::UnixStream, thread, time::Duration};
 
-use serde_json::Value;
-use vm_tests::{Lab, Run, Summary, require, require_kvm, true_tsc_frequency};
+use serde_json::{Value, json};
+use vm_tests::{Lab, Run, Summary, raw, require, require_kvm, state_file::change_sections, true_tsc_frequency};
 
 /// What the guest printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +127,64 @@ fn in_real_time_it_shows_the_hosts_clock_after_a_restore() {
         let told = told(&run);
         assert_eq!((told.disruptions, told.restores, told.wrong), (1, 1, 0), "{lapic}");
     }
+}
+
+// Catches: UTC that begins in 1970 if the VM was saved before it ran.
+#[test]
+fn a_vm_that_never_ran_begins_with_utc() {
+    require_kvm!();
+    let lab = Lab::new();
+    let flags = "--vmclock on --time virtual --tsc-khz 2100000 --paused --api-sock s";
+    let vm = vm_tests::start(&mut lab.guest(GUEST, flags));
+    while UnixStream::connect(lab.path("s")).is_err() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    for command in ["snapshot new", "quit"] {
+        lab.run(&format!("ctl --api-sock s {command}")).expect(0);
+    }
+    let _ = vm.finish().expect(0);
+    let restored = told(&lab.restore("new", ""));
+    assert!((400_000_000..400_900_000).contains(&(restored.real_ns - EPOCH_NS)), "{restored:?}");
+    assert_eq!(restored.wrong, 0);
+}
+
+// Catches: a snapshot by which the VMM writes where no RAM is, or where a guest does not look, and goes on.
+#[test]
+fn a_snapshot_that_puts_the_page_elsewhere_is_refused() {
+    require_kvm!();
+    let lab = Lab::new();
+    lab.boot(GUEST, "--vmclock on --cpus 2 --time virtual --save-at 105ms --save-to snap");
+    let state = lab.path("snap/state");
+    let good = std::fs::read(&state).expect("a state");
+    let moved = |cpus: &[usize], edx: u64| {
+        std::fs::write(&state, &good).expect("a file");
+        change_sections(&state, |name, mut payload| {
+            for cpu in cpus.iter().filter(|_| name == "cpus") {
+                let leaves = payload["user"][*cpu]["cpuid"].as_array_mut().expect("leaves");
+                let leaf = leaves.iter_mut().find(|leaf| leaf["function"] == 0x4000_0101).expect("the leaf");
+                leaf["edx"] = json!(edx);
+            }
+            Some(payload)
+        });
+        lab.run("restore snap")
+    };
+    moved(&[0, 1], 0x100).refused(2, &["snap", "a VMClock page at 0x100000d0000", "0xd0000"]);
+    moved(&[1], 0x100).refused(2, &["snap", "different VMClock pages"]);
+    moved(&[], 0).expect(0);
+}
+
+// Catches: an image that is overwritten by the page or by the tables, and then fails as if it were wrong itself.
+#[test]
+fn an_image_in_the_place_of_the_page_is_refused() {
+    require_kvm!();
+    let lab = Lab::new();
+    for load in [0xd_0000, 0xe_0000] {
+        let image = raw::multiboot_with(0x1_0003, [load, load, 0, 0, load + 0x20], &raw::SUCCESS);
+        std::fs::write(lab.path("image"), image).expect("a file");
+        lab.run("--guest image --vmclock off").expect(0);
+        lab.run("--guest image --vmclock on").refused(2, &["image", "0xd0000", "--vmclock off"]);
+    }
+    lab.run("sweep --inject vmclock-kept").refused(2, &["vmclock-kept", "--vmclock on"]);
 }
 
 // Catches: a guest that asks for VMClock and silently has none.

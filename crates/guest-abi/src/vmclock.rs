@@ -20,14 +20,18 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"VCLK");
 pub const COUNTER_X86_TSC: u8 = 1;
 /// [`VmClock::time_type`]: UTC, in seconds since 1970, without leap seconds.
 pub const TIME_UTC: u8 = 0;
+/// [`VmClock::time_type`]: TAI, in seconds since 1970, [`VmClock::tai_offset_sec`] ahead of UTC.
+pub const TIME_TAI: u8 = 1;
 /// [`VmClock::flags`]: [`VmClock::tai_offset_sec`] is valid.
 pub const FLAG_TAI_OFFSET_VALID: u64 = 1 << 0;
 /// [`VmClock::flags`]: [`VmClock::time_maxerror_nanosec`] is valid.
 pub const FLAG_TIME_MAXERROR_VALID: u64 = 1 << 6;
 /// [`VmClock::flags`]: [`VmClock::vm_generation_counter`] is there. UAPI.13 1.0 gives it bit 7, which in Linux is
-/// `VMCLOCK_FLAG_TIME_MONOTONIC`.
+/// `VMCLOCK_FLAG_TIME_MONOTONIC`, and this bit to the notification, which in Linux has bit 9.
 pub const FLAG_VM_GEN_COUNTER: u64 = 1 << 8;
-/// [`VmClock::clock_status`]: the clock was set once and is not steered since.
+/// [`VmClock::clock_status`]: the host's clock was synchronized.
+pub const STATUS_SYNCHRONIZED: u8 = 2;
+/// [`VmClock::clock_status`]: the host's clock runs by itself.
 pub const STATUS_FREERUNNING: u8 = 3;
 
 /// Size of [`VmClock`], in bytes.
@@ -47,7 +51,7 @@ pub struct VmClock {
     pub version: u16,
     /// [`COUNTER_X86_TSC`].
     pub counter_id: u8,
-    /// [`TIME_UTC`], for example.
+    /// [`TIME_UTC`] or [`TIME_TAI`].
     pub time_type: u8,
     /// Odd while what follows is being written.
     pub seq_count: u32,
@@ -210,6 +214,17 @@ impl VmClock {
         base.plus(Instant { sec: low64(passed >> 64), frac: low64(passed) })
     }
 
+    /// UTC when the TSC is `tsc`: [`Self::at`], less the offset if that is TAI with a valid one.
+    #[must_use]
+    pub const fn utc_at(&self, tsc: u64) -> Instant {
+        let at = self.at(tsc);
+        if self.time_type == TIME_TAI && self.flags & FLAG_TAI_OFFSET_VALID != 0 {
+            Instant { sec: at.sec.wrapping_sub_signed(self.tai_offset_sec as i64), ..at }
+        } else {
+            at
+        }
+    }
+
     /// Period and shift of a counter of `khz` kHz: to the nearest unit, in the smallest unit in which it fits.
     #[must_use]
     pub fn period(khz: u32) -> (u64, u8) {
@@ -282,6 +297,8 @@ mod tests {
         };
         let week = 7 * 86_400;
         assert_eq!(clock.at((week * 2_100_000_000u64).wrapping_sub(6)).ns(), (100 + week) * 1_000_000_000);
+        let tai = VmClock { time_type: TIME_TAI, tai_offset_sec: 37, flags: FLAG_TAI_OFFSET_VALID, ..clock };
+        assert_eq!((tai.utc_at(u64::MAX - 5).sec, VmClock { flags: 0, ..tai }.utc_at(u64::MAX - 5).sec), (63, 100));
         let hostile = VmClock { counter_period_shift: 255, counter_period_frac_sec: u64::MAX, ..clock };
         assert_eq!(hostile.at(0).sec, 100);
     }

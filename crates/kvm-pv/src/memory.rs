@@ -34,10 +34,10 @@ pub struct OutsideRam {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistrationFault {
     /// `Documentation/virt/kvm/x86/msr.rst` asks for four-byte alignment, without which the version tears.
-    #[error("the pvclock address {0:#x} is not a multiple of 4")]
+    #[error("the address {0:#x} is not a multiple of 4")]
     Misaligned(u64),
     /// The structure is not, or not wholly, in RAM.
-    #[error("the pvclock address is unusable: {0}")]
+    #[error("the address is unusable: {0}")]
     OutsideRam(#[from] OutsideRam),
 }
 

@@ -16,6 +16,8 @@ pub(super) struct Known {
     tsc_offset: bool,
     /// KVM_GET_CLOCK of the restore.
     clock_there: bool,
+    /// VMClock is written.
+    vmclock: bool,
 }
 
 impl Known {
@@ -27,6 +29,10 @@ impl Known {
     /// Notes what `op` reads, and refuses one that writes what nothing has read.
     pub(super) fn check(&mut self, op: &Op) -> Result<(), String> {
         self.suits_destination(op)?;
+        if self.vmclock {
+            return Err("update-vmclock is the last step of a restore".to_owned());
+        }
+        self.vmclock = *op == Op::UpdateVmclock;
         if self.destination != Destination::Kvm {
             return Ok(());
         }

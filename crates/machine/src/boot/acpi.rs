@@ -31,6 +31,8 @@ use crate::mem::ram::GuestRam;
 /// no memory map lists as RAM; the second where a PC's firmware has the RSDP, so that a guest finds it that searches.
 pub const VMCLOCK: u32 = 0xd_0000;
 const RSDP: u32 = 0xe_0000;
+/// The end of what is used from [`VMCLOCK`] on: no image may be there.
+pub(super) const END: u32 = RSDP + 0x1000;
 
 const OEM: [u8; 6] = *b"VMM   ";
 const OEM_TABLE: [u8; 8] = *b"VMM     ";
@@ -65,6 +67,7 @@ pub fn write(memory: &GuestRam, cpus: u32) -> Result<u64, GuestMemoryError> {
         xsdt.add_entry(u64::from(table));
     }
     let xsdt = tables.add(&xsdt);
+    debug_assert!(tables.0.len() <= 0x1000, "as many as 16 vCPUs have");
     memory.write_slice(&tables.0, GuestAddress(u64::from(RSDP)))?;
     memory.write_slice(&bytes(&Rsdp::new(OEM, u64::from(xsdt))), GuestAddress(u64::from(RSDP)))?;
     Ok(u64::from(RSDP))
@@ -95,6 +98,9 @@ fn fadt(dsdt: u32, facs: u32) -> FADTBuilder {
         .dsdt_32(dsdt)
         .firmware_ctrl_32(facs)
         .flag(Flags::Wbinvd)
+        .flag(Flags::ProcC1)
+        // The alarm of a CMOS clock, which there is not, has no fixed registers either.
+        .flag(Flags::FixRtc)
         // There are no buttons with fixed registers.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
@@ -182,7 +188,9 @@ mod tests {
         assert_eq!(xsdt.len(), 52);
         let fadt = table(&memory, fadt, b"FACP");
         assert_eq!((word(&fadt, 56), word(&fadt, 64), word(&fadt, 76)), (0x600, 0x604, 0x608));
-        assert_eq!(word(&fadt, 112) & 1 << 20, 0, "not hardware-reduced");
+        // WBINVD, C1, no fixed buttons or alarm; not hardware-reduced.
+        assert_eq!(word(&fadt, 112), 0x75);
+        assert_eq!((fadt[46], &fadt[88..93], fadt[109]), (9, &[4, 2, 0, 4, 0][..], 0x2d));
         let facs = word(&fadt, 36);
         assert_eq!((facs % 64, &read(&memory, facs, 4)[..]), (0, &b"FACS"[..]));
         let dsdt = table(&memory, word(&fadt, 40), b"DSDT");

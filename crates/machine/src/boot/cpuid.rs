@@ -128,6 +128,25 @@ pub fn vmclock_address(leaves: &[Leaf]) -> Option<u64> {
     (features.eax & vmclock::FEATURE != 0).then(|| u64::from(features.edx) << 32 | u64::from(features.ecx))
 }
 
+/// The address of the VMClock page that all vCPUs' `leaves` tell of, if they do.
+///
+/// # Errors
+/// The reason why there cannot be such a page: this VMM puts it at [`super::acpi::VMCLOCK`].
+pub fn one_vmclock(cpus: &[Vec<Leaf>]) -> Result<Option<u64>, String> {
+    let mut told = cpus.iter().map(|leaves| vmclock_address(leaves));
+    let first = told.next().flatten();
+    if let Some(other) = told.find(|other| *other != first) {
+        return Err(format!("the CPUID of its vCPUs tells of different VMClock pages: {first:x?} and {other:x?}"));
+    }
+    match first {
+        Some(address) if address != u64::from(super::acpi::VMCLOCK) => Err(format!(
+            "CPUID tells of a VMClock page at {address:#x}, and it can only be at {:#x}",
+            super::acpi::VMCLOCK
+        )),
+        right => Ok(right),
+    }
+}
+
 /// The leaves that `vmm` itself provides.
 fn stated(offer: &Offer, apic_id: u32) -> Vec<Leaf> {
     let plain = |function, eax, ebx, ecx, edx| Leaf { function, index: 0, indexed: false, eax, ebx, ecx, edx };
@@ -275,6 +294,18 @@ mod tests {
                 assert_eq!((features.is_some(), has_msr), (ns_deadline || vmclock, ns_deadline));
             }
         }
+    }
+
+    // Catches: a page that a snapshot puts where no RAM is, or where another vCPU does not look.
+    #[test]
+    fn a_vmclock_page_is_where_this_vmm_puts_it_or_nowhere() {
+        let with = |vmclock| leaves(&[], &Offer { vmclock, ..offer() }, 0);
+        assert_eq!(one_vmclock(&[with(false), with(false)]), Ok(None));
+        assert_eq!(one_vmclock(&[with(true), with(true)]), Ok(Some(0xd_0000)));
+        assert!(one_vmclock(&[with(true), with(false)]).unwrap_err().contains("different VMClock pages"));
+        let mut moved = with(true);
+        moved.iter_mut().filter(|leaf| leaf.function == ns_deadline::CPUID_FEATURES_LEAF).for_each(|leaf| leaf.edx = 1);
+        assert!(one_vmclock(&[moved]).unwrap_err().contains("at 0x1000d0000, and it can only be at 0xd0000"));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use object::{
     elf::{ELFMAG, FileHeader32, FileHeader64},
 };
 
-use super::{ImageError, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites, unlisted::Unlisted};
+use super::{
+    ImageError, acpi, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites, unlisted::Unlisted,
+};
 use crate::{host::regular_file::open_regular, mem::ram::GuestRam, x86::EntryState};
 
 /// A larger image or initrd is refused, in bytes.
@@ -172,6 +174,13 @@ impl Image {
             Kind::Multiboot(header, elf) => multiboot::load(file, header, elf.as_ref(), &mut places, cmdline, initrd),
             Kind::BzImage => bzimage::load(file, &mut places, cmdline, (initrd, rsdp)),
         }?;
+        let acpi = u64::from(acpi::VMCLOCK)..u64::from(acpi::END);
+        if rsdp.is_some() && places.image_is_in(&acpi) {
+            return Err(file.failed(format!(
+                "it is loaded into {:#x} to {:#x}, where a guest with VMClock has that and its ACPI tables; use --vmclock off",
+                acpi.start, acpi.end
+            )));
+        }
         self.sites.check(memory).map_err(|source| ImageError::Sites { name: self.name.clone(), source })?;
         if let Some(address) = self.ring.filter(|address| !places.is_ram(*address, 1)) {
             return Err(ImageError::Ring { name: self.name.clone(), address });

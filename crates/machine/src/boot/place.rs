@@ -55,6 +55,11 @@ impl<'a> Places<'a> {
             && usize::try_from(size).is_ok_and(|size| self.memory.check_range(GuestAddress(start), size))
     }
 
+    /// Whether an image has taken part of `range`, which is in the upper part of the first megabyte.
+    pub(super) fn image_is_in(&self, range: &Range<u64>) -> bool {
+        self.taken.iter().skip(1).any(|taken| taken.start < range.end && range.start < taken.end)
+    }
+
     /// Marks `size` bytes from `start` as taken.
     pub(super) fn take(&mut self, start: u64, size: u64) {
         if size > 0 {

@@ -22,6 +22,9 @@ pub struct OsClocks {
     pub real_ns: fn() -> u64,
     /// TAI − UTC in seconds, as the kernel was told by an NTP or PTP daemon; 0 if it was not.
     pub tai_offset_s: fn() -> i32,
+    /// By how many nanoseconds CLOCK_REALTIME may be wrong, by the NTP or PTP daemon's account; none if there is none
+    /// that synchronizes it.
+    pub sync_error_ns: fn() -> Option<u64>,
 }
 
 impl OsClocks {
@@ -32,6 +35,7 @@ impl OsClocks {
         raw_ns: || read(ClockId::CLOCK_MONOTONIC_RAW),
         real_ns: || read(ClockId::CLOCK_REALTIME),
         tai_offset_s,
+        sync_error_ns,
     };
 }
 
@@ -67,12 +71,23 @@ fn read(clock: ClockId) -> u64 {
     nanos(clock_gettime(clock).map_or(Duration::ZERO, Duration::from))
 }
 
-fn tai_offset_s() -> i32 {
+/// What the kernel was told of its clock; none if it does not say.
+fn timex() -> Option<libc::timex> {
     // SAFETY: all zeros is a value of the structure, which has integers only.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: with `modes` = 0 the call changes no clock, and fills in the live local that it is given.
     let state = unsafe { libc::adjtimex(&raw mut timex) };
-    if state == -1 { 0 } else { timex.tai }
+    (state != -1).then_some(timex)
+}
+
+fn tai_offset_s() -> i32 {
+    timex().map_or(0, |timex| timex.tai)
+}
+
+fn sync_error_ns() -> Option<u64> {
+    let timex = timex().filter(|timex| timex.status & libc::STA_UNSYNC == 0)?;
+    // Microseconds.
+    u64::try_from(timex.maxerror).ok()?.checked_mul(1000)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{
     vcpus::{NewVm, Vcpus, Wanted},
 };
 use crate::{
-    boot::{self, Image, sites::Sites, unlisted::Unlisted},
+    boot::{self, Image, cpuid, sites::Sites, unlisted::Unlisted},
     devices::Devices,
     host::clock::HostClock,
     mem::ram::{self, GuestRam},
@@ -168,6 +168,7 @@ impl Machine {
         let stopped = paused.stopped_tsc(env.clock);
         let wanted = Wanted { image, sites: &all_sites, choice, time, khz, stopped };
         let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;
+        cpuid::one_vmclock(&cpuids).map_err(RunError::BadState)?;
         // A migration within the process has warned before, unless the TSC was not trapped until now.
         if !in_process || *saved_source != TscSource::Trapped {
             warn_of_unlisted(&unlisted, chosen.source, image);

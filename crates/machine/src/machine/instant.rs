@@ -175,6 +175,7 @@ mod tests {
             raw_ns: || second(90),
             real_ns: || second(5000),
             tai_offset_s: || 37,
+            sync_error_ns: || None,
         };
         let host = HostClock::new(|| second(70), Khz::new(1_000_000).unwrap()).with_os_clocks(os);
         let now = HostInstant::now(host);

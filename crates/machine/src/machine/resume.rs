@@ -7,7 +7,6 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use kvm_pv::vmclock::Cause;
 use serde::Serialize;
 use vmtime::{Adjusted, DowntimePolicy, Khz, Now, VmTime};
 
@@ -160,8 +159,8 @@ impl Machine {
         self.has_run = true;
         if first_start {
             self.vcpus.publish_routes(&self.shared);
-            self.begin_vmclock()?;
             self.trace_boot(&adjusted, khz);
+            self.begin_vmclock()?;
             return Ok(None);
         }
         self.shared.audit.lock().restored(adjusted.vm);
@@ -172,8 +171,7 @@ impl Machine {
         self.look_at_guest_stopped(&pages, &adjusted);
         let elapsed_ns = restored.as_ref().map_or(adjusted.downtime_ns, |restored| restored.elapsed_ns);
         if restored.as_ref().is_none_or(|restored| restored.vmclock) {
-            let cause = if paused.is_here() { Cause::Disrupted } else { Cause::Restored };
-            self.continue_vmclock(&moment, stood, elapsed_ns, cause)?;
+            self.continue_vmclock(&moment, stood, elapsed_ns, paused.is_here())?;
         }
         let restored = restored.as_ref().map_or(&[][..], |restored| &restored.cpus);
         let restart = Restart { policies, moment: &moment, adjusted: &adjusted, restored };

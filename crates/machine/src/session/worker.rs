@@ -345,7 +345,11 @@ impl<'env> Worker<'_, '_, 'env> {
                 let checked = machine.check_downtime(downtime);
                 let resumed =
                     checked.and_then(|()| machine.resume(&Policies { deadline, downtime, ..policies.clone() }));
-                resumed.map(|_| Reply::Done).map_err(|error| refusal(&error))
+                match resumed {
+                    // Its clock has started, and not all of it has: it must not run.
+                    Err(error) if !machine.is_paused() => return Err(error.into()),
+                    resumed => resumed.map(|_| Reply::Done).map_err(|error| refusal(&error)),
+                }
             }
             Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
                 let khz = tsc_khz.unwrap_or(machine.next_khz());

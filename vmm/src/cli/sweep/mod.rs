@@ -17,7 +17,7 @@ use std::{
 
 use guest_image::GUEST_ELF;
 use lab::{
-    recipe::{Recipe, step::Destination},
+    recipe::{Recipe, VMCLOCK_KEPT, step::Destination},
     report::{self, cases::Suite},
     sweep::{
         self, Depth, Options, Ratio, merge,
@@ -58,6 +58,13 @@ fn image(args: &Sweep) -> Result<Image> {
 }
 
 fn options(args: &Sweep) -> Result<Options> {
+    let blind = args.inject.as_ref().is_some_and(|fault| fault.name == VMCLOCK_KEPT) && args.vmclock == OnOff::Off;
+    if blind {
+        return Err(Error::usage(
+            "--inject vmclock-kept: only a guest that has VMClock and looks at it can notice; give it --vmclock on, and the \
+             embedded guest --cmdline vmclock=on",
+        ));
+    }
     let recipe = match &args.inject {
         Some(fault) => Some(fault.recipe.clone()),
         None => args.recipe.as_deref().map(Recipe::named_or_file).transpose()?,

@@ -26,6 +26,15 @@ pub enum Event<'a> {
         /// Guest TSC frequency.
         tsc_khz: Khz,
     },
+    /// The VMClock page was written.
+    Vmclock {
+        /// Its disruption marker.
+        marker: u64,
+        /// Its generation counter.
+        generation: u64,
+        /// UTC of the line's TSC, in nanoseconds since 1970.
+        utc_ns: u64,
+    },
     /// RDTSC at a trap site.
     Rdtsc {
         /// The site.

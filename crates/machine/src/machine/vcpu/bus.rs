@@ -78,16 +78,12 @@ impl<'a> VcpuBus<'a> {
         }
     }
 
-    /// After an access of `port` that may have changed the output of the 8259 pair: makes the first CPU, whose LINT0 it
-    /// drives, sample it again.
-    fn ring_first_cpu(&self, port: u16) {
-        if self.local.index == CpuIndex::FIRST {
-            return;
-        }
-        // A guest that polls the serial port, byte by byte, does not disturb the first CPU.
-        let changed =
-            Devices::is_of_controllers(port) || Devices::is_of_console(port) && self.shared.devices.lock().interrupts();
-        if let Some(vcpu_shared) = self.shared.vcpus.first().filter(|_| changed) {
+    /// After an access that may have changed the output of the 8259 pair: makes the first CPU, whose LINT0 it drives,
+    /// sample it again.
+    fn ring_first_cpu(&self) {
+        if self.local.index != CpuIndex::FIRST
+            && let Some(vcpu_shared) = self.shared.vcpus.first()
+        {
             vcpu_shared.doorbell.ring();
         }
     }
@@ -238,14 +234,18 @@ impl Bus for VcpuBus<'_> {
         let now = self.operation();
         let reference = self.shared.clock.lock().reference_time(now.base);
         self.shared.devices.lock().port_in(port, data, Instant { vm: now.vm, reference });
-        self.ring_first_cpu(port);
+        if Devices::is_of_controllers(port) {
+            self.ring_first_cpu();
+        }
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
-        self.shared.devices.lock().port_out(port, data, now.vm);
-        self.ring_first_cpu(port);
+        let requested = self.shared.devices.lock().port_out(port, data, now.vm);
+        if requested || Devices::is_of_controllers(port) {
+            self.ring_first_cpu();
+        }
         self.trace(now, &Event::PortOut { port, data });
     }
 
