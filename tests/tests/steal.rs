@@ -61,13 +61,14 @@ fn the_area_survives_migrations_and_snapshots() {
 fn what_is_told_is_what_vm_time_advanced() {
     require_kvm!();
     let run = Lab::new().boot_traced(GUEST, "--time real --migrate-every 100ms --downtime steal");
-    let mut sum = 0;
+    let mut sums = vec![0];
     for line in run.trace().all("restore") {
-        sum += line.field("downtime_ns");
-        assert_eq!(line.field("steal_ns"), sum, "{line:?}");
+        sums.push(sums.last().unwrap() + line.field("downtime_ns"));
+        assert_eq!(line.field("steal_ns"), *sums.last().unwrap(), "{line:?}");
     }
-    assert!(sum > 0);
-    assert_eq!(told(&run)[0], sum);
+    // The last migration may come after the guest's last look.
+    let &[.., before, sum] = &sums[..] else { panic!("no migration") };
+    assert!(sum > 0 && [before, sum].contains(&told(&run)[0]), "{sums:?} {run:#?}");
 }
 
 // Catches: a guest that has no area and is told; a LAPIC of KVM's, whose guest is not offered one, that takes the
