@@ -208,7 +208,9 @@ fn gaps_are_found_and_counted_as_the_policy_says() {
     for (lapic, downtime) in [("user", "freeze"), ("user", "catch-up"), ("kvm", "freeze"), ("kvm", "catch-up")] {
         let what = format!("--lapic {lapic} --downtime {downtime}");
         let lab = Lab::new();
-        let ended = lab.run(&format!("clock {what} --gaps 2 --json clock.json --report clock.html")).expect(0);
+        let ended = lab
+            .run(&format!("clock {what} --gaps 2 --fail-on back,missed --json clock.json --report clock.html"))
+            .expect(0);
         let json: Value = serde_json::from_str(&fs::read_to_string(lab.path("clock.json")).unwrap()).unwrap();
         assert!(ended.stdout.contains("the VMM found 2 of 2 gaps"), "{what}: {}", ended.stdout);
         assert!(ended.stdout.lines().all(|line| line.chars().count() <= 72 && line.is_ascii()), "{}", ended.stdout);
@@ -240,7 +242,8 @@ fn a_gap_that_is_too_short_is_counted_as_not_found() {
     require_kvm!();
     require!(true_tsc_frequency());
     let lab = Lab::new();
-    lab.run("clock --gaps 3 --gap-length 20ms --json clock.json").expect(0);
+    let flags = "clock --gaps 3 --gap-length 20ms --json clock.json";
+    lab.run(flags).expect(0);
     let json: Value = serde_json::from_str(&fs::read_to_string(lab.path("clock.json")).unwrap()).unwrap();
     assert_eq!((number(&json, "/gaps/made"), &json["complete"]), (3.0, &Value::Bool(true)), "{json}");
     let gaps = json["gaps"]["each"].as_array().unwrap();
@@ -250,14 +253,20 @@ fn a_gap_that_is_too_short_is_counted_as_not_found() {
         // Nobody stopped VM time.
         assert!(number(gap, "/vm_ns") > number(gap, "/length_ns") * 0.99, "{gap}");
     }
+    lab.run(&format!("{flags} --fail-on missed")).refused(1, &["the VMM found ", " of 3 gaps"]);
 }
 
-/// The state of a process, as in proc_pid_stat(5), and its first child; none if it is gone.
-fn process(id: i32) -> Option<(char, Option<i32>)> {
+/// The state and the parent of a process, as in proc_pid_stat(5); none if it is gone.
+fn process(id: i32) -> Option<(char, i32)> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-    let child = children.split_whitespace().next().and_then(|child| child.parse().ok());
-    Some((stat.rsplit_once(") ")?.1.chars().next()?, child))
+    let mut words = stat.rsplit_once(") ")?.1.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
+}
+
+/// The child of a process that has one.
+fn child_of(id: i32) -> Option<i32> {
+    let ids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    ids.into_iter().find(|child| process(*child).is_some_and(|(_, parent)| parent == id))
 }
 
 // Catches: a process that stays stopped, or runs on for an hour, when its parent is told to end or is killed; and a
@@ -271,8 +280,7 @@ fn a_measurement_of_gaps_ends_at_any_time() {
         let stopped = (0..6000).find_map(|_| {
             thread::sleep(Duration::from_millis(10));
             assert!(!running.has_ended(), "{signal}");
-            let (_, child) = process(running.id())?;
-            child.filter(|child| process(*child).is_some_and(|(state, _)| state == 'T'))
+            child_of(running.id()).filter(|child| process(*child).is_some_and(|(state, _)| state == 'T'))
         });
         let stopped = stopped.expect("a child that is stopped");
         assert!(process(running.id()).is_some_and(|(state, _)| state != 'T'), "{signal}: the parent is stopped");

@@ -84,10 +84,10 @@ pub struct Clock {
     /// Let each resume have a fault, to see that it is found.
     #[arg(long, value_name = "FAULT", value_parser = FaultParser)]
     pub inject: Option<Fault>,
-    /// What ends it with exit code 1: back (the guest's clock went back at a stop), drift=TIME (the mean error of a
-    /// stop is larger, either way), total=TIME (their sum is), worst=TIME (one is), deadline=TIME (a deadline was
-    /// shifted farther), rate=TIME (between the stops the pages gained or lost more, in all, against ticks over
-    /// frequency); or none. TIME may be a fraction, such as 0.05ns.
+    /// What ends it with exit code 1: back (the guest's clock went back at a stop), missed (the VMM did not find a
+    /// gap), drift=TIME (the mean error of a stop is larger, either way), total=TIME (their sum is), worst=TIME (one
+    /// is), deadline=TIME (a deadline was shifted farther), rate=TIME (between the stops the pages gained or lost more,
+    /// in all, against ticks over frequency); or none. TIME may be a fraction, such as 0.05ns.
     #[arg(long, value_name = "CHECK,…", value_parser = checks, default_value = "back")]
     pub fail_on: Checks,
     #[command(flatten)]

@@ -2,13 +2,15 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{result::Findings, text::ns};
+use super::{gaps::GapFindings, result::Findings, text::ns};
 
 /// One check.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Check {
     /// The guest's reading was lower after a stop than before it, or its page's base is ahead of its TSC.
     Back,
+    /// The VMM did not find a gap.
+    Missed,
     /// A limit for a figure.
     Limit(Figure, f64),
 }
@@ -49,7 +51,7 @@ impl Default for Checks {
 /// A word that is no check.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no check; there are back, drift=TIME, total=TIME, worst=TIME, deadline=TIME, rate=TIME (such as drift=0.05ns), \
+    "{0:?} is no check; there are back, missed, drift=TIME, total=TIME, worst=TIME, deadline=TIME, rate=TIME (such as drift=0.05ns), \
      and none"
 )]
 pub struct BadCheck(String);
@@ -62,8 +64,10 @@ impl FromStr for Checks {
             return Ok(Self(Vec::new()));
         }
         let check = |word: &str| {
-            if word == "back" {
-                return Some(Check::Back);
+            match word {
+                "back" => return Some(Check::Back),
+                "missed" => return Some(Check::Missed),
+                _ => {}
             }
             let (name, limit) = word.split_once('=')?;
             let (figure, _) = FIGURES.into_iter().find(|(_, known)| *known == name)?;
@@ -115,6 +119,10 @@ impl Checks {
                 findings.went_back, findings.bases_ahead
             )),
             Check::Back => None,
+            Check::Missed => {
+                let GapFindings { made, found, .. } = findings.gaps.as_ref()?;
+                (found < made).then(|| format!("the VMM found {found} of {made} gaps"))
+            }
             Check::Limit(figure, limit) => {
                 let found = figure.of(findings)?;
                 (found.abs() > *limit).then(|| format!("{figure} is {} ns, the limit is {} ns", ns(found), ns(*limit)))
@@ -130,12 +138,13 @@ mod tests {
 
     #[test]
     fn checks_are_names_and_lengths() {
-        let parsed: Checks = "back,drift=0.05ns,worst=1us,total=2ms,deadline=1s".parse().unwrap();
+        let parsed: Checks = "back,missed,drift=0.05ns,worst=1us,total=2ms,deadline=1s".parse().unwrap();
         let limit = Check::Limit;
         assert_eq!(
             parsed.0,
             [
                 Check::Back,
+                Check::Missed,
                 limit(Figure::Drift, 0.05),
                 limit(Figure::Worst, 1e3),
                 limit(Figure::Total, 2e6),
