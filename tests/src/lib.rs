@@ -10,6 +10,7 @@ mod host;
 pub mod kernel;
 pub mod ktap;
 mod lab;
+pub mod long_mode;
 mod page;
 mod process;
 pub mod raw;

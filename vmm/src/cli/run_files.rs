@@ -1,6 +1,7 @@
 //! The files that a run writes: trace, summary, report, test results.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::BufReader,
     path::{Path, PathBuf},
@@ -59,6 +60,7 @@ struct SummaryFile<'a> {
     /// Null where the LAPICs are KVM's.
     timer: Option<&'a TimerSummary>,
     costs: &'a Costs,
+    assists: &'a BTreeMap<&'static str, u64>,
 }
 
 /// The files, opened.
@@ -134,6 +136,7 @@ impl Files {
             summary,
             timer,
             costs,
+            assists,
             finish: _,
             no_ring: _,
             trace: _,
@@ -160,6 +163,7 @@ impl Files {
                     .map_err(Error::failed)?,
                 timer: timer.as_ref(),
                 costs,
+                assists,
             };
             let mut text = serde_json::to_vec_pretty(&content).map_err(Error::failed)?;
             text.push(b'\n');

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "system calls, signal handlers and RDTSC; every block says why it is sound")]
 
+pub mod atomic16;
 pub mod boot_id;
 pub mod clock;
 pub mod exit;

@@ -2,7 +2,10 @@
 
 use kvm_ioctls::SyncReg;
 
-use super::Vcpu;
+use super::{
+    Exception, Vcpu,
+    state::{GeneralRegisters, SystemRegisters},
+};
 
 /// The registers that the emulation of an instruction needs, read from the shared page after an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,12 +112,23 @@ impl Vcpu {
     /// Raises #GP(0) with `rip` as the faulting instruction.
     pub fn raise_gp_at(&mut self, rip: u64) {
         self.continue_at(rip);
-        let exception = &mut self.fd.sync_regs_mut().events.exception;
-        exception.injected = 1;
-        exception.nr = 13;
-        exception.has_error_code = 1;
-        exception.error_code = 0;
-        self.events_dirty();
+        self.raise(Exception::GENERAL_PROTECTION);
+    }
+
+    /// The general registers as of the last exit.
+    pub fn general_registers(&mut self) -> GeneralRegisters {
+        self.fd.sync_regs_mut().regs.into()
+    }
+
+    /// The segment and control registers as of the last exit.
+    pub fn system_registers(&mut self) -> SystemRegisters {
+        self.fd.sync_regs_mut().sregs.into()
+    }
+
+    /// Continues with these registers at the next entry, as after an instruction that the VMM performed.
+    pub fn continue_from(&mut self, registers: GeneralRegisters) {
+        self.fd.sync_regs_mut().regs = registers.into();
+        self.continue_at(registers.rip);
     }
 
     pub(super) fn events_dirty(&mut self) {

@@ -32,13 +32,16 @@ pub enum Exit {
     Interrupted,
     /// Triple fault.
     Shutdown,
-    /// KVM cannot continue the guest: its suberror (1 = emulation failed).
+    /// KVM cannot continue the guest: its suberror ([`EMULATION_FAILED`] or another).
     InternalError(u32),
     /// The CPU refused the guest's state: hardware reason.
     FailEntry(u64),
     /// Anything else, by KVM's number.
     Other(u32),
 }
+
+/// KVM_EXIT_INTERNAL_ERROR's suberror KVM_INTERNAL_ERROR_EMULATION: KVM has to emulate an instruction, and cannot.
+pub const EMULATION_FAILED: u32 = 1;
 
 /// How often KVM was called for one vCPU while it ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

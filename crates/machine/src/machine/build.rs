@@ -21,7 +21,7 @@ use super::{
     lock::Ranked,
     outputs::{self, Outputs},
     paused::Paused,
-    record::{counters::Counters, trace::Trace},
+    record::{assists::Assists, counters::Counters, trace::Trace},
     sched::round_robin::RoundRobin,
     shared::{Shared, VcpuShared},
     state::{DevicesState, MachineSection, MachineState},
@@ -280,6 +280,7 @@ impl Parts {
             start_pages_released: AtomicBool::new(false),
             lapic,
             costs: Counters::default(),
+            assists: Assists::default(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Reads a machine's clock, ticks, vCPUs and costs, so that callers need not take its locks.
 
+use std::collections::BTreeMap;
+
 use guest_abi::{
     pvclock::{TIME_INFO_BYTES, TimeInfo, WALL_CLOCK_BYTES},
     report::Header,
@@ -148,6 +150,12 @@ impl Machine {
     #[must_use]
     pub fn costs(&self) -> Costs {
         self.shared.costs.read()
+    }
+
+    /// How many instructions were performed so far because this host's KVM cannot emulate them, by kind.
+    #[must_use]
+    pub fn assists(&self) -> BTreeMap<&'static str, u64> {
+        self.shared.assists.read()
     }
 
     /// How many vCPUs it has.

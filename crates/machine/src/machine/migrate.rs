@@ -86,7 +86,7 @@ impl Machine {
         let Self { vcpus, shared, migrations_here, downtimes, guest_stopped, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));
-        let Shared { devices, memory, audit, trace, outlets, costs, start_pages_released, .. } = shared;
+        let Shared { devices, memory, audit, trace, outlets, costs, assists, start_pages_released, .. } = shared;
         let console = devices.into_inner().into_output();
         let outputs = Outputs { console, trace: TraceTo::Continue(trace), outlets };
         let mut machine = Self::restored(
@@ -99,6 +99,7 @@ impl Machine {
         // These counts are of the process, so they continue. A restore in another process begins with zeros.
         machine.shared.audit = audit;
         machine.shared.costs = costs;
+        machine.shared.assists = assists;
         machine.shared.start_pages_released = start_pages_released;
         machine.guest_stopped = guest_stopped;
         machine.migrations_here = migrations_here.saturating_add(1);

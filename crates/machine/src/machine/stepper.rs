@@ -165,8 +165,7 @@ impl Stepper {
     /// [`RunError`].
     pub fn take_checkpoint(&mut self, level: usize) -> Result<(), RunError> {
         self.drain()?;
-        let own = self.machine.vmm_written_addresses();
-        self.copies.take(&self.machine.vm, level, &own)?;
+        self.copies.take(&self.machine.vm, level)?;
         let checkpoint = self.machine.checkpoint();
         self.checkpoints.truncate(level);
         self.checkpoints.push(checkpoint);
@@ -179,8 +178,7 @@ impl Stepper {
     /// [`RunError`].
     pub fn restore_checkpoint(&mut self, level: usize) -> Result<(), RunError> {
         self.quiesce()?;
-        let own = self.machine.vmm_written_addresses();
-        self.copies.go_back(&self.machine.vm, level, &own)?;
+        self.copies.go_back(&self.machine.vm, level)?;
         let checkpoint = self.checkpoints.get(level);
         let checkpoint =
             checkpoint.ok_or_else(|| RunError::BadState(format!("there is no checkpoint number {level}")))?;

@@ -17,7 +17,7 @@ mod signals;
 mod timeout;
 mod worker;
 
-use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -120,6 +120,8 @@ pub struct Report {
     pub timer: Option<TimerSummary>,
     /// Counters of what the run cost.
     pub costs: Costs,
+    /// Instructions that were performed because this host's KVM cannot emulate them, by kind.
+    pub assists: BTreeMap<&'static str, u64>,
     /// VM time at the end.
     pub vm_ns: VmTime,
     /// Migrations since the guest booted, in all processes.

@@ -103,7 +103,7 @@ pub(super) fn work<'env>(
     let summary = summary.or_else(|| not_created_yet.then(Summary::default));
     let trace = machine.finish_trace(finish.finish_limit());
     let vm_ns = machine.vm_time();
-    let (costs, guest_stopped) = (machine.costs(), machine.guest_stopped());
+    let (costs, assists, guest_stopped) = (machine.costs(), machine.assists(), machine.guest_stopped());
     let (wall_error_ns, vmclock_error_ns) = (machine.wall_error_ns(), machine.vmclock_error_ns());
     let (migrations, migrations_here) = (machine.migrations(), machine.migrations_here());
     let downtimes = machine.downtimes();
@@ -113,6 +113,7 @@ pub(super) fn work<'env>(
         no_ring,
         timer,
         costs,
+        assists,
         vm_ns,
         migrations,
         migrations_here,

@@ -6,7 +6,7 @@ use kvm_bindings::{kvm_debugregs, kvm_xcr, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::Error;
+use crate::kvm::{Error, Vcpu};
 
 /// The offset of XSTATE_BV in an XSAVE area. It has a bit for each component in use (SDM vol. 1, "XSAVE Header").
 pub(in crate::kvm) const XSTATE_BV: usize = 512;
@@ -95,6 +95,29 @@ impl Fpu {
         }
         // SAFETY: without dynamically enabled features KVM reads exactly `region`, 4,096 bytes.
         unsafe { fd.set_xsave(&area) }.map_err(Error::call("KVM_SET_XSAVE"))
+    }
+}
+
+impl Vcpu {
+    /// XCR0; none if the host's CPU has no XSAVE.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn xcr0(&self) -> Result<Option<u64>, Error> {
+        if !self.has_xcrs {
+            return Ok(None);
+        }
+        let xcrs = self.call().get_xcrs().map_err(Error::call("KVM_GET_XCRS"))?;
+        let count = usize::try_from(xcrs.nr_xcrs).unwrap_or(usize::MAX);
+        Ok(xcrs.xcrs.iter().take(count).find(|xcr| xcr.xcr == 0).map(|xcr| xcr.value))
+    }
+
+    /// The x87 status word.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn x87_status(&self) -> Result<u16, Error> {
+        Ok(self.call().get_fpu().map_err(Error::call("KVM_GET_FPU"))?.fsw)
     }
 }
 

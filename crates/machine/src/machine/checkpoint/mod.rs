@@ -102,23 +102,4 @@ impl Machine {
         self.paused = *paused;
         Ok(())
     }
-
-    /// The guest physical addresses that the VMM itself writes while the guest runs.
-    pub(crate) fn vmm_written_addresses(&self) -> Vec<u64> {
-        /// The offset of the last byte of the largest structure. A structure that crosses a page boundary counts for
-        /// both pages.
-        const LAST: u64 = 31;
-        // The VMClock page is whole, and its structure at its beginning.
-        let pages = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pvclock.address());
-        let words = self.vcpus.user().iter().filter_map(|cpu| cpu.local.pv_eoi?.address());
-        let areas = self.vcpus.user().iter().filter_map(|cpu| cpu.local.steal_time?.address());
-        let wall = Some(self.shared.wall.lock().read_msr()).filter(|address| *address != 0);
-        pages
-            .chain(words)
-            .chain(areas)
-            .chain(wall)
-            .chain(self.vmclock_address())
-            .flat_map(|address| [address, address.saturating_add(LAST)])
-            .collect()
-    }
 }

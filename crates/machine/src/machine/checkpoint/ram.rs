@@ -1,14 +1,18 @@
 //! Incremental copies of guest RAM: updating one costs only the pages that were written since.
 //!
 //! Each copy holds RAM as it was at one instant, and a set of the pages in which RAM may differ from it now. KVM logs
-//! the guest's writes; the caller passes the addresses that the VMM wrote itself (kvmclock pages). Taking a copy again,
-//! or going back to it, then copies those pages only: a few, for a guest that handles a timer.
+//! the guest's writes, and RAM those of the VMM (kvmclock pages, instructions that KVM cannot emulate). Taking a copy
+//! again, or going back to it, then copies those pages only: a few, for a guest that handles a timer.
 
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::{kvm::Vm, machine::error::RunError, mem::ram::GuestRam};
+use crate::{
+    kvm::Vm,
+    machine::error::RunError,
+    mem::ram::{GuestRam, write_log},
+};
 
 const PAGE: usize = 4096;
 const PAGE_U64: u64 = 4096;
@@ -33,21 +37,22 @@ struct Region {
 }
 
 impl RamCheckpoint {
-    /// No copy yet; `vm` logs the guest's writes from now on.
+    /// No copy yet; writes are logged from now on.
     pub(crate) fn new(vm: &Vm) -> Result<Self, RunError> {
         vm.log_dirty_pages()?;
         let memory = Arc::clone(vm.memory());
         let mut regions = Vec::new();
         for region in memory.iter() {
+            write_log(region).begin();
             let bytes = usize::try_from(region.len()).map_err(|_| lost(region.start_addr()))?;
             regions.push((region.start_addr(), bytes));
         }
         Ok(Self { memory, regions, copies: Vec::new() })
     }
 
-    /// Makes copy number `level` what RAM is now; `own` are addresses where the VMM itself wrote.
-    pub(crate) fn take(&mut self, vm: &Vm, level: usize, own: &[u64]) -> Result<(), RunError> {
-        self.collect_writes(vm, own)?;
+    /// Makes copy number `level` what RAM is now.
+    pub(crate) fn take(&mut self, vm: &Vm, level: usize) -> Result<(), RunError> {
+        self.collect_writes(vm)?;
         while self.copies.len() <= level {
             let copy = self.whole_copy()?;
             self.copies.push(copy);
@@ -64,9 +69,9 @@ impl RamCheckpoint {
         Ok(())
     }
 
-    /// Makes RAM what it was when copy number `level` was taken; `own` as for [`Self::take`].
-    pub(crate) fn go_back(&mut self, vm: &Vm, level: usize, own: &[u64]) -> Result<(), RunError> {
-        self.collect_writes(vm, own)?;
+    /// Makes RAM what it was when copy number `level` was taken.
+    pub(crate) fn go_back(&mut self, vm: &Vm, level: usize) -> Result<(), RunError> {
+        self.collect_writes(vm)?;
         let count = self.copies.len();
         let (before, rest) = self.copies.split_at_mut(level.min(count));
         let Some((copy, after)) = rest.split_first_mut() else {
@@ -84,6 +89,8 @@ impl RamCheckpoint {
             }
             region.differs.fill(0);
         }
+        // Not from this one.
+        self.memory.iter().for_each(|ram| drop(write_log(ram).take()));
         Ok(())
     }
 
@@ -100,16 +107,10 @@ impl RamCheckpoint {
     }
 
     /// Adds the pages that were written since the last call to every copy's set.
-    fn collect_writes(&mut self, vm: &Vm, own: &[u64]) -> Result<(), RunError> {
-        for (index, (start, bytes)) in (0u32..).zip(&self.regions) {
+    fn collect_writes(&mut self, vm: &Vm) -> Result<(), RunError> {
+        for ((index, ram), (_, bytes)) in (0u32..).zip(self.memory.iter()).zip(&self.regions) {
             let mut written = vm.take_dirty_pages(index, *bytes)?;
-            for address in own {
-                let Some(offset) = address.checked_sub(start.0) else { continue };
-                let page = usize::try_from(offset / PAGE_U64).unwrap_or(usize::MAX);
-                if let Some(word) = written.get_mut(page / 64) {
-                    *word |= 1 << (page % 64);
-                }
-            }
+            merge(&mut written, &write_log(ram).take());
             let position = usize::try_from(index).unwrap_or(usize::MAX);
             for region in self.copies.iter_mut().filter_map(|copy| copy.regions.get_mut(position)) {
                 merge(&mut region.differs, &written);

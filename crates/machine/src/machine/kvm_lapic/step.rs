@@ -13,7 +13,7 @@ use crate::{
         error::RunError,
         shared::Shared,
         stop::{End, StopReason},
-        vcpu::step,
+        vcpu::{assist, step},
         wake::pulse::Pulse,
     },
 };
@@ -109,7 +109,7 @@ fn step(
         };
         timer.arm(left);
     }
-    let exit = cpu.vcpu.run(&mut KvmLapicBus { index: cpu.index, shared })?;
+    let exit = assist::run(&mut cpu.vcpu, shared, &mut KvmLapicBus { index: cpu.index, shared })?;
     let end = match shared.devices.lock().take_exit() {
         Some(exit) => Some(End::Guest(exit)),
         None => step::fatal_end(cpu.index, &mut cpu.vcpu, shared, exit)?,

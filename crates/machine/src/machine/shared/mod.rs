@@ -34,6 +34,7 @@ use super::{
     instant::HostInstant,
     lock::{Guard, Ranked},
     record::{
+        assists::Assists,
         counters::Counters,
         trace::{Event, Trace},
     },
@@ -95,6 +96,8 @@ pub struct Shared {
     pub(crate) lapic: LapicKind,
     /// What running costs.
     pub(crate) costs: Counters,
+    /// Instructions that were performed because KVM cannot.
+    pub(crate) assists: Assists,
 }
 
 impl Shared {

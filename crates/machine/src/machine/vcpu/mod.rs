@@ -1,5 +1,6 @@
 //! One vCPU: KVM's part of it, and the VMM's part with the LAPIC.
 
+pub(crate) mod assist;
 pub mod bus;
 pub mod disassembly;
 pub mod ipi;

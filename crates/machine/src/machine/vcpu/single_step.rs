@@ -8,7 +8,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    Cpu,
+    Cpu, assist,
     bus::{Changed, VcpuBus},
     disassembly::INSTRUCTION_MAX,
 };
@@ -25,6 +25,10 @@ const REX_W: u8 = 0x48;
 /// Runs one instruction. Also returns what must then be set in KVM.
 pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, Changed), RunError> {
     cpu.drain(shared)?;
+    if let Some(vector) = cpu.vcpu.exception() {
+        // It enters before the instruction at RIP, which the guest may never execute.
+        return into_handler(cpu, shared, vector);
+    }
     let registers = cpu.vcpu.registers();
     cpu.local.sti_shadow = false;
     if shared.site_at(registers.linear_rip).is_some() {
@@ -48,6 +52,7 @@ pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, C
     let mut access = VcpuBus::new(&mut cpu.local, shared);
     let exit = cpu.vcpu.step(&mut access, breakpoint)?;
     let changed = access.changed;
+    let exit = assist::stepped(&mut cpu.vcpu, shared, exit)?;
     Ok((debug_if_arrived(cpu, exit, |rip| rip != registers.rip), changed))
 }
 
@@ -61,7 +66,7 @@ pub(crate) fn into_handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result
     let mut access = VcpuBus::new(&mut cpu.local, shared);
     let exit = match handler {
         Some(handler) => cpu.vcpu.run_to(&mut access, handler)?,
-        None => cpu.vcpu.run(&mut access)?,
+        None => assist::run(&mut cpu.vcpu, shared, &mut access)?,
     };
     let changed = access.changed;
     Ok((debug_if_arrived(cpu, exit, |rip| Some(rip) == handler), changed))

@@ -5,12 +5,12 @@ use guest_abi::sites::Kind;
 use vmtime::{GuestTsc, Now};
 
 use super::{
-    Cpu, Local, Phase,
+    Cpu, Local, Phase, assist,
     bus::{Changed, VcpuBus},
     disassembly, ipi, lint0, next_due, single_step,
 };
 use crate::{
-    kvm::{self, Exit, Vcpu},
+    kvm::{self, EMULATION_FAILED, Exit, Vcpu},
     machine::{
         config::TimeMode,
         cpu_index::CpuIndex,
@@ -172,7 +172,7 @@ pub(crate) fn step(
             // The first instruction that the guest executes ends the STI shadow.
             cpu.local.sti_shadow = false;
             let mut access = VcpuBus::new(&mut cpu.local, shared);
-            let exit = cpu.vcpu.run(&mut access)?;
+            let exit = assist::run(&mut cpu.vcpu, shared, &mut access)?;
             (exit, access.changed)
         }
     };
@@ -307,7 +307,7 @@ pub(crate) fn fatal_end(cpu: CpuIndex, vcpu: &mut Vcpu, shared: &Shared, exit: E
         Exit::Shutdown => Ok(Some(End::TripleFault { cpu })),
         Exit::InternalError(suberror) => {
             let reason = match suberror {
-                1 => "KVM cannot emulate this instruction".to_owned(),
+                EMULATION_FAILED => "KVM cannot emulate this instruction, and vmm does not perform it".to_owned(),
                 other => format!("KVM internal error, suberror {other}"),
             };
             cannot_execute(cpu, vcpu, shared, reason).map(Some)

@@ -1,0 +1,194 @@
+//! Performs one decoded instruction on a vCPU's registers and memory.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::{
+    Stop,
+    integer::{self, CF, Flagged, OF, Width},
+    operand::State,
+    walk::Purpose,
+};
+use crate::{
+    host::atomic16,
+    kvm::{Error, Exception, Vcpu},
+    machine::record::assists::Assist,
+};
+
+const CR0_MP: u64 = 1 << 1;
+const CR0_TS: u64 = 1 << 3;
+const CR0_NE: u64 = 1 << 5;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_CET: u64 = 1 << 23;
+const RFLAGS_AC: u64 = 1 << 18;
+/// The x87 status word's exception summary: an unmasked exception waits.
+const FSW_ES: u16 = 1 << 7;
+
+/// The state of FPU and extended features, which costs an ioctl.
+pub(super) trait Extended {
+    /// XCR0; none without XSAVE.
+    fn xcr0(&self) -> Result<Option<u64>, Error>;
+    /// The x87 status word.
+    fn x87_status(&self) -> Result<u16, Error>;
+}
+
+impl Extended for Vcpu {
+    fn xcr0(&self) -> Result<Option<u64>, Error> {
+        Self::xcr0(self)
+    }
+
+    fn x87_status(&self) -> Result<u16, Error> {
+        Self::x87_status(self)
+    }
+}
+
+/// The kind of `instruction`, if it is one that [`perform`] can perform.
+pub(super) fn kind(instruction: &Instruction) -> Option<Assist> {
+    Some(match instruction.mnemonic() {
+        Mnemonic::Nop
+        | Mnemonic::Reservednop
+        | Mnemonic::Endbr32
+        | Mnemonic::Endbr64
+        | Mnemonic::Rdsspd
+        | Mnemonic::Rdsspq => Assist::Nop,
+        Mnemonic::Int3 => Assist::Int3,
+        Mnemonic::Clac | Mnemonic::Stac => Assist::Ac,
+        Mnemonic::Popcnt => Assist::Popcnt,
+        Mnemonic::Andn
+        | Mnemonic::Bextr
+        | Mnemonic::Blsi
+        | Mnemonic::Blsmsk
+        | Mnemonic::Blsr
+        | Mnemonic::Bzhi
+        | Mnemonic::Mulx
+        | Mnemonic::Pdep
+        | Mnemonic::Pext
+        | Mnemonic::Rorx
+        | Mnemonic::Sarx
+        | Mnemonic::Shlx
+        | Mnemonic::Shrx => Assist::Bmi,
+        Mnemonic::Adcx | Mnemonic::Adox => Assist::Adx,
+        Mnemonic::Cmpxchg16b => Assist::Cmpxchg16b,
+        Mnemonic::Xgetbv => Assist::Xgetbv,
+        Mnemonic::Rdtscp => Assist::Rdtscp,
+        Mnemonic::Wait => Assist::Fwait,
+        _ => return None,
+    })
+}
+
+/// Performs `instruction`, which is at `state`'s RIP; RIP itself is left to the caller. Returns the exception that it
+/// raises as its effect, after which the guest goes on behind it.
+///
+/// # Errors
+/// Why it was not performed. `state`'s registers must then not be used.
+pub(super) fn perform(
+    state: &mut State<'_>,
+    instruction: &Instruction,
+    extended: &impl Extended,
+) -> Result<Option<Exception>, Stop> {
+    match instruction.mnemonic() {
+        Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => {}
+        // With shadow stacks it reads SSP.
+        Mnemonic::Rdsspd | Mnemonic::Rdsspq if state.system.cr4 & CR4_CET == 0 => {}
+        Mnemonic::Int3 => return Ok(Some(Exception::BREAKPOINT)),
+        Mnemonic::Clac => state.registers.rflags &= !RFLAGS_AC,
+        Mnemonic::Stac => state.registers.rflags |= RFLAGS_AC,
+        Mnemonic::Cmpxchg16b => cmpxchg16b(state, instruction)?,
+        Mnemonic::Xgetbv => xgetbv(state, extended)?,
+        // CPUID does not offer it, because it would tell the host's TSC where that is not the guest's. CPUs that can
+        // do without it raise #UD.
+        Mnemonic::Rdtscp => return Err(Stop::Raise(Exception::INVALID_OPCODE)),
+        Mnemonic::Wait => fwait(state, extended)?,
+        _ => integer(state, instruction)?,
+    }
+    Ok(None)
+}
+
+/// An instruction whose operands are general registers, an immediate, and memory that is read.
+fn integer(state: &mut State<'_>, instruction: &Instruction) -> Result<(), Stop> {
+    let destination = instruction.op0_register();
+    let width = Width::of_bytes(destination.size()).ok_or(Stop::NotCovered)?;
+    let mut operand = |number| state.read(instruction, number, width);
+    let unflagged = |value| Flagged { value, written: 0, set: 0 };
+    let result = match instruction.mnemonic() {
+        Mnemonic::Popcnt => integer::popcnt(operand(1)?),
+        Mnemonic::Andn => integer::andn(operand(1)?, operand(2)?, width),
+        Mnemonic::Bextr => integer::bextr(operand(1)?, operand(2)?, width),
+        Mnemonic::Blsi => integer::blsi(operand(1)?, width),
+        Mnemonic::Blsmsk => integer::blsmsk(operand(1)?, width),
+        Mnemonic::Blsr => integer::blsr(operand(1)?, width),
+        Mnemonic::Bzhi => integer::bzhi(operand(1)?, operand(2)?, width),
+        Mnemonic::Pdep => unflagged(integer::pdep(operand(1)?, operand(2)?)),
+        Mnemonic::Pext => unflagged(integer::pext(operand(1)?, operand(2)?)),
+        Mnemonic::Rorx => unflagged(integer::rorx(operand(1)?, operand(2)?, width)),
+        Mnemonic::Sarx => unflagged(integer::sarx(operand(1)?, operand(2)?, width)),
+        Mnemonic::Shlx => unflagged(integer::shlx(operand(1)?, operand(2)?, width)),
+        Mnemonic::Shrx => unflagged(integer::shrx(operand(1)?, operand(2)?, width)),
+        Mnemonic::Mulx => {
+            let factor = operand(2)?;
+            let (high, low) = integer::mulx(factor, state.registers.rdx & width.mask(), width);
+            // If both are one register, it gets the high half.
+            state.set(instruction.op1_register(), low)?;
+            unflagged(high)
+        }
+        carry @ (Mnemonic::Adcx | Mnemonic::Adox) => {
+            let flag = if carry == Mnemonic::Adcx { CF } else { OF };
+            let (a, b) = (operand(0)?, operand(1)?);
+            integer::add(a, b, state.registers.rflags & flag != 0, width, flag)
+        }
+        _ => return Err(Stop::NotCovered),
+    };
+    state.set(destination, result.value)?;
+    set_flags(state, result.written, result.set);
+    Ok(())
+}
+
+fn set_flags(state: &mut State<'_>, written: u64, set: u64) {
+    state.registers.rflags = state.registers.rflags & !written | set;
+}
+
+/// CMPXCHG16B. It is one atomic access whether it has a LOCK prefix or not.
+fn cmpxchg16b(state: &mut State<'_>, instruction: &Instruction) -> Result<(), Stop> {
+    let linear = state.linear(instruction, 0, atomic16::BYTES, Purpose::Store)?;
+    if !linear.is_multiple_of(16) {
+        return Err(Stop::Raise(Exception::GENERAL_PROTECTION));
+    }
+    // The page must be writable even if the comparison fails: the CPU then writes back what it read.
+    let address = state.paging.translate(state.memory, linear, Purpose::Store)?;
+    let registers = &mut state.registers;
+    let expected = u128::from(registers.rdx) << 64 | u128::from(registers.rax);
+    let new = u128::from(registers.rcx) << 64 | u128::from(registers.rbx);
+    let held = atomic16::compare_exchange(state.memory, address, expected, new).ok_or(Stop::NotCovered)?;
+    if held != expected {
+        let [rax, rdx] = [held, held >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(0));
+        (registers.rax, registers.rdx) = (rax, rdx);
+    }
+    set_flags(state, integer::ZF, if held == expected { integer::ZF } else { 0 });
+    Ok(())
+}
+
+/// XGETBV of XCR0. Another register number is not covered: which there are depends on the CPU.
+fn xgetbv(state: &mut State<'_>, extended: &impl Extended) -> Result<(), Stop> {
+    if state.system.cr4 & CR4_OSXSAVE == 0 {
+        return Err(Stop::Raise(Exception::INVALID_OPCODE));
+    }
+    if state.registers.rcx & 0xffff_ffff != 0 {
+        return Err(Stop::NotCovered);
+    }
+    let xcr0 = extended.xcr0()?.ok_or(Stop::NotCovered)?;
+    (state.registers.rax, state.registers.rdx) = (xcr0 & 0xffff_ffff, xcr0 >> 32);
+    Ok(())
+}
+
+/// FWAIT: takes an x87 exception that waits.
+fn fwait(state: &State<'_>, extended: &impl Extended) -> Result<(), Stop> {
+    let cr0 = state.system.cr0;
+    if cr0 & (CR0_MP | CR0_TS) == CR0_MP | CR0_TS {
+        return Err(Stop::Raise(Exception::DEVICE_NOT_AVAILABLE));
+    }
+    match (extended.x87_status()? & FSW_ES != 0, cr0 & CR0_NE != 0) {
+        (false, _) => Ok(()),
+        (true, true) => Err(Stop::Raise(Exception::X87)),
+        // An interrupt through the 8259, by wires that are not there.
+        (true, false) => Err(Stop::NotCovered),
+    }
+}

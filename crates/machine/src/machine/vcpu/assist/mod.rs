@@ -1,0 +1,152 @@
+//! Instruction assists: performs an instruction of the guest's that this host's KVM cannot emulate.
+//!
+//! What it is: some KVM backends run supervisor code in KVM's instruction emulator, which has not every instruction.
+//! For one that it lacks KVM_RUN returns with [`EMULATION_FAILED`]. Then the instruction at RIP is decoded from guest
+//! memory, performed on the vCPU's registers and memory if it is one of a short list, and KVM_RUN is called again: as
+//! if KVM had emulated it. No operation is counted, VM time does not move, no interrupt is injected in between, and in
+//! single-stepping it is one step.
+//!
+//! What it is not: an emulator. Where the CPU executes the guest's code itself this is never reached, and what is not
+//! on the list ends the guest with a message that names it. Real mode, user code and a guest that single-steps itself
+//! are not covered: KVM reports no user code, and the others have not been needed.
+//!
+//! Why from guest memory: not every kernel reports the bytes. If the guest has changed them meanwhile, the vCPU
+//! executes the new ones, as a CPU does that fetches them later.
+
+mod instruction;
+mod integer;
+mod operand;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use vm_memory::{Bytes, GuestAddress};
+
+use self::{
+    instruction::{kind, perform},
+    operand::State,
+    walk::{Paging, Purpose},
+};
+use super::disassembly::INSTRUCTION_MAX;
+use crate::{
+    kvm::{self, Bus, EMULATION_FAILED, Exception, Exit, Vcpu},
+    machine::{error::RunError, shared::Shared},
+};
+
+const CR0_PE: u64 = 1;
+const RFLAGS_TF: u64 = 1 << 8;
+const RFLAGS_RF: u64 = 1 << 16;
+const RFLAGS_VM: u64 = 1 << 17;
+const RFLAGS_AC: u64 = 1 << 18;
+
+/// Why an instruction was not performed.
+#[derive(Debug)]
+enum Stop {
+    /// It faults: the guest takes this exception, and RIP stays.
+    Raise(Exception),
+    /// Another vCPU changed a page table meanwhile: the guest is to execute the instruction again.
+    Again,
+    /// It is not on the list, or in a form that is not.
+    NotCovered,
+    /// KVM refused to tell a register.
+    Kvm(kvm::Error),
+}
+
+impl From<kvm::Error> for Stop {
+    fn from(error: kvm::Error) -> Self {
+        Self::Kvm(error)
+    }
+}
+
+/// As [`Vcpu::run`], but goes on after instructions that could be performed.
+///
+/// A kick ends it as it ends one KVM_RUN: it sets `immediate_exit`, so that the next KVM_RUN returns at once.
+pub(crate) fn run(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus) -> Result<Exit, RunError> {
+    loop {
+        let exit = vcpu.run(bus)?;
+        if !assist(vcpu, shared, exit)? {
+            return Ok(exit);
+        }
+    }
+}
+
+/// The exit of a single step: [`Exit::Debug`] if it was over an instruction that could be performed.
+pub(crate) fn stepped(vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<Exit, RunError> {
+    Ok(if assist(vcpu, shared, exit)? { Exit::Debug } else { exit })
+}
+
+/// Performs the instruction at RIP, if `exit` says that KVM cannot and it is covered.
+fn assist(vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<bool, RunError> {
+    if exit != Exit::InternalError(EMULATION_FAILED) {
+        return Ok(false);
+    }
+    let (before, system, bits) = (vcpu.general_registers(), vcpu.system_registers(), vcpu.code_bits());
+    let is_supervisor = system.ss.dpl & 3 == 0 && before.rflags & RFLAGS_VM == 0;
+    if !is_supervisor || system.cr0 & CR0_PE == 0 || before.rflags & RFLAGS_TF != 0 {
+        return Ok(false);
+    }
+    let paging = Paging::new(&system, before.rflags & RFLAGS_AC != 0);
+    let mut state = State { registers: before, system: &system, paging, memory: &shared.memory, bits };
+    let Some(instruction) = fetch(&state) else { return Ok(false) };
+    let Some(kind) = kind(&instruction) else { return Ok(false) };
+    match perform(&mut state, &instruction, vcpu) {
+        Ok(raised) => {
+            state.registers.rip = next_rip(&state, &instruction);
+            state.registers.rflags &= !RFLAGS_RF;
+            vcpu.continue_from(state.registers);
+            match raised {
+                Some(exception) => vcpu.raise(exception),
+                None => vcpu.drop_exception(),
+            }
+        }
+        Err(Stop::Raise(exception)) => {
+            vcpu.continue_from(before);
+            vcpu.raise(exception);
+        }
+        Err(Stop::Again) => {
+            vcpu.continue_from(before);
+            vcpu.drop_exception();
+            return Ok(true);
+        }
+        Err(Stop::NotCovered) => return Ok(false),
+        Err(Stop::Kvm(error)) => return Err(error.into()),
+    }
+    if shared.assists.count(kind) {
+        log::info!("KVM cannot emulate {} at {:#x}: performed here", kind.name(), before.rip);
+    }
+    Ok(true)
+}
+
+/// The instruction at RIP; none if it is not in RAM or is none.
+fn fetch(state: &State<'_>) -> Option<Instruction> {
+    /// Size of the smallest page.
+    const PAGE: u64 = 0x1000;
+    let rip = state.registers.rip;
+    let wrap = |at: u64| if state.bits == 64 { at } else { at & 0xffff_ffff };
+    let start = if state.bits == 64 { rip } else { wrap(state.system.cs.base.wrapping_add(rip)) };
+    let mut bytes = [0; INSTRUCTION_MAX];
+    let in_first = usize::try_from(PAGE - start % PAGE).unwrap_or(usize::MAX).min(INSTRUCTION_MAX);
+    let (first, second) = bytes.split_at_mut(in_first);
+    let read = |linear: u64, part: &mut [u8]| {
+        let at = state.paging.translate(state.memory, linear, Purpose::Look).ok()?;
+        // RAM may end within the page's bytes that are looked at.
+        state.memory.read(part, GuestAddress(at)).ok()
+    };
+    let mut length = read(start, first)?;
+    if length == in_first && !second.is_empty() {
+        length += read(wrap(start.wrapping_add(PAGE - start % PAGE)), second).unwrap_or(0);
+    }
+    let instruction = Decoder::with_ip(state.bits, bytes.get(..length)?, rip, DecoderOptions::NONE).decode();
+    (!instruction.is_invalid()).then_some(instruction)
+}
+
+/// RIP behind `instruction`, in as many bits as the code segment has.
+fn next_rip(state: &State<'_>, instruction: &Instruction) -> u64 {
+    let next = state.registers.rip.wrapping_add(u64::try_from(instruction.len()).unwrap_or(0));
+    match state.bits {
+        64 => next,
+        32 => next & 0xffff_ffff,
+        _ => next & 0xffff,
+    }
+}

@@ -1,0 +1,188 @@
+//! Guests of a few instructions in 64-bit mode that check their own results.
+//!
+//! A guest is put together instruction by instruction. Each check has a number; the first that fails ends the guest
+//! with it.
+
+use guest_abi::sites::Kind;
+
+use crate::raw;
+
+/// Offsets in the image, which is loaded at [`raw::LOAD`].
+const GDT: usize = 0x80;
+const GDTR: usize = 0xa0;
+const IDTR: usize = 0xa8;
+const STUBS: usize = 0x100;
+const TABLES: usize = 0x1000;
+const IDT: usize = 0x5000;
+const BODY: usize = 0x6000;
+/// The handler that all stubs jump to, and the size of a stub.
+const COMMON: usize = STUBS + 32 * STUB;
+const STUB: usize = 16;
+
+/// A page that is not present.
+pub const ABSENT: u64 = 0x60_0000;
+/// A page that may be read only.
+pub const READ_ONLY: u64 = 0x60_1000;
+/// A page that may be written; the next one is not present.
+pub const WRITABLE: u64 = 0x60_2000;
+
+/// A register, by its number in an instruction.
+#[derive(Clone, Copy, Debug)]
+pub enum Register {
+    /// RAX.
+    Rax = 0,
+    /// RCX.
+    Rcx = 1,
+    /// RDX.
+    Rdx = 2,
+    /// RBX.
+    Rbx = 3,
+    /// RSI.
+    Rsi = 6,
+    /// The flags, after an instruction.
+    Flags = 9,
+    /// CR2, after an exception.
+    Cr2 = 12,
+    /// RIP in the exception's frame.
+    FrameRip = 13,
+    /// The exception's error code; 0 if it has none.
+    ErrorCode = 14,
+    /// The exception's vector.
+    Vector = 15,
+}
+
+/// The code of a guest, as it grows.
+#[derive(Debug, Default)]
+pub struct Body {
+    code: Vec<u8>,
+    /// What each check was about.
+    checks: Vec<String>,
+}
+
+impl Body {
+    /// An instruction, or several.
+    pub fn code(&mut self, code: &[u8]) -> &mut Self {
+        self.code.extend(code);
+        self
+    }
+
+    /// Sets a register: `mov register, value`.
+    pub fn set(&mut self, register: Register, value: u64) -> &mut Self {
+        let number = register as u8;
+        self.code(&[0x48 | number >> 3, 0xb8 | number & 7]).code(&value.to_le_bytes())
+    }
+
+    /// Sets the arithmetic flags: `push flags; popfq`.
+    pub fn set_flags(&mut self, flags: u32) -> &mut Self {
+        self.code(&[0x68]).code(&flags.to_le_bytes()).code(&[0x9d])
+    }
+
+    /// Keeps those of the flags that are in `mask` for a check: `pushfq; pop r9; mov r10, mask; and r9, r10`.
+    pub fn keep_flags(&mut self, mask: u64) -> &mut Self {
+        self.code(&[0x9c, 0x41, 0x59, 0x49, 0xba]).code(&mask.to_le_bytes()).code(&[0x4d, 0x21, 0xd1])
+    }
+
+    /// Checks a register; `about` is what the test is told if it has another value.
+    pub fn expect(&mut self, register: Register, value: u64, about: &str) -> &mut Self {
+        self.checks.push(format!("{about}: {register:?} is not {value:#x}"));
+        let check = u8::try_from(self.checks.len()).expect("too many checks for one byte");
+        let number = register as u8;
+        // mov r10, value; cmp register, r10; je +5; mov al, check; out 0xf4, al; hlt.
+        self.code(&[0x49, 0xba]).code(&value.to_le_bytes());
+        self.code(&[0x4c | number >> 3, 0x39, 0xd0 | number & 7, 0x74, 5, 0xb0, check, 0xe6, 0xf4, 0xf4])
+    }
+
+    /// `instruction` raises the exception `vector`, with this error code and CR2 (0: not looked at), as a fault: with
+    /// its own address in the frame. A trap has the next one's.
+    pub fn raises(&mut self, instruction: &[u8], (vector, trap): (u8, bool), error: u64, cr2: u64) -> &mut Self {
+        let length = u32::try_from(instruction.len()).expect("short");
+        // xor r15d, r15d; lea r11, [rip + length]: the handler returns there.
+        self.code(&[0x45, 0x31, 0xff, 0x4c, 0x8d, 0x1d]).code(&length.to_le_bytes());
+        let at = u64::from(raw::LOAD) + (BODY + self.code.len()) as u64;
+        let frame = if trap { at + u64::from(length) } else { at };
+        let about = format!("{instruction:02x?}");
+        self.code(instruction)
+            .expect(Register::Vector, u64::from(vector), &about)
+            .expect(Register::ErrorCode, error, &about)
+            .expect(Register::FrameRip, frame, &about);
+        if cr2 == 0 { self } else { self.expect(Register::Cr2, cr2, &about) }
+    }
+
+    /// What check number `number` was about.
+    #[must_use]
+    pub fn about(&self, number: usize) -> &str {
+        number.checked_sub(1).and_then(|index| self.checks.get(index)).map_or("?", String::as_str)
+    }
+
+    /// A PVH kernel that enters 64-bit mode, runs this code with interrupts off, and ends with success. It lists a trap
+    /// site, which it never executes: virtual time needs one.
+    #[must_use]
+    pub fn image(&self) -> Vec<u8> {
+        const RDTSC: [u8; 2] = [0x0f, 0x31];
+        let contents = contents(&self.code);
+        let site = address(contents.len());
+        raw::pvh_with_sites(raw::LOAD, &[contents, RDTSC.to_vec()].concat(), &[(site, Kind::Rdtsc)])
+    }
+}
+
+fn address(offset: usize) -> u32 {
+    raw::LOAD + u32::try_from(offset).expect("small")
+}
+
+fn contents(body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; BODY];
+    let mut put = |at: usize, parts: &[&[u8]]| {
+        let part = parts.concat();
+        bytes[at..at + part.len()].copy_from_slice(&part);
+    };
+    let le = |offset: usize| address(offset).to_le_bytes();
+    put(
+        0,
+        &[
+            // lgdt [gdtr]; lidt [idtr]; mov eax, tables; mov cr3, eax; mov eax, 0x20 (PAE); mov cr4, eax.
+            &[0x0f, 0x01, 0x15],
+            &le(GDTR),
+            &[0x0f, 0x01, 0x1d],
+            &le(IDTR),
+            &[0xb8],
+            &le(TABLES),
+            &[0x0f, 0x22, 0xd8, 0xb8, 0x20, 0, 0, 0, 0x0f, 0x22, 0xe0],
+            // mov ecx, EFER; rdmsr; or eax, 0x100 (LME); wrmsr.
+            &[0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x0d, 0, 1, 0, 0, 0x0f, 0x30],
+            // mov eax, cr0; or eax, 0x80010020 (PG, WP, NE); mov cr0, eax; mov esp, 0x200000; jmp 8:body.
+            &[0x0f, 0x20, 0xc0, 0x0d, 0x20, 0, 1, 0x80, 0x0f, 0x22, 0xc0, 0xbc, 0, 0, 0x20, 0, 0xea],
+            &le(BODY),
+            &[8, 0],
+        ],
+    );
+    // Null, 64-bit code at 8, data at 16, where the entry's segments already are.
+    put(GDT, &[&[0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].map(u64::to_le_bytes).concat()]);
+    put(GDTR, &[&23u16.to_le_bytes(), &le(GDT)]);
+    put(IDTR, &[&0x1ffu16.to_le_bytes(), &le(IDT)]);
+    for vector in 0..32u8 {
+        let at = STUBS + STUB * usize::from(vector);
+        let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+        // push 0, if the CPU pushes no error code; push vector; jmp common.
+        let pushes = if has_error_code { vec![0x6a, vector] } else { vec![0x6a, 0, 0x6a, vector] };
+        let next = at + pushes.len() + 5;
+        put(at, &[&pushes, &[0xe9], &u32::try_from(COMMON - next).expect("small").to_le_bytes()]);
+        let [a, b, c, d] = le(at);
+        put(IDT + 16 * usize::from(vector), &[&[a, b, 8, 0, 0, 0x8e, c, d]]);
+    }
+    // pop r15; pop r14; mov r13, [rsp]; mov r12, cr2; mov [rsp], r11; iretq.
+    put(
+        COMMON,
+        &[
+            &[0x41, 0x5f, 0x41, 0x5e, 0x4c, 0x8b, 0x2c, 0x24, 0x41, 0x0f, 0x20, 0xd4, 0x4c, 0x89, 0x1c, 0x24],
+            &[0x48, 0xcf],
+        ],
+    );
+    // Three levels to 2 MiB pages, where a linear address is a physical one; a table of pages for the fourth of them.
+    let table = |number: usize| u64::from(address(TABLES + 0x1000 * number)) | 3;
+    let entry = |value: u64| value.to_le_bytes();
+    put(TABLES, &[&entry(table(1))]);
+    put(TABLES + 0x1000, &[&entry(table(2))]);
+    put(TABLES + 0x2000, &[&entry(0x83), &entry(0x20_0083), &entry(0x40_0083), &entry(table(3))]);
+    put(TABLES + 0x3000, &[&entry(0), &entry(READ_ONLY | 1), &entry(WRITABLE | 3), &entry(0)]);
+    [&bytes, body, &raw::SUCCESS].concat()
+}

@@ -1,0 +1,308 @@
+//! Instructions that some hosts' KVM cannot emulate in supervisor code: the guest checks their results. Where the CPU
+//! executes them the test is passed by the CPU, and the summary counts none.
+
+use std::fs;
+
+use vm_tests::{
+    Lab,
+    long_mode::{
+        ABSENT, Body, READ_ONLY,
+        Register::{Flags, Rax, Rbx, Rcx, Rdx, Rsi},
+        WRITABLE,
+    },
+    require_kvm, skip_part,
+};
+
+const CF: u64 = 1;
+const ZF: u64 = 0x40;
+const SF: u64 = 0x80;
+const OF: u64 = 0x800;
+/// CF, PF, AF, ZF, SF, OF.
+const ARITHMETIC: u64 = 0x8d5;
+/// Those that BMI instructions define.
+const DEFINED: u64 = CF | ZF | SF | OF;
+
+/// Page fault, general protection fault, invalid opcode, device not available: faults. Breakpoint: a trap.
+const PF: (u8, bool) = (14, false);
+const GP: (u8, bool) = (13, false);
+const UD: (u8, bool) = (6, false);
+const NM: (u8, bool) = (7, false);
+const BP: (u8, bool) = (3, true);
+
+const CMPXCHG16B: [u8; 4] = [0x48, 0x0f, 0xc7, 0x0e];
+const POPCNT_MEMORY: [u8; 5] = [0xf3, 0x48, 0x0f, 0xb8, 0x06];
+
+/// How the guests are run. Virtual time with an interrupt that waits makes the VMM single-step.
+const MODES: [(&str, bool); 4] =
+    [("", false), ("--time virtual", false), ("--time virtual --x2apic on", true), ("--lapic kvm", false)];
+
+/// Sends this CPU a vector through its x2APIC, which waits because interrupts are off.
+fn interrupt_waits(body: &mut Body) {
+    // mov ecx, 0x1b; rdmsr; or eax, 0xc00; wrmsr: x2APIC mode.
+    body.code(&[0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x0d, 0, 0x0c, 0, 0, 0x0f, 0x30]);
+    // xor edx, edx; mov ecx, 0x80f; mov eax, 0x1ff; wrmsr: enabled. mov ecx, 0x83f; mov eax, 0x40; wrmsr: self IPI.
+    body.code(&[0x31, 0xd2, 0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x0f, 0x30]);
+    body.code(&[0xb9, 0x3f, 8, 0, 0, 0xb8, 0x40, 0, 0, 0, 0x0f, 0x30]);
+}
+
+/// Whether the host's CPU has a feature, by its name in /proc/cpuinfo.
+fn cpu_has(feature: &str) -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == feature)
+}
+
+/// Runs the guest that `build` makes in every mode. Of `kind`, which it executes `count` times, the VMM must have
+/// performed no more, and nothing else. (It can be fewer: KVM may find a fault before it finds that it cannot go on.)
+#[track_caller]
+fn passes(kind: &str, count: u64, build: impl Fn(&mut Body)) {
+    require_kvm!();
+    for (flags, waits) in MODES {
+        let (lab, mut body) = (Lab::new(), Body::default());
+        if waits {
+            interrupt_waits(&mut body);
+        }
+        build(&mut body);
+        fs::write(lab.path("image"), body.image()).unwrap();
+        let ended = lab.run(&format!("--guest image --timeout 120s --summary summary {flags}"));
+        if ended.code() == 3 {
+            skip_part!("{flags:?} is not to be had here");
+            continue;
+        }
+        let failed = ended.stderr.split("failed with code ").nth(1).and_then(|rest| rest.lines().next());
+        let failed = failed.and_then(|number| number.trim().parse().ok());
+        assert!(ended.code() == 0, "{flags:?}: {}\n{ended:#?}", failed.map_or("?", |number| body.about(number)));
+        let summary: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(lab.path("summary")).unwrap()).unwrap();
+        let performed = summary["assists"].as_object().expect("counts by kind");
+        assert!(performed.keys().all(|name| name == kind), "{flags:?}: {performed:?}");
+        let performed = performed.get(kind).map_or(0, |count| count.as_u64().unwrap());
+        assert!(performed <= count, "{flags:?}: {performed} of {count}");
+    }
+}
+
+/// `code` on RAX, RBX, RCX and RDX with all flags set or none: RAX is `value`, and `set` of the flags in `defined` are
+/// set. The rest of the flags that are in `kept` stay as they were.
+fn computes(body: &mut Body, code: &[u8], inputs: [u64; 4], value: u64, (defined, set): (u64, u64), kept: u64) {
+    for flags in [0, 0x8d5] {
+        let about = format!("{code:02x?} of {inputs:x?} with flags {flags:#x}");
+        let [rax, rbx, rcx, rdx] = inputs;
+        body.set(Rax, rax).set(Rbx, rbx).set(Rcx, rcx).set(Rdx, rdx).set_flags(flags | 2).code(code);
+        body.keep_flags(defined | kept);
+        let expected = set | u64::from(flags) & kept & !defined;
+        body.expect(Rax, value, &about).expect(Flags, expected, &about);
+    }
+}
+
+/// SF and ZF of `value`.
+fn sign_zero(value: u64) -> u64 {
+    if value == 0 { ZF } else { value >> 63 << 7 }
+}
+
+fn carry(carry: bool) -> u64 {
+    u64::from(carry)
+}
+
+/// Numbers to compute with.
+const PAIRS: [(u64, u64); 4] =
+    [(0, 0), (0x8000_0000_0000_0000, 0x0804), (0x0123_4567_89ab_cdf0, 0x3f), (u64::MAX, 0x2bff_ff00_4d11)];
+
+// Catches: a wrong count, a flag that stays, an operand in memory that is read at the wrong place or past a page that
+// is not there without a fault.
+#[test]
+fn popcnt() {
+    if !cpu_has("popcnt") {
+        skip_part!("this CPU has no POPCNT");
+        return;
+    }
+    passes("popcnt", 4 * 2 + 3, |body| {
+        for (a, _) in PAIRS {
+            let zero = if a == 0 { ZF } else { 0 };
+            computes(
+                body,
+                &[0xf3, 0x48, 0x0f, 0xb8, 0xc3],
+                [9, a, 0, 0],
+                u64::from(a.count_ones()),
+                (ARITHMETIC, zero),
+                0,
+            );
+        }
+        // mov [rsi], rbx.
+        body.set(Rsi, WRITABLE + 0xff8).set(Rbx, 0xff00_ff01).code(&[0x48, 0x89, 0x1e]);
+        body.code(&POPCNT_MEMORY).expect(Rax, 17, "popcnt of memory");
+        body.set(Rsi, ABSENT + 8).raises(&POPCNT_MEMORY, PF, 0, ABSENT + 8);
+        body.set(Rsi, WRITABLE + 0xffc).raises(&POPCNT_MEMORY, PF, 0, WRITABLE + 0x1000);
+    });
+}
+
+// Catches: exchanged operands, wrong results or flags, by the CPU's account where there is one.
+#[test]
+fn bmi() {
+    if !cpu_has("bmi1") || !cpu_has("bmi2") {
+        skip_part!("this CPU has no BMI1 or no BMI2");
+        return;
+    }
+    passes("bmi", 4 * 2 * 13, |body| {
+        for (a, b) in PAIRS {
+            let mut logic = |code: &[u8], value: u64, carried: bool| {
+                computes(body, code, [9, a, b, 0], value, (DEFINED, sign_zero(value) | carry(carried)), 0);
+            };
+            // andn rax, rbx, rcx; blsi rax, rbx; blsmsk rax, rbx; blsr rax, rbx; bzhi rax, rbx, rcx.
+            logic(&[0xc4, 0xe2, 0xe0, 0xf2, 0xc1], !a & b, false);
+            logic(&[0xc4, 0xe2, 0xf8, 0xf3, 0xdb], a & a.wrapping_neg(), a != 0);
+            logic(&[0xc4, 0xe2, 0xf8, 0xf3, 0xd3], a ^ a.wrapping_sub(1), a == 0);
+            logic(&[0xc4, 0xe2, 0xf8, 0xf3, 0xcb], a & a.wrapping_sub(1), a == 0);
+            let index = b & 0xff;
+            logic(&[0xc4, 0xe2, 0xf0, 0xf5, 0xc3], if index > 63 { a } else { a & ((1 << index) - 1) }, index > 63);
+            // bextr rax, rbx, rcx: SF is undefined.
+            let (start, length) = (b & 0xff, b >> 8 & 0xff);
+            let field = if start > 63 { 0 } else { a >> start };
+            let field = if length > 63 { field } else { field & ((1 << length) - 1) };
+            let zero = if field == 0 { ZF } else { 0 };
+            computes(body, &[0xc4, 0xe2, 0xf0, 0xf7, 0xc3], [9, a, b, 0], field, (CF | OF | ZF, zero), 0);
+            let mut unflagged = |code: &[u8], value: u64| {
+                computes(body, code, [9, a, b, 0x1_0000_0001], value, (0, 0), ARITHMETIC);
+            };
+            // rorx rax, rbx, 13; sarx, shlx, shrx rax, rbx, rcx; mulx rax, rsi, rbx.
+            unflagged(&[0xc4, 0xe3, 0xfb, 0xf0, 0xc3, 0x0d], a.rotate_right(13));
+            unflagged(&[0xc4, 0xe2, 0xf2, 0xf7, 0xc3], (a.cast_signed() >> (b & 63)).cast_unsigned());
+            unflagged(&[0xc4, 0xe2, 0xf1, 0xf7, 0xc3], a << (b & 63));
+            unflagged(&[0xc4, 0xe2, 0xf3, 0xf7, 0xc3], a >> (b & 63));
+            let high = (u128::from(a) * 0x1_0000_0001) >> 64;
+            unflagged(&[0xc4, 0xe2, 0xcb, 0xf6, 0xc3], u64::try_from(high).unwrap());
+            // pdep, pext rax, rbx, rcx.
+            let places: Vec<u32> = (0..64).filter(|place| b >> place & 1 != 0).collect();
+            let at = |bits: u64, from: u32, to: u32| (bits >> from & 1) << to;
+            unflagged(&[0xc4, 0xe2, 0xe3, 0xf5, 0xc1], (0..).zip(&places).map(|(bit, place)| at(a, bit, *place)).sum());
+            unflagged(&[0xc4, 0xe2, 0xe2, 0xf5, 0xc1], (0..).zip(&places).map(|(bit, place)| at(a, *place, bit)).sum());
+        }
+    });
+}
+
+// Catches: the two carries mixed up, another flag touched.
+#[test]
+fn adcx_and_adox() {
+    if !cpu_has("adx") {
+        skip_part!("this CPU has no ADX");
+        return;
+    }
+    passes("adx", 4 * 2 * 2, |body| {
+        for (a, b) in PAIRS {
+            for (prefix, flag) in [(0x66, CF), (0xf3, OF)] {
+                for set in [false, true] {
+                    let sum = u128::from(a) + u128::from(b) + u128::from(set);
+                    let flags = if set { 0x8d7 } else { 2 };
+                    let carried = if sum >> 64 == 0 { 0 } else { flag };
+                    let about = format!("{prefix:#x} {a:#x} {b:#x} {set}");
+                    body.set(Rax, a).set(Rbx, b).set_flags(flags).code(&[prefix, 0x48, 0x0f, 0x38, 0xf6, 0xc3]);
+                    body.keep_flags(ARITHMETIC);
+                    body.expect(Rax, u64::try_from(sum & u128::from(u64::MAX)).unwrap(), &about);
+                    body.expect(Flags, u64::from(flags) & ARITHMETIC & !flag | carried, &about);
+                }
+            }
+        }
+    });
+}
+
+// Catches: an exchange that does not happen or happens always, a store into a page that may not be written, a fault
+// with the wrong error code or address, a misaligned operand.
+#[test]
+fn cmpxchg16b() {
+    if !cpu_has("cx16") {
+        skip_part!("this CPU has no CMPXCHG16B");
+        return;
+    }
+    passes("cmpxchg16b", 6, |body| {
+        let registers = |body: &mut Body| {
+            body.set(Rax, 0).set(Rdx, 0).set(Rbx, 0x1111).set(Rcx, 0x2222).set_flags(0x8d7);
+        };
+        body.set(Rsi, WRITABLE + 0x10);
+        registers(body);
+        body.code(&[0xf0]).code(&CMPXCHG16B).keep_flags(ARITHMETIC).expect(Flags, ARITHMETIC, "equal");
+        registers(body);
+        body.code(&CMPXCHG16B).keep_flags(ARITHMETIC).expect(Flags, ARITHMETIC & !ZF, "not equal");
+        body.expect(Rax, 0x1111, "low half").expect(Rdx, 0x2222, "high half");
+        body.set(Rsi, READ_ONLY).raises(&CMPXCHG16B, PF, 3, READ_ONLY);
+        body.set(Rsi, ABSENT + 0x20).raises(&CMPXCHG16B, PF, 2, ABSENT + 0x20);
+        body.set(Rsi, WRITABLE + 8).raises(&CMPXCHG16B, GP, 0, 0);
+        body.set(Rsi, 1 << 50).raises(&CMPXCHG16B, GP, 0, 0);
+    });
+}
+
+// Catches: a hint that faults, or that moves RIP by another length.
+#[test]
+fn hints() {
+    passes("nop", 4, |body| {
+        body.set(Rax, ABSENT);
+        // rdsspq rax, which is a NOP without shadow stacks; nop [rax] in reserved forms.
+        for nop in [&[0xf3, 0x48, 0x0f, 0x1e, 0xc8][..], &[0x0f, 0x19, 0xc0], &[0x0f, 0x1c, 0xc0], &[0x0f, 0x1e, 0xc0]]
+        {
+            body.code(nop).expect(Rax, ABSENT, &format!("{nop:02x?}"));
+        }
+    });
+}
+
+// Catches: a breakpoint that comes back to itself or skips the next instruction; HLT after it executed before the
+// handler.
+#[test]
+fn breakpoints() {
+    passes("int3", 2, |body| {
+        body.raises(&[0xcc], BP, 0, 0).raises(&[0xcc], BP, 0, 0);
+    });
+}
+
+// Catches: RFLAGS.AC not changed, or another flag.
+#[test]
+fn clac_and_stac() {
+    if !cpu_has("smap") {
+        skip_part!("this CPU has no SMAP");
+        return;
+    }
+    passes("clac-stac", 4, |body| {
+        for flags in [2, 0x8d7] {
+            let arithmetic = u64::from(flags) & ARITHMETIC;
+            let both = 1 << 18 | ARITHMETIC;
+            body.set_flags(flags).code(&[0x0f, 0x01, 0xcb]).keep_flags(both);
+            body.expect(Flags, 1 << 18 | arithmetic, "stac");
+            body.set_flags(flags | 1 << 18)
+                .code(&[0x0f, 0x01, 0xca])
+                .keep_flags(both)
+                .expect(Flags, arithmetic, "clac");
+        }
+    });
+}
+
+// Catches: XCR0 told to a guest that has not enabled XSAVE, or not told to one that has.
+#[test]
+fn xgetbv() {
+    if !cpu_has("xsave") {
+        skip_part!("this CPU has no XSAVE");
+        return;
+    }
+    let xgetbv = [0x0f, 0x01, 0xd0];
+    passes("xgetbv", 2, |body| {
+        body.set(Rcx, 0).raises(&xgetbv, UD, 0, 0);
+        // mov rax, cr4; or eax, 0x40000 (OSXSAVE); mov cr4, rax. After reset XCR0 has x87 state only.
+        body.code(&[0x0f, 0x20, 0xe0, 0x0d, 0, 0, 4, 0, 0x0f, 0x22, 0xe0]).set(Rdx, 9);
+        body.code(&xgetbv).expect(Rax, 1, "xgetbv").expect(Rdx, 0, "xgetbv");
+    });
+}
+
+// Catches: the host's TSC told to a guest whose CPUID has no RDTSCP, and whose TSC may be another one.
+#[test]
+fn rdtscp_is_not_there() {
+    passes("rdtscp", 1, |body| {
+        body.raises(&[0x0f, 0x01, 0xf9], UD, 0, 0);
+    });
+}
+
+// Catches: FWAIT that does not see a task switch that waits.
+#[test]
+fn fwait() {
+    passes("fwait", 2, |body| {
+        body.code(&[0x9b]);
+        // mov rax, cr0; or eax, 10 (TS, MP); mov cr0, rax; fwait; clts.
+        body.code(&[0x0f, 0x20, 0xc0, 0x83, 0xc8, 10, 0x0f, 0x22, 0xc0]);
+        body.raises(&[0x9b], NM, 0, 0).code(&[0x0f, 0x06]);
+    });
+}
