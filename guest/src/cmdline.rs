@@ -160,7 +160,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::LoadOfSeveral => f.write_str("command line: load= and touch= are for one CPU, not for scenario=smp"),
             Self::Alone(key) => write!(
                 f,
-                "command line: {key}=on is for scenario=ticks, deltas or idle, without steal=, vmclock=, load= and touch= beside it"
+                "command line: {key}=on is for scenario=ticks, deltas or idle, without load= and touch=; steal=on and vmclock=on exclude each other"
             ),
             Self::NotForWatchdog => f.write_str(
                 "command line: hz=, load= and touch= are not for scenario=watchdog, which ticks every half second",

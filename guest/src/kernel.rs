@@ -136,7 +136,7 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
     }
     let vmclock = match (options.vmclock, platform.vmclock) {
         (false, _) => None,
-        (true, None) => refuse!("vmclock=on: CPUID tells of no VMClock page"),
+        (true, None) => refuse!("vmclock=on: CPUID reports no VMClock page; start vmm with --vmclock on"),
         (true, Some(address)) => match Vmclock::at(address) {
             Some(page) => Some(page),
             None => refuse!("vmclock=on: CPUID tells of a VMClock page at {address:#x}, which cannot be mapped"),
@@ -167,7 +167,8 @@ pub fn main(start_info: u32, mut irqs_off: IrqsOff<OneCpu>) -> ! {
     finish(&KERNEL.get(&mut irqs_off).ticks)
 }
 
-/// The main loop without any of these: waits. On its own, so that what a tick costs does not depend on the others.
+/// The main loop without load=, touch=, steal=, vmclock= and watchdog: halts until the next interrupt. It is a function
+/// of its own so that the other loops do not change its code, and with it the cost of a tick.
 #[inline(never)]
 fn idle(irqs_off: &mut IrqsOff<OneCpu>) {
     while !KERNEL.get(irqs_off).done {

@@ -253,6 +253,7 @@ pages! {
     conformance: "docs/conformance.md",
     cpuid: "docs/cpuid.md",
     doctor: "docs/doctor.md",
+    foreign_guests: "docs/foreign-guests.md",
     guest_kernel: "docs/guest.md",
     hosts: "docs/hosts.md",
     kvm_unit_tests: "docs/kvm-unit-tests.md",

@@ -185,6 +185,7 @@ fn an_image_in_the_place_of_the_page_is_refused() {
         lab.run("--guest image --vmclock on").refused(2, &["image", "0xd0000", "--vmclock off"]);
     }
     lab.run("sweep --inject vmclock-kept").refused(2, &["vmclock-kept", "--vmclock on"]);
+    lab.run("clock --inject vmclock-kept").refused(2, &["vmclock-kept", "--vmclock on"]);
 }
 
 // Catches: a guest that asks for VMClock and silently has none.
@@ -192,6 +193,6 @@ fn an_image_in_the_place_of_the_page_is_refused() {
 fn a_guest_without_it_is_told() {
     require_kvm!();
     let ended = vm_tests::finish(&mut Lab::new().guest("vmclock=on", "--time virtual"));
-    assert!(ended.stdout.contains("guest: error: vmclock=on: CPUID tells of no VMClock page"), "{ended:#?}");
+    assert!(ended.stdout.contains("guest: error: vmclock=on: CPUID reports no VMClock page"), "{ended:#?}");
     assert_ne!(ended.code(), 0);
 }

@@ -48,8 +48,8 @@ pub struct Header {
     pub reserved0: u32,
     /// The clocksource watchdog's results; zeros for a guest that runs none.
     pub watchdog: Watchdog,
-    /// Ticks since the one before which VMClock had gone another way than kvmclock, and its marker told of no
-    /// disruption; 0 for a guest that does not compare them.
+    /// Intervals between two ticks that were longer or shorter by VMClock than by kvmclock, although its disruption
+    /// marker had not changed; 0 for a guest that does not compare them.
     pub vmclock_wrong: u64,
 }
 

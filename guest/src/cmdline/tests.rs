@@ -56,12 +56,12 @@ fn an_unknown_key_or_value_is_an_error_that_names_it() {
         (b"steal=1", "command line: steal=1 is not on or off"),
         (
             b"steal=on touch=1",
-            "command line: steal=on is for scenario=ticks, deltas or idle, without steal=, vmclock=, load= and touch= beside it",
+            "command line: steal=on is for scenario=ticks, deltas or idle, without load= and touch=; steal=on and vmclock=on exclude each other",
         ),
         (b"vmclock=yes", "command line: vmclock=yes is not on or off"),
         (
             b"vmclock=on scenario=smp",
-            "command line: vmclock=on is for scenario=ticks, deltas or idle, without steal=, vmclock=, load= and touch= beside it",
+            "command line: vmclock=on is for scenario=ticks, deltas or idle, without load= and touch=; steal=on and vmclock=on exclude each other",
         ),
         (b"touch=4097", "command line: touch=4097 is not a number up to 4096"),
         (b"touch=1 scenario=smp", "command line: load= and touch= are for one CPU, not for scenario=smp"),

@@ -62,8 +62,9 @@ pub struct Run {
     /// APICs.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
     pub pv_eoi: OnOff,
-    /// Whether the guest has VMClock: a page with real time by its TSC, which changes when a migration disrupts that.
-    /// The guest finds it by CPUID, or by ACPI tables, which it then has.
+    /// Whether the guest has VMClock: a page from which it computes real time by its TSC. A marker in the page changes
+    /// at every migration, restore and pause. The guest finds the page by CPUID or by ACPI tables, which exist only
+    /// with this flag.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "off", requires = "guest")]
     pub vmclock: OnOff,
     /// The guest's TSC frequency in kHz; the host's by default.
@@ -112,8 +113,8 @@ pub struct Session {
     /// interrupt came before it), lost (a tick did not come), clock (the guest's clock went back), accounts (what the
     /// guest says of a tick cannot be, by the host's account), watchdog (the guest's clocksource watchdog marked a
     /// clocksource unstable), stopped (a vCPU never cleared PVCLOCK_GUEST_STOPPED), wall=TIME (the guest's time
-    /// of day differs by more from the host's), vmclock=TIME (UTC by VMClock does); or none. By default
-    /// lost,clock,accounts.
+    /// of day differs by more from the host's), vmclock=TIME (UTC by VMClock differs by more from the
+    /// host's, or the guest found VMClock wrong); or none. By default lost,clock,accounts.
     #[arg(long, value_name = "CHECK,…", value_parser = checks)]
     pub fail_on: Option<Checks>,
     /// Migrate within the process every so much VM time, for example 500ms.

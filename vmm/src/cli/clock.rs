@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use guest_image::GUEST_ELF;
 use lab::{
     clock::{self, Options, Stops},
-    recipe::step::Destination,
+    recipe::{VMCLOCK_KEPT, step::Destination},
     report,
 };
 use machine::{
@@ -44,6 +44,11 @@ pub fn run(args: &Clock) -> Result<ExitCode> {
         None => Image::parse("the embedded guest".to_owned(), GUEST_ELF.to_vec()),
     };
     let image = image.map_err(RunError::from)?;
+    if args.inject.as_ref().is_some_and(|fault| fault.name == VMCLOCK_KEPT) {
+        return Err(Error::usage(
+            "--inject vmclock-kept: the guest of vmm clock has no VMClock; vmm sweep --vmclock on shows this fault",
+        ));
+    }
     let options = options(args);
     let json = OutFile::open("json", args.output.json.as_deref())?;
     let report = OutFile::open("report", args.report.report.as_deref())?;

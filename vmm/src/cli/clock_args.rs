@@ -60,13 +60,14 @@ pub struct Clock {
     /// How long a pause is. In virtual time nothing waits.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "50ms")]
     pub pause_length: Duration,
-    /// Stop the whole process so often with SIGSTOP while the guest runs, as a shell or a frozen cgroup does. Nobody
-    /// requests a pause: the VMM finds the gap afterwards, or does not. Real time only.
+    /// Stop the whole process this many times with SIGSTOP while the guest runs, as `kill -STOP` does. No pause is
+    /// requested: the VMM finds the gap afterwards, or misses it. Real time only.
     #[arg(long, value_name = "N", value_parser = stops, conflicts_with_all = [
         "migrations", "pauses", "in_place", "tsc_khz_cycle", "downtime_length", "inject",
     ])]
     pub gaps: Option<u64>,
-    /// How long after SIGSTOP the process gets SIGCONT. The VMM finds gaps of more than half a second.
+    /// How long after SIGSTOP the process gets SIGCONT. The VMM finds every gap longer than about
+    /// 600ms, and none of 500ms or less.
     #[arg(long, value_name = "TIME", value_parser = gap_length, default_value = "1s", requires = "gaps")]
     pub gap_length: Duration,
     /// VM time from one stop to the next.

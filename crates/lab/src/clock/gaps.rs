@@ -147,7 +147,7 @@ impl GapFindings {
         [
             ("length, by MONOTONIC_RAW", &self.length),
             ("length that the VMM found", &self.found_length),
-            ("begins, for the VMM, after SIGSTOP", &self.late),
+            ("SIGSTOP to start that the VMM found", &self.late),
             ("VM time, SIGSTOP to resume", &self.vm),
             ("... minus MONOTONIC_RAW", &self.vm_minus_raw),
         ]

@@ -3,8 +3,8 @@
 //!
 //! The machine stays what it is without them: a PC with an 8259 pair and a PIT and without I/O APIC. So they are not of
 //! the hardware-reduced kind, after which Linux uses neither (`acpi_generic_reduced_hw_init` in
-//! `arch/x86/kernel/acpi/boot.c`). With a MADT that has no I/O APIC, Linux masks LINT0, and so the 8259 pair: that is
-//! why there is none if one vCPU does. The PM1 registers, without which a FADT is refused, are in `devices/pm.rs`,
+//! `arch/x86/kernel/acpi/boot.c`). With a MADT that has no I/O APIC, Linux masks LINT0, and so the 8259 pair. So a
+//! machine with one vCPU gets no MADT. The PM1 registers, without which a FADT is refused, are in `devices/pm.rs`,
 //! beside the timer. No event is ever raised, so the SCI never comes.
 //!
 //! Sources: ACPI 6.5; for the device UAPI.13, "Discovery via ACPI".

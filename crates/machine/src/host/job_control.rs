@@ -35,7 +35,7 @@ use super::{exit::exit_at_once, os_clocks::OsClocks, reading::nanos};
 /// The exit code of a process that a signal ended, as shells have it: this plus the signal's number.
 const BY_SIGNAL: i32 = 128;
 
-/// Forks. The child continues, with none. The parent waits for the child, sends it SIGCONT `length` after each SIGSTOP,
+/// Forks. In the child it returns `None`. The parent waits for the child, sends it SIGCONT `length` after each SIGSTOP,
 /// and passes SIGINT and SIGTERM on; when the child has ended, it returns the child's exit code, or 128 and the number
 /// of the signal that ended it. If the parent is killed, so is the child.
 ///

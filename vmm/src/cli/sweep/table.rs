@@ -64,7 +64,7 @@ pub(super) fn text(findings: &Findings) -> Text {
         let outcomes = || findings.points.iter().filter_map(|point| point.outcomes.get(index));
         for (what, count) in [
             ("the guest's watchdog marked a clocksource unstable", outcomes().filter(|one| one.unstable).count()),
-            ("VMClock told a wrong time, and of no disruption,", outcomes().filter(|one| one.wrong_time).count()),
+            ("VMClock gave a wrong time and reported no disruption,", outcomes().filter(|one| one.wrong_time).count()),
         ] {
             if count != 0 {
                 out.line(format!("×{ratio}: {what} at {count} of {points} points"));

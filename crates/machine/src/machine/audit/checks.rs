@@ -51,7 +51,7 @@ pub enum BadCheck {
         "there is no check {0:?}: there are late=TIME, early, lost, clock, accounts, watchdog, stopped, wall=TIME, vmclock=TIME; or none"
     )]
     Unknown(String),
-    /// A check with a limit, without it.
+    /// A check that needs a limit was given none.
     #[error("write {0}=TIME, for example {0}=1ms")]
     NoTime(&'static str),
     /// Not a time.

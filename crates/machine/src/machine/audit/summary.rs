@@ -51,7 +51,8 @@ pub struct Summary {
     pub ipis_sent: u64,
     /// Those that arrived.
     pub ipis_received: u64,
-    /// Ticks since the one before which VMClock had gone another way than kvmclock, and told of no disruption.
+    /// Intervals between two ticks that were longer or shorter by VMClock than by kvmclock, although its disruption
+    /// marker had not changed.
     pub vmclock_wrong: u64,
     /// What the guest's clocksource watchdog found; none if it made no check.
     pub watchdog: Option<WatchdogSummary>,

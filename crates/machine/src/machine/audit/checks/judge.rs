@@ -97,7 +97,10 @@ impl Check {
 
     fn check_vmclock(limit: Duration, evidence: &Evidence<'_>) -> CheckResult {
         let wrong = evidence.ticks.map_or(0, |ticks| ticks.vmclock_wrong);
-        let wrong = none_of(&[(wrong, "ticks before which VMClock went another way than kvmclock, untold")]);
+        let wrong = none_of(&[(
+            wrong,
+            "intervals that VMClock and kvmclock measured differently, without a new disruption marker",
+        )]);
         match (wrong, evidence.vmclock_error_ns) {
             (wrong @ CheckResult::Fail(_), _) => wrong,
             (_, Some(error_ns)) => beside_host("UTC by VMClock", error_ns, limit),

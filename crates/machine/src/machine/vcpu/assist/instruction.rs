@@ -94,8 +94,8 @@ pub(super) fn perform(
         Mnemonic::Stac => state.registers.rflags |= RFLAGS_AC,
         Mnemonic::Cmpxchg16b => cmpxchg16b(state, instruction)?,
         Mnemonic::Xgetbv => xgetbv(state, extended)?,
-        // CPUID does not offer it, because it would tell the host's TSC where that is not the guest's. CPUs that can
-        // do without it raise #UD.
+        // CPUID does not offer it, because it would tell the host's TSC where that is not the guest's. A CPU whose
+        // CPUID lacks it raises #UD.
         Mnemonic::Rdtscp => return Err(Stop::Raise(Exception::INVALID_OPCODE)),
         Mnemonic::Wait => fwait(state, extended)?,
         _ => integer(state, instruction)?,
@@ -188,7 +188,7 @@ fn fwait(state: &State<'_>, extended: &impl Extended) -> Result<(), Stop> {
     match (extended.x87_status()? & FSW_ES != 0, cr0 & CR0_NE != 0) {
         (false, _) => Ok(()),
         (true, true) => Err(Stop::Raise(Exception::X87)),
-        // An interrupt through the 8259, by wires that are not there.
+        // A PC reports it by FERR# and IRQ 13, which this machine does not have.
         (true, false) => Err(Stop::NotCovered),
     }
 }
