@@ -289,7 +289,12 @@ fn a_measurement_of_gaps_ends_at_any_time() {
         let ended = running.finish();
         assert_eq!(ended.status.code(), ends, "{signal}: {ended:?}");
         assert!(ends.is_none() || ended.stderr.contains("interrupted after 1 of 1000 stops"), "{signal}: {ended:?}");
-        assert!(process(stopped).is_none_or(|(state, _)| state == 'Z'), "{signal}: it is left behind");
+        // The kernel closes a process's pipes a moment before that has ended.
+        let has_ended = (0..6000).any(|_| {
+            thread::sleep(Duration::from_millis(1));
+            process(stopped).is_none_or(|(state, _)| matches!(state, 'Z' | 'X'))
+        });
+        assert!(has_ended, "{signal}: it is left behind");
     }
 }
 
