@@ -92,19 +92,18 @@ impl Body {
         self.code(&[0x4c | number >> 3, 0x39, 0xd0 | number & 7, 0x74, 5, 0xb0, check, 0xe6, 0xf4, 0xf4])
     }
 
-    /// `instruction` raises the exception `vector`, with this error code and CR2 (0: not looked at), as a fault: with
-    /// its own address in the frame. A trap has the next one's.
-    pub fn raises(&mut self, instruction: &[u8], (vector, trap): (u8, bool), error: u64, cr2: u64) -> &mut Self {
+    /// `instruction` raises the exception `vector`, with this error code and CR2 (0: not looked at). RIP in its frame is
+    /// `behind` bytes behind `instruction`'s address: 0 for a fault.
+    pub fn raises(&mut self, instruction: &[u8], (vector, behind): (u8, u64), error: u64, cr2: u64) -> &mut Self {
         let length = u32::try_from(instruction.len()).expect("short");
         // xor r15d, r15d; lea r11, [rip + length]: the handler returns there.
         self.code(&[0x45, 0x31, 0xff, 0x4c, 0x8d, 0x1d]).code(&length.to_le_bytes());
         let at = u64::from(raw::LOAD) + (BODY + self.code.len()) as u64;
-        let frame = if trap { at + u64::from(length) } else { at };
         let about = format!("{instruction:02x?}");
         self.code(instruction)
             .expect(Register::Vector, u64::from(vector), &about)
             .expect(Register::ErrorCode, error, &about)
-            .expect(Register::FrameRip, frame, &about);
+            .expect(Register::FrameRip, at + behind, &about);
         if cr2 == 0 { self } else { self.expect(Register::Cr2, cr2, &about) }
     }
 
