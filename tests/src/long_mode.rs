@@ -57,6 +57,8 @@ pub struct Body {
     code: Vec<u8>,
     /// What each check was about.
     checks: Vec<String>,
+    /// The trap sites.
+    sites: Vec<(u32, Kind)>,
 }
 
 impl Body {
@@ -64,6 +66,11 @@ impl Body {
     pub fn code(&mut self, code: &[u8]) -> &mut Self {
         self.code.extend(code);
         self
+    }
+
+    /// Where the next instruction will be.
+    fn here(&self) -> u32 {
+        address(BODY + self.code.len())
     }
 
     /// Sets a register: `mov register, value`.
@@ -92,13 +99,13 @@ impl Body {
         self.code(&[0x4c | number >> 3, 0x39, 0xd0 | number & 7, 0x74, 5, 0xb0, check, 0xe6, 0xf4, 0xf4])
     }
 
-    /// `instruction` raises the exception `vector`, with this error code and CR2 (0: not looked at). RIP in its frame is
-    /// `behind` bytes behind `instruction`'s address: 0 for a fault.
+    /// `instruction` raises the exception `vector`, with this error code and CR2 (0: not looked at). RIP in its frame
+    /// is `behind` bytes behind `instruction`'s address: 0 for a fault.
     pub fn raises(&mut self, instruction: &[u8], (vector, behind): (u8, u64), error: u64, cr2: u64) -> &mut Self {
         let length = u32::try_from(instruction.len()).expect("short");
         // xor r15d, r15d; lea r11, [rip + length]: the handler returns there.
         self.code(&[0x45, 0x31, 0xff, 0x4c, 0x8d, 0x1d]).code(&length.to_le_bytes());
-        let at = u64::from(raw::LOAD) + (BODY + self.code.len()) as u64;
+        let at = u64::from(self.here());
         let about = format!("{instruction:02x?}");
         self.code(instruction)
             .expect(Register::Vector, u64::from(vector), &about)
@@ -107,20 +114,29 @@ impl Body {
         if cr2 == 0 { self } else { self.expect(Register::Cr2, cr2, &about) }
     }
 
+    /// A trap site, a WRMSR, that raises #GP.
+    pub fn wrmsr_site_raises_gp(&mut self) -> &mut Self {
+        // `raises` begins with 10 bytes of its own.
+        let site = self.here() + 10;
+        self.sites.push((site, Kind::DeadlineWrmsr));
+        self.raises(&[0x0f, 0x30], (13, 0), 0, 0)
+    }
+
     /// What check number `number` was about.
     #[must_use]
     pub fn about(&self, number: usize) -> &str {
         number.checked_sub(1).and_then(|index| self.checks.get(index)).map_or("?", String::as_str)
     }
 
-    /// A PVH kernel that enters 64-bit mode, runs this code with interrupts off, and ends with success. It lists a trap
-    /// site, which it never executes: virtual time needs one.
+    /// A PVH kernel that enters 64-bit mode, runs this code with interrupts off, and ends with success. Besides
+    /// its own it lists a trap site that it never executes: virtual time needs one.
     #[must_use]
     pub fn image(&self) -> Vec<u8> {
         const RDTSC: [u8; 2] = [0x0f, 0x31];
         let contents = contents(&self.code);
         let site = address(contents.len());
-        raw::pvh_with_sites(raw::LOAD, &[contents, RDTSC.to_vec()].concat(), &[(site, Kind::Rdtsc)])
+        let sites = [&self.sites[..], &[(site, Kind::Rdtsc)]].concat();
+        raw::pvh_with_sites(raw::LOAD, &[contents, RDTSC.to_vec()].concat(), &sites)
     }
 }
 

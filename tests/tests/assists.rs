@@ -307,3 +307,12 @@ fn fwait() {
         body.raises(&[0x9b], NM, 0, 0).code(&[0x0f, 0x06]);
     });
 }
+
+// Catches: a #GP that a stepping VMM raises at a trap site and never lets in, because it performs the site again.
+#[test]
+fn an_exception_of_a_trap_site_enters() {
+    passes("none", 0, |body| {
+        // An MSR that is not there.
+        body.set(Rcx, 0x1234_5678).wrmsr_site_raises_gp();
+    });
+}

@@ -37,7 +37,8 @@ impl Exception {
 }
 
 impl Vcpu {
-    /// The vector of an exception that the guest takes at the next entry, as of the last exit.
+    /// The vector of an exception that the guest takes at the next entry, as of the last exit. KVM never tells of a #BP
+    /// or #OF (`kvm_vcpu_ioctl_x86_get_vcpu_events` in Linux arch/x86/kvm/x86.c).
     pub fn exception(&mut self) -> Option<u8> {
         let exception = &self.fd.sync_regs_mut().events.exception;
         (exception.injected != 0).then_some(exception.nr)

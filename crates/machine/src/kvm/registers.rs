@@ -30,6 +30,8 @@ pub struct Registers {
 
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
+/// CR0.PE: no real mode.
+const CR0_PE: u64 = 1;
 /// EFER.LMA: long mode is active.
 const EFER_LMA: u64 = 1 << 10;
 
@@ -82,10 +84,11 @@ impl Vcpu {
         self.fd.sync_regs_mut().events.interrupt.shadow
     }
 
-    /// The address of the interrupt descriptor table, as of the last exit; none outside long mode.
-    pub fn long_mode_idt(&mut self) -> Option<u64> {
+    /// The address of the interrupt descriptor table as of the last exit, and whether it has long mode's gates; none in
+    /// real mode.
+    pub fn idt(&mut self) -> Option<(u64, bool)> {
         let system = &self.fd.sync_regs_mut().sregs;
-        (system.efer & EFER_LMA != 0).then_some(system.idt.base)
+        (system.cr0 & CR0_PE != 0).then_some((system.idt.base, system.efer & EFER_LMA != 0))
     }
 
     /// Continues at `rip` at the next entry. The interrupt shadow of a preceding STI or MOV SS ends, as after any

@@ -244,6 +244,11 @@ impl Vcpu {
         self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
     }
 
+    /// Whether [`Self::request_window`] is in force.
+    pub fn window_requested(&mut self) -> bool {
+        self.fd.get_kvm_run().request_interrupt_window != 0
+    }
+
     /// Sets CR8 for the next entry. Without an in-kernel LAPIC, KVM_RUN sets the guest's CR8 from the shared page at
     /// each entry.
     pub fn set_cr8(&mut self, cr8: u8) {

@@ -3,6 +3,7 @@
 pub(crate) mod assist;
 pub mod bus;
 pub mod disassembly;
+pub(crate) mod gate;
 pub mod ipi;
 pub mod lint0;
 pub mod next_due;

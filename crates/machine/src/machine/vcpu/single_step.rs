@@ -11,6 +11,7 @@ use super::{
     Cpu, assist,
     bus::{Changed, VcpuBus},
     disassembly::INSTRUCTION_MAX,
+    gate::{handler, u64_at},
 };
 use crate::{
     kvm::{Exit, Vcpu},
@@ -42,7 +43,7 @@ pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, C
             cpu.vcpu.continue_at(registers.rip.wrapping_add(1));
             return Ok((Exit::Halt, Changed::default()));
         }
-        [REX_W, IRET] | [IRET, _] => u64_at(cpu, shared, registers.rsp)?,
+        [REX_W, IRET] | [IRET, _] => u64_at(&cpu.vcpu, shared, registers.rsp)?,
         [STI, _] => {
             cpu.local.sti_shadow = !cpu.vcpu.interrupts_enabled();
             None
@@ -51,8 +52,8 @@ pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, C
     };
     let mut access = VcpuBus::new(&mut cpu.local, shared);
     let exit = cpu.vcpu.step(&mut access, breakpoint)?;
+    let exit = assist::stepped(&mut cpu.vcpu, shared, &mut access, exit)?;
     let changed = access.changed;
-    let exit = assist::stepped(&mut cpu.vcpu, shared, exit)?;
     Ok((debug_if_arrived(cpu, exit, |rip| rip != registers.rip), changed))
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, C
 /// It uses a breakpoint, not a step: some hosts stop only after the handler's first instruction, and the interrupt
 /// frame would hold the trap flag. If the handler's address cannot be found, runs to the next exit.
 pub(crate) fn into_handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result<(Exit, Changed), RunError> {
-    let handler = handler(cpu, shared, vector)?;
+    let handler = handler(&mut cpu.vcpu, shared, vector)?;
     let mut access = VcpuBus::new(&mut cpu.local, shared);
     let exit = match handler {
         Some(handler) => cpu.vcpu.run_to(&mut access, handler)?,
@@ -76,18 +77,6 @@ pub(crate) fn into_handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result
 /// Otherwise this instruction boundary would be missing in the run.
 fn debug_if_arrived(cpu: &mut Cpu, exit: Exit, there: impl Fn(u64) -> bool) -> Exit {
     if exit == Exit::Interrupted && there(cpu.vcpu.registers().rip) { Exit::Debug } else { exit }
-}
-
-/// The address of `vector`'s handler, from the interrupt descriptor table (SDM vol. 3, "IDT Descriptors"); none outside
-/// long mode, or if the table is not in RAM.
-fn handler(cpu: &mut Cpu, shared: &Shared, vector: u8) -> Result<Option<u64>, RunError> {
-    /// Size of a gate in long mode.
-    const GATE: u64 = 16;
-    let Some(table) = cpu.vcpu.long_mode_idt() else { return Ok(None) };
-    let gate = table.wrapping_add(u64::from(vector) * GATE);
-    let (low, high) = (u64_at(cpu, shared, gate)?, u64_at(cpu, shared, gate.wrapping_add(8))?);
-    // Offset bits 15:0 and 31:16 are on both sides of the selector and the attributes, bits 63:32 in the upper half.
-    Ok(low.zip(high).map(|(low, high)| low & 0xffff | low >> 32 & 0xffff_0000 | high << 32))
 }
 
 /// The first bytes of the instruction at the linear address `rip`; zeros where there is no RAM.
@@ -121,9 +110,4 @@ pub(crate) fn instruction_at(vcpu: &Vcpu, shared: &Shared, rip: u64) -> Result<V
         bytes.push(byte);
     }
     Ok(bytes)
-}
-
-fn u64_at(cpu: &Cpu, shared: &Shared, linear: u64) -> Result<Option<u64>, RunError> {
-    let physical = cpu.vcpu.translate(linear)?;
-    Ok(physical.and_then(|physical| shared.memory.read_obj(GuestAddress(physical)).ok()))
 }

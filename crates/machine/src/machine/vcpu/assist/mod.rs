@@ -28,9 +28,9 @@ use self::{
     operand::State,
     walk::{Paging, Purpose},
 };
-use super::disassembly::INSTRUCTION_MAX;
+use super::{disassembly::INSTRUCTION_MAX, gate};
 use crate::{
-    kvm::{self, Bus, EMULATION_FAILED, Exception, Exit, Vcpu},
+    kvm::{self, Bus, EMULATION_FAILED, Exception, Exit, Vcpu, state::GeneralRegisters},
     machine::{error::RunError, shared::Shared},
 };
 
@@ -65,41 +65,54 @@ impl From<kvm::Error> for Stop {
 pub(crate) fn run(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus) -> Result<Exit, RunError> {
     loop {
         let exit = vcpu.run(bus)?;
-        if !assist(vcpu, shared, exit)? {
-            return Ok(exit);
+        match assist(vcpu, shared, bus, exit)? {
+            None => return Ok(exit),
+            Some(exit) => {
+                vcpu.stop_stepping()?;
+                if exit != Exit::Debug {
+                    return Ok(exit);
+                }
+            }
         }
     }
 }
 
 /// The exit of a single step: [`Exit::Debug`] if it was over an instruction that could be performed.
-pub(crate) fn stepped(vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<Exit, RunError> {
-    Ok(if assist(vcpu, shared, exit)? { Exit::Debug } else { exit })
+pub(crate) fn stepped(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> Result<Exit, RunError> {
+    Ok(assist(vcpu, shared, bus, exit)?.unwrap_or(exit))
 }
 
-/// Performs the instruction at RIP, if `exit` says that KVM cannot and it is covered.
-fn assist(vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<bool, RunError> {
+/// Performs the instruction at RIP, if `exit` says that KVM cannot and it is covered. Returns [`Exit::Debug`] if the
+/// guest is to go on, or the exit that came instead.
+fn assist(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> Result<Option<Exit>, RunError> {
     if exit != Exit::InternalError(EMULATION_FAILED) {
-        return Ok(false);
+        return Ok(None);
     }
     let (before, system, bits) = (vcpu.general_registers(), vcpu.system_registers(), vcpu.code_bits());
     let is_supervisor = system.ss.dpl & 3 == 0 && before.rflags & RFLAGS_VM == 0;
     if !is_supervisor || system.cr0 & CR0_PE == 0 || before.rflags & RFLAGS_TF != 0 {
-        return Ok(false);
+        return Ok(None);
     }
     let paging = Paging::new(&system, before.rflags & RFLAGS_AC != 0);
     let mut state = State { registers: before, system: &system, paging, memory: &shared.memory, bits };
-    let Some(instruction) = fetch(&state) else { return Ok(false) };
-    let Some(kind) = kind(&instruction) else { return Ok(false) };
-    match perform(&mut state, &instruction, vcpu) {
-        Ok(raised) => {
-            state.registers.rip = next_rip(&state, &instruction);
-            state.registers.rflags &= !RFLAGS_RF;
-            vcpu.continue_from(state.registers);
-            match raised {
-                Some(exception) => vcpu.raise(exception),
-                None => vcpu.drop_exception(),
-            }
+    let Some(instruction) = fetch(&state) else { return Ok(None) };
+    let Some(kind) = kind(&instruction) else { return Ok(None) };
+    let performed = perform(&mut state, &instruction, vcpu);
+    let after = GeneralRegisters {
+        rip: next_rip(&state, &instruction),
+        rflags: state.registers.rflags & !RFLAGS_RF,
+        ..state.registers
+    };
+    let mut went_on = Exit::Debug;
+    match performed {
+        Ok(None) => {
+            vcpu.continue_from(after);
+            vcpu.drop_exception();
         }
+        Ok(Some(trap)) => match take_trap(vcpu, shared, bus, (before, after), trap)? {
+            Some(exit) => went_on = exit,
+            None => return Ok(None),
+        },
         Err(Stop::Raise(exception)) => {
             vcpu.continue_from(before);
             vcpu.raise(exception);
@@ -107,15 +120,44 @@ fn assist(vcpu: &mut Vcpu, shared: &Shared, exit: Exit) -> Result<bool, RunError
         Err(Stop::Again) => {
             vcpu.continue_from(before);
             vcpu.drop_exception();
-            return Ok(true);
+            return Ok(Some(Exit::Debug));
         }
-        Err(Stop::NotCovered) => return Ok(false),
+        Err(Stop::NotCovered) => return Ok(None),
         Err(Stop::Kvm(error)) => return Err(error.into()),
     }
-    if shared.assists.count(kind) {
+    if went_on != Exit::Interrupted && shared.assists.count(kind) {
         log::info!("KVM cannot emulate {} at {:#x}: performed here", kind.name(), before.rip);
     }
-    Ok(true)
+    Ok(Some(went_on))
+}
+
+/// Makes the guest take `trap` after an instruction, up to its handler's first instruction: [`Exit::Debug`]. If a kick
+/// comes first, the guest is put back before the instruction. None if the handler cannot be found.
+///
+/// It cannot wait for the next entry as a fault does: KVM does not tell of a #BP that waits, so that a snapshot taken
+/// meanwhile, or an interrupt injected, would lose it.
+fn take_trap(
+    vcpu: &mut Vcpu,
+    shared: &Shared,
+    bus: &mut impl Bus,
+    (before, after): (GeneralRegisters, GeneralRegisters),
+    trap: Exception,
+) -> Result<Option<Exit>, RunError> {
+    let Some(handler) = gate::handler(vcpu, shared, trap.vector)? else { return Ok(None) };
+    let window = vcpu.window_requested();
+    vcpu.continue_from(after);
+    vcpu.raise(trap);
+    let exit = vcpu.run_to(bus, handler)?;
+    vcpu.request_window(window);
+    let now = vcpu.registers();
+    if exit != Exit::Interrupted || now.rip == handler {
+        return Ok(Some(if exit == Exit::Interrupted { Exit::Debug } else { exit }));
+    }
+    if (now.rip, now.rsp) == (after.rip, after.rsp) {
+        vcpu.continue_from(before);
+        vcpu.drop_exception();
+    }
+    Ok(Some(exit))
 }
 
 /// The instruction at RIP; none if it is not in RAM or is none.
