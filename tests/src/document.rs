@@ -166,7 +166,7 @@ fn level(line: &str, repeats: bool) -> String {
         compile(&[
             ("([0-9]+(\\.[0-9]+)?(ms|us|ns|µs|h|m|s) ?)+", "T"),
             // Milliseconds in a column.
-            (" *-?[0-9]+\\.[0-9]{6}", " N"),
+            (" *-?[0-9]+\\.[0-9]{6}(?-u:\\b)", " N"),
             ("[0-9]{5,}(\\.[0-9]+)?", "N"),
             ("worst late [0-9]+ ns", "worst late N ns"),
             ("[0-9]+ (early wakes|woken early)", "N $1"),
@@ -215,6 +215,8 @@ mod tests {
         let column = ["late        4.488933".to_owned()];
         assert_eq!(not_printed(&column, ["late     -997.978021\n", ""], false), None);
         assert!(not_printed(&column, ["late     -997.978021\n", ""], true).is_some());
+        let wall = ["wall 1795424766.252466101".to_owned()];
+        assert_eq!(not_printed(&wall, ["wall 1795878003.369987485\n", ""], false), None);
         // What a host adds that swallows the deadline's write.
         let swallows = "vmm: x; it swallows the TSC deadline, so the guest's deadline sites are patched";
         assert_eq!(not_printed(&["vmm: x".to_owned()], ["", swallows], true), None);
