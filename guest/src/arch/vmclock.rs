@@ -1,10 +1,11 @@
 //! The VMClock page.
 
+use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use guest::vmclock::Page;
-use guest_abi::vmclock::{REGION_BYTES, SEQ_COUNT, VMCLOCK_BYTES, VmClock};
+use guest_abi::vmclock::{REGION_BYTES, VMCLOCK_BYTES, VmClock};
 
 use super::cpu;
 
@@ -31,7 +32,7 @@ impl Vmclock {
 impl Page for Vmclock {
     fn seq_count(&mut self) -> u32 {
         compiler_fence(Ordering::SeqCst);
-        let place: *const u32 = ptr::with_exposed_provenance(self.address + SEQ_COUNT as usize);
+        let place: *const u32 = ptr::with_exposed_provenance(self.address + offset_of!(VmClock, seq_count));
         // SAFETY: aligned, in a mapped page that is no memory to the compiler; the host may write it, so volatile.
         let count = unsafe { place.read_volatile() };
         compiler_fence(Ordering::SeqCst);
