@@ -71,6 +71,19 @@ impl Lab {
         process::finish(&mut self.vmm(flags))
     }
 
+    /// Sweeps the exits of one tick of the embedded guest, and returns the result's points. A sweep that has found
+    /// something ends with exit code 1.
+    #[track_caller]
+    pub fn sweep_exits(&self, cmdline: &str, flags: &str) -> Vec<Value> {
+        let mut command = self.vmm("sweep --every exit --json found.json");
+        let ended = process::finish(command.args(["--cmdline", cmdline]).args(flags.split_whitespace()));
+        assert!(matches!(ended.code(), 0 | 1), "{ended:#?}");
+        let found: Value = serde_json::from_slice(&fs::read(self.path("found.json")).expect("a result")).expect("JSON");
+        let points = found["points"].as_array().expect("points").clone();
+        assert!(points.len() >= 4, "{points:?}");
+        points
+    }
+
     /// Boots the guest, and reads its result files; the exit code must be 0.
     #[track_caller]
     pub fn boot(&self, cmdline: &str, flags: &str) -> Run {

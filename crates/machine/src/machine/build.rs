@@ -168,7 +168,7 @@ impl Machine {
         let stopped = paused.stopped_tsc(env.clock);
         let wanted = Wanted { image, sites: &all_sites, choice, time, khz, stopped };
         let NewVm { chosen, vcpus, cpuids, vm } = Vcpus::restore(env, saved_cpus, &memory, wanted)?;
-        cpuid::one_vmclock(&cpuids).map_err(RunError::BadState)?;
+        cpuid::check_vmclock(&cpuids).map_err(RunError::BadState)?;
         // A migration within the process has warned before, unless the TSC was not trapped until now.
         if !in_process || *saved_source != TscSource::Trapped {
             warn_of_unlisted(&unlisted, chosen.source, image);

@@ -343,10 +343,8 @@ impl<'env> Worker<'_, '_, 'env> {
             Command::Resume(api::Resume { deadline, downtime }) => {
                 let downtime = downtime.unwrap_or(policies.downtime);
                 let deadline = deadline.unwrap_or(policies.deadline);
-                let checked = machine.check_downtime(downtime);
-                let resumed =
-                    checked.and_then(|()| machine.resume(&Policies { deadline, downtime, ..policies.clone() }));
-                match resumed {
+                let policies = Policies { deadline, downtime, ..policies.clone() };
+                match machine.check_downtime(downtime).and_then(|()| machine.resume(&policies)) {
                     // Its clock has started, and not all of it has: it must not run.
                     Err(error) if !machine.is_paused() => return Err(error.into()),
                     resumed => resumed.map(|_| Reply::Done).map_err(|error| refusal(&error)),

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use super::{
-    Stop,
+    RFLAGS_AC, Stop,
     integer::{self, CF, Flagged, OF, Width},
     operand::State,
     walk::Purpose,
@@ -19,7 +19,6 @@ const CR0_TS: u64 = 1 << 3;
 const CR0_NE: u64 = 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_CET: u64 = 1 << 23;
-const RFLAGS_AC: u64 = 1 << 18;
 /// The x87 status word's exception summary: an unmasked exception waits.
 const FSW_ES: u16 = 1 << 7;
 
