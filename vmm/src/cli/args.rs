@@ -14,6 +14,7 @@ use super::{
     commands::HELP_WIDTH,
     output::{CaseFiles, ReportFile},
     progress::Heartbeat,
+    sites_args::{SitesFrom, sites_from},
 };
 
 /// Shows what live migration does to a guest's clock and timers.
@@ -35,6 +36,10 @@ pub struct Run {
     /// The guest's command line.
     #[arg(long, value_name = "STRING", requires = "guest", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
+    /// Trap sites of a guest that lists none, such as Linux, for --time virtual and --tsc trapped: auto finds them in
+    /// its code, FILE has them from vmm sites.
+    #[arg(long, value_name = "auto|FILE", value_parser = sites_from, requires = "guest")]
+    pub sites: Option<SitesFrom>,
     /// Initial RAM disk; for a Multiboot kernel its one module.
     #[arg(long, value_name = "FILE", requires = "guest")]
     pub initrd: Option<PathBuf>,

@@ -12,6 +12,7 @@ use super::{
     clock_args::Clock,
     ctl_args::Ctl,
     doctor_args::Doctor,
+    sites_args::Sites,
     study_args::Study,
     sweep_args::Sweep,
 };
@@ -36,6 +37,8 @@ pub enum Command {
     Study(Study),
     /// `vmm clock`.
     Clock(Box<Clock>),
+    /// `vmm sites`.
+    Sites(Sites),
 }
 
 /// Adds every subcommand; its flags are built when they are needed.
@@ -60,6 +63,11 @@ fn with_subcommands(vmm: clap::Command) -> clap::Command {
             "clock",
             "Stop a guest again and again, and measure what that does to its clock and timers",
             Clock::augment_args,
+        ),
+        command(
+            "sites",
+            "Find the instructions of a kernel that read the TSC, write the TSC deadline, or spin",
+            Sites::augment_args,
         ),
     ])
 }
@@ -90,6 +98,7 @@ impl Command {
             "sweep" => Sweep::from_arg_matches(flags).map(Box::new).map(Self::Sweep),
             "study" => Study::from_arg_matches(flags).map(Self::Study),
             "clock" => Clock::from_arg_matches(flags).map(Box::new).map(Self::Clock),
+            "sites" => Sites::from_arg_matches(flags).map(Self::Sites),
             _ => return None,
         })
     }
@@ -105,7 +114,7 @@ mod tests {
         let mut whole = whole();
         whole.build();
         let names: Vec<String> = whole.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert!(names.len() > 7, "{names:?}");
+        assert!(names.len() > 8, "{names:?}");
         for name in names.iter().filter(|name| *name != "help") {
             let help = |grammar: clap::Command| {
                 let error = grammar.try_get_matches_from(["vmm", name, "--help"]).unwrap_err();
@@ -122,7 +131,7 @@ mod tests {
     #[test]
     fn the_list_describes_each_as_its_help_does() {
         let abouts = |grammar: &clap::Command| -> Vec<String> {
-            grammar.get_subcommands().take(7).map(|c| c.get_about().unwrap().to_string()).collect()
+            grammar.get_subcommands().take(8).map(|c| c.get_about().unwrap().to_string()).collect()
         };
         let mut built = whole();
         let listed = abouts(&built);
@@ -147,11 +156,12 @@ mod tests {
             ("sweep", vec![]),
             ("study", vec![]),
             ("clock", vec![]),
+            ("sites", vec!["vmlinux"]),
         ] {
             let words = ["vmm", name].into_iter().chain(more);
             let matches = grammar(Some(OsStr::new(name))).try_get_matches_from(words).unwrap();
             assert!(matches!(Command::called(&matches), Some(Ok(_))), "{name}");
         }
-        assert_eq!(whole().get_subcommands().count(), 7);
+        assert_eq!(whole().get_subcommands().count(), 8);
     }
 }

@@ -18,6 +18,8 @@ mod progress;
 mod run;
 mod run_files;
 mod run_page;
+mod sites;
+pub mod sites_args;
 mod snapshot;
 mod study;
 pub mod study_args;
@@ -55,6 +57,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Command::Sweep(args) => sweep::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Clock(args) => clock::run(&args),
+        Command::Sites(args) => sites::run(&args),
     }
 }
 

@@ -23,6 +23,7 @@ use super::{
     closing,
     exit::{self, About, Codes, Error, OrFailed, Result},
     run_files::Files,
+    sites,
     text::{LINE_CHARS, printable},
 };
 
@@ -37,6 +38,7 @@ pub fn guest(args: &Run) -> Result<ExitCode> {
 
 fn boot(args: &Run, path: &Path, name: &str, files: &mut Files) -> Result<ExitCode> {
     let image = Image::open(path).map_err(machine::RunError::from)?;
+    let image = sites::with_sites(image, args.sites.as_ref())?;
     let initrd = match &args.initrd {
         Some(path) => Some(boot::read_initrd(path, args.memory).map_err(machine::RunError::from)?),
         None => None,

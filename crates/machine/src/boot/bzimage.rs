@@ -15,6 +15,7 @@ use vm_memory::{ByteValued, GuestAddress};
 use super::{
     ImageError,
     image::File,
+    payload,
     place::{Block, HIGH_RAM_START, LOW_RAM_END, Places, cmdline_bytes, put_initrd},
 };
 use crate::x86::EntryState;
@@ -28,6 +29,8 @@ const HEADER_END_BASE: usize = 0x202;
 const MAGIC: [u8; 4] = *b"HdrS";
 /// Protocol 2.06: the command line may be as long as `cmdline_size` says. Older kernels are from before 2007.
 const OLDEST: u16 = 0x206;
+/// Protocol 2.08: the header says where the compressed kernel is.
+const WITH_PAYLOAD: u16 = 0x208;
 /// `type_of_loader`: not a registered one.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags`: the kernel's part is loaded high.
@@ -114,6 +117,27 @@ pub(super) fn load(
         pc: true,
         ..EntryState::default()
     })
+}
+
+/// The ELF kernel that a bzImage unpacks when it is started: its payload, decompressed, of at most `limit` bytes.
+pub(super) fn unpack(file: File<'_>, limit: u64) -> Result<Vec<u8>, ImageError> {
+    let wrong = |reason: &str| ImageError::Header {
+        name: file.name.to_owned(),
+        format: "Linux setup",
+        reason: reason.to_owned(),
+    };
+    let header = header(file.bytes).ok_or_else(|| wrong("is cut off"))?;
+    if header.version < WITH_PAYLOAD {
+        return Err(wrong("is of a boot protocol before 2.08, which does not say where the kernel is"));
+    }
+    let sectors = if header.setup_sects == 0 { 4 } else { usize::from(header.setup_sects) };
+    let range = || {
+        let start = (sectors + 1).checked_mul(512)?.checked_add(usize::try_from(header.payload_offset).ok()?)?;
+        Some(start..start.checked_add(usize::try_from(header.payload_length).ok()?)?)
+    };
+    let payload = range().and_then(|range| file.bytes.get(range));
+    let payload = payload.ok_or_else(|| wrong("says that the kernel ends behind the file's end"))?;
+    payload::unpack(payload, limit).map_err(|reason| file.failed(format!("its payload {reason}")))
 }
 
 /// The setup header. It is shorter in older kernels; what lies behind its end is code and is replaced by zeros.

@@ -21,6 +21,8 @@ pub struct Image {
     bytes: Vec<u8>,
     kind: Kind,
     sites: Sites,
+    /// It lists its sites itself.
+    lists_sites: bool,
     ring: Option<u64>,
 }
 
@@ -117,7 +119,7 @@ impl Image {
         };
         let sites = sites.map(Sites::from_section).transpose();
         let sites = sites.map_err(|source| ImageError::Sites { name: name.clone(), source })?.unwrap_or_default();
-        Ok(Self { name, bytes, kind, sites, ring })
+        Ok(Self { name, bytes, kind, sites, lists_sites: true, ring })
     }
 
     /// The name for messages.
@@ -138,10 +140,35 @@ impl Image {
         &self.sites
     }
 
-    /// The instructions of the image that read the TSC and are not among its trap sites.
+    /// Whether the trap sites are those that it lists, not some that were found. A guest that lists its sites is made
+    /// for it: it reads the TSC nowhere else, nor does it run user programs that could.
+    #[must_use]
+    pub fn lists_sites(&self) -> bool {
+        self.lists_sites
+    }
+
+    /// The same image with the trap sites that were found in it.
+    #[must_use]
+    pub fn with_found_sites(self, sites: Sites) -> Self {
+        Self { sites, lists_sites: false, ..self }
+    }
+
+    /// The kernel that a bzImage unpacks when it is started; any other image as it is. Its code is then known before
+    /// the guest runs.
+    ///
+    /// # Errors
+    /// [`ImageError`]: the payload cannot be unpacked, or is no kernel with a PVH entry.
+    pub fn unpacked(self) -> Result<Self, ImageError> {
+        let Kind::BzImage = self.kind else { return Ok(self) };
+        let bytes = bzimage::unpack(File { name: &self.name, bytes: &self.bytes }, FILE_MAX)?;
+        Self::parse(self.name, bytes)
+    }
+
+    /// The instructions of the image that read the TSC and are not among its trap sites. None if the sites were found:
+    /// what was not found is reported by those who searched.
     #[must_use]
     pub fn unlisted(&self) -> Unlisted {
-        Unlisted::scan(&self.bytes, &self.sites)
+        if self.lists_sites { Unlisted::scan(&self.bytes, &self.sites) } else { Unlisted::default() }
     }
 
     /// Guest physical address of its tick ring, if it has one.

@@ -1,8 +1,13 @@
 //! Trap sites: instructions of the guest that the VMM emulates.
 //!
-//! The image lists them (see [`guest_abi::sites`]). The VMM can patch each to `HLT; NOP`, which exits; at the address
-//! of a site it then emulates the original instruction. The table comes from an image or a snapshot and is not trusted:
-//! each entry must be the address of RAM that holds the bytes of its kind.
+//! The image lists them (see [`guest_abi::sites`]), or the VMM finds them in its code ([`super::find_sites`]). The VMM
+//! can patch each to `HLT; NOP`, which exits; at the address of a site it then emulates the original instruction. The
+//! table comes from an image, a file or a snapshot and is not trusted: each entry must be the address of RAM that holds
+//! the bytes of its kind.
+//!
+//! A kernel runs at other linear addresses than the physical ones at which it is loaded, and it writes some of its
+//! instructions only while it boots. Linux copies an alternative instruction over the first choice. The copied bytes
+//! are then those of a patched site, because the VMM patched what was copied.
 
 use std::collections::BTreeMap;
 
@@ -68,20 +73,36 @@ impl Blamed for SiteError {
     }
 }
 
-/// The guest's trap sites, by address.
+/// The guest's trap sites, by linear address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sites {
-    by_address: BTreeMap<u64, Kind>,
+    by_address: BTreeMap<u64, Place>,
+}
+
+/// What is at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    kind: Kind,
+    /// Guest physical address.
+    physical: u64,
+    /// The guest writes the instruction there later, if at all.
+    later: bool,
 }
 
 /// A site as a snapshot holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SiteState {
-    /// Linear (and physical) address.
+    /// Linear address.
     pub address: u64,
+    /// Physical address, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical: Option<u64>,
     /// The kind's number, see [`Kind`].
     pub kind: u32,
+    /// The guest writes the instruction there later, if at all: now there may be other bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub later: bool,
 }
 
 impl Sites {
@@ -94,31 +115,24 @@ impl Sites {
         if !rest.is_empty() {
             return Err(SiteError::Ragged(bytes.len()));
         }
-        Self::collect(entries.len(), entries.iter().map(Site::from_bytes).map(|site| (site.address, site.kind)))
+        let entries = entries.iter().map(Site::from_bytes);
+        let state = |Site { address, kind, .. }| SiteState { address, physical: None, kind, later: false };
+        Self::from_state(&entries.map(state).collect::<Vec<_>>())
     }
 
-    /// The table in a snapshot.
+    /// The table in a snapshot, or one that was found.
     ///
     /// # Errors
     /// [`SiteError`] for a table that is not one.
     pub fn from_state(state: &[SiteState]) -> Result<Self, SiteError> {
-        Self::collect(state.len(), state.iter().map(|site| (site.address, site.kind)))
-    }
-
-    /// The table for a snapshot.
-    #[must_use]
-    pub fn state(&self) -> Vec<SiteState> {
-        self.by_address.iter().map(|(address, kind)| SiteState { address: *address, kind: *kind as u32 }).collect()
-    }
-
-    fn collect(count: usize, entries: impl Iterator<Item = (u64, u32)>) -> Result<Self, SiteError> {
-        if count > MAX_SITES {
-            return Err(SiteError::TooMany(count));
+        if state.len() > MAX_SITES {
+            return Err(SiteError::TooMany(state.len()));
         }
         let mut by_address = BTreeMap::new();
-        for (address, kind) in entries {
+        for SiteState { address, physical, kind, later } in state.iter().copied() {
             let kind = Kind::from_number(kind).ok_or(SiteError::UnknownKind { address, kind })?;
-            if by_address.insert(address, kind).is_some() {
+            let place = Place { kind, physical: physical.unwrap_or(address), later };
+            if by_address.insert(address, place).is_some() {
                 return Err(SiteError::Overlap(address));
             }
         }
@@ -132,16 +146,28 @@ impl Sites {
         Ok(Self { by_address })
     }
 
-    /// Checks that every site is in RAM and holds its original bytes.
+    /// The table for a snapshot.
+    #[must_use]
+    pub fn state(&self) -> Vec<SiteState> {
+        let state = |(address, place): (&u64, &Place)| SiteState {
+            address: *address,
+            physical: (place.physical != *address).then_some(place.physical),
+            kind: place.kind as u32,
+            later: place.later,
+        };
+        self.by_address.iter().map(state).collect()
+    }
+
+    /// Checks that every site is in RAM and holds its original bytes, unless the guest writes them later.
     ///
     /// # Errors
     /// [`SiteError::OutsideMemory`], [`SiteError::WrongBytes`].
     pub fn check(&self, memory: &GuestRam) -> Result<(), SiteError> {
-        for (address, kind) in &self.by_address {
-            let mut found = [0; 2];
-            memory.read_slice(&mut found, GuestAddress(*address)).map_err(|_| SiteError::OutsideMemory(*address))?;
-            if found != kind.original() {
-                return Err(SiteError::WrongBytes { address: *address, kind: *kind, expected: kind.original(), found });
+        for (address, place) in &self.by_address {
+            let found = place.bytes(memory).ok_or(SiteError::OutsideMemory(*address))?;
+            let expected = place.kind.original();
+            if found != expected && !place.later {
+                return Err(SiteError::WrongBytes { address: *address, kind: place.kind, expected, found });
             }
         }
         Ok(())
@@ -150,34 +176,43 @@ impl Sites {
     /// Whether there is a site of this kind.
     #[must_use]
     pub fn has(&self, kind: Kind) -> bool {
-        self.by_address.values().any(|k| *k == kind)
+        self.by_address.values().any(|place| place.kind == kind)
     }
 
-    /// The site at `address`.
+    /// The site at the linear address `address`.
     #[must_use]
     pub fn at(&self, address: u64) -> Option<Kind> {
-        self.by_address.get(&address).copied()
+        self.by_address.get(&address).map(|place| place.kind)
     }
 
-    /// All addresses, rising.
+    /// The site at the linear address `address`, if it is patched now: the guest may have written other code there.
+    #[must_use]
+    pub fn patched_at(&self, address: u64, memory: &GuestRam) -> Option<Kind> {
+        let place = self.by_address.get(&address)?;
+        (place.bytes(memory)? == PATCH).then_some(place.kind)
+    }
+
+    /// All linear addresses, rising.
     pub fn addresses(&self) -> impl Iterator<Item = u64> {
         self.by_address.keys().copied()
+    }
+
+    fn filter(&self, keep: impl Fn(&Place) -> bool) -> Self {
+        Self { by_address: self.by_address.iter().filter(|(_, place)| keep(place)).map(|(a, p)| (*a, *p)).collect() }
     }
 
     /// The sites that `keep` accepts.
     #[must_use]
     pub fn only(&self, keep: impl Fn(Kind) -> bool) -> Self {
-        Self { by_address: self.by_address.iter().filter(|(_, k)| keep(**k)).map(|(a, k)| (*a, *k)).collect() }
+        self.filter(|place| keep(place.kind))
     }
 
-    /// The sites that still hold their instruction, patched or not: a guest may overwrite its own code.
+    /// The sites that still hold their instruction, patched or not, and those that may hold it later: a guest may
+    /// overwrite its own code.
     #[must_use]
     pub fn alive(&self, memory: &GuestRam) -> Self {
-        let holds = |address: u64, kind: Kind| {
-            let mut bytes = [0; 2];
-            memory.read_slice(&mut bytes, GuestAddress(address)).is_ok() && (bytes == kind.original() || bytes == PATCH)
-        };
-        Self { by_address: self.by_address.iter().filter(|(a, k)| holds(**a, **k)).map(|(a, k)| (*a, *k)).collect() }
+        let holds = |bytes: [u8; 2], place: &Place| place.later || bytes == place.kind.original() || bytes == PATCH;
+        self.filter(|place| place.bytes(memory).is_some_and(|bytes| holds(bytes, place)))
     }
 
     /// Puts `HLT; NOP` at every site that holds its original bytes.
@@ -191,15 +226,22 @@ impl Sites {
     }
 
     fn replace(&self, memory: &GuestRam, change: impl Fn(Kind) -> ([u8; 2], [u8; 2])) {
-        for (address, kind) in &self.by_address {
-            let (from, to) = change(*kind);
-            let address = GuestAddress(*address);
-            let mut found = [0; 2];
+        for place in self.by_address.values() {
+            let (from, to) = change(place.kind);
             // A site outside RAM was refused by `check`; a guest that overwrote its own site keeps what it wrote.
-            if memory.read_slice(&mut found, address).is_ok() && found == from {
-                let _ = memory.write_slice(&to, address);
+            if place.bytes(memory) == Some(from) {
+                let _ = memory.write_slice(&to, GuestAddress(place.physical));
             }
         }
+    }
+}
+
+impl Place {
+    /// The two bytes that are there now; none if that is not RAM.
+    fn bytes(&self, memory: &GuestRam) -> Option<[u8; 2]> {
+        let mut bytes = [0; 2];
+        memory.read_slice(&mut bytes, GuestAddress(self.physical)).ok()?;
+        Some(bytes)
     }
 }
 
@@ -261,5 +303,33 @@ mod tests {
         assert_eq!(sites.check(&memory()), Err(SiteError::OutsideMemory(u64::MAX)));
         let sites = Sites::from_section(&section(&[(0x1000, 1)])).unwrap();
         assert!(matches!(sites.check(&memory()), Err(SiteError::WrongBytes { .. })));
+    }
+
+    // Catches: a site looked for, patched or saved at its linear address although it is loaded elsewhere; a copied
+    // instruction that is refused at the start, or lost by a snapshot that is made before the guest copies it.
+    #[test]
+    fn a_kernel_is_patched_where_it_is_loaded_and_may_copy_instructions_later() {
+        const LINEAR: u64 = 0xffff_ffff_8000_1000;
+        let memory = memory();
+        memory.write_slice(&[0x0f, 0x31], GuestAddress(0x1000)).unwrap();
+        let site = |at, later| SiteState { address: LINEAR + at, physical: Some(0x1000 + at), kind: 1, later };
+        let state = [site(0, false), site(8, true)];
+        let sites = Sites::from_state(&state).unwrap();
+        sites.check(&memory).unwrap();
+        sites.patch(&memory);
+        assert_eq!(sites.patched_at(LINEAR, &memory), Some(Kind::Rdtsc));
+        assert_eq!(sites.patched_at(0x1000, &memory), None);
+        assert_eq!(sites.patched_at(LINEAR + 8, &memory), None);
+        assert_eq!(sites.alive(&memory).state(), state);
+        // The guest copies the patched instruction.
+        memory.write_slice(&PATCH, GuestAddress(0x1008)).unwrap();
+        assert_eq!(sites.patched_at(LINEAR + 8, &memory), Some(Kind::Rdtsc));
+        sites.unpatch(&memory);
+        let mut bytes = [0; 2];
+        memory.read_slice(&mut bytes, GuestAddress(0x1008)).unwrap();
+        assert_eq!(bytes, [0x0f, 0x31]);
+        // One that is not copied must hold its instruction from the start.
+        let refused = Sites::from_state(&[site(16, false)]).unwrap().check(&memory);
+        assert!(matches!(refused, Err(SiteError::WrongBytes { .. })));
     }
 }

@@ -72,6 +72,7 @@ impl Machine {
         let new = Vcpus::boot(env, image, options, &memory, &entry, (wanted, khz))?;
         let NewVm { chosen, vcpus, cpuids, vm } = new;
         let mut clock = clock_for(&chosen);
+        let source = chosen.source;
         // Without a listed RDTSC the source cannot be `trapped`, so unlisted ones do no harm.
         let unlisted = if image.sites().has(Kind::Rdtsc) { image.unlisted() } else { Unlisted::default() };
         warn_of_unlisted(&unlisted, chosen.source, image.name());
@@ -95,7 +96,9 @@ impl Machine {
             trace: outputs.trace.begin()?,
             outlets: outputs.outlets,
             cpus: cpuids.len(),
-            tsc_stable: true,
+            // Without the flag user programs ask the kernel for the time, and it reads the TSC at a site. An RDTSC of
+            // their own would return the host's TSC.
+            tsc_stable: image.lists_sites() || source != TscSource::Trapped,
             lapic: options.lapic,
         };
         Ok(Self {

@@ -11,10 +11,13 @@
 use std::{collections::BTreeSet, fmt};
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
-use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SectionFlags, SegmentFlags, SymbolKind, elf};
+use object::Object;
 use serde::{Deserialize, Serialize};
 
-use super::sites::Sites;
+use super::{
+    code::{Begins, Piece, Stretch, stretches},
+    sites::Sites,
+};
 
 /// How many instructions are listed; further ones are only counted.
 const NAMED: usize = 16;
@@ -122,51 +125,6 @@ impl fmt::Display for Unlisted {
     }
 }
 
-/// Consecutive code.
-struct Stretch<'a> {
-    address: u64,
-    bytes: &'a [u8],
-    /// It is a section: it holds code only, so that its first byte begins an instruction.
-    section: bool,
-}
-
-impl Stretch<'_> {
-    fn address_of(&self, offset: usize) -> u64 {
-        self.address.saturating_add(u64::try_from(offset).unwrap_or(u64::MAX))
-    }
-}
-
-fn stretches<'a>(elf: &object::File<'a>) -> Vec<Stretch<'a>> {
-    let sections: Vec<_> = elf
-        .sections()
-        .filter(|section| matches!(section.flags(), SectionFlags::Elf { sh_flags, .. } if is_code(sh_flags)))
-        .filter_map(|section| Some(Stretch { address: section.address(), bytes: section.data().ok()?, section: true }))
-        .collect();
-    if !sections.is_empty() {
-        return sections;
-    }
-    elf.segments()
-        .filter(|segment| matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & elf::PF_X.0 != 0))
-        .filter_map(|segment| Some(Stretch { address: segment.address(), bytes: segment.data().ok()?, section: false }))
-        .collect()
-}
-
-fn is_code(flags: elf::SectionFlags) -> bool {
-    let code = elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0;
-    flags.0 & code == code
-}
-
-/// The kind of bytes that begin at an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Begins {
-    /// Not known: a segment may hold data, too.
-    Anything,
-    /// Data between code.
-    Data,
-    /// An instruction.
-    Instruction,
-}
-
 /// The result for the bytes at one suspect, decoded in one mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Are {
@@ -191,46 +149,21 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(elf: &object::File<'_>, stretch: &'a Stretch<'a>, sites: &'a Sites) -> Self {
-        let offset = |address: u64| {
-            let offset = usize::try_from(address.checked_sub(stretch.address)?).ok()?;
-            (offset < stretch.bytes.len()).then_some(offset)
-        };
-        let mut begins: Vec<_> = elf
-            .symbols()
-            .filter(ObjectSymbol::is_definition)
-            .filter_map(|symbol| {
-                let begins = match symbol.kind() {
-                    SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown => Begins::Instruction,
-                    SymbolKind::Data | SymbolKind::Tls => Begins::Data,
-                    _ => return None,
-                };
-                Some((offset(symbol.address())?, begins))
-            })
-            .collect();
-        let entry = offset(elf.entry());
-        let end = |start: usize| {
-            begins.iter().map(|(at, _)| *at).filter(|at| *at > start).min().unwrap_or(stretch.bytes.len())
-        };
-        let entered = entry.map_or(0..0, |start| start..end(start));
-        begins.extend(entry.map(|entry| (entry, Begins::Instruction)));
-        begins.extend(sites.addresses().filter_map(|site| Some((offset(site)?, Begins::Instruction))));
-        begins.push((0, if stretch.section { Begins::Instruction } else { Begins::Anything }));
-        begins.sort_unstable();
-        // Of several entries for one offset keep the most certain.
-        begins.dedup_by(|after, before| {
-            let same = after.0 == before.0;
-            if same {
-                before.1 = before.1.max(after.1);
-            }
-            same
+        // Up to the next symbol, with all sites before it.
+        let symbols = stretch.beginnings(elf, std::iter::empty());
+        let entered = stretch.offset_of(elf.entry()).map_or(0..0, |start| {
+            let end = symbols.iter().map(|(at, _)| *at).find(|at| *at > start).unwrap_or(stretch.bytes.len());
+            start..end
         });
+        let begins = stretch.beginnings(elf, sites.addresses());
         Self { stretch, sites, begins, bits: if elf.is_64() { 64 } else { 32 }, entered }
     }
 
     fn search(&self, left: &mut usize, found: &mut Unlisted) {
-        let ends = self.begins.iter().skip(1).map(|(at, _)| *at).chain(std::iter::once(self.stretch.bytes.len()));
-        for ((start, begins), end) in self.begins.iter().zip(ends) {
-            let Some(code) = self.stretch.bytes.get(*start..end).filter(|_| *begins != Begins::Data) else { continue };
+        for Piece { start, bytes: code, begins } in self.stretch.pieces(&self.begins) {
+            if begins == Begins::Data {
+                continue;
+            }
             let address = |at: usize| self.stretch.address_of(start.saturating_add(at));
             let mut suspects = suspects(code).filter(|(at, _)| self.sites.at(address(*at)).is_none()).peekable();
             if suspects.peek().is_none() {
@@ -242,12 +175,12 @@ impl<'a> Search<'a> {
             }
             *left = left.saturating_sub(code.len());
             let suspects: Vec<_> = suspects.collect();
-            let modes: &[u32] = if self.entered.contains(start) && self.bits == 64 {
+            let modes: &[u32] = if self.entered.contains(&start) && self.bits == 64 {
                 &[64, 32]
             } else {
                 std::slice::from_ref(&self.bits)
             };
-            let decoded: Vec<_> = modes.iter().map(|bits| decode(code, *bits, *begins, &suspects)).collect();
+            let decoded: Vec<_> = modes.iter().map(|bits| decode(code, *bits, begins, &suspects)).collect();
             for (index, (at, rdtscp)) in suspects.iter().enumerate() {
                 let is = |what: Are| move |are: &Vec<Are>| are.get(index) == Some(&what);
                 if decoded.iter().all(is(Are::PartOfAnother)) {

@@ -148,8 +148,8 @@ pub(crate) fn choose(
     let trappable = sites.has(Kind::Rdtsc);
     let need_sites = |what: &str| {
         RunError::Usage(format!(
-            "{what} needs a guest with trap sites, and {name} has none (ELF section {}); use --time real --tsc host, \
-             or the embedded guest",
+            "{what} needs a guest with trap sites, and {name} lists none (ELF section {}); use --sites auto to find \
+             them in its code, or --time real --tsc host",
             guest_abi::sites::SECTION
         ))
     };
@@ -192,9 +192,9 @@ pub(crate) fn choose(
              vCPU's spin loop would never let the others run; use --cpus 1 or --time real"
         )));
     }
-    let yields = time == TimeMode::Virtual && cpus > 1;
     let patched = match source {
-        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause || yields),
+        // A PAUSE moves virtual time, also on one CPU: a loop can wait for a time, not only for another CPU.
+        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause || time == TimeMode::Virtual),
         _ if swallowed => sites.only(|kind| kind == Kind::DeadlineWrmsr),
         _ => Sites::default(),
     };

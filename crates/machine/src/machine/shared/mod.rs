@@ -16,7 +16,7 @@ use std::{
 
 use guest_abi::{
     pvclock::{FLAG_TSC_STABLE, TIME_INFO_BYTES, TimeInfo},
-    sites::{Kind, PATCH},
+    sites::Kind,
 };
 use kvm_pv::WallRegistration;
 use vm_memory::{Bytes, GuestAddress};
@@ -212,12 +212,9 @@ impl Shared {
         index.of(&self.vcpus)
     }
 
-    /// The patched site at `address`; none if the guest has overwritten it with an instruction of its own.
+    /// The patched site at the linear address `address`; none if the guest has overwritten it with code of its own.
     pub(crate) fn site_at(&self, address: u64) -> Option<Kind> {
-        let kind = self.sites.at(address)?;
-        let mut bytes = [0; 2];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).ok()?;
-        (bytes == PATCH).then_some(kind)
+        self.sites.patched_at(address, &self.memory)
     }
 
     /// Notes that vCPU `index` may run. Called before it reads its messages.
