@@ -258,6 +258,7 @@ pages! {
     hosts: "docs/hosts.md",
     kvm_unit_tests: "docs/kvm-unit-tests.md",
     lapic_kvm: "docs/lapic-kvm.md",
+    linux_guest: "docs/linux/README.md",
     migration: "docs/migration.md",
     ns_deadline: "docs/ns-deadline.md",
     performance: "docs/performance.md",
@@ -276,7 +277,7 @@ pages! {
 #[test]
 fn every_page_with_examples_is_tried() {
     let mut pages = vec!["README.md".to_owned()];
-    for dir in ["docs", "docs/study"] {
+    for dir in ["docs", "docs/linux", "docs/study"] {
         let entries = fs::read_dir(repository().join(dir)).unwrap();
         pages.extend(entries.map(|entry| format!("{dir}/{}", entry.unwrap().file_name().to_str().unwrap())));
     }
