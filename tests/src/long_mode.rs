@@ -9,12 +9,14 @@ use crate::raw;
 
 /// Offsets in the image, which is loaded at [`raw::LOAD`].
 const GDT: usize = 0x80;
-const GDTR: usize = 0xa0;
-const IDTR: usize = 0xa8;
+const GDTR: usize = 0xc0;
+const IDTR: usize = 0xd0;
 const STUBS: usize = 0x100;
+const TSS: usize = 0x400;
 const TABLES: usize = 0x1000;
 const IDT: usize = 0x5000;
-const BODY: usize = 0x6000;
+const USER: usize = 0x6000;
+const BODY: usize = 0x7000;
 /// The handler that all stubs jump to, and the size of a stub.
 const COMMON: usize = STUBS + 32 * STUB;
 const STUB: usize = 16;
@@ -25,6 +27,17 @@ pub const ABSENT: u64 = 0x60_0000;
 pub const READ_ONLY: u64 = 0x60_1000;
 /// A page that may be written; the next one is not present.
 pub const WRITABLE: u64 = 0x60_2000;
+
+/// A page that user code executes, and the end of its stack. All other pages are the kernel's.
+pub const USER_CODE: u64 = 0x60_4000;
+const USER_STACK_END: u64 = 0x60_6000;
+/// The top of the kernel's stack.
+const STACK_END: u32 = 0x20_0000;
+/// Selectors: the kernel's code and data, the task's state; SYSRET's base, behind which are the user's data and code.
+const KERNEL_CODE: u16 = 8;
+const KERNEL_DATA: u16 = 0x10;
+const USER_BASE: u16 = 0x10;
+const TASK: u16 = 0x28;
 
 /// A register, by its number in an instruction.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +52,14 @@ pub enum Register {
     Rbx = 3,
     /// RSI.
     Rsi = 6,
+    /// RDI.
+    Rdi = 7,
+    /// RSP of user code that executed SYSCALL.
+    UserRsp = 8,
     /// The flags, after an instruction.
     Flags = 9,
+    /// The flags that SYSCALL saved.
+    SavedFlags = 11,
     /// CR2, after an exception.
     Cr2 = 12,
     /// RIP in the exception's frame.
@@ -59,6 +78,7 @@ pub struct Body {
     checks: Vec<String>,
     /// The trap sites.
     sites: Vec<(u32, Kind)>,
+    user: Vec<u8>,
 }
 
 impl Body {
@@ -122,6 +142,67 @@ impl Body {
         self.raises(&[0x0f, 0x30], (13, 0), 0, 0)
     }
 
+    /// Goes to user code: `user`, from [`USER_CODE`] on, with arithmetic flags clear and a stack. Its SYSCALLs come to
+    /// the code that follows, which begins with its own stack, [`Register::UserRsp`] set, and RDX and R9 lost. Those of
+    /// the flags that are in `mask` were cleared.
+    pub fn enter_user(&mut self, mask: u32, user: &[u8]) -> &mut Self {
+        self.user = user.to_vec();
+        let wrmsr = |index: u32, low: u32, high: u32| {
+            let [index, low, high] = [index, low, high].map(u32::to_le_bytes);
+            [&[0xb9][..], &index, &[0xb8], &low, &[0xba], &high, &[0x0f, 0x30]].concat()
+        };
+        let enter = |entry: u32| {
+            let segments = u32::from(USER_BASE) << 16 | u32::from(KERNEL_CODE);
+            [
+                // EFER: LME, LMA and SCE.
+                wrmsr(0xc000_0080, 0x501, 0),
+                wrmsr(0xc000_0081, 0, segments),
+                wrmsr(0xc000_0082, entry, 0),
+                wrmsr(0xc000_0084, mask, 0),
+                // An access of a port that is not there: a VMM that must do something for SYSCALL has a chance to.
+                vec![0xe6, 0x80],
+                // mov ax, TASK; ltr ax; mov esp, USER_STACK_END; mov ecx, USER_CODE; mov r11d, 0x202; sysretq.
+                [&[0x66, 0xb8][..], &TASK.to_le_bytes(), &[0x0f, 0x00, 0xd8]].concat(),
+                [&[0xbc][..], &small(USER_STACK_END), &[0xb9], &small(USER_CODE)].concat(),
+                vec![0x41, 0xbb, 0x02, 0x02, 0, 0, 0x48, 0x0f, 0x07],
+            ]
+            .concat()
+        };
+        let length = u32::try_from(enter(0).len()).expect("short");
+        let code = enter(self.here() + length);
+        // mov r8, rsp; mov esp, STACK_END.
+        self.code(&code).code(&[0x49, 0x89, 0xe0, 0xbc]).code(&STACK_END.to_le_bytes())
+    }
+
+    /// Where the code that follows will be, after [`Self::enter_user`]: minus the bytes that it begins with.
+    #[must_use]
+    pub fn entry(&self) -> u32 {
+        self.here() - 8
+    }
+
+    /// Checks that the segments and the privilege level are the kernel's.
+    pub fn expect_kernel(&mut self, about: &str) -> &mut Self {
+        // mov edx, cs; then SS.
+        self.code(&[0x8c, 0xca]).expect(Register::Rdx, u64::from(KERNEL_CODE), about);
+        self.code(&[0x8c, 0xd2]).expect(Register::Rdx, u64::from(KERNEL_DATA), about)
+    }
+
+    /// `part`, if EBX is `number`.
+    pub fn when(&mut self, number: u8, part: impl FnOnce(&mut Self)) -> &mut Self {
+        // cmp ebx, number; jne over it.
+        self.code(&[0x83, 0xfb, number, 0x0f, 0x85, 0, 0, 0, 0]);
+        let begin = self.code.len();
+        part(self);
+        let length = u32::try_from(self.code.len() - begin).expect("short");
+        self.code[begin - 4..begin].copy_from_slice(&length.to_le_bytes());
+        self
+    }
+
+    /// Returns to user code behind its SYSCALL: `mov rsp, r8; sysretq`.
+    pub fn return_to_user(&mut self) -> &mut Self {
+        self.code(&[0x4c, 0x89, 0xc4, 0x48, 0x0f, 0x07])
+    }
+
     /// What check number `number` was about.
     #[must_use]
     pub fn about(&self, number: usize) -> &str {
@@ -133,7 +214,7 @@ impl Body {
     #[must_use]
     pub fn image(&self) -> Vec<u8> {
         const RDTSC: [u8; 2] = [0x0f, 0x31];
-        let contents = contents(&self.code);
+        let contents = contents(&self.code, &self.user);
         let site = address(contents.len());
         let sites = [&self.sites[..], &[(site, Kind::Rdtsc)]].concat();
         raw::pvh_with_sites(raw::LOAD, &[contents, RDTSC.to_vec()].concat(), &sites)
@@ -144,7 +225,12 @@ fn address(offset: usize) -> u32 {
     raw::LOAD + u32::try_from(offset).expect("small")
 }
 
-fn contents(body: &[u8]) -> Vec<u8> {
+/// An address below 4 GiB, as an immediate operand.
+fn small(address: u64) -> [u8; 4] {
+    u32::try_from(address).expect("below 4 GiB").to_le_bytes()
+}
+
+fn contents(body: &[u8], user: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; BODY];
     let mut put = |at: usize, parts: &[&[u8]]| {
         let part = parts.concat();
@@ -164,15 +250,24 @@ fn contents(body: &[u8]) -> Vec<u8> {
             &[0x0f, 0x22, 0xd8, 0xb8, 0x20, 0, 0, 0, 0x0f, 0x22, 0xe0],
             // mov ecx, EFER; rdmsr; or eax, 0x100 (LME); wrmsr.
             &[0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x0d, 0, 1, 0, 0, 0x0f, 0x30],
-            // mov eax, cr0; or eax, 0x80010020 (PG, WP, NE); mov cr0, eax; mov esp, 0x200000; jmp 8:body.
-            &[0x0f, 0x20, 0xc0, 0x0d, 0x20, 0, 1, 0x80, 0x0f, 0x22, 0xc0, 0xbc, 0, 0, 0x20, 0, 0xea],
+            // mov eax, cr0; or eax, 0x80010020 (PG, WP, NE); mov cr0, eax; mov esp, STACK_END; jmp 8:body.
+            &[0x0f, 0x20, 0xc0, 0x0d, 0x20, 0, 1, 0x80, 0x0f, 0x22, 0xc0, 0xbc],
+            &STACK_END.to_le_bytes(),
+            &[0xea],
             &le(BODY),
             &[8, 0],
         ],
     );
-    // Null, 64-bit code at 8, data at 16, where the entry's segments already are.
-    put(GDT, &[&[0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].map(u64::to_le_bytes).concat()]);
-    put(GDTR, &[&23u16.to_le_bytes(), &le(GDT)]);
+    // Null, the kernel's code and data, where the entry's segments already are, the user's data and code, the task's
+    // state.
+    let tss = u64::from(address(TSS));
+    let task = 0x67 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24) << 56;
+    let flat = [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
+    put(GDT, &[&flat.map(u64::to_le_bytes).concat(), &task.to_le_bytes(), &[0; 8]]);
+    put(GDTR, &[&55u16.to_le_bytes(), &le(GDT)]);
+    // RSP0: below the stack of the code that enters user mode.
+    put(TSS + 4, &[&u64::from(STACK_END - 0x1000).to_le_bytes()]);
+    put(USER, &[user]);
     put(IDTR, &[&0x1ffu16.to_le_bytes(), &le(IDT)]);
     for vector in 0..32u8 {
         let at = STUBS + STUB * usize::from(vector);
@@ -193,11 +288,13 @@ fn contents(body: &[u8]) -> Vec<u8> {
         ],
     );
     // Three levels to 2 MiB pages, where a linear address is a physical one; a table of pages for the fourth of them.
-    let table = |number: usize| u64::from(address(TABLES + 0x1000 * number)) | 3;
+    // User code may use what a page's own entry lets it.
+    let table = |number: usize| u64::from(address(TABLES + 0x1000 * number)) | 7;
     let entry = |value: u64| value.to_le_bytes();
     put(TABLES, &[&entry(table(1))]);
     put(TABLES + 0x1000, &[&entry(table(2))]);
     put(TABLES + 0x2000, &[&entry(0x83), &entry(0x20_0083), &entry(0x40_0083), &entry(table(3))]);
-    put(TABLES + 0x3000, &[&entry(0), &entry(READ_ONLY | 1), &entry(WRITABLE | 3), &entry(0)]);
+    let small_pages = [0, READ_ONLY | 1, WRITABLE | 3, 0, u64::from(address(USER)) | 5, (USER_STACK_END - 0x1000) | 7];
+    put(TABLES + 0x3000, &[&small_pages.map(u64::to_le_bytes).concat()]);
     [&bytes, body, &raw::SUCCESS].concat()
 }

@@ -67,6 +67,7 @@ fn it_agrees_with_doctor() {
     }
     let x2apic = answers["msr-x2apic-read"]["measured"] == "an exit, before the access";
     assert_eq!(x2apic, doctor["x2apic_exits"] == true);
+    assert_eq!(conforms("user-syscall"), doctor["user_syscall"] == "works");
     let exact = conforms("step-nop") && conforms("step-sti");
     assert_eq!(exact, doctor["single_step_exact"] == true);
 }

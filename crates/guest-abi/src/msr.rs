@@ -10,6 +10,12 @@ pub const IA32_APIC_BASE: u32 = 0x1b;
 pub const IA32_TSC_ADJUST: u32 = 0x3b;
 /// IA32_TSC_DEADLINE.
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// IA32_STAR: the segments that SYSCALL and SYSRET load.
+pub const IA32_STAR: u32 = 0xc000_0081;
+/// IA32_LSTAR: where SYSCALL goes in 64-bit mode.
+pub const IA32_LSTAR: u32 = 0xc000_0082;
+/// IA32_FMASK: the flags that SYSCALL clears.
+pub const IA32_FMASK: u32 = 0xc000_0084;
 /// The x2APIC's registers. [`crate::lapic::x2apic_msr`] says which is which.
 pub const X2APIC: MsrRange = MsrRange::new(0x800, 0x8ff);
 /// KVM's paravirtual interfaces (Linux `Documentation/virt/kvm/x86/msr.rst`: the range that is reserved for them).

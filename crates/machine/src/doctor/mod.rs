@@ -15,7 +15,7 @@ use crate::{
     host::kick::{self, KickTimer},
     kvm::{
         Host,
-        probe::{self, DeadlineWrite},
+        probe::{self, DeadlineWrite, UserSyscall},
     },
     machine::{
         config::{EmulatedHost, HostEnvironment},
@@ -49,6 +49,8 @@ pub struct Report {
     pub deadline_wrmsr: &'static str,
     /// x2APIC MSRs exit.
     pub x2apic_exits: bool,
+    /// What SYSCALL in user mode does: "works", "faults" or "other".
+    pub user_syscall: &'static str,
     /// KVM's own LAPIC is available (`--lapic kvm`).
     pub kernel_lapic: bool,
     /// KVM's own LAPIC fired a TSC deadline, and not early.
@@ -158,6 +160,11 @@ pub fn examine(emulated: Option<EmulatedHost>) -> Result<Report, RunError> {
             DeadlineWrite::Swallowed => "swallowed",
         },
         x2apic_exits: facts.x2apic_exits,
+        user_syscall: match env.user_syscall.found()? {
+            UserSyscall::Works => "works",
+            UserSyscall::Faults => "faults",
+            UserSyscall::Other => "other",
+        },
         kernel_lapic: kernel_lapic.available,
         kernel_lapic_deadline: kernel_lapic.deadline_fires,
         supervisor_instruction_ns,
@@ -275,6 +282,15 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
         match report.x2apic_exits {
             true => verdict("x2APIC", true, "its MSRs exit; --x2apic off offers xAPIC only"),
             false => verdict("x2APIC", false, "its MSRs do not exit: guests get xAPIC"),
+        },
+        match report.user_syscall {
+            "works" => verdict("SYSCALL", true, "user code enters the guest's kernel by it"),
+            "faults" => verdict(
+                "SYSCALL",
+                true,
+                "KVM stays in user mode at IA32_LSTAR, where the guest gets a page fault: vmm makes a system call of that",
+            ),
+            _ => verdict("SYSCALL", false, "a probe guest's user code did not get to IA32_LSTAR: use no user code"),
         },
         match (report.kernel_lapic, report.kernel_lapic_deadline) {
             (true, true) => {

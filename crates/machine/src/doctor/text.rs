@@ -59,6 +59,15 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "  x2APIC MSRs                     {}", if report.x2apic_exits { "exit" } else { "do not exit" })?;
     writeln!(
         out,
+        "  SYSCALL in user mode            {}",
+        match report.user_syscall {
+            "works" => "works",
+            "faults" => "page fault at IA32_LSTAR, still in user mode",
+            _ => "does not get to IA32_LSTAR",
+        },
+    )?;
+    writeln!(
+        out,
         "  KVM's own LAPIC                 {}",
         match (report.kernel_lapic, report.kernel_lapic_deadline) {
             (true, true) => "yes, and its TSC deadline fires",
@@ -115,6 +124,7 @@ mod tests {
             tsc_offset: Claim { accepted: true, works: true },
             deadline_wrmsr: "exits",
             x2apic_exits: true,
+            user_syscall: "works",
             kernel_lapic: true,
             kernel_lapic_deadline: true,
             supervisor_instruction_ns: 2.0,
@@ -143,6 +153,22 @@ mod tests {
         let scales = render(&report(scaling(true, false), true));
         assert!(scales.contains("measured 2000000 kHz: scales") && !scales.contains("forward"), "{scales}");
         assert!(render(&report(scaling(false, false), true)).contains("ignores it"));
+    }
+
+    // Catches: a host whose KVM fails at SYSCALL and that is shown as one where it works.
+    #[test]
+    fn what_syscall_does_is_told() {
+        for (found, measured, works) in
+            [("works", "works", true), ("faults", "page fault", true), ("other", "does not get", false)]
+        {
+            let mut report = Report { user_syscall: found, ..report(scaling(true, false), true) };
+            report.verdicts = verdicts(&report);
+            let text = render(&report);
+            assert!(text.contains(&format!("SYSCALL in user mode            {measured}")), "{text}");
+            let verdict = report.verdicts.iter().find(|verdict| verdict.feature == "SYSCALL").unwrap();
+            assert_eq!(verdict.works, works);
+            assert_eq!(verdict.detail.contains("vmm makes"), found == "faults");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub use error::{Error, HostError};
 pub use exception::Exception;
 pub use open::Host;
 pub use probe::HostFacts;
-pub use registers::Registers;
+pub use registers::{Registers, SyscallMsrs};
 pub use running::{Resting, Running};
 pub use tsc::ScaledTsc;
 pub use vcpu::{Calls, EMULATION_FAILED, Exit, Vcpu};

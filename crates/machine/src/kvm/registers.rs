@@ -1,10 +1,11 @@
 //! A vCPU's registers in the page that it shares with KVM: read after an exit, changed before an entry.
 
+use guest_abi::msr::{IA32_FMASK, IA32_LSTAR, IA32_STAR};
 use kvm_ioctls::SyncReg;
 
 use super::{
-    Exception, Vcpu,
-    state::{GeneralRegisters, SystemRegisters},
+    Error, Exception, Vcpu,
+    state::{GeneralRegisters, SystemRegisters, read_msrs, syscall_segments},
 };
 
 /// The registers that the emulation of an instruction needs, read from the shared page after an exit.
@@ -28,10 +29,23 @@ pub struct Registers {
     pub cpl: u8,
 }
 
+/// The MSRs that say what SYSCALL does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyscallMsrs {
+    /// IA32_STAR: the base of the kernel's segments in bits 47:32.
+    pub star: u64,
+    /// IA32_LSTAR: where it goes.
+    pub lstar: u64,
+    /// IA32_FMASK: the flags that it clears.
+    pub fmask: u64,
+}
+
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
 /// CR0.PE: no real mode.
 const CR0_PE: u64 = 1;
+/// EFER.SCE: SYSCALL is enabled.
+const EFER_SCE: u64 = 1;
 /// EFER.LMA: long mode is active.
 const EFER_LMA: u64 = 1 << 10;
 
@@ -132,6 +146,32 @@ impl Vcpu {
     pub fn continue_from(&mut self, registers: GeneralRegisters) {
         self.fd.sync_regs_mut().regs = registers.into();
         self.continue_at(registers.rip);
+    }
+
+    /// What SYSCALL uses, as of now.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn syscall_msrs(&self) -> Result<SyscallMsrs, Error> {
+        let [star, lstar, fmask] = read_msrs(self.call(), [IA32_STAR, IA32_LSTAR, IA32_FMASK])?;
+        Ok(SyscallMsrs { star, lstar, fmask })
+    }
+
+    /// Whether the guest has enabled SYSCALL for 64-bit mode, as of the last exit.
+    pub fn has_syscall(&mut self) -> bool {
+        const WANTED: u64 = EFER_LMA | EFER_SCE;
+        self.fd.sync_regs_mut().sregs.efer & WANTED == WANTED
+    }
+
+    /// Continues with these registers at the next entry, in supervisor mode with the code and stack segments that
+    /// SYSCALL loads.
+    pub fn continue_as_supervisor(&mut self, registers: GeneralRegisters, star: u64) {
+        self.sync_interrupt_bitmap();
+        let selector = u16::try_from(star >> 32 & 0xffff).unwrap_or(0);
+        let system = &mut self.fd.sync_regs_mut().sregs;
+        (system.cs, system.ss) = syscall_segments(selector);
+        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+        self.continue_from(registers);
     }
 
     pub(super) fn events_dirty(&mut self) {

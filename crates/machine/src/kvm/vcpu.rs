@@ -7,7 +7,7 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
-use super::{Bus, Error, GpFault, Operation, Vm};
+use super::{Bus, Error, GpFault, Operation, Vm, debug::Debugging};
 use crate::{host::kick, mem::ram::GuestRam, x86::Leaf};
 
 // Not wrapped by kvm-ioctls.
@@ -60,8 +60,10 @@ pub struct Vcpu {
     pub(super) fd: VcpuFd,
     /// KVM completes the last exit's access at the next entry. Until then the shared registers are not valid.
     pub(super) incomplete: bool,
-    /// KVM_SET_GUEST_DEBUG is in force.
-    pub(super) debugging: bool,
+    /// What KVM_SET_GUEST_DEBUG has set.
+    pub(super) debugging: Debugging,
+    /// See [`Self::watch`].
+    pub(super) watched: Option<u64>,
     calls: Cell<Calls>,
     pub(super) has_xcrs: bool,
     memory: Arc<GuestRam>,
@@ -105,7 +107,8 @@ impl Vcpu {
         Ok(Self {
             fd,
             incomplete: true,
-            debugging: false,
+            debugging: Debugging::default(),
+            watched: None,
             calls: Cell::default(),
             has_xcrs: vm.has_xcrs,
             memory: Arc::clone(vm.memory()),

@@ -284,6 +284,7 @@ impl Parts {
             lapic,
             costs: Counters::default(),
             assists: Assists::default(),
+            user_syscall: Arc::clone(&env.user_syscall),
         }
     }
 }

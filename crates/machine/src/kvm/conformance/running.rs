@@ -7,7 +7,10 @@ use super::{
     answer::{Found, Verdict, conforms},
     rig::{CODE, DATA, PORT, Rig, guest_code},
 };
-use crate::kvm::{Error, Exit, Operation};
+use crate::kvm::{
+    Error, Exit, Operation,
+    probe::{UserSyscall, user_syscall},
+};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -45,6 +48,12 @@ pub(super) const CHECKS: &[Check] = &[
         rule: "registers marked dirty in the shared page are the guest's at the next entry (api.rst, KVM_CAP_SYNC_REGS)",
         kernel: "sync_regs (x86.c)",
         run: sync_write,
+    },
+    Check {
+        id: "user-syscall",
+        rule: "SYSCALL goes to IA32_LSTAR with CPL 0 (SDM vol. 2, \"SYSCALL\")",
+        kernel: "none where the CPU executes it; em_syscall (emulate.c) where KVM does",
+        run: syscall,
     },
 ];
 
@@ -155,4 +164,13 @@ fn sync_write(cx: &Context) -> Result<Found, Error> {
     let measured =
         if stored == VALUE { "the guest stored it".to_owned() } else { format!("the guest stored {stored:#x}") };
     Ok(Found::new(asked, said, measured, conforms(stored == VALUE)))
+}
+
+fn syscall(cx: &Context) -> Result<Found, Error> {
+    let (measured, verdict) = match user_syscall(cx.host, cx.supported)? {
+        UserSyscall::Works => ("at IA32_LSTAR, CPL 0", Verdict::Conforms),
+        UserSyscall::Faults => ("at IA32_LSTAR with CPL 3, which gets a page fault", Verdict::Differs),
+        UserSyscall::Other => ("neither at IA32_LSTAR nor in the page-fault handler", Verdict::Differs),
+    };
+    Ok(Found::new("SYSCALL in user mode", "nothing", measured, verdict))
 }

@@ -10,6 +10,7 @@ mod kernel_lapic;
 mod measure;
 mod rate;
 mod recorder;
+mod syscall;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub use in_place::{can_probe, probe_in_place};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, exit_ns, instruction_ns, single_step, tsc_offset};
 pub use rate::{TscRate, Verdict, tsc_rate, tsc_scales};
+pub use syscall::{UserSyscall, user_syscall};
 
 use super::{Error, Exit, Host, Lapics, Operation, Vcpu, Vm};
 use crate::{

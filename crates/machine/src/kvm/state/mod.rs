@@ -17,9 +17,9 @@ pub(super) use fpu::XSTATE_BV;
 pub use fpu::{DebugRegisters, Fpu, Xcr};
 pub use lapic::{KernelLapicState, LapicPage, MpState};
 pub use msrs::Msr;
-pub(super) use msrs::{read as read_msr, write as write_msr};
-pub(super) use registers::flat_data;
+pub(super) use msrs::{read as read_msr, read_each as read_msrs, write as write_msr};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
+pub(super) use registers::{flat_data, syscall_segments};
 
 use super::{Error, Vcpu};
 use crate::x86::EntryState;

@@ -50,6 +50,17 @@ pub(in crate::kvm) fn read(fd: &VcpuFd, index: u32) -> Result<u64, Error> {
     Ok(msrs.as_slice().first().map_or(0, |msr| msr.data))
 }
 
+/// The values of several MSRs, by one call.
+pub(in crate::kvm) fn read_each<const N: usize>(fd: &VcpuFd, indices: [u32; N]) -> Result<[u64; N], Error> {
+    let mut msrs = list(&indices.map(|index| kvm_msr_entry { index, ..Default::default() }))?;
+    fd.get_msrs(&mut msrs).map_err(Error::call("KVM_GET_MSRS"))?;
+    let mut values = [0; N];
+    for (value, msr) in values.iter_mut().zip(msrs.as_slice()) {
+        *value = msr.data;
+    }
+    Ok(values)
+}
+
 /// Sets one MSR.
 pub(in crate::kvm) fn write(fd: &VcpuFd, index: u32, value: u64) -> Result<(), Error> {
     let written = fd.set_msrs(&one(index, value)?).map_err(Error::call("KVM_SET_MSRS"))?;

@@ -82,6 +82,12 @@ pub(in crate::kvm) fn flat_data(selector: u16) -> kvm_segment {
     kvm_segment { limit: 0xffff_ffff, selector, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Default::default() }
 }
 
+/// The code and stack segments that SYSCALL loads for bits 47:32 of IA32_STAR (SDM vol. 2, "SYSCALL").
+pub(in crate::kvm) fn syscall_segments(star: u16) -> (kvm_segment, kvm_segment) {
+    let flat = flat_data(star.wrapping_add(8));
+    (kvm_segment { selector: star & 0xfffc, type_: 11, db: 0, l: 1, ..flat }, flat)
+}
+
 /// Sets flat 4 GiB segments, protected mode, no paging. With a GDT (address, limit) the segments are those at its
 /// selectors 0x10 and 0x18. Without one, the guest must load its own GDT before it can load a segment.
 pub(super) fn make_flat_32bit(system: &mut kvm_sregs, gdt: Option<(u64, u16)>) {

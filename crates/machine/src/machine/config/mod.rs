@@ -3,8 +3,12 @@
 pub mod first_vm_probe;
 pub mod host_fingerprint;
 pub mod source;
+pub mod user_syscall;
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use vmtime::Khz;
@@ -12,6 +16,7 @@ use vmtime::Khz;
 use self::{
     host_fingerprint::{FactsState, HostFingerprint},
     source::SourceChoice,
+    user_syscall::UserSyscallProbe,
 };
 use super::error::RunError;
 use crate::{
@@ -120,7 +125,7 @@ pub const SPIN_LIMIT: Duration = Duration::from_secs(10);
 /// The host: `/dev/kvm`, and the results of probes, each of which runs at most once.
 pub struct HostEnvironment {
     /// `/dev/kvm`.
-    pub host: Host,
+    pub host: Arc<Host>,
     /// The host's clock.
     pub clock: HostClock,
     /// How long a vCPU's thread may poll for a deadline that is near, instead of sleeping: see `--poll-ns`.
@@ -135,6 +140,8 @@ pub struct HostEnvironment {
     supported: OnceLock<Vec<Leaf>>,
     /// MSRs with state.
     msrs: OnceLock<Vec<u32>>,
+    /// What KVM does with SYSCALL in user mode.
+    pub user_syscall: Arc<UserSyscallProbe>,
     /// How single-stepping works.
     step: OnceLock<Step>,
     /// The features among those leaves, from a snapshot of this same boot.
@@ -154,7 +161,9 @@ impl HostEnvironment {
         let khz = host.tsc_khz()?;
         let khz = Khz::new(u64::from(khz)).map_err(|_| RunError::HostTsc(khz))?;
         let clock = taken_for(HostClock::new(read_tsc, khz))?;
+        let host = Arc::new(host);
         Ok(Self {
+            user_syscall: Arc::new(UserSyscallProbe::new(Arc::clone(&host))),
             host,
             clock,
             poll: POLL,

@@ -28,10 +28,12 @@ pub(crate) enum Assist {
     Rdtscp,
     /// FWAIT.
     Fwait,
+    /// SYSCALL in user mode.
+    Syscall,
 }
 
 impl Assist {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Nop,
         Self::Int3,
         Self::Ac,
@@ -42,6 +44,7 @@ impl Assist {
         Self::Xgetbv,
         Self::Rdtscp,
         Self::Fwait,
+        Self::Syscall,
     ];
 
     /// Its name in results.
@@ -57,6 +60,7 @@ impl Assist {
             Self::Xgetbv => "xgetbv",
             Self::Rdtscp => "rdtscp",
             Self::Fwait => "fwait",
+            Self::Syscall => "syscall",
         }
     }
 }

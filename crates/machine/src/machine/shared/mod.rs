@@ -29,7 +29,7 @@ use self::{host_stop::Gap, vcpu_shared::rank};
 use super::{
     audit::{ClockReading, Converts, Handled, TickAudit},
     clock::Clock,
-    config::LapicKind,
+    config::{LapicKind, user_syscall::UserSyscallProbe},
     cpu_index::CpuIndex,
     instant::HostInstant,
     lock::{Guard, Ranked},
@@ -98,6 +98,8 @@ pub struct Shared {
     pub(crate) costs: Counters,
     /// Instructions that were performed because KVM cannot.
     pub(crate) assists: Assists,
+    /// What this host's KVM does with SYSCALL in user mode.
+    pub(crate) user_syscall: Arc<UserSyscallProbe>,
 }
 
 impl Shared {

@@ -51,8 +51,7 @@ pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, C
         _ => None,
     };
     let mut access = VcpuBus::new(&mut cpu.local, shared);
-    let exit = cpu.vcpu.step(&mut access, breakpoint)?;
-    let exit = assist::stepped(&mut cpu.vcpu, shared, &mut access, exit)?;
+    let exit = assist::step(&mut cpu.vcpu, shared, &mut access, breakpoint)?;
     let changed = access.changed;
     Ok((debug_if_arrived(cpu, exit, |rip| rip != registers.rip), changed))
 }

@@ -161,7 +161,6 @@ pub(crate) fn step(
             None => single_step::one_instruction(cpu, shared)?,
         },
         _ => {
-            cpu.vcpu.stop_stepping()?;
             if entry == Injection::Masked && mode == TimeMode::Real {
                 wake_timer.set_for_retry(shared);
             }

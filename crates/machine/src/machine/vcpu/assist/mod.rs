@@ -16,6 +16,7 @@
 mod instruction;
 mod integer;
 mod operand;
+mod syscall;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -59,26 +60,40 @@ impl From<kvm::Error> for Stop {
     }
 }
 
-/// As [`Vcpu::run`], but goes on after instructions that could be performed.
+/// As [`Vcpu::run`], but without stepping, and goes on after instructions that could be performed.
 ///
 /// A kick ends it as it ends one KVM_RUN: it sets `immediate_exit`, so that the next KVM_RUN returns at once.
 pub(crate) fn run(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus) -> Result<Exit, RunError> {
     loop {
-        let exit = vcpu.run(bus)?;
-        match assist(vcpu, shared, bus, exit)? {
-            None => return Ok(exit),
-            Some(exit) => {
-                vcpu.stop_stepping()?;
-                if exit != Exit::Debug {
-                    return Ok(exit);
-                }
-            }
+        syscall::watch(vcpu, shared)?;
+        vcpu.stop_stepping()?;
+        let mut exit = vcpu.run(bus)?;
+        if exit == Exit::Debug && !syscall::finish(vcpu, shared)? {
+            exit = syscall::pass(vcpu, shared, bus)?;
+        }
+        let exit = stepped(vcpu, shared, bus, exit)?;
+        if exit != Exit::Debug {
+            return Ok(exit);
         }
     }
 }
 
-/// The exit of a single step: [`Exit::Debug`] if it was over an instruction that could be performed.
-pub(crate) fn stepped(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> Result<Exit, RunError> {
+/// As [`Vcpu::step`], also over an instruction that could be performed.
+pub(crate) fn step(
+    vcpu: &mut Vcpu,
+    shared: &Shared,
+    bus: &mut impl Bus,
+    breakpoint: Option<u64>,
+) -> Result<Exit, RunError> {
+    syscall::watch_but_here(vcpu, shared)?;
+    let exit = vcpu.step(bus, breakpoint)?;
+    stepped(vcpu, shared, bus, exit)
+}
+
+/// What `exit` is to the caller: [`Exit::Debug`] if it was over an instruction that could be performed.
+fn stepped(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> Result<Exit, RunError> {
+    // Also after a kick: the guest must not be saved in between.
+    syscall::finish(vcpu, shared)?;
     Ok(assist(vcpu, shared, bus, exit)?.unwrap_or(exit))
 }
 

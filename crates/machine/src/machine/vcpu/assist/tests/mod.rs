@@ -3,6 +3,7 @@
 mod integer;
 mod operand;
 mod perform;
+mod syscall;
 mod walk;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
