@@ -17,6 +17,7 @@ pub mod raw;
 mod skips;
 pub mod state_file;
 mod trace;
+pub mod two_cpus;
 
 pub use binary::{example, guest, vmm};
 pub use browser::{Browser, Loaded, number};

@@ -2,6 +2,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod ioapic;
 pub mod lapic;
 pub mod msr;
 pub mod ns_deadline;

@@ -1,10 +1,11 @@
-//! The devices: a serial console, a PC's interrupt controllers and interval timer, and two ports with which a guest
-//! ends the machine.
+//! The devices: a serial console, a PC's interrupt controllers and interval timer, and ports with which a guest ends the
+//! machine.
 //!
 //! They are everything that a guest can access besides RAM and its LAPIC. Other addresses read as all ones, as on a
 //! PC's bus, and writes to them are ignored. Devices do not depend on KVM, and time is an argument.
 
 mod exit;
+mod ioapic;
 mod pic;
 mod pit;
 mod pm;
@@ -15,15 +16,20 @@ use std::io::Write;
 use guest_abi::ports;
 
 pub use exit::GuestExit;
+pub use ioapic::{Ioapic, IoapicState};
 pub use pic::{ChipState, Expects, Pic, PicState};
 pub use pit::{AccessMode, ChannelState, Counting, Pit, PitState};
 pub use serial::{Console, SerialState};
 
+use vlapic::{Destination, Ipi};
 use vmtime::VmTime;
 
 /// The timer's input of the 8259 pair, and that of the serial port.
 const TIMER_IRQ: u8 = 0;
 const SERIAL_IRQ: u8 = 4;
+/// Their pins of the I/O APIC. In a PC the timer's is another one than its IRQ; the MADT says so.
+const TIMER_PIN: u8 = guest_abi::ioapic::TIMER_PIN;
+const SERIAL_PIN: u8 = SERIAL_IRQ;
 
 /// One instant, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -34,19 +40,29 @@ pub struct Instant {
     pub reference: VmTime,
 }
 
-/// The devices on the port bus.
+/// The devices.
 pub struct Devices {
     console: Console,
     pic: Pic,
+    ioapic: Ioapic,
     pit: Pit,
     exit: Option<GuestExit>,
 }
+
+/// The state of the devices for a snapshot: of the serial port, the 8259 pair, the I/O APIC and the timer.
+pub type SavedDevices = (SerialState, PicState, IoapicState, PitState);
 
 impl Devices {
     /// Fresh devices; the console writes to `out`.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>) -> Self {
-        Self { console: Console::new(out), pic: Pic::default(), pit: Pit::default(), exit: None }
+        Self {
+            console: Console::new(out),
+            pic: Pic::default(),
+            ioapic: Ioapic::default(),
+            pit: Pit::default(),
+            exit: None,
+        }
     }
 
     /// The same with interrupt controllers and timer as a PC's firmware leaves them at `now`.
@@ -73,6 +89,7 @@ impl Devices {
             }
         } else if let (Some(offset), [value]) = (Console::offset(port), &mut *data) {
             *value = self.console.read(offset);
+            self.sense_console();
         } else if port == ports::PM_TIMER {
             pm::read(data, reference);
         } else if pm::owns_pm1(port) {
@@ -109,19 +126,43 @@ impl Devices {
         false
     }
 
-    /// Whether `port` is one of the interrupt controllers' or the timer's: any access can change the results of
-    /// [`Self::interrupts`] and [`Self::next_interrupt`].
+    /// A guest reads `data.len()` bytes of memory that is not RAM.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        if Ioapic::owns(address) {
+            self.ioapic.read(address, data);
+        } else {
+            data.fill(0xff);
+        }
+    }
+
+    /// A guest writes `data` to memory that is not RAM. Returns whether that can have changed the result of
+    /// [`Self::next_message`].
+    pub fn mmio_write(&mut self, address: u64, data: &[u8], now: VmTime) -> bool {
+        let owned = Ioapic::owns(address);
+        if owned {
+            self.advance(now);
+            // The write may make the entry level-triggered.
+            self.ioapic.set_line(TIMER_PIN, self.pit.output(now));
+            self.ioapic.write(address, data);
+        }
+        owned
+    }
+
+    /// Whether `port` is one of the 8259 pair's or the timer's: any access can change the results of
+    /// [`Self::interrupts`], [`Self::next_interrupt`] and [`Self::next_message`].
     #[must_use]
     pub fn is_of_controllers(port: u16) -> bool {
         Pic::owns(port) || Pit::owns(port)
     }
 
-    /// Passes an edge of the serial port's interrupt line on, and returns whether there was one.
+    /// Passes the serial port's interrupt line on, and returns whether it has risen.
     fn sense_console(&mut self) -> bool {
         let edge = self.console.take_edge();
         if edge {
             self.pic.edge(SERIAL_IRQ);
+            self.ioapic.edge(SERIAL_PIN);
         }
+        self.ioapic.set_line(SERIAL_PIN, self.console.interrupts());
         edge
     }
 
@@ -129,6 +170,10 @@ impl Devices {
     pub fn advance(&mut self, now: VmTime) {
         if self.pit.take_edge(now) {
             self.pic.edge(TIMER_IRQ);
+            self.ioapic.edge(TIMER_PIN);
+        }
+        if self.ioapic.is_level(TIMER_PIN) {
+            self.ioapic.set_line(TIMER_PIN, self.pit.output(now));
         }
     }
 
@@ -142,6 +187,33 @@ impl Devices {
     #[must_use]
     pub fn next_interrupt(&self) -> Option<VmTime> {
         self.pit.next_edge().filter(|_| self.pic.would_request(TIMER_IRQ))
+    }
+
+    /// Whether the I/O APIC has a message to send.
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.ioapic.has_message()
+    }
+
+    /// Takes the I/O APIC's next message to the local APICs, and the pin that it is from.
+    pub fn take_message(&mut self) -> Option<(u8, Ipi)> {
+        self.ioapic.take_message()
+    }
+
+    /// No local APIC accepted the last message from `pin`.
+    pub fn not_accepted(&mut self, pin: u8) {
+        self.ioapic.not_accepted(pin);
+    }
+
+    /// A local APIC has ended the level-triggered interrupt `vector`.
+    pub fn end_of_interrupt(&mut self, vector: u8) {
+        self.ioapic.end_of_interrupt(vector);
+    }
+
+    /// When the timer will next make the I/O APIC send a message, and which CPUs that is for; none if it will not.
+    #[must_use]
+    pub fn next_message(&self) -> Option<(VmTime, Destination)> {
+        Some((self.pit.next_edge()?, self.ioapic.would_send(TIMER_PIN)?))
     }
 
     /// Acknowledges the 8259 pair's interrupt for the first CPU, and returns its vector.
@@ -161,24 +233,26 @@ impl Devices {
         self.exit.take()
     }
 
-    /// The state of the serial port, the interrupt controllers and the timer, for a snapshot.
+    /// Their state, for a snapshot.
     #[must_use]
-    pub fn state(&self) -> (SerialState, PicState, PitState) {
+    pub fn state(&self) -> SavedDevices {
         // An exit request has ended the machine, so that there is none to save.
-        let Self { console, pic, pit, exit: _ } = self;
-        (console.state(), pic.state(), pit.state())
+        let Self { console, pic, ioapic, pit, exit: _ } = self;
+        (console.state(), pic.state(), ioapic.state(), pit.state())
     }
 
     /// Devices with a saved state; `None` if they cannot have that state.
     #[must_use]
-    pub fn from_state(
-        serial: &SerialState,
-        pic: &PicState,
-        pit: &PitState,
-        out: Box<dyn Write + Send>,
-    ) -> Option<Self> {
-        let (pic, pit) = (Pic::from_state(pic)?, Pit::from_state(pit)?);
-        Some(Self { console: Console::from_state(serial, out)?, pic, pit, exit: None })
+    pub fn from_state((serial, pic, ioapic, pit): &SavedDevices, out: Box<dyn Write + Send>) -> Option<Self> {
+        let mut devices = Self {
+            console: Console::from_state(serial, out)?,
+            pic: Pic::from_state(pic)?,
+            ioapic: Ioapic::from_state(ioapic)?,
+            pit: Pit::from_state(pit)?,
+            exit: None,
+        };
+        devices.ioapic.set_line(SERIAL_PIN, devices.console.interrupts());
+        Some(devices)
     }
 
     /// Returns the console's output, for the devices that replace these.
@@ -229,16 +303,14 @@ mod tests {
         devices.port_out(enable, &[1], VmTime(0));
         assert!(!devices.interrupts());
         assert_eq!(devices.type_in(b"y"), 1);
-        let (serial, pic, pit) = devices.state();
-        let mut restored = Devices::from_state(&serial, &pic, &pit, Box::new(std::io::sink())).unwrap();
+        let mut restored = Devices::from_state(&devices.state(), Box::new(std::io::sink())).unwrap();
         assert!(restored.interrupts());
         assert_eq!(restored.acknowledge(), 12);
         // The scratch register: whatever the restore itself has raised would be passed on.
         restored.port_out(data + 7, &[0], VmTime(0));
         restored.port_out(0x20, &[0x20], VmTime(0));
         assert!(!restored.interrupts());
-        let (serial, pic, pit) = restored.state();
-        let mut again = Devices::from_state(&serial, &pic, &pit, Box::new(std::io::sink())).unwrap();
+        let mut again = Devices::from_state(&restored.state(), Box::new(std::io::sink())).unwrap();
         again.port_out(data + 7, &[0], VmTime(0));
         assert!(!again.interrupts(), "acknowledged, although its cause was not read");
     }

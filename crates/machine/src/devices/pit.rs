@@ -140,7 +140,8 @@ impl Pit {
     /// Whether channel 0's output rose since the last call. Several edges count as one, as in the 8259.
     pub fn take_edge(&mut self, now: VmTime) -> bool {
         let [channel, ..] = &mut self.channels;
-        channel.take_edge(ticks(now))
+        // Most guests do not use it, and this is called often.
+        channel.next_edge().is_some() && channel.take_edge(ticks(now))
     }
 
     /// When channel 0's output rises next.
@@ -148,6 +149,13 @@ impl Pit {
     pub fn next_edge(&self) -> Option<VmTime> {
         let [channel, ..] = &self.channels;
         channel.next_edge().and_then(instant)
+    }
+
+    /// Whether channel 0's output is high.
+    #[must_use]
+    pub fn output(&self, now: VmTime) -> bool {
+        let [channel, ..] = &self.channels;
+        channel.output(ticks(now))
     }
 
     /// For a snapshot.

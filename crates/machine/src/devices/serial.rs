@@ -13,6 +13,9 @@ use guest_abi::ports;
 use serde::{Deserialize, Serialize};
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 
+/// IIR bit 0: no interrupt is pending.
+const IIR_NONE: u8 = 1;
+
 /// The interrupt line: whether it has risen since that was last asked.
 #[derive(Clone, Default)]
 struct Line(Arc<AtomicBool>);
@@ -81,6 +84,11 @@ impl Console {
     /// Whether the interrupt line has risen since the last call. It rises only if the guest has enabled interrupts.
     pub(super) fn take_edge(&self) -> bool {
         self.line.0.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether the interrupt line is high: an interrupt that the guest has enabled was not read from IIR yet.
+    pub(super) fn interrupts(&self) -> bool {
+        self.serial.state().interrupt_identification & IIR_NONE == 0
     }
 
     pub(super) fn type_in(&mut self, bytes: &[u8]) -> usize {

@@ -37,8 +37,8 @@ impl Machine {
             clock: clock.state(moment),
             cpus,
             devices: {
-                let (serial, pic, pit) = self.shared.devices.lock().state();
-                DevicesState { serial, pic, pit, wall: self.shared.wall.lock().state() }
+                let (serial, pic, ioapic, pit) = self.shared.devices.lock().state();
+                DevicesState { serial, pic, pit, ioapic, wall: self.shared.wall.lock().state() }
             },
             sites: self.all_sites.alive(&self.shared.memory).state(),
             audit,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     boot::{sites::SiteState, unlisted::UnlistedState},
-    devices::{PicState, PitState, SerialState},
+    devices::{IoapicState, PicState, PitState, SerialState},
     kvm::state::{LapicPage, MpState, VcpuState},
     x86::Leaf,
 };
@@ -207,6 +207,13 @@ pub struct DevicesState {
     pub pic: PicState,
     /// The 8254.
     pub pit: PitState,
+    /// The I/O APIC, if it is not as after reset.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ioapic: IoapicState,
     /// The wall-clock registration.
     pub wall: WallState,
+}
+
+fn is_default(state: &IoapicState) -> bool {
+    *state == IoapicState::default()
 }

@@ -24,7 +24,7 @@ use super::{
     vcpu::{Cpu, Local},
 };
 use crate::{
-    devices::{Devices, PicState, PitState, SerialState},
+    devices::{Devices, SavedDevices},
     kvm::Running,
 };
 
@@ -37,7 +37,7 @@ pub(crate) struct Checkpoint {
     vcpus: Vec<SharedContents>,
     round_robin: RoundRobin,
     clock: Clock,
-    devices: (SerialState, PicState, PitState),
+    devices: SavedDevices,
     wall: WallRegistration,
     audit: TickAuditState,
     tsc_stable: bool,
@@ -92,8 +92,7 @@ impl Machine {
         self.shared.clock.lock().clone_from(clock);
         let mut devices = self.shared.devices.lock();
         let output = mem::replace(&mut *devices, Devices::new(Box::new(std::io::sink()))).into_output();
-        let (serial, pic, pit) = saved;
-        *devices = Devices::from_state(serial, pic, pit, output)
+        *devices = Devices::from_state(saved, output)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
         drop(devices);
         self.shared.wall.lock().clone_from(wall);

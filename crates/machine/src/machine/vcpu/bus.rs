@@ -11,12 +11,11 @@ use guest_abi::{
 use vlapic::{Effects, LocalApic};
 use vmtime::{GuestTsc, Now, TscAdjust};
 
-use super::{Local, ipi};
+use super::{Local, ioapic, ipi};
 use crate::{
     devices::{Devices, Instant},
     kvm::{Bus, GpFault},
     machine::{
-        cpu_index::CpuIndex,
         record::trace::Event,
         shared::{Ram, Shared},
     },
@@ -69,7 +68,9 @@ impl<'a> VcpuBus<'a> {
 
     fn apply(&mut self, effects: Effects) {
         self.changed.apic_base |= effects.base_changed;
-        // `effects.eoi` is for I/O APICs, and there is none.
+        if let Some(vector) = effects.eoi {
+            ioapic::end_of_interrupt(self.shared, self.local, vector);
+        }
         if let Some(ipi) = effects.ipi {
             ipi::send(self.shared, self.local, ipi);
         }
@@ -78,13 +79,12 @@ impl<'a> VcpuBus<'a> {
         }
     }
 
-    /// After an access that may have changed the output of the 8259 pair: makes the first CPU, whose LINT0 it drives,
-    /// sample it again.
-    fn ring_first_cpu(&self) {
-        if self.local.index != CpuIndex::FIRST
-            && let Some(vcpu_shared) = self.shared.vcpus.first()
-        {
-            vcpu_shared.doorbell.ring();
+    /// After an access of the devices: sends what it made the I/O APIC send. If it `may_interrupt`, it can have changed
+    /// the output of the 8259 pair, or when the 8254 interrupts.
+    fn after_device(&self, may_interrupt: bool) {
+        ioapic::send(self.shared, self.local);
+        if may_interrupt {
+            ioapic::ring_waiting(self.shared, self.local);
         }
     }
 
@@ -234,18 +234,14 @@ impl Bus for VcpuBus<'_> {
         let now = self.operation();
         let reference = self.shared.clock.lock().reference_time(now.base);
         self.shared.devices.lock().port_in(port, data, Instant { vm: now.vm, reference });
-        if Devices::is_of_controllers(port) {
-            self.ring_first_cpu();
-        }
+        self.after_device(Devices::is_of_controllers(port));
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
         let requested = self.shared.devices.lock().port_out(port, data, now.vm);
-        if requested || Devices::is_of_controllers(port) {
-            self.ring_first_cpu();
-        }
+        self.after_device(requested || Devices::is_of_controllers(port));
         self.trace(now, &Event::PortOut { port, data });
     }
 
@@ -253,7 +249,7 @@ impl Bus for VcpuBus<'_> {
         let now = self.operation();
         match self.apic_offset(address) {
             Some(offset) => self.local.apic.mmio_read(offset, data, now),
-            None => data.fill(0xff),
+            None => self.shared.devices.lock().mmio_read(address, data),
         }
         self.trace(now, &Event::MmioRead { address, data });
     }
@@ -263,6 +259,10 @@ impl Bus for VcpuBus<'_> {
         if let Some(offset) = self.apic_offset(address) {
             let effects = self.local.apic.mmio_write(offset, data, now);
             self.apply(effects);
+        } else {
+            ioapic::send_due(self.shared, self.local, now);
+            let may_interrupt = self.shared.devices.lock().mmio_write(address, data, now.vm);
+            self.after_device(may_interrupt);
         }
         self.trace(now, &Event::MmioWrite { address, data });
     }

@@ -26,26 +26,34 @@ pub(crate) fn publish_route(shared: &Shared, local: &Local) {
 pub(crate) fn send(shared: &Shared, local: &Local, ipi: Ipi) {
     publish_route(shared, local);
     let own = local.index.place();
+    let _ = post(shared, ipi, own, Some(own));
+}
+
+/// Puts `ipi` into the inboxes of the vCPUs that it is for. `running` is the vCPU whose thread this is, which reads its
+/// inbox before it enters the guest again; `sender` the one whose LAPIC sent it, if one did. Returns whether one of
+/// them takes vectors.
+pub(super) fn post(shared: &Shared, ipi: Ipi, running: usize, sender: Option<usize>) -> bool {
     let route = |vcpu_shared: &VcpuShared| -> Option<Route> { *vcpu_shared.route.lock() };
     let mut targets: Vec<(usize, Route)> = shared
         .vcpus
         .iter()
         .enumerate()
         .filter_map(|(index, vcpu_shared)| Some((index, route(vcpu_shared)?)))
-        .filter(|(index, route)| route.addressed_by(ipi.destination, *index == own))
+        .filter(|(index, route)| route.addressed_by(ipi.destination, Some(*index) == sender))
         .collect();
     if ipi.mode == DeliveryMode::LowestPriority {
         let chosen = lowest_priority(targets.iter().copied());
         targets.retain(|(index, _)| Some(*index) == chosen);
     }
+    let accepted = targets.iter().any(|(_, route)| route.enabled);
     for (index, _) in targets {
         let Some(vcpu_shared) = shared.vcpus.get(index) else { continue };
         vcpu_shared.inbox.lock().post(&ipi);
-        // The sender reads its own inbox before it enters the guest again.
-        if index != own {
+        if index != running {
             vcpu_shared.doorbell.ring();
         }
     }
+    accepted
 }
 
 /// Takes all messages from `cpu`'s inbox and carries them out.

@@ -4,21 +4,17 @@
 //! idle, the next edge of the 8254 wakes it as its LAPIC's timer does.
 
 use vlapic::LocalSource;
-use vmtime::{GuestTsc, Now};
+use vmtime::GuestTsc;
 
 use super::{Cpu, Local, ipi};
 use crate::machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
 
-/// Sets LINT0 of `cpu`, if it is the first, to the level of the line at `now`.
-pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
+/// Sets LINT0 of `cpu`, if it is the first, to the level of the line. The devices must have been advanced.
+pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
     if cpu.local.index != CpuIndex::FIRST {
         return Ok(());
     }
-    let level = {
-        let mut devices = shared.devices.lock();
-        devices.advance(now.vm);
-        devices.interrupts()
-    };
+    let level = shared.devices.lock().interrupts();
     let delivery = cpu.local.apic.local(LocalSource::Lint0, level);
     ipi::carry_out(cpu, shared, delivery)
 }

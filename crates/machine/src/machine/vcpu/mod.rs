@@ -4,6 +4,7 @@ pub(crate) mod assist;
 pub mod bus;
 pub mod disassembly;
 pub(crate) mod gate;
+pub(crate) mod ioapic;
 pub mod ipi;
 pub mod lint0;
 pub mod next_due;

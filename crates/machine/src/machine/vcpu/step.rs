@@ -7,7 +7,7 @@ use vmtime::{GuestTsc, Now};
 use super::{
     Cpu, Local, Phase, assist,
     bus::{Changed, VcpuBus},
-    disassembly, ipi, lint0, next_due, single_step,
+    disassembly, ioapic, ipi, lint0, next_due, single_step,
 };
 use crate::{
     kvm::{self, EMULATION_FAILED, Exit, Vcpu},
@@ -102,7 +102,8 @@ pub(crate) fn step(
         cpu.local.advance(&clock, now);
         (now, clock.tsc_at(host), clock.mode(), host)
     };
-    lint0::sample(cpu, shared, now)?;
+    ioapic::advance(cpu, shared, now)?;
+    lint0::sample(cpu, shared)?;
     if stop.is_some_and(|stop| base >= stop) {
         return Ok(Stepped::Stop(StopReason::Reached));
     }

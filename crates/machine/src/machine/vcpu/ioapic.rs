@@ -1,0 +1,70 @@
+//! From the I/O APIC to the LAPICs.
+//!
+//! What it sends goes into the vCPUs' inboxes, as what LAPICs send each other. A vCPU that has made it send something
+//! (by an access, or because it found the 8254 due) takes the messages from it and posts them.
+//!
+//! The vCPUs that the 8254's interrupt is for wait for its next edge as for their own timers: the first that finds it
+//! due sends it.
+
+use vmtime::{GuestTsc, Now};
+
+use super::{Cpu, Local, ipi};
+use crate::machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
+
+/// Advances the devices to `now`, and sends and takes what that makes the I/O APIC send.
+pub(crate) fn advance(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
+    if send_due(shared, &cpu.local, now) { ipi::receive(cpu, shared) } else { Ok(()) }
+}
+
+/// Advances the devices to `now`, and sends what that makes the I/O APIC send. Returns whether there was something;
+/// `local` is of the vCPU whose thread this is.
+pub(crate) fn send_due(shared: &Shared, local: &Local, now: Now) -> bool {
+    let has_message = {
+        let mut devices = shared.devices.lock();
+        devices.advance(now.vm);
+        devices.has_message()
+    };
+    if has_message {
+        send(shared, local);
+    }
+    has_message
+}
+
+/// Sends all that the I/O APIC has to send; `local` is of the vCPU whose thread this is.
+pub(crate) fn send(shared: &Shared, local: &Local) {
+    loop {
+        // The lock is free again while the message is posted: inboxes come after devices.
+        let message = shared.devices.lock().take_message();
+        let Some((pin, message)) = message else { return };
+        if !ipi::post(shared, message, local.index.place(), None) {
+            shared.devices.lock().not_accepted(pin);
+        }
+    }
+}
+
+/// `local` has ended the level-triggered interrupt `vector`.
+pub(crate) fn end_of_interrupt(shared: &Shared, local: &Local, vector: u8) {
+    shared.devices.lock().end_of_interrupt(vector);
+    send(shared, local);
+}
+
+/// The base TSC at which the 8254 next interrupts this CPU through the I/O APIC; none if it will not.
+pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
+    let (at, destination) = shared.devices.lock().next_message()?;
+    local.apic.addressed_by(destination, false).then(|| clock.least_tsc(at)).flatten()
+}
+
+/// After an access by `local` that may have changed when the 8254 next interrupts, or whom: makes the other vCPUs that
+/// wait for it look again. The first is one of them, because LINT0 is its.
+pub(crate) fn ring_waiting(shared: &Shared, local: &Local) {
+    let destination = shared.devices.lock().next_message().map(|(_, destination)| destination);
+    for (index, vcpu_shared) in CpuIndex::all().zip(&shared.vcpus) {
+        let addressed = || {
+            let route = *vcpu_shared.route.lock();
+            destination.zip(route).is_some_and(|(destination, route)| route.addressed_by(destination, false))
+        };
+        if index != local.index && (index == CpuIndex::FIRST || addressed()) {
+            vcpu_shared.doorbell.ring();
+        }
+    }
+}
