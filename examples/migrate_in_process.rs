@@ -29,6 +29,7 @@ fn main() -> anyhow::Result<()> {
         x2apic: true,
         pv_eoi: true,
         vmclock: false,
+        acpi: machine::AcpiTables::Auto,
     };
     let outputs = Outputs::new(Box::new(io::stdout()), None); // the guest's console, and no trace
     let mut machine = Machine::boot(&env, &image, &options, outputs)?;

@@ -32,6 +32,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
         x2apic: true,
         pv_eoi: true,
         vmclock: false,
+        acpi: machine::AcpiTables::Auto,
     };
     let outputs = Outputs::new(Box::new(io::sink()), None);
     let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");

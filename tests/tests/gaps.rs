@@ -38,6 +38,7 @@ fn a_pause_after_a_stop_begins_with_the_stop() {
             x2apic: true,
             pv_eoi: false,
             vmclock: false,
+            acpi: machine::AcpiTables::Auto,
         };
         let outputs = Outputs::new(Box::new(io::sink()), None);
         let mut machine = Machine::boot(&env, &image, &options, outputs).expect("a machine");

@@ -174,7 +174,7 @@ fn an_image_in_the_place_of_the_page_is_refused() {
     for load in [0xd_0000, 0xe_0000] {
         let image = raw::multiboot_with(0x1_0003, [load, load, 0, 0, load + 0x20], &raw::SUCCESS);
         std::fs::write(lab.path("image"), image).expect("a file");
-        lab.run("--guest image --vmclock off").expect(0);
+        lab.run("--guest image --vmclock off --acpi off").expect(0);
         lab.run("--guest image --vmclock on").refused(2, &["image", "0xd0000", "--vmclock off"]);
     }
     lab.run("sweep --inject vmclock-kept").refused(2, &["vmclock-kept", "--vmclock on"]);

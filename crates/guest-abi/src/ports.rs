@@ -4,8 +4,11 @@
 pub const SERIAL: u16 = 0x3f8;
 /// The ACPI PM1 event registers, 4 bytes: status and enable. Nothing is ever signalled there.
 pub const PM1_EVENT: u16 = 0x600;
-/// The ACPI PM1 control register, 2 bytes: the machine is in ACPI mode, and has no sleep state.
+/// The ACPI PM1 control register, 2 bytes: the machine is in ACPI mode. Its one sleep state is off (S5): writing
+/// [`SLEEP_TYPE_OFF`] in bits 12:10 (SLP_TYP) and bit 13 (SLP_EN) ends the machine.
 pub const PM1_CONTROL: u16 = 0x604;
+/// SLP_TYP of S5.
+pub const SLEEP_TYPE_OFF: u8 = 5;
 /// The ACPI power management timer: a read of 32 bits gives its count, in the low [`PM_TIMER_BITS`] bits. A guest
 /// without ACPI tables finds it by this number, which is QEMU's and Cloud Hypervisor's, too.
 pub const PM_TIMER: u16 = 0x608;

@@ -6,7 +6,7 @@
 //! A guest in virtual time, which goes on with a TSC of half the frequency after 505 ms:
 //!
 //! ```no_run
-//! use machine::{BootOptions, HostEnvironment, LapicKind, Machine, Outputs, Policies, TimeMode};
+//! use machine::{AcpiTables, BootOptions, HostEnvironment, LapicKind, Machine, Outputs, Policies, TimeMode};
 //! use machine::{boot::Image, config::source::SourceChoice, sched::mailbox::NoRequests};
 //! use vmtime::{DeadlinePolicy, Khz, VmTime};
 //!
@@ -16,9 +16,9 @@
 //! let (lapic, time, source) = (LapicKind::User, TimeMode::Virtual, SourceChoice::Auto);
 //! let (cmdline, khz) = ("count=100".to_owned(), Some(Khz::new(2_600_000)?));
 //! let (memory, initrd, cpus, seed) = (128 << 20, None, 1, 0);
-//! let (x2apic, pv_eoi, vmclock) = (true, true, false);
+//! let (x2apic, pv_eoi, vmclock, acpi) = (true, true, false, AcpiTables::Auto);
 //! let options =
-//!     BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi, vmclock };
+//!     BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi, vmclock, acpi };
 //! let outputs = Outputs::new(Box::new(std::io::stdout()), None);
 //! let mut machine = Machine::boot(&env, &image, &options, outputs)?;
 //! machine.run(&NoRequests, Some(VmTime(505_000_000)))?;
@@ -53,7 +53,8 @@
 //! - [`host`]: the operating system. Unsafe code is here and in [`kvm`] only.
 //! - [`kvm`]: `/dev/kvm`, probes of what it really does, a vCPU's state.
 //! - [`output`]: the console and the trace, buffered, so that a slow reader does not hold a vCPU.
-//! - [`boot`]: images, their load and entry, CPUID, trap sites. [`devices`]: serial port, 8259, 8254.
+//! - [`boot`]: images, their load and entry, CPUID, trap sites. [`devices`]: serial port, 8259, I/O APIC,
+//!   8254.
 //! - [`machine`]: vCPUs, their LAPICs and the clock; scheduling, tick audit, trace, migration.
 //! - [`snapshot`]: a machine on disk. [`doctor`]: what this host does. [`control`]: HTTP over a Unix socket.
 //! - [`session`]: a machine with console, control socket and signals.
@@ -74,7 +75,9 @@ pub mod x86;
 
 pub use machine::{
     Machine, audit, clock, config,
-    config::{BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, host_fingerprint::HostFingerprint},
+    config::{
+        AcpiTables, BootOptions, EmulatedHost, HostEnvironment, LapicKind, TimeMode, host_fingerprint::HostFingerprint,
+    },
     cpu_index::CpuIndex,
     dirty::SnapshotId,
     error::RunError,

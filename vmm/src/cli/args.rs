@@ -2,14 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use machine::{
-    EmulatedHost, LapicKind, TimeMode,
-    audit::checks::{BadCheck, Checks},
-    config::source::{SourceChoice, TscSource},
-};
-use vmtime::{self, Khz};
+use clap::{Args, Parser, Subcommand};
+use machine::audit::checks::{BadCheck, Checks};
+use vmtime::Khz;
 
+pub use super::choices::{
+    Acpi, ConsoleFull, Deadline, DebugExitStatus, Downtime, EmulateHost, Lapic, OnOff, Time, Tsc, Verify,
+};
 use super::{
     commands::HELP_WIDTH,
     output::{CaseFiles, ReportFile},
@@ -68,10 +67,13 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
     pub pv_eoi: OnOff,
     /// Whether the guest has VMClock: a page from which it computes real time by its TSC. A marker in the page changes
-    /// at every migration, restore and pause. The guest finds the page by CPUID or by ACPI tables, which exist only
-    /// with this flag.
+    /// at every migration, restore and pause. The guest finds the page by CPUID or by ACPI.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "off", requires = "guest")]
     pub vmclock: OnOff,
+    /// Whether the guest has ACPI tables: CPUs, I/O APIC, reset, power-off, VMClock. auto: yes, except a guest with a
+    /// tick ring, as the embedded one, that has no VMClock.
+    #[arg(long, value_enum, value_name = "AUTO|ON|OFF", default_value = "auto", requires = "guest")]
+    pub acpi: Acpi,
     /// The guest's TSC frequency in kHz; the host's by default.
     #[arg(long, value_name = "KHZ", value_parser = khz, requires = "guest")]
     pub tsc_khz: Option<Khz>,
@@ -207,165 +209,6 @@ pub enum SnapshotCommand {
         /// The directory to create.
         out: PathBuf,
     },
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Lapic {
-    /// vmm: every access to them exits.
-    User,
-    /// KVM: the reference to compare with.
-    Kvm,
-}
-
-impl From<Lapic> for LapicKind {
-    fn from(lapic: Lapic) -> Self {
-        match lapic {
-            Lapic::User => Self::User,
-            Lapic::Kvm => Self::Kvm,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Time {
-    /// With the host's clock.
-    Real,
-    /// By a fixed cost per guest operation; a halted guest jumps to its next deadline. Repeatable.
-    Virtual,
-}
-
-impl From<Time> for TimeMode {
-    fn from(time: Time) -> Self {
-        match time {
-            Time::Real => Self::Real,
-            Time::Virtual => Self::Virtual,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Verify {
-    /// First: the guest starts when all of it has been read.
-    Now,
-    /// Each block before its first use, the rest in the background; a snapshot of the VM waits for that.
-    Background,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ConsoleFull {
-    /// The guest's vCPUs stand still until somebody reads.
-    Wait,
-    /// The guest runs on.
-    Drop,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnOff {
-    On,
-    Off,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Tsc {
-    /// The best that works here; says which and why.
-    Auto,
-    /// The host's TSC, unchanged.
-    Host,
-    /// The host's TSC, scaled by KVM, if a probe sees it work.
-    Scaled,
-    /// The VMM answers, at the guest's trap sites.
-    Trapped,
-}
-
-impl From<Tsc> for SourceChoice {
-    fn from(tsc: Tsc) -> Self {
-        match tsc {
-            Tsc::Auto => Self::Auto,
-            Tsc::Host => Self::Fixed(TscSource::Host),
-            Tsc::Scaled => Self::Fixed(TscSource::Scaled),
-            Tsc::Trapped => Self::Fixed(TscSource::Trapped),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Deadline {
-    /// The raw TSC value stays, as every VMM does it today.
-    Keep,
-    /// It fires at the same VM time.
-    Rescale,
-    /// It fires at once; the guest arms it again.
-    Fire,
-}
-
-impl From<Deadline> for vmtime::DeadlinePolicy {
-    fn from(policy: Deadline) -> Self {
-        match policy {
-            Deadline::Keep => Self::Keep,
-            Deadline::Rescale => Self::Rescale,
-            Deadline::Fire => Self::Fire,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Downtime {
-    /// No: VM time stands still.
-    Freeze,
-    /// Yes: VM time advances by it, never back.
-    CatchUp,
-    /// As catch-up, and it is added to the guest's steal time (MSR_KVM_STEAL_TIME), if the guest has registered an
-    /// area.
-    Steal,
-}
-
-impl From<Downtime> for vmtime::DowntimePolicy {
-    fn from(policy: Downtime) -> Self {
-        match policy {
-            Downtime::Freeze => Self::Freeze,
-            Downtime::CatchUp => Self::CatchUp,
-            Downtime::Steal => Self::Steal,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum EmulateHost {
-    /// KVM swallows the write of the TSC deadline: trap sites are patched, or TSC-deadline is hidden.
-    SwallowDeadline,
-    /// A single step over STI also runs the instruction after it: sweeps are refused.
-    CoarseStep,
-    /// The CPU has no XSAVE, and KVM no KVM_CAP_XCRS.
-    NoXsave,
-}
-
-impl EmulateHost {
-    /// As on the command line.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::SwallowDeadline => "swallow-deadline",
-            Self::CoarseStep => "coarse-step",
-            Self::NoXsave => "no-xsave",
-        }
-    }
-}
-
-impl From<EmulateHost> for EmulatedHost {
-    fn from(host: EmulateHost) -> Self {
-        match host {
-            EmulateHost::SwallowDeadline => Self::SwallowDeadline,
-            EmulateHost::CoarseStep => Self::CoarseStep,
-            EmulateHost::NoXsave => Self::NoXsave,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DebugExitStatus {
-    /// 0 for the guest's code 0, else 1.
-    Map,
-    /// (code << 1) | 1.
-    Raw,
 }
 
 fn checks(text: &str) -> Result<Checks, String> {

@@ -101,6 +101,7 @@ fn options(args: &Clock) -> Options {
             x2apic: true,
             pv_eoi: true,
             vmclock: false,
+            acpi: machine::AcpiTables::Auto,
         },
         stops,
         count,

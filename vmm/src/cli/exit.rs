@@ -191,7 +191,7 @@ pub fn code_of_end(end: &End, raw: bool) -> ExitCode {
             // A process's status has eight bits.
             ExitCode::from(u8::try_from((code << 1 | 1) & 0xff).unwrap_or(failed))
         }
-        End::Guest(GuestExit::Debug(0) | GuestExit::Reset) => ExitCode::SUCCESS,
+        End::Guest(GuestExit::Debug(0) | GuestExit::Reset | GuestExit::PowerOff) => ExitCode::SUCCESS,
         _ => failed.into(),
     }
 }
@@ -268,6 +268,7 @@ mod tests {
         let is = |code: u8| format!("{:?}", ExitCode::from(code));
         assert_eq!([code(debug(0), false), code(debug(0), true)], [is(0), is(1)]);
         assert_eq!([code(debug(2), false), code(debug(2), true)], [is(1), is(5)]);
+        assert_eq!(code(End::Guest(GuestExit::PowerOff), true), is(0));
         assert_eq!([code(End::Guest(GuestExit::Reset), true), code(End::AllParked, true)], [is(0), is(1)]);
     }
 }

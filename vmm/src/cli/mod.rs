@@ -1,6 +1,7 @@
 //! Carries out the subcommands.
 
 pub mod args;
+pub mod choices;
 mod clock;
 pub mod clock_args;
 mod closing;

@@ -59,6 +59,7 @@ fn boot(args: &Run, path: &Path, name: &str, files: &mut Files) -> Result<ExitCo
         x2apic: args.x2apic == OnOff::On,
         pv_eoi: args.pv_eoi == OnOff::On,
         vmclock: args.vmclock == OnOff::On,
+        acpi: args.acpi.into(),
     };
     let console = console(&args.session, files);
     let outputs = Outputs::to_outlet(console.clone(), files.trace());

@@ -91,6 +91,7 @@ pub fn options(
             x2apic: true,
             pv_eoi: true,
             vmclock: false,
+            acpi: machine::AcpiTables::Auto,
             lapic: LapicKind::User,
         },
         khz,

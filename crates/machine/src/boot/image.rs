@@ -8,7 +8,8 @@ use object::{
 };
 
 use super::{
-    ImageError, acpi, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites, unlisted::Unlisted,
+    ImageError, acpi::Provided, bzimage, elf::Elf, firmware, multiboot, place::Places, pvh, sites::Sites,
+    unlisted::Unlisted,
 };
 use crate::{host::regular_file::open_regular, mem::ram::GuestRam, x86::EntryState};
 
@@ -177,8 +178,8 @@ impl Image {
         self.ring
     }
 
-    /// Writes the image, its command line and boot data into `memory`. `rsdp` is the address of the ACPI tables, if
-    /// there are any; a Multiboot kernel searches for them.
+    /// Writes the image, its command line and boot data into `memory`, in which `acpi` is already; a Multiboot kernel
+    /// searches for the ACPI tables.
     ///
     /// # Errors
     /// [`ImageError`]; `memory` is then unusable.
@@ -187,8 +188,9 @@ impl Image {
         memory: &GuestRam,
         cmdline: &str,
         initrd: Option<&[u8]>,
-        rsdp: Option<u64>,
+        acpi: &Provided,
     ) -> Result<EntryState, ImageError> {
+        let Provided { rsdp, reserved } = acpi;
         let mut places = Places::new(memory);
         if !matches!(self.kind, Kind::Pvh(_)) {
             // Before the image, whose segments may overwrite it.
@@ -197,15 +199,14 @@ impl Image {
         }
         let file = File { name: &self.name, bytes: &self.bytes };
         let entry = match &self.kind {
-            Kind::Pvh(elf) => pvh::load(file, elf, &mut places, cmdline, (initrd, rsdp)),
+            Kind::Pvh(elf) => pvh::load(file, elf, &mut places, cmdline, (initrd, *rsdp)),
             Kind::Multiboot(header, elf) => multiboot::load(file, header, elf.as_ref(), &mut places, cmdline, initrd),
-            Kind::BzImage => bzimage::load(file, &mut places, cmdline, (initrd, rsdp)),
+            Kind::BzImage => bzimage::load(file, &mut places, cmdline, (initrd, *rsdp)),
         }?;
-        let acpi = u64::from(acpi::VMCLOCK)..u64::from(acpi::END);
-        if rsdp.is_some() && places.image_is_in(&acpi) {
+        if places.image_is_in(reserved) {
             return Err(file.failed(format!(
-                "it is loaded into {:#x} to {:#x}, where a guest with VMClock has that and its ACPI tables; use --vmclock off",
-                acpi.start, acpi.end
+                "it is loaded into {:#x} to {:#x}, where a guest has its ACPI tables and VMClock; use --acpi off --vmclock off",
+                reserved.start, reserved.end
             )));
         }
         self.sites.check(memory).map_err(|source| ImageError::Sites { name: self.name.clone(), source })?;

@@ -7,6 +7,8 @@ pub enum GuestExit {
     Debug(u32),
     /// The keyboard controller's reset.
     Reset,
+    /// ACPI's power-off.
+    PowerOff,
 }
 
 impl GuestExit {

@@ -1,5 +1,5 @@
-//! The devices: a serial console, a PC's interrupt controllers and interval timer, and ports with which a guest ends the
-//! machine.
+//! The devices: a serial console, a PC's interrupt controllers and interval timer, and ports with which a guest ends
+//! the machine.
 //!
 //! They are everything that a guest can access besides RAM and its LAPIC. Other addresses read as all ones, as on a
 //! PC's bus, and writes to them are ignored. Devices do not depend on KVM, and time is an argument.
@@ -114,6 +114,7 @@ impl Devices {
                 }
             }
             (ports::DEBUG_EXIT, data) if !data.is_empty() => self.exit = Some(GuestExit::from_debug_port(data)),
+            (port, data) if pm::powers_off(port, data) => self.exit = Some(GuestExit::PowerOff),
             (ports::I8042_COMMAND, [ports::I8042_RESET]) => self.exit = Some(GuestExit::Reset),
             (port, [value]) => {
                 if let Some(offset) = Console::offset(port) {
@@ -136,12 +137,12 @@ impl Devices {
     }
 
     /// A guest writes `data` to memory that is not RAM. Returns whether that can have changed the result of
-    /// [`Self::next_message`].
+    /// [`Self::next_message`]. Messages from before should have been taken: the write can change the entries by which
+    /// they are sent.
     pub fn mmio_write(&mut self, address: u64, data: &[u8], now: VmTime) -> bool {
         let owned = Ioapic::owns(address);
         if owned {
-            self.advance(now);
-            // The write may make the entry level-triggered.
+            // The write may make the timer's entry level-triggered.
             self.ioapic.set_line(TIMER_PIN, self.pit.output(now));
             self.ioapic.write(address, data);
         }
@@ -263,104 +264,4 @@ impl Devices {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn devices() -> Devices {
-        Devices::new(Box::new(std::io::sink()))
-    }
-
-    fn at(vm: VmTime) -> Instant {
-        Instant { vm, reference: VmTime(0) }
-    }
-
-    // Catches: a PM timer that follows the page, and so a fault in it.
-    #[test]
-    fn the_pm_timer_counts_by_the_reference_clock() {
-        let mut data = [0; 4];
-        let now = Instant { vm: VmTime(77), reference: VmTime(1_000_000_000) };
-        devices().port_in(ports::PM_TIMER, &mut data, now);
-        assert_eq!(u32::from_le_bytes(data), 3_579_545);
-    }
-
-    // Catches: a serial port whose interrupt does not arrive, comes although the guest polls, or comes again after a
-    // restore.
-    #[test]
-    fn the_serial_port_interrupts_if_the_guest_wants_it_to() {
-        let (data, enable, identification) = (ports::SERIAL, ports::SERIAL + 1, ports::SERIAL + 2);
-        let mut devices = devices().after_firmware([8, 0x70], VmTime(0));
-        // Only IRQ 4 is let through.
-        devices.port_out(0x21, &[0xef], VmTime(0));
-        devices.port_out(data, b"x", VmTime(0));
-        assert!(!devices.interrupts(), "it polls");
-        devices.port_out(enable, &[2], VmTime(0));
-        assert!(devices.interrupts(), "the transmitter is empty");
-        assert_eq!(devices.acknowledge(), 12);
-        devices.port_out(0x20, &[0x20], VmTime(0));
-        let mut cause = [0];
-        devices.port_in(identification, &mut cause, at(VmTime(0)));
-        assert_eq!(cause[0] & 0xf, 2);
-        devices.port_out(enable, &[1], VmTime(0));
-        assert!(!devices.interrupts());
-        assert_eq!(devices.type_in(b"y"), 1);
-        let mut restored = Devices::from_state(&devices.state(), Box::new(std::io::sink())).unwrap();
-        assert!(restored.interrupts());
-        assert_eq!(restored.acknowledge(), 12);
-        // The scratch register: whatever the restore itself has raised would be passed on.
-        restored.port_out(data + 7, &[0], VmTime(0));
-        restored.port_out(0x20, &[0x20], VmTime(0));
-        assert!(!restored.interrupts());
-        let mut again = Devices::from_state(&restored.state(), Box::new(std::io::sink())).unwrap();
-        again.port_out(data + 7, &[0], VmTime(0));
-        assert!(!again.interrupts(), "acknowledged, although its cause was not read");
-    }
-
-    #[test]
-    fn debug_exit_takes_any_width() {
-        for (data, code) in [(&[3u8][..], 3), (&[3, 1], 0x103), (&[3, 0, 0, 0], 3)] {
-            let mut devices = devices();
-            devices.port_out(ports::DEBUG_EXIT, data, VmTime(0));
-            assert_eq!(devices.take_exit(), Some(GuestExit::Debug(code)));
-            assert_eq!(devices.take_exit(), None);
-        }
-    }
-
-    #[test]
-    fn the_keyboard_controller_resets_only_on_its_reset_command() {
-        let mut devices = devices();
-        devices.port_out(ports::I8042_COMMAND, &[0xd1], VmTime(0));
-        assert_eq!(devices.take_exit(), None);
-        devices.port_out(ports::I8042_COMMAND, &[ports::I8042_RESET], VmTime(0));
-        assert_eq!(devices.take_exit(), Some(GuestExit::Reset));
-    }
-
-    #[test]
-    fn an_absent_port_reads_all_ones() {
-        let mut data = [0; 4];
-        devices().port_in(0x1234, &mut data, at(VmTime(0)));
-        assert_eq!(data, [0xff; 4]);
-    }
-
-    #[test]
-    fn the_timer_interrupts_through_the_controllers() {
-        let mut devices = devices().after_firmware([8, 0x70], VmTime(0));
-        let first = devices.next_interrupt().unwrap();
-        devices.advance(VmTime(first.0 - 1));
-        assert!(!devices.interrupts());
-        devices.advance(first);
-        assert!(devices.interrupts());
-        assert_eq!(devices.next_interrupt(), None, "one waits already");
-        assert_eq!(devices.acknowledge(), 8);
-        assert!(!devices.interrupts());
-        let second = devices.next_interrupt().unwrap();
-        devices.port_out(0x20, &[0x20], second);
-        assert!(devices.interrupts());
-        // Command and data port of the first chip in one access.
-        devices.port_out(0x20, &[0x20, 0xff], second);
-        assert!(!devices.interrupts());
-        assert_eq!(devices.next_interrupt(), None);
-        let mut data = [0; 2];
-        devices.port_in(0x20, &mut data, at(second));
-        assert_eq!(data, [1, 0xff]);
-    }
-}
+mod tests;

@@ -3,9 +3,9 @@
 //!
 //! The timer counts VM time and needs no set-up. It is there for guests that compare clocks: it is computed from
 //! neither the TSC that they read nor their kvmclock page. It has no interrupt. ACPI tables name it and the other
-//! registers, if there are any (`--vmclock on`).
+//! registers, if there are any (`--acpi`).
 
-use guest_abi::ports::{PM_TIMER_BITS, PM_TIMER_HZ, PM1_CONTROL, PM1_EVENT};
+use guest_abi::ports::{PM_TIMER_BITS, PM_TIMER_HZ, PM1_CONTROL, PM1_EVENT, SLEEP_TYPE_OFF};
 use vmtime::VmTime;
 
 /// GBL_EN, bit 5 of the enable register behind the status register (ACPI 6.5, 4.8.3.1.2). It cannot be cleared: an
@@ -29,6 +29,14 @@ pub(super) fn read_pm1(port: u16, data: &mut [u8]) {
             _ => 0,
         };
     }
+}
+
+/// OUT to the PM1 registers. Returns whether it is the power-off: SLP_EN, bit 13 of the control register, "causes the
+/// system to sequence into the sleeping state associated with the SLP_TYPx fields", bits 12:10. All else is ignored.
+pub(super) fn powers_off(port: u16, data: &[u8]) -> bool {
+    // The byte that has both.
+    let high = (port..).zip(data).find_map(|(port, byte)| (port == PM1_CONTROL + 1).then_some(*byte));
+    high.is_some_and(|high| high & 1 << 5 != 0 && high >> 2 & 7 == SLEEP_TYPE_OFF)
 }
 
 /// IN of the timer's port at `now`: the count, in the low 24 bits of 32. A narrower access reads its low bytes.
@@ -70,6 +78,24 @@ mod tests {
         read_pm1(PM1_CONTROL, &mut data[..2]);
         assert_eq!(data[..2], [1, 0]);
         assert_eq!([0x5ff, 0x600, 0x605, 0x606].map(owns_pm1), [false, true, true, false]);
+    }
+
+    // Catches: a power-off that a guest cannot get, or gets without asking: by another sleep state, or by reading and
+    // writing back.
+    #[test]
+    fn slp_en_with_the_type_of_s5_powers_off() {
+        let off = [0x01, 5 << 2 | 1 << 5];
+        assert!(powers_off(PM1_CONTROL, &off) && powers_off(PM1_CONTROL + 1, &off[1..]));
+        assert!(powers_off(PM1_EVENT, &[0, 0, 0, 0, 1, off[1]]));
+        for (port, data) in [
+            (PM1_CONTROL, &[1, 5 << 2][..]),
+            (PM1_CONTROL, &[1, 4 << 2 | 1 << 5]),
+            (PM1_CONTROL, &[off[1]]),
+            (PM1_EVENT, &off),
+            (PM1_CONTROL + 1, &[]),
+        ] {
+            assert!(!powers_off(port, data), "{port:#x} {data:x?}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
     vcpus::{NewVm, Vcpus, Wanted},
 };
 use crate::{
-    boot::{self, Image, cpuid, sites::Sites, unlisted::Unlisted},
+    boot::{self, Image, acpi::Hardware, cpuid, sites::Sites, unlisted::Unlisted},
     devices::Devices,
     host::clock::HostClock,
     mem::ram::{self, GuestRam},
@@ -61,9 +61,11 @@ impl Machine {
         let host_clock = host_clock(env, options.lapic);
         let wanted = options.khz.unwrap_or(host_clock.khz());
         let memory = Arc::new(ram::allocate(options.memory)?);
-        let rsdp = options.vmclock.then(|| boot::acpi::write(&memory, options.cpus)).transpose();
-        let rsdp = rsdp.map_err(|error| RunError::BadState(format!("the ACPI tables do not fit in RAM: {error}")))?;
-        let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref(), rsdp)?;
+        let BootOptions { cpus, lapic, vmclock, .. } = *options;
+        let hardware = Hardware { cpus, ioapic: lapic == LapicKind::User, vmclock };
+        let acpi = boot::acpi::provide(&memory, hardware, options.acpi.exist(image.ring().is_some(), vmclock));
+        let acpi = acpi.map_err(|error| RunError::BadState(format!("the ACPI tables do not fit in RAM: {error}")))?;
+        let entry = image.load(&memory, &options.cmdline, options.initrd.as_deref(), &acpi)?;
         let clock_for = |chosen: &Chosen| {
             let khz = Clock::new(chosen.source, options.time, host_clock, wanted).achievable_khz(wanted);
             Clock::new(chosen.source, options.time, host_clock, khz)

@@ -97,7 +97,7 @@ impl End {
     #[must_use]
     pub fn message(&self) -> Option<String> {
         match self {
-            Self::Guest(GuestExit::Debug(0) | GuestExit::Reset) => None,
+            Self::Guest(GuestExit::Debug(0) | GuestExit::Reset | GuestExit::PowerOff) => None,
             Self::Guest(GuestExit::Debug(code)) => Some(format!("the guest failed with code {code}")),
             Self::TripleFault { cpu } => Some(format!("cpu {cpu}: the guest's CPU shut down (triple fault)")),
             Self::HaltedForever(At { cpu, address }) => {

@@ -88,6 +88,7 @@ fn options(args: &Sweep) -> Result<Options> {
             x2apic: args.x2apic == OnOff::On,
             pv_eoi: true,
             vmclock: args.vmclock == OnOff::On,
+            acpi: machine::AcpiTables::Auto,
         },
         khz: args.tsc_khz,
         from: args.from.clone(),

@@ -87,8 +87,35 @@ pub struct BootOptions {
     pub x2apic: bool,
     /// False hides paravirtual EOI. KVM's LAPIC never has it here.
     pub pv_eoi: bool,
-    /// Whether the guest has a VMClock page, and ACPI tables by which to find it.
+    /// Whether the guest has a VMClock page.
     pub vmclock: bool,
+    /// Whether the guest has ACPI tables.
+    pub acpi: AcpiTables,
+}
+
+/// Whether a guest has ACPI tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AcpiTables {
+    /// All guests, except those with a tick ring: such a guest is written for this VMM and finds what there is without.
+    /// But those have them too if they have VMClock.
+    #[default]
+    Auto,
+    /// It has.
+    On,
+    /// It has not.
+    Off,
+}
+
+impl AcpiTables {
+    /// Whether a guest with or without a tick ring and VMClock has them.
+    #[must_use]
+    pub const fn exist(self, has_ring: bool, vmclock: bool) -> bool {
+        match self {
+            Self::Auto => !has_ring || vmclock,
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
 }
 
 /// A host to emulate, so that the workaround for its peculiarity can be tested anywhere.
