@@ -1,7 +1,7 @@
 //! Kernels of a few instructions that have interrupt handlers, and perhaps a second CPU.
 //!
 //! They are PVH images at 0x8000, in flat 32-bit mode without paging. They run in virtual time
-//! too. Virtual time needs trap sites: these are an RDTSC and a PAUSE that no CPU executes.
+//! too. Virtual time needs trap sites: these are an RDTSC and a PAUSE, which [`read_tsc`] executes.
 
 use guest_abi::{lapic, sites::Kind};
 
@@ -130,6 +130,13 @@ pub fn rdmsr_or(index: u32, address: u32) -> Vec<u8> {
     [&[0xb9][..], &index.to_le_bytes(), &[0x0f, 0x32, 0x09, 0x05], &address, &[0x09, 0x15], &address].concat()
 }
 
+/// LFENCE, RDTSC, PAUSE; then the low half of the TSC is in the word at `address`.
+#[must_use]
+pub fn read_tsc(address: u32) -> Vec<u8> {
+    // mov eax, SITE - 3; call eax; mov [address], eax.
+    [&[0xb8][..], &(SITE - 3).to_le_bytes(), &[0xff, 0xd0, 0xa3], &address.to_le_bytes()].concat()
+}
+
 /// `out port, value`.
 #[must_use]
 pub fn out(port: u8, value: u8) -> Vec<u8> {
@@ -250,7 +257,8 @@ impl Kernel {
         put(GDT, 32, &[0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].map(u64::to_le_bytes).concat());
         put(GDTR, 8, &[&23u16.to_le_bytes()[..], &GDT.to_le_bytes()].concat());
         put(IDTR, 8, &[&0x7ffu16.to_le_bytes()[..], &IDT.to_le_bytes()].concat());
-        put(SITE, 4, &[Kind::Rdtsc.original(), Kind::Pause.original()].concat());
+        let [rdtsc, pause] = [Kind::Rdtsc, Kind::Pause].map(Kind::original);
+        put(SITE - 3, 8, &[&[0x0f, 0xae, 0xe8][..], &rdtsc, &pause, &[0xc3]].concat());
         for (number, (vector, handler)) in (0u32..).zip(&self.handlers) {
             let address = HANDLERS + number * HANDLER_BYTES;
             assert!(address < TRAMPOLINE, "too many handlers");
