@@ -17,7 +17,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/io.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <termios.h>
@@ -125,7 +124,9 @@ int main(void) {
         say("cpu %d: worst late %lld us\n", cpu, worst_ns[cpu] / 1000);
     say("done, errors: %d\n", errors);
     tcdrain(out);
-    if (ioperm(0xf4, 1, 1) == 0)
-        outb(errors ? 1 : 0, 0xf4);
+    // Through the kernel, which has the right to it in every emulator.
+    char status = errors ? 1 : 0;
+    if (pwrite(open("/dev/port", O_WRONLY), &status, 1, 0xf4) < 0)
+        say("there is no /dev/port\n");
     reboot(RB_AUTOBOOT);
 }
