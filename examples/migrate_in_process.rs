@@ -26,6 +26,7 @@ fn main() -> anyhow::Result<()> {
         khz: Some(Khz::new(2_600_000)?),
         cpus: 1,
         seed: 0,
+        cpuid: machine::boot::cpuid_changes::CpuidChanges::default(),
         x2apic: true,
         pv_eoi: true,
         vmclock: false,

@@ -29,6 +29,7 @@ fn allocations(time: TimeMode, ticks: u64) -> usize {
         khz: None,
         cpus: 1,
         seed: 0,
+        cpuid: machine::boot::cpuid_changes::CpuidChanges::default(),
         x2apic: true,
         pv_eoi: true,
         vmclock: false,

@@ -35,6 +35,7 @@ fn a_pause_after_a_stop_begins_with_the_stop() {
             khz: None,
             cpus: 1,
             seed: 0,
+            cpuid: machine::boot::cpuid_changes::CpuidChanges::default(),
             x2apic: true,
             pv_eoi: false,
             vmclock: false,

@@ -7,7 +7,7 @@
 //!
 //! ```no_run
 //! use machine::{AcpiTables, BootOptions, HostEnvironment, LapicKind, Machine, Outputs, Policies, TimeMode};
-//! use machine::{boot::Image, config::source::SourceChoice, sched::mailbox::NoRequests};
+//! use machine::{boot::{Image, cpuid_changes::CpuidChanges}, config::source::SourceChoice, sched::mailbox::NoRequests};
 //! use vmtime::{DeadlinePolicy, Khz, VmTime};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,8 +17,10 @@
 //! let (cmdline, khz) = ("count=100".to_owned(), Some(Khz::new(2_600_000)?));
 //! let (memory, initrd, cpus, seed) = (128 << 20, None, 1, 0);
 //! let (x2apic, pv_eoi, vmclock, acpi) = (true, true, false, AcpiTables::Auto);
-//! let options =
-//!     BootOptions { memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, x2apic, pv_eoi, vmclock, acpi };
+//! let cpuid = CpuidChanges::default();
+//! let options = BootOptions {
+//!     memory, cmdline, initrd, lapic, time, source, khz, cpus, seed, cpuid, x2apic, pv_eoi, vmclock, acpi,
+//! };
 //! let outputs = Outputs::new(Box::new(std::io::stdout()), None);
 //! let mut machine = Machine::boot(&env, &image, &options, outputs)?;
 //! machine.run(&NoRequests, Some(VmTime(505_000_000)))?;

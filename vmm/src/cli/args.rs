@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use machine::audit::checks::{BadCheck, Checks};
+use machine::{
+    audit::checks::{BadCheck, Checks},
+    boot::cpuid_changes::CpuidChanges,
+};
 use vmtime::Khz;
 
 pub use super::choices::{
@@ -59,6 +62,10 @@ pub struct Run {
     /// guest's is real.
     #[arg(long, value_enum, value_name = "MODE")]
     pub time: Option<Time>,
+    /// Features that the guest's CPUID is not to have (-NAME), with all that needs them, or must have (+NAME), for
+    /// example -smap,-invtsc. Names are those of /proc/cpuinfo.
+    #[arg(long, value_name = "-NAME,+NAME,…", allow_hyphen_values = true, requires = "guest")]
+    pub cpuid: Option<CpuidChanges>,
     /// Whether the CPU offers x2APIC where the host can.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on", requires = "guest")]
     pub x2apic: OnOff,

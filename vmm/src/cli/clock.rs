@@ -98,6 +98,7 @@ fn options(args: &Clock) -> Options {
             khz: args.tsc_khz,
             cpus: args.cpus,
             seed: args.seed,
+            cpuid: machine::boot::cpuid_changes::CpuidChanges::default(),
             x2apic: true,
             pv_eoi: true,
             vmclock: false,

@@ -56,6 +56,7 @@ fn boot(args: &Run, path: &Path, name: &str, files: &mut Files) -> Result<ExitCo
         khz: args.tsc_khz,
         cpus: args.cpus,
         seed: args.seed,
+        cpuid: args.cpuid.clone().unwrap_or_default(),
         x2apic: args.x2apic == OnOff::On,
         pv_eoi: args.pv_eoi == OnOff::On,
         vmclock: args.vmclock == OnOff::On,

@@ -10,6 +10,7 @@ use lab::{
     recipe::{HOST_STOP, Recipe, fault_names},
     sweep::{self, Edge, Ratio, result::Shard},
 };
+use machine::boot::cpuid_changes::CpuidChanges;
 use vmtime::Khz;
 
 use super::{
@@ -39,6 +40,10 @@ pub struct Sweep {
     /// What fixes the order of several vCPUs' turns, and the sample of --depth 2.
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
+    /// Features that the guest's CPUID is not to have (-NAME), with all that needs them, or must have (+NAME), for
+    /// example -smap,-invtsc. Names are those of /proc/cpuinfo.
+    #[arg(long, value_name = "-NAME,+NAME,…", allow_hyphen_values = true)]
+    pub cpuid: Option<CpuidChanges>,
     /// Whether the CPU offers x2APIC where the host can.
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on")]
     pub x2apic: OnOff,

@@ -88,6 +88,7 @@ pub fn options(
             khz: Some(khz),
             cpus: 1,
             seed: 0,
+            cpuid: machine::boot::cpuid_changes::CpuidChanges::default(),
             x2apic: true,
             pv_eoi: true,
             vmclock: false,

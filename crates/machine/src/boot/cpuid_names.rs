@@ -2,6 +2,8 @@
 //!
 //! Source: Intel SDM vol. 2, "CPUID"; AMD APM vol. 3, appendix E.
 
+use crate::x86::Leaf;
+
 /// Bits of leaf 1 ECX that the VMM or the vCPU's mode sets, not the host: OSXSAVE, x2APIC, TSC-deadline, hypervisor.
 const LEAF_1_ECX_OURS: u32 = 1 << 27 | 1 << 21 | 1 << 24 | 1 << 31;
 /// Leaf 1 EDX: the APIC bit follows IA32_APIC_BASE.
@@ -203,6 +205,104 @@ const EXT_1_EDX: [&str; 32] = [
     "pat", "pse36", "", "mp", "nx", "", "mmxext", "mmx", "fxsr", "fxsr_opt", "pdpe1gb", "rdtscp", "", "lm", "3dnowext",
     "3dnow",
 ];
+
+/// Features whose bits are not in a register full of them.
+const OTHERS: [(&str, Place); 9] = [
+    ("xsaveopt", Place::new(0xd, 1, Register::Eax, 0)),
+    ("xsavec", Place::new(0xd, 1, Register::Eax, 1)),
+    ("xgetbv1", Place::new(0xd, 1, Register::Eax, 2)),
+    ("xsaves", Place::new(0xd, 1, Register::Eax, 3)),
+    ("avx_vnni", Place::new(7, 1, Register::Eax, 4)),
+    ("avx512_bf16", Place::new(7, 1, Register::Eax, 5)),
+    ("arat", Place::new(6, 0, Register::Eax, 2)),
+    ("invtsc", Place::new(0x8000_0007, 0, Register::Edx, 8)),
+    ("kvmclock_stable_bit", Place::new(0x4000_0001, 0, Register::Eax, 24)),
+];
+
+/// Other names, and those that stand for them here.
+const ALIASES: [(&str, &str); 5] = [
+    ("pni", "sse3"),
+    ("nonstop_tsc", "invtsc"),
+    ("tsc_deadline", "tsc_deadline_timer"),
+    ("lzcnt", "abm"),
+    ("sha", "sha_ni"),
+];
+
+/// A register of a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// EAX.
+    Eax,
+    /// EBX.
+    Ebx,
+    /// ECX.
+    Ecx,
+    /// EDX.
+    Edx,
+}
+
+/// Where a feature's bit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    function: u32,
+    index: u32,
+    register: Register,
+    /// The bit's number.
+    pub bit: u8,
+}
+
+impl Place {
+    const fn new(function: u32, index: u32, register: Register, bit: u8) -> Self {
+        Self { function, index, register, bit }
+    }
+
+    /// Whether `leaf` is its leaf.
+    #[must_use]
+    pub fn is_in(&self, leaf: &Leaf) -> bool {
+        leaf.function == self.function && (leaf.index == self.index || !leaf.indexed)
+    }
+
+    /// Its register in `leaf`.
+    pub fn register_of(self, leaf: &mut Leaf) -> &mut u32 {
+        match self.register {
+            Register::Eax => &mut leaf.eax,
+            Register::Ebx => &mut leaf.ebx,
+            Register::Ecx => &mut leaf.ecx,
+            Register::Edx => &mut leaf.edx,
+        }
+    }
+}
+
+/// The registers that are full of features.
+const TABLES: [(u32, Register, &[&str; 32]); 7] = [
+    (1, Register::Ecx, &LEAF_1_ECX),
+    (1, Register::Edx, &LEAF_1_EDX),
+    (7, Register::Ebx, &LEAF_7_EBX),
+    (7, Register::Ecx, &LEAF_7_ECX),
+    (7, Register::Edx, &LEAF_7_EDX),
+    (0x8000_0001, Register::Ecx, &EXT_1_ECX),
+    (0x8000_0001, Register::Edx, &EXT_1_EDX),
+];
+
+/// The name here of the feature that is `spelled` so: in any case, with `-` or `.` for `_`.
+#[must_use]
+pub fn known(spelled: &str) -> Option<&'static str> {
+    let wanted = spelled.to_ascii_lowercase().replace(['-', '.'], "_");
+    let wanted = ALIASES.iter().find(|(alias, _)| *alias == wanted).map_or(&*wanted, |(_, name)| name);
+    let in_tables = TABLES.iter().flat_map(|(_, _, names)| names.iter());
+    let mut all = in_tables.copied().chain(OTHERS.iter().map(|(name, _)| *name));
+    all.find(|name| *name == wanted && !name.is_empty())
+}
+
+/// Where the feature `name` is: AMD's leaf 0x80000001 repeats some bits of leaf 1.
+#[must_use]
+pub fn places(name: &str) -> Vec<Place> {
+    let in_tables = TABLES.iter().flat_map(|(function, register, names)| {
+        let bits = (0u8..).zip(names.iter()).filter(|(_, here)| **here == name);
+        bits.map(|(bit, _)| Place::new(*function, 0, *register, bit))
+    });
+    in_tables.chain(OTHERS.iter().filter(|(other, _)| *other == name).map(|(_, place)| *place)).collect()
+}
 
 /// A feature bit's name with its register and bit number, or only those if the tables have no name for it.
 #[must_use]

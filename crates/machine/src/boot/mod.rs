@@ -8,6 +8,7 @@ pub mod acpi;
 mod bzimage;
 mod code;
 pub mod cpuid;
+pub mod cpuid_changes;
 pub mod cpuid_names;
 mod elf;
 mod error;

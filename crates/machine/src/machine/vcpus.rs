@@ -102,7 +102,7 @@ impl Vcpus {
                 let chosen = kvm_lapic::choose(env, source, time, wanted, None, image.name())?;
                 let vm = Vm::new(&env.host, Arc::clone(memory), chosen.lapics)?;
                 let offer = kvm_lapic::offer(env.supported()?, &chosen, options, khz(&chosen));
-                let (cpus, cpuids) = kvm_lapic::boot(&vm, env.supported()?, &offer, entry)?;
+                let (cpus, cpuids) = kvm_lapic::boot(&vm, env, &options.cpuid, &offer, entry)?;
                 Ok(NewVm { chosen, vcpus: Self::Kvm(cpus), cpuids, vm })
             }
         }

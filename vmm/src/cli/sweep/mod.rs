@@ -85,6 +85,7 @@ fn options(args: &Sweep) -> Result<Options> {
             khz: Some(args.tsc_khz),
             cpus: args.cpus,
             seed: args.seed,
+            cpuid: args.cpuid.clone().unwrap_or_default(),
             x2apic: args.x2apic == OnOff::On,
             pv_eoi: true,
             vmclock: args.vmclock == OnOff::On,

@@ -5,6 +5,7 @@
 //! as long as creating the guest's. So [`probe_in_place`] first runs a shorter probe on a vCPU of the guest, before the
 //! guest runs.
 
+mod cpuid;
 mod in_place;
 mod kernel_lapic;
 mod measure;
@@ -24,6 +25,7 @@ pub(super) use self::{
     rate::{Reading, tightest},
     recorder::Recorder,
 };
+pub use cpuid::cpuid;
 pub use in_place::{can_probe, probe_in_place};
 pub use kernel_lapic::{KernelLapic, kernel_lapic};
 pub use measure::{Measured, Step, exit_ns, instruction_ns, single_step, tsc_offset};

@@ -1,5 +1,6 @@
 //! The configuration of a machine, and the facts about the host that it depends on.
 
+pub(crate) mod changed_cpuid;
 pub mod first_vm_probe;
 pub mod host_fingerprint;
 pub mod source;
@@ -20,7 +21,7 @@ use self::{
 };
 use super::error::RunError;
 use crate::{
-    boot::cpuid,
+    boot::{cpuid, cpuid_changes::CpuidChanges},
     host::{clock::HostClock, tsc::read_tsc},
     kvm::{
         self, Host, HostFacts,
@@ -83,6 +84,8 @@ pub struct BootOptions {
     pub cpus: u32,
     /// Virtual time: the seed of the order in which vCPUs run.
     pub seed: u64,
+    /// Features that the guest's CPUID is not to have, or must have.
+    pub cpuid: CpuidChanges,
     /// False hides x2APIC even where it works.
     pub x2apic: bool,
     /// False hides paravirtual EOI. KVM's LAPIC never has it here.

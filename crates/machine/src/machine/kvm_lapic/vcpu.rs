@@ -8,10 +8,11 @@ use vmtime::{Due, TscAdjust};
 
 use super::choose;
 use crate::{
-    boot::cpuid::Offer,
+    boot::{cpuid::Offer, cpuid_changes::CpuidChanges},
     devices::Instant,
     kvm::{Bus, GpFault, Vcpu, Vm},
     machine::{
+        config::{HostEnvironment, changed_cpuid},
         cpu_index::CpuIndex,
         error::RunError,
         record::trace::Event,
@@ -39,7 +40,8 @@ pub struct KvmCpu {
 /// returns the CPUID that each sees.
 pub fn boot(
     vm: &Vm,
-    supported: &[Leaf],
+    env: &HostEnvironment,
+    changes: &CpuidChanges,
     offer: &Offer,
     entry: &EntryState,
 ) -> Result<(Vec<KvmCpu>, Vec<Vec<Leaf>>), RunError> {
@@ -47,7 +49,8 @@ pub fn boot(
     let mut cpuids = Vec::new();
     for number in 0..offer.cpus {
         let index = CpuIndex::new(number);
-        let seen = choose::leaves(supported, offer, number);
+        let mut seen = choose::leaves(env.supported()?, offer, number);
+        changed_cpuid::change(env, changes, &mut seen, index == CpuIndex::FIRST)?;
         let mut vcpu = Vcpu::new(vm, number, &seen)?;
         if index == CpuIndex::FIRST {
             vcpu.set_flat_32bit_entry(entry)?;

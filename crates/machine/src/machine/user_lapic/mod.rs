@@ -12,7 +12,7 @@ use vmtime::{Khz, TscAdjust};
 use super::{
     clock::Clock,
     config::{
-        BootOptions, HostEnvironment,
+        BootOptions, HostEnvironment, changed_cpuid,
         first_vm_probe::FirstVmProbe,
         source::{Chosen, TscSource},
     },
@@ -58,7 +58,8 @@ pub(crate) fn boot(
     let mut leaves = Vec::new();
     for number in 0..options.cpus {
         let index = CpuIndex::new(number);
-        let seen = cpuid::leaves(probe.env.supported()?, &offer, number);
+        let mut seen = cpuid::leaves(probe.env.supported()?, &offer, number);
+        changed_cpuid::change(probe.env, &options.cpuid, &mut seen, index == CpuIndex::FIRST)?;
         let config = vlapic::Config {
             id: number,
             bsp: index == CpuIndex::FIRST,
