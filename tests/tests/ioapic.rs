@@ -54,6 +54,19 @@ fn the_timer_wakes_the_cpu_that_its_entry_names() {
     boot(&Lab::new(), &ticking(1, lowest), virtual_time).expect(0);
 }
 
+// Catches: an NMI that does not wake a CPU from a HLT with interrupts off, or one that comes as a vector. (Its handler
+// does not end with IRET, so that no second one comes.)
+#[test]
+fn the_timer_wakes_a_cpu_by_nmi() {
+    require_kvm!();
+    // cli; hlt, then success if its handler has counted.
+    let second = Code::default().halt().end_if(count(1), 1);
+    for flags in BOTH {
+        let image = image(timer_to(1, 4 << 8).halt(), second.clone(), &[(2, Code::default())]);
+        boot(&Lab::new(), &image, &format!("--cpus 2 {flags}")).expect(0);
+    }
+}
+
 // Catches: an I/O APIC, or a timer's edge, that a snapshot loses; one that a restore on the other kind of time does not
 // continue.
 #[test]

@@ -14,7 +14,7 @@ mod entry;
 
 use guest_abi::ioapic;
 use serde::{Deserialize, Serialize};
-use vlapic::{Destination, Ipi, Trigger};
+use vlapic::{DeliveryMode, Destination, Ipi, Trigger};
 
 use self::entry::Entry;
 
@@ -168,11 +168,11 @@ impl Ioapic {
         }
     }
 
-    /// The message that the next edge at `pin` would send is for these CPUs; none if it would send none.
+    /// What an edge at `pin` would send, and to which CPUs; none if it would send nothing.
     #[must_use]
-    pub fn would_send(&self, pin: u8) -> Option<Destination> {
+    pub fn would_send(&self, pin: u8) -> Option<(DeliveryMode, Destination)> {
         let entry = self.entry(pin);
-        entry.would_send().then(|| entry.destination())
+        entry.mode().filter(|_| entry.would_send()).map(|mode| (mode, entry.destination()))
     }
 
     /// Whether a message waits to be sent.

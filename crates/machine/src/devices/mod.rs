@@ -21,7 +21,7 @@ pub use pic::{ChipState, Expects, Pic, PicState};
 pub use pit::{AccessMode, ChannelState, Counting, Pit, PitState};
 pub use serial::{Console, SerialState};
 
-use vlapic::{Destination, Ipi};
+use vlapic::{DeliveryMode, Destination, Ipi};
 use vmtime::VmTime;
 
 /// The timer's input of the 8259 pair, and that of the serial port.
@@ -211,9 +211,10 @@ impl Devices {
         self.ioapic.end_of_interrupt(vector);
     }
 
-    /// When the timer will next make the I/O APIC send a message, and which CPUs that is for; none if it will not.
+    /// When the timer will next make the I/O APIC send a message, which one, and which CPUs it is for; none if it will
+    /// not.
     #[must_use]
-    pub fn next_message(&self) -> Option<(VmTime, Destination)> {
+    pub fn next_message(&self) -> Option<(VmTime, (DeliveryMode, Destination))> {
         Some((self.pit.next_edge()?, self.ioapic.would_send(TIMER_PIN)?))
     }
 

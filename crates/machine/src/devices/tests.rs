@@ -118,7 +118,7 @@ fn vectors(devices: &mut Devices) -> Vec<(u8, u8)> {
 fn the_timer_is_pin_2_of_the_io_apic() {
     let mut devices = routed(2, 0x40).after_firmware([8, 0x70], VmTime(0));
     let (first, to) = devices.next_message().unwrap();
-    assert_eq!(to, Destination::Physical(1));
+    assert_eq!(to, (DeliveryMode::Fixed, Destination::Physical(1)));
     assert_eq!(devices.next_interrupt(), Some(first));
     devices.advance(VmTime(first.0 - 1));
     assert!(!devices.has_message());

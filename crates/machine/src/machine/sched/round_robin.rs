@@ -156,14 +156,19 @@ fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
     awake.nth(usize::try_from(drawn).unwrap_or(0))
 }
 
-/// Marks the vCPUs that have a message, or whose timer is due, as no longer idle.
+/// Marks the vCPUs that have a message, or whose timer is due, as no longer idle; and those that had noted that no
+/// timer can wake them, if another vCPU's access has changed that.
 fn wake(cpus: &[Cpu], shared: &Shared, idle: &mut [Option<bool>]) {
     let clock = shared.clock.lock();
     let now = clock.tsc();
     for ((cpu, vcpu_shared), slot) in cpus.iter().zip(&shared.vcpus).zip(idle) {
         if let Some(unwakeable) = *slot {
             let message = !vcpu_shared.inbox.lock().is_empty();
-            if message || !unwakeable && next_due::due(&cpu.local, shared, &clock).is_some_and(|due| due <= now) {
+            let withdrawn = unwakeable && vcpu_shared.unwakeable.lock().is_none();
+            if message
+                || withdrawn
+                || !unwakeable && next_due::due(&cpu.local, shared, &clock).is_some_and(|due| due <= now)
+            {
                 *slot = None;
             }
         }

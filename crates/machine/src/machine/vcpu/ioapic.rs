@@ -6,6 +6,7 @@
 //! The vCPUs that the 8254's interrupt is for wait for its next edge as for their own timers: the first that finds it
 //! due sends it.
 
+use vlapic::DeliveryMode;
 use vmtime::{GuestTsc, Now};
 
 use super::{Cpu, Local, ipi};
@@ -50,20 +51,30 @@ pub(crate) fn end_of_interrupt(shared: &Shared, local: &Local, vector: u8) {
 
 /// The base TSC at which the 8254 next interrupts this CPU through the I/O APIC; none if it will not.
 pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
-    let (at, destination) = shared.devices.lock().next_message()?;
+    let (at, (_, destination)) = shared.devices.lock().next_message()?;
     local.apic.addressed_by(destination, false).then(|| clock.least_tsc(at)).flatten()
+}
+
+/// Whether the 8254's next interrupt is an NMI for this CPU, which wakes it from any HLT but one in an NMI handler.
+pub(crate) fn brings_nmi(local: &Local, shared: &Shared) -> bool {
+    let next = shared.devices.lock().next_message();
+    next.is_some_and(|(_, (mode, destination))| {
+        mode == DeliveryMode::Nmi && local.apic.addressed_by(destination, false)
+    })
 }
 
 /// After an access by `local` that may have changed when the 8254 next interrupts, or whom: makes the other vCPUs that
 /// wait for it look again. The first is one of them, because LINT0 is its.
 pub(crate) fn ring_waiting(shared: &Shared, local: &Local) {
-    let destination = shared.devices.lock().next_message().map(|(_, destination)| destination);
-    for (index, vcpu_shared) in CpuIndex::all().zip(&shared.vcpus) {
-        let addressed = || {
-            let route = *vcpu_shared.route.lock();
-            destination.zip(route).is_some_and(|(destination, route)| route.addressed_by(destination, false))
-        };
-        if index != local.index && (index == CpuIndex::FIRST || addressed()) {
+    let next = shared.devices.lock().next_message().map(|(_, message)| message);
+    for (index, vcpu_shared) in CpuIndex::all().zip(&shared.vcpus).filter(|(index, _)| *index != local.index) {
+        let route = *vcpu_shared.route.lock();
+        let mode = next.zip(route).and_then(|((mode, to), route)| route.addressed_by(to, false).then_some(mode));
+        // One that halted with interrupts off has noted that no timer can wake it.
+        if mode == Some(DeliveryMode::Nmi) {
+            shared.set_wakeable(index);
+        }
+        if mode.is_some() || index == CpuIndex::FIRST {
             vcpu_shared.doorbell.ring();
         }
     }

@@ -126,7 +126,7 @@ pub(crate) fn step(
     let entry = inject(cpu, shared, now, base)?;
     if cpu.local.halted {
         shared.read_rings();
-        let unwakeable = !cpu.vcpu.interrupts_enabled();
+        let unwakeable = !cpu.vcpu.interrupts_enabled() && !ioapic::brings_nmi(&cpu.local, shared);
         // Another vCPU could still send an NMI or INIT.
         if unwakeable {
             let address = cpu.vcpu.registers().linear_rip;

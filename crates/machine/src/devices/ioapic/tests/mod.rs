@@ -2,8 +2,6 @@
 
 mod model;
 
-use vlapic::DeliveryMode;
-
 use super::*;
 
 const MASKED: u32 = 1 << 16;
@@ -213,7 +211,7 @@ fn modes_and_destinations_are_the_entrys() {
     ] {
         let to = Destination::Physical(5);
         let expected = expected.map(|mode| (mode, to, Trigger::Edge));
-        assert_eq!(sent(mode << 8 | 0x31, 5), (expected.map(|_| to), expected), "mode {mode}");
+        assert_eq!(sent(mode << 8 | 0x31, 5), (expected.map(|(mode, to, _)| (mode, to)), expected), "mode {mode}");
     }
     let nmi = sent(LEVEL | 4 << 8, 5).1;
     assert_eq!(nmi, Some((DeliveryMode::Nmi, Destination::Physical(5), Trigger::Edge)));

@@ -2,7 +2,6 @@
 //! Random accesses and devices must read and send the same in both.
 
 use proptest::prelude::*;
-use vlapic::DeliveryMode;
 
 use super::{super::*, SELECT, WINDOW, messages};
 
