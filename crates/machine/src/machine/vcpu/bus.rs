@@ -79,11 +79,10 @@ impl<'a> VcpuBus<'a> {
         }
     }
 
-    /// After an access of the devices: sends what it made the I/O APIC send. If it `may_interrupt`, it can have changed
-    /// the output of the 8259 pair, or when the 8254 interrupts.
-    fn after_device(&self, may_interrupt: bool) {
-        ioapic::send(self.shared, self.local);
-        if may_interrupt {
+    /// Accesses the devices. `access` returns whether it can have changed the output of the 8259 pair, or when the 8254
+    /// interrupts.
+    fn device(&self, access: impl FnOnce(&mut Devices) -> bool) {
+        if ioapic::access(self.shared, self.local, access) {
             ioapic::ring_waiting(self.shared, self.local);
         }
     }
@@ -233,15 +232,16 @@ impl Bus for VcpuBus<'_> {
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
         let reference = self.shared.clock.lock().reference_time(now.base);
-        self.shared.devices.lock().port_in(port, data, Instant { vm: now.vm, reference });
-        self.after_device(Devices::is_of_controllers(port));
+        self.device(|devices| {
+            devices.port_in(port, data, Instant { vm: now.vm, reference });
+            Devices::is_of_controllers(port)
+        });
         self.trace(now, &Event::PortIn { port, data });
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) {
         let now = self.operation();
-        let requested = self.shared.devices.lock().port_out(port, data, now.vm);
-        self.after_device(requested || Devices::is_of_controllers(port));
+        self.device(|devices| devices.port_out(port, data, now.vm) || Devices::is_of_controllers(port));
         self.trace(now, &Event::PortOut { port, data });
     }
 
@@ -260,9 +260,9 @@ impl Bus for VcpuBus<'_> {
             let effects = self.local.apic.mmio_write(offset, data, now);
             self.apply(effects);
         } else {
-            ioapic::send_due(self.shared, self.local, now);
-            let may_interrupt = self.shared.devices.lock().mmio_write(address, data, now.vm);
-            self.after_device(may_interrupt);
+            // What the timer has caused before the write is sent by the entry as it was.
+            ioapic::access(self.shared, self.local, |devices| devices.advance(now.vm));
+            self.device(|devices| devices.mmio_write(address, data, now.vm));
         }
         self.trace(now, &Event::MmioWrite { address, data });
     }

@@ -10,29 +10,40 @@ use vlapic::DeliveryMode;
 use vmtime::{GuestTsc, Now};
 
 use super::{Cpu, Local, ipi};
-use crate::machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
+use crate::{
+    devices::Devices,
+    machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared},
+};
 
-/// Advances the devices to `now`, and sends and takes what that makes the I/O APIC send.
-pub(crate) fn advance(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<(), RunError> {
-    if send_due(shared, &cpu.local, now) { ipi::receive(cpu, shared) } else { Ok(()) }
-}
-
-/// Advances the devices to `now`, and sends what that makes the I/O APIC send. Returns whether there was something;
-/// `local` is of the vCPU whose thread this is.
-pub(crate) fn send_due(shared: &Shared, local: &Local, now: Now) -> bool {
-    let has_message = {
+/// Advances the devices to `now`, sends and takes what that makes the I/O APIC send, and returns the output of the 8259
+/// pair.
+pub(crate) fn advance(cpu: &mut Cpu, shared: &Shared, now: Now) -> Result<bool, RunError> {
+    let (line, has_message) = {
         let mut devices = shared.devices.lock();
         devices.advance(now.vm);
-        devices.has_message()
+        (devices.interrupts(), devices.has_message())
+    };
+    if has_message {
+        send(shared, &cpu.local);
+        ipi::receive(cpu, shared)?;
+    }
+    Ok(line)
+}
+
+/// Accesses the devices, and sends what that makes the I/O APIC send; `local` is of the vCPU whose thread this is.
+pub(crate) fn access<T>(shared: &Shared, local: &Local, access: impl FnOnce(&mut Devices) -> T) -> T {
+    let (result, has_message) = {
+        let mut devices = shared.devices.lock();
+        (access(&mut devices), devices.has_message())
     };
     if has_message {
         send(shared, local);
     }
-    has_message
+    result
 }
 
-/// Sends all that the I/O APIC has to send; `local` is of the vCPU whose thread this is.
-pub(crate) fn send(shared: &Shared, local: &Local) {
+/// Sends all that the I/O APIC has to send.
+fn send(shared: &Shared, local: &Local) {
     loop {
         // The lock is free again while the message is posted: inboxes come after devices.
         let message = shared.devices.lock().take_message();
@@ -45,13 +56,12 @@ pub(crate) fn send(shared: &Shared, local: &Local) {
 
 /// `local` has ended the level-triggered interrupt `vector`.
 pub(crate) fn end_of_interrupt(shared: &Shared, local: &Local, vector: u8) {
-    shared.devices.lock().end_of_interrupt(vector);
-    send(shared, local);
+    access(shared, local, |devices| devices.end_of_interrupt(vector));
 }
 
 /// The base TSC at which the 8254 next interrupts this CPU through the I/O APIC; none if it will not.
-pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
-    let (at, (_, destination)) = shared.devices.lock().next_message()?;
+pub(crate) fn due(local: &Local, devices: &Devices, clock: &Clock) -> Option<GuestTsc> {
+    let (at, (_, destination)) = devices.next_message()?;
     local.apic.addressed_by(destination, false).then(|| clock.least_tsc(at)).flatten()
 }
 

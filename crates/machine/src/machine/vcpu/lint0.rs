@@ -7,14 +7,16 @@ use vlapic::LocalSource;
 use vmtime::GuestTsc;
 
 use super::{Cpu, Local, ipi};
-use crate::machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
+use crate::{
+    devices::Devices,
+    machine::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared},
+};
 
-/// Sets LINT0 of `cpu`, if it is the first, to the level of the line. The devices must have been advanced.
-pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared) -> Result<(), RunError> {
+/// Sets LINT0 of `cpu`, if it is the first, to the `level` of the line.
+pub(crate) fn sample(cpu: &mut Cpu, shared: &Shared, level: bool) -> Result<(), RunError> {
     if cpu.local.index != CpuIndex::FIRST {
         return Ok(());
     }
-    let level = shared.devices.lock().interrupts();
     let delivery = cpu.local.apic.local(LocalSource::Lint0, level);
     ipi::carry_out(cpu, shared, delivery)
 }
@@ -29,11 +31,10 @@ pub(crate) fn acknowledge(local: &mut Local, shared: &Shared) -> u8 {
 }
 
 /// The base TSC at which the line can next interrupt this CPU; none if it cannot.
-pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
+pub(crate) fn due(local: &Local, devices: &Devices, clock: &Clock) -> Option<GuestTsc> {
     if local.index != CpuIndex::FIRST || !local.apic.heeds_lint0() {
         return None;
     }
-    let devices = shared.devices.lock();
     // Another CPU's access of the 8259 pair can have raised the line since it was sampled.
     if devices.interrupts() {
         return (!local.apic.lint0()).then(|| clock.tsc());

@@ -14,7 +14,8 @@ pub(crate) fn due(local: &Local, shared: &Shared, clock: &Clock) -> Option<Guest
 
 /// The base TSC at which the 8254 wakes a vCPU, by whichever controller.
 fn of_devices(local: &Local, shared: &Shared, clock: &Clock) -> Option<GuestTsc> {
-    [lint0::due(local, shared, clock), ioapic::due(local, shared, clock)].into_iter().flatten().min()
+    let devices = shared.devices.lock();
+    [lint0::due(local, &devices, clock), ioapic::due(local, &devices, clock)].into_iter().flatten().min()
 }
 
 /// The base TSC at which the wake timer is to kick the thread of a vCPU that is about to be entered, or to sleep.

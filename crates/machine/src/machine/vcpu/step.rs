@@ -102,8 +102,8 @@ pub(crate) fn step(
         cpu.local.advance(&clock, now);
         (now, clock.tsc_at(host), clock.mode(), host)
     };
-    ioapic::advance(cpu, shared, now)?;
-    lint0::sample(cpu, shared)?;
+    let line = ioapic::advance(cpu, shared, now)?;
+    lint0::sample(cpu, shared, line)?;
     if stop.is_some_and(|stop| base >= stop) {
         return Ok(Stepped::Stop(StopReason::Reached));
     }
