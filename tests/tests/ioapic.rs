@@ -24,7 +24,14 @@ fn boot(lab: &Lab, image: &[u8], flags: &str) -> Ended {
 /// Starts the second CPU, programs the timer's channel 0 to interrupt every 3.4 ms, and sends that to `to`. The 8259
 /// pair is masked, as in every PVH kernel.
 fn timer_to(to: u8, low: u32) -> Code {
-    Code::default().start_second().route(2, to, low | u32::from(TIMER)).out(0x43, 0x34).out(0x40, 0).out(0x40, 0x10)
+    Code::default()
+        .start_second()
+        // The second one halts meanwhile, and waits for nothing.
+        .linger()
+        .route(2, to, low | u32::from(TIMER))
+        .out(0x43, 0x34)
+        .out(0x40, 0)
+        .out(0x40, 0x10)
 }
 
 /// A guest in which one CPU halts until it has had 20 ticks, and the other for good, with interrupts off.
