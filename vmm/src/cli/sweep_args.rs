@@ -17,6 +17,7 @@ use super::{
     args::{Deadline, Downtime, EmulateHost, OnOff, duration, khz, size},
     output::{CaseFiles, ReportFile},
     progress::Heartbeat,
+    sites_args::{SitesFrom, sites_from},
 };
 
 /// Migrate a guest at every instruction of a stretch, and say what became of its ticks.
@@ -25,9 +26,16 @@ use super::{
 pub struct Sweep {
     #[command(subcommand)]
     pub command: Option<SweepCommand>,
-    /// Guest image with trap sites and a tick ring; the embedded one by default.
+    /// Guest image with trap sites; the embedded one by default. One without a tick ring is judged by its timer
+    /// interrupts, compared with those of a run without migrations.
     #[arg(long, value_name = "FILE")]
     pub guest: Option<PathBuf>,
+    /// Trap sites of a guest that lists none, such as Linux: auto finds them in its code, FILE has them from vmm sites.
+    #[arg(long, value_name = "auto|FILE", value_parser = sites_from, requires = "guest")]
+    pub sites: Option<SitesFrom>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE", requires = "guest")]
+    pub initrd: Option<PathBuf>,
     /// The guest's command line.
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     pub cmdline: String,
@@ -83,7 +91,8 @@ pub struct Sweep {
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["inject", "deadline", "downtime", "downtime_length"])]
     pub recipe: Option<String>,
     /// Ticks that must come after the one in hand; by default 1, and 2 for clockevent=lapic-deadline, whose error is in
-    /// what it arms after the migration, and for scenario=watchdog, which checks the clocks after a tick.
+    /// what it arms after the migration, for scenario=watchdog, which checks the clocks after a tick, and for a guest
+    /// without a tick ring.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub ticks: Option<u64>,
     /// 2: migrate a second time, back to the first frequency, at another point before those ticks.

@@ -14,6 +14,7 @@
 
 mod code;
 mod cost;
+mod interrupts;
 pub mod merge;
 mod options;
 mod pairs;

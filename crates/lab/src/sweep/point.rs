@@ -15,6 +15,7 @@ use vmtime::{DowntimePolicy, Khz, VmTime};
 use super::{
     Options, SweepError,
     code::Program,
+    interrupts::{Expected, Interrupts},
     reason,
     result::{Baseline, Target},
     verdict::{ClockHistory, Counted, Finish, Measure, Outcome},
@@ -25,6 +26,9 @@ use crate::recipe::{Played, Recipe, step::Destination};
 /// Periods that a run waits for its ticks, without `--patience`. A timer set in the units of a TSC ten times as fast
 /// comes ten periods late, and the verdict on that must be "late", not "lost".
 const PATIENCE_PERIODS: u64 = 30;
+
+/// VM time in which a guest without records must have had its timer interrupts, without `--patience`, in nanoseconds.
+const BASELINE_NS: u64 = 60_000_000_000;
 
 /// Timer interrupts in a row, each within [`STORM_GAP_NS`] of the one before, that make a storm. It must be above what
 /// a guest that recovers needs: a deadline computed for a TSC ten times as slow covers a tenth of the remaining time,
@@ -48,6 +52,8 @@ pub(super) struct Experiment {
     tells: bool,
     /// What the recipe loses is measured in the guest's pages.
     measures_pages: bool,
+    /// The guest keeps no records: it is judged by its timer interrupts.
+    pub interrupts: Option<Expected>,
 }
 
 /// How the run after a migration went.
@@ -55,6 +61,7 @@ struct Run {
     finish: Finish,
     ticks: Vec<Handled>,
     headers: Vec<Option<Header>>,
+    interrupts: Interrupts,
 }
 
 impl Experiment {
@@ -73,9 +80,13 @@ impl Experiment {
             recipe: options.recipe.clone(),
             tells: options.recipe.as_ref().is_none_or(|recipe| recipe.stops_the_guest()),
             measures_pages: options.measures_pages(),
+            interrupts: None,
         };
+        if !walk.stepper.machine().announces_ring() {
+            return experiment.by_interrupts(walk, options, level);
+        }
         experiment.can_reach(walk)?;
-        let Run { finish, ticks, headers: _ } = experiment.run_on(walk)?;
+        let Run { finish, ticks, .. } = experiment.run_on(walk)?;
         if finish != Finish::Handled {
             return Err(SweepError::Usage(format!(
                 "without a migration the guest does not make {} ticks after the beginning of the stretch",
@@ -101,6 +112,35 @@ impl Experiment {
         experiment.patience =
             options.patience.unwrap_or(Duration::from_nanos(period_ns.saturating_mul(PATIENCE_PERIODS)));
         Ok(experiment)
+    }
+
+    /// Completes the baseline of a guest without records: runs until CPU 0 has had the timer interrupts that the last
+    /// point waits for.
+    fn by_interrupts(mut self, walk: &mut Walk, options: &Options, level: usize) -> Result<Self, SweepError> {
+        // One that ends the stretch, and one more for CPUs whose interrupts come after CPU 0's.
+        let needed = usize::try_from(options.ticks.saturating_add(2)).unwrap_or(usize::MAX);
+        let mut interrupts = Interrupts::begin(walk.stepper.machine(), self.ticking.len());
+        let begun = walk.stepper.machine().vm_time();
+        let limit = VmTime(begun.0.saturating_add(options.patience.map_or(BASELINE_NS, nanoseconds)));
+        let stopped = walk.stepper.run(Pace::Free, Some(limit), |machine, _| {
+            interrupts.note(machine);
+            interrupts.at_ns.first().is_some_and(|at_ns| at_ns.len() >= needed)
+        })?;
+        if stopped != StopReason::Requested {
+            return Err(SweepError::Usage(format!(
+                "without a migration CPU 0 of the guest has not {needed} timer interrupts after the beginning of the stretch, within \
+                 {:?} of VM time: there is nothing to judge by; choose another --from, or a longer --patience",
+                Duration::from_nanos(limit.0.saturating_sub(begun.0))
+            )));
+        }
+        walk.stepper.restore_checkpoint(level)?;
+        let expected = Expected::new(interrupts, options.ticks, nanoseconds(options.tolerance));
+        self.baseline.period_ns = expected.period_ns();
+        self.patience = options
+            .patience
+            .unwrap_or_else(|| Duration::from_nanos(self.baseline.period_ns.saturating_mul(PATIENCE_PERIODS)));
+        self.interrupts = Some(expected);
+        Ok(self)
     }
 
     /// Refuses a guest whose scenario ends within the sweep: a tick it never made would count as lost.
@@ -139,6 +179,7 @@ impl Experiment {
         let interrupts = |machine: &Machine| -> u64 {
             (0..targets.len()).map(|cpu| machine.timer_interrupts(cpu)).fold(0, u64::saturating_add)
         };
+        let mut watched = Interrupts::begin(walk.stepper.machine(), targets.len());
         let (mut so_far, mut last_vm, mut in_a_row) = (interrupts(walk.stepper.machine()), now, 0u32);
         let storm_at = STORM.saturating_mul(u32::try_from(targets.len()).unwrap_or(1));
         let mut storm = false;
@@ -154,6 +195,10 @@ impl Experiment {
             if storm {
                 return true;
             }
+            if let Some(expected) = &self.interrupts {
+                watched.note(machine);
+                return expected.have_come(now.0, &watched);
+            }
             targets.iter().zip(&self.ticking).enumerate().all(|(cpu, (target, ticks))| {
                 !ticks || machine.ticks_handled(cpu).is_some_and(|handled| handled >= *target)
             })
@@ -165,7 +210,7 @@ impl Experiment {
             StopReason::Reached | StopReason::HostStopped { .. } => Finish::Missing,
             StopReason::Ended(end) => finish_of(&end),
         };
-        Ok(Run { finish, ticks: walk.take_handled(), headers: headers(walk) })
+        Ok(Run { finish, ticks: walk.take_handled(), headers: headers(walk), interrupts: watched })
     }
 }
 
@@ -210,6 +255,8 @@ fn nanoseconds(length: Duration) -> u64 {
 /// One attempt at a point, from its first migration to the verdict.
 #[derive(Clone)]
 pub(super) struct Attempt {
+    /// VM time before the migration.
+    begun_ns: u64,
     clocks: ClockHistory,
     before: Vec<Option<Header>>,
     /// Ticks that came while the guest was stepped to a second migration.
@@ -224,6 +271,7 @@ impl Attempt {
         drop(walk.take_handled());
         let now = walk.stepper.machine().reference();
         Self {
+            begun_ns: walk.stepper.machine().vm_time().0,
             clocks: ClockHistory { before: Vec::new(), now, ahead: Vec::new() },
             before: headers(walk),
             ticks: Vec::new(),
@@ -265,12 +313,16 @@ impl Attempt {
 
     /// The outcome if the guest ended before the second migration: that of the first one alone.
     pub(super) fn ended(self, experiment: &Experiment, walk: &mut Walk, end: &End) -> Outcome {
-        let run = Run { finish: finish_of(end), ticks: walk.take_handled(), headers: headers(walk) };
+        let interrupts = Interrupts::default();
+        let run = Run { finish: finish_of(end), ticks: walk.take_handled(), headers: headers(walk), interrupts };
         self.outcome(experiment, run)
     }
 
     fn outcome(mut self, experiment: &Experiment, run: Run) -> Outcome {
-        let Run { finish, ticks, headers } = run;
+        let Run { finish, ticks, headers, interrupts } = run;
+        if let Some(expected) = &experiment.interrupts {
+            return expected.verdict(self.begun_ns, &interrupts, finish);
+        }
         self.ticks.extend(ticks);
         let mut counted = Counted::default();
         for ((before, after), ticks) in self.before.iter().zip(&headers).zip(&experiment.ticking) {

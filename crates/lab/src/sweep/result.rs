@@ -79,6 +79,12 @@ pub struct Inputs {
     /// The recipe that was played in place of this VMM's restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<RecipeUsed>,
+    /// Whether the guest was judged by its timer interrupts, as the VMM saw them: it keeps no records of ticks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_interrupts: bool,
+    /// CRC-32 of the initrd, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_crc32: Option<u32>,
     /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
     /// Migrations at a point: 1, or 2 for one to another frequency and one back.

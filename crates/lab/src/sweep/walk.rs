@@ -9,7 +9,7 @@ use machine::{
 };
 use vmtime::VmTime;
 
-use super::{Edge, Every, Options, SweepError, code::Program};
+use super::{Depth, Edge, Every, Options, SweepError, code::Program};
 
 /// VM time by which the stretch must have begun.
 const BEGINS_WITHIN: VmTime = VmTime(600_000_000_000);
@@ -114,9 +114,10 @@ impl Walk {
         };
         can_step(env)?;
         let machine = Machine::boot(env, image, &boot, outputs)?;
-        if image.ring().is_none() {
+        if image.ring().is_none() && options.depth != Depth::One {
             return Err(SweepError::Usage(format!(
-                "{} reports no ticks (ELF section {}): there is nothing to judge a migration by",
+                "{} reports no ticks (ELF section {}), so that it is judged by its timer interrupts, after one migration; use \
+                 --depth 1",
                 image.name(),
                 guest_abi::report::SECTION
             )));

@@ -199,6 +199,8 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
                 .map(|target| predict(recipe, usize::try_from(options.boot.cpus).ok()?, options.khz, target.tsc_khz))
                 .collect(),
         }),
+        by_interrupts: plan.experiment.interrupts.is_some(),
+        initrd_crc32: options.boot.initrd.as_deref().map(crc32fast::hash),
         ticks: options.ticks,
         depth: if options.depth == Depth::One { 1 } else { 2 },
         samples: match options.depth {

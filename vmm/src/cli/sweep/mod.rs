@@ -25,7 +25,9 @@ use lab::{
     },
 };
 use machine::{
-    BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo, boot::Image, config::source::SourceChoice,
+    BootOptions, HostEnvironment, LapicKind, RunError, TimeMode, TraceTo,
+    boot::{self, Image},
+    config::source::SourceChoice,
     host::regular_file,
 };
 use nix::sys::signal::{SigSet, Signal};
@@ -35,6 +37,7 @@ use super::{
     exit::{Error, OrFailed, Result},
     output::{self, CaseFiles, OutFile, ReportFile, Results},
     progress::Progress,
+    sites,
     sweep_args::{Output, Sweep, SweepCommand},
     text::Text,
 };
@@ -54,10 +57,10 @@ fn image(args: &Sweep) -> Result<Image> {
         Some(path) => Image::open(path),
         None => Image::parse("the embedded guest".to_owned(), GUEST_ELF.to_vec()),
     };
-    Ok(image.map_err(RunError::from)?)
+    sites::with_sites(image.map_err(RunError::from)?, args.sites.as_ref())
 }
 
-fn options(args: &Sweep) -> Result<Options> {
+fn options(args: &Sweep, image: &Image) -> Result<Options> {
     let blind = args.inject.as_ref().is_some_and(|fault| fault.name == VMCLOCK_KEPT) && args.vmclock == OnOff::Off;
     if blind {
         return Err(Error::usage(
@@ -73,12 +76,13 @@ fn options(args: &Sweep) -> Result<Options> {
     // The error of `lapic-deadline` is in what it arms after the migration, and the watchdog's check comes after its
     // tick.
     let second = ["clockevent=lapic-deadline", "scenario=watchdog"];
-    let two = args.cmdline.split_whitespace().any(|word| second.contains(&word));
+    let two = image.ring().is_none() || args.cmdline.split_whitespace().any(|word| second.contains(&word));
+    let initrd = args.initrd.as_ref().map(|path| boot::read_initrd(path, args.memory)).transpose();
     Ok(Options {
         boot: BootOptions {
             memory: args.memory,
             cmdline: args.cmdline.clone(),
-            initrd: None,
+            initrd: initrd.map_err(RunError::from)?,
             lapic: LapicKind::User,
             time: TimeMode::Virtual,
             source: SourceChoice::Auto,
@@ -151,7 +155,8 @@ fn sweep_stretch(args: &Sweep) -> Result<ExitCode> {
 }
 
 fn carry_out(args: &Sweep, files: &mut Files) -> Result<ExitCode> {
-    let (image, options) = (image(args)?, options(args)?);
+    let image = image(args)?;
+    let options = options(args, &image)?;
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
     let mut bar = Progress::new("points", &args.heartbeat);
@@ -182,7 +187,8 @@ fn replay(args: &Sweep) -> Result<ExitCode> {
     if args.ratio.len() > 1 {
         return Err(Error::usage(format!("--point tries one ratio, and --ratio names {}: name one", args.ratio.len())));
     }
-    let (image, options) = (image(args)?, options(args)?);
+    let image = image(args)?;
+    let options = options(args, &image)?;
     wait_for_signals()?;
     let env = HostEnvironment::open(args.emulate_host.map(Into::into))?;
     let ratio = options.ratios.first().ok_or_else(|| Error::usage("--ratio: name one"))?;
