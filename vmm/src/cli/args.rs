@@ -159,7 +159,7 @@ pub struct Session {
     #[arg(long, value_name = "NS", default_value = "200000", value_parser = clap::value_parser!(u64).range(..=10_000_000))]
     pub poll_ns: u64,
     /// Virtual time: end with exit code 1 a guest that runs for this long without an operation, which is what moves
-    /// virtual time. Host time; off = never.
+    /// virtual time. CPU time, and twice as long at most; off = never.
     #[arg(long, value_name = "TIME|off", default_value = "10s", value_parser = time_or_off)]
     pub spin_limit: TimeOrOff,
     /// End with exit code 1, telling where each vCPU is, if the guest has not ended after this wall time.

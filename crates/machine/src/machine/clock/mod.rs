@@ -250,13 +250,14 @@ impl Clock {
         (self.mode == TimeMode::Real).then(|| self.host.tsc())
     }
 
-    /// Host time since the last operation, or since the clock was started or the guest last slept.
+    /// The host's TSC at the last operation, or when the clock was started or the guest last slept. It is another one
+    /// after each of them.
     #[must_use]
-    pub fn since_operation(&self) -> Duration {
-        self.host.duration(self.last_operation, self.host.tsc())
+    pub fn last_operation(&self) -> HostTsc {
+        self.last_operation
     }
 
-    /// Restarts [`Self::since_operation`]: the guest was idle, which does not count as spinning.
+    /// Sets [`Self::last_operation`] to now: the guest was idle, which does not count as spinning.
     pub fn restart_spin_budget(&mut self) {
         self.last_operation = self.host.tsc();
     }

@@ -12,6 +12,7 @@ use crate::{
     host::{
         clock::HostClock,
         kick::{self, KickTimer},
+        os_clocks::thread_cpu_time,
         start_pages::release_start_pages,
     },
     machine::{
@@ -47,6 +48,8 @@ pub(crate) struct WakeTimer {
     pulse: Pulse,
     /// The host TSC of the last [`HaltPoll::add_credit`].
     credited_until: HostTsc,
+    /// Virtual time: the last operation that was noticed, and this thread's CPU time then.
+    spinning_since: Option<(HostTsc, Duration)>,
 }
 
 /// What the timer is set for, so that it is not set again on every exit.
@@ -92,6 +95,7 @@ impl WakeTimer {
             halt_poll: HaltPoll::new(shared.poll),
             pulse: Pulse::new()?,
             credited_until,
+            spinning_since: None,
         })
     }
 
@@ -109,9 +113,9 @@ impl WakeTimer {
             TimeMode::Virtual => {
                 if let Some(limit) = shared.spin_limit.filter(|_| self.armed.is_none()) {
                     self.armed = Some(Armed::SpinLimit);
-                    // Only what is left of the limit: each run has a timer of its own, but the limit goes from one
-                    // operation of the guest to the next.
-                    self.arm(shared, limit.saturating_sub(shared.clock.lock().since_operation()));
+                    // CPU time is not more than the time that passes, so that the timer is not late.
+                    let left = limit.saturating_sub(self.spun(shared));
+                    self.arm(shared, left.max(SHORTEST_RUN));
                 }
             }
             TimeMode::Real => {
@@ -285,7 +289,18 @@ impl WakeTimer {
     /// Virtual time: call it when the thread was kicked. Returns the spin limit if the guest has exceeded it.
     pub(crate) fn spin_limit_exceeded(&mut self, shared: &Shared) -> Option<Duration> {
         let was_armed = self.armed.take() == Some(Armed::SpinLimit);
-        shared.spin_limit.filter(|limit| was_armed && shared.clock.lock().since_operation() >= *limit)
+        shared.spin_limit.filter(|limit| was_armed && self.spun(shared) >= *limit)
+    }
+
+    /// CPU time since the guest's last operation was noticed. Not wall time: on a busy host a guest that does not spin
+    /// may have to wait for long. The operation is noticed one limit late at most.
+    fn spun(&mut self, shared: &Shared) -> Duration {
+        let (last, now) = (shared.clock.lock().last_operation(), thread_cpu_time());
+        let (_, begun) = *self.spinning_since.insert(match self.spinning_since {
+            Some(since @ (operation, _)) if operation == last => since,
+            _ => (last, now),
+        });
+        now.saturating_sub(begun)
     }
 }
 
