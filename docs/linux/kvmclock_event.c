@@ -35,8 +35,15 @@
 #include <asm/kvmclock.h>
 #include <asm/kvm_para.h>
 #include <asm/msr.h>
-#include <asm/processor.h>
 #include <asm/tsc.h>
+
+/* Linux has renamed it. */
+#if __has_include(<asm/cpuid/api.h>)
+#include <asm/cpuid/api.h>
+#else
+#include <asm/processor.h>
+#define cpuid_base_hypervisor hypervisor_cpuid_base
+#endif
 
 /* The paravirtual interface of kvm-ns-deadline. */
 #define NS_DEADLINE_SIGNATURE	"NsDeadlineIf"
@@ -199,7 +206,7 @@ static int kvmclock_next_event(unsigned long wait, struct clock_event_device *ev
 
 static bool __init find_ns_deadline(void)
 {
-	u32 base = hypervisor_cpuid_base(NS_DEADLINE_SIGNATURE,
+	u32 base = cpuid_base_hypervisor(NS_DEADLINE_SIGNATURE,
 					 NS_DEADLINE_FEATURES);
 
 	if (!base || !(cpuid_eax(base + NS_DEADLINE_FEATURES) & NS_DEADLINE_FEATURE))
