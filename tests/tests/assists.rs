@@ -331,6 +331,26 @@ fn fwait() {
     });
 }
 
+// Catches: x87 registers that do not reach KVM's vCPU or come back from it; a number or a flag that is not the CPU's.
+#[test]
+fn x87() {
+    passes("x87", 16, |body| {
+        body.set(Rsi, WRITABLE + 0x20).code(&[0xdb, 0xe3]);
+        // fldpi; fld1; fadd st1; fmul st0; fist dword [rsi]; fistp qword [rsi + 8]: (pi + 1) squared.
+        body.code(&[0xd9, 0xeb, 0xd9, 0xe8, 0xd8, 0xc1, 0xd8, 0xc8, 0xdb, 0x16, 0xdf, 0x7e, 8]);
+        // mov eax, [rsi]; mov rcx, [rsi + 8].
+        body.code(&[0x8b, 0x06, 0x48, 0x8b, 0x4e, 8]).expect(Rax, 17, "fist").expect(Rcx, 17, "fistp");
+        // fld1; fcomi st1: below pi; fstp st0, twice.
+        body.set_flags(2).code(&[0xd9, 0xe8, 0xdb, 0xf1]).keep_flags(CF | ZF).expect(Flags, CF, "fcomi");
+        body.code(&[0xdd, 0xd8, 0xdd, 0xd8]);
+        // fnstcw [rsi]; fnstsw ax: rounded, nothing waits.
+        body.code(&[0xd9, 0x3e, 0x0f, 0xb7, 0x0e]).expect(Rcx, 0x37f, "fnstcw");
+        body.set(Rax, 0).code(&[0xdf, 0xe0]).code(&[0x24, 0x5f]).expect(Rax, 0, "fnstsw");
+        // fldz; fstp qword [rsi], where there is no page; ffree st0; fninit.
+        body.code(&[0xd9, 0xee]).set(Rsi, ABSENT).raises(&[0xdd, 0x1e], PF, 2, ABSENT).code(&[0xdb, 0xe3]);
+    });
+}
+
 // Catches: a #GP that a stepping VMM raises at a trap site and never lets in, because it performs the site again.
 #[test]
 fn an_exception_of_a_trap_site_enters() {

@@ -21,5 +21,6 @@ pub mod start_pages;
 pub mod tsc;
 mod withheld;
 pub mod writeback;
+pub mod x87;
 
 pub use withheld::{Piece, Withheld};

@@ -6,7 +6,10 @@ use kvm_bindings::{kvm_debugregs, kvm_xcr, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm::{Error, Vcpu};
+use crate::{
+    host::x87::X87,
+    kvm::{Error, Vcpu},
+};
 
 /// The offset of XSTATE_BV in an XSAVE area. It has a bit for each component in use (SDM vol. 1, "XSAVE Header").
 pub(in crate::kvm) const XSTATE_BV: usize = 512;
@@ -121,6 +124,52 @@ impl Vcpu {
     }
 }
 
+impl Vcpu {
+    /// The x87 registers.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn x87(&self) -> Result<X87, Error> {
+        Ok(x87_of(&Fpu::get(self.call(), false)?.xsave))
+    }
+
+    /// Sets the x87 registers. Opcode and pointers of the last instruction become 0.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn set_x87(&self, registers: &X87) -> Result<(), Error> {
+        let mut fpu = Fpu::get(self.call(), false)?;
+        put_x87(&mut fpu.xsave, registers);
+        fpu.set(self.call())
+    }
+}
+
+fn x87_of(area: &[u8]) -> X87 {
+    let at = |offset: usize| area.get(offset).copied().unwrap_or(0);
+    let word = |offset: usize| u16::from_le_bytes([at(offset), at(offset + 1)]);
+    let mut st = [[0; 16]; 8];
+    for (to, offset) in st.as_flattened_mut().iter_mut().zip(X87_REGISTERS) {
+        *to = at(offset);
+    }
+    X87 { fcw: word(0), fsw: word(2), tags: at(4), st }
+}
+
+fn put_x87(area: &mut Vec<u8>, registers: &X87) {
+    let X87 { fcw, fsw, tags, st } = registers;
+    area.resize(area.len().max(XSTATE_BV + 8), 0);
+    let [[a, b], [c, d]] = [fcw, fsw].map(|word| word.to_le_bytes());
+    let mut control = [0; FXSAVE_X87.end];
+    [control[0], control[1], control[2], control[3], control[4]] = [a, b, c, d, *tags];
+    for (offset, byte) in FXSAVE_X87.zip(control).chain(X87_REGISTERS.zip(st.as_flattened().iter().copied())) {
+        if let Some(to) = area.get_mut(offset) {
+            *to = byte;
+        }
+    }
+    if let Some(used) = area.get_mut(XSTATE_BV) {
+        *used |= 1;
+    }
+}
+
 /// The debug registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -170,6 +219,21 @@ mod tests {
             mark_initial_unused(&mut area);
             assert_eq!(area, self::area(0), "{used}");
         }
+    }
+
+    // Catches: a register at another place than FXSAVE has it; x87 state that KVM takes for unused.
+    #[test]
+    fn x87_registers_are_where_fxsave_has_them() {
+        let mut registers = x87_of(&area(0));
+        assert_eq!((registers.fcw, registers.fsw, registers.tags), (0x37f, 0, 0));
+        (registers.fsw, registers.tags, registers.st[7][9]) = (0x3800, 0x80, 0xbf);
+        let mut set = area(4);
+        put_x87(&mut set, &registers);
+        assert_eq!(x87_of(&set), registers);
+        assert_eq!((set[XSTATE_BV], set[3], set[4], set[32 + 7 * 16 + 9]), (5, 0x38, 0x80, 0xbf));
+        let mut short = Vec::new();
+        put_x87(&mut short, &registers);
+        assert_eq!(x87_of(&short), registers);
     }
 
     // Catches: a register of the guest's that a restore sets to its initial value.

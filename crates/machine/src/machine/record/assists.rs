@@ -30,10 +30,12 @@ pub(crate) enum Assist {
     Fwait,
     /// SYSCALL in user mode.
     Syscall,
+    /// x87 but for FWAIT.
+    X87,
 }
 
 impl Assist {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Nop,
         Self::Int3,
         Self::Ac,
@@ -45,6 +47,7 @@ impl Assist {
         Self::Rdtscp,
         Self::Fwait,
         Self::Syscall,
+        Self::X87,
     ];
 
     /// Its name in results.
@@ -61,6 +64,7 @@ impl Assist {
             Self::Rdtscp => "rdtscp",
             Self::Fwait => "fwait",
             Self::Syscall => "syscall",
+            Self::X87 => "x87",
         }
     }
 }

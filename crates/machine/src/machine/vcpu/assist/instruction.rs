@@ -7,16 +7,17 @@ use super::{
     integer::{self, CF, Flagged, OF, Width},
     operand::State,
     walk::Purpose,
+    x87,
 };
 use crate::{
-    host::atomic16,
+    host::{atomic16, x87::X87},
     kvm::{Error, Exception, Vcpu},
     machine::record::assists::Assist,
 };
 
 const CR0_MP: u64 = 1 << 1;
-const CR0_TS: u64 = 1 << 3;
-const CR0_NE: u64 = 1 << 5;
+pub(super) const CR0_TS: u64 = 1 << 3;
+pub(super) const CR0_NE: u64 = 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_CET: u64 = 1 << 23;
 /// The x87 status word's exception summary: an unmasked exception waits.
@@ -28,6 +29,10 @@ pub(super) trait Extended {
     fn xcr0(&self) -> Result<Option<u64>, Error>;
     /// The x87 status word.
     fn x87_status(&self) -> Result<u16, Error>;
+    /// The x87 registers.
+    fn x87(&self) -> Result<X87, Error>;
+    /// Sets the x87 registers.
+    fn set_x87(&self, registers: &X87) -> Result<(), Error>;
 }
 
 impl Extended for Vcpu {
@@ -38,10 +43,18 @@ impl Extended for Vcpu {
     fn x87_status(&self) -> Result<u16, Error> {
         Self::x87_status(self)
     }
+
+    fn x87(&self) -> Result<X87, Error> {
+        Self::x87(self)
+    }
+
+    fn set_x87(&self, registers: &X87) -> Result<(), Error> {
+        Self::set_x87(self, registers)
+    }
 }
 
-/// The kind of `instruction`, if it is one that [`perform`] can perform.
-pub(super) fn kind(instruction: &Instruction) -> Option<Assist> {
+/// The kind of `instruction`, if it is one that [`perform`] can perform. Its bytes are the first of `code`.
+pub(super) fn kind(instruction: &Instruction, code: &[u8]) -> Option<Assist> {
     Some(match instruction.mnemonic() {
         Mnemonic::Nop
         | Mnemonic::Reservednop
@@ -70,6 +83,7 @@ pub(super) fn kind(instruction: &Instruction) -> Option<Assist> {
         Mnemonic::Xgetbv => Assist::Xgetbv,
         Mnemonic::Rdtscp => Assist::Rdtscp,
         Mnemonic::Wait => Assist::Fwait,
+        _ if x87::is_x87(instruction, code) => Assist::X87,
         _ => return None,
     })
 }
@@ -82,6 +96,7 @@ pub(super) fn kind(instruction: &Instruction) -> Option<Assist> {
 pub(super) fn perform(
     state: &mut State<'_>,
     instruction: &Instruction,
+    code: &[u8],
     extended: &impl Extended,
 ) -> Result<Option<Exception>, Stop> {
     match instruction.mnemonic() {
@@ -97,6 +112,7 @@ pub(super) fn perform(
         // CPUID lacks it raises #UD.
         Mnemonic::Rdtscp => return Err(Stop::Raise(Exception::INVALID_OPCODE)),
         Mnemonic::Wait => fwait(state, extended)?,
+        _ if x87::is_x87(instruction, code) => x87::perform(state, instruction, code, extended)?,
         _ => integer(state, instruction)?,
     }
     Ok(None)

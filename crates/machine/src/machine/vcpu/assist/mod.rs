@@ -20,6 +20,7 @@ mod syscall;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod x87;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vm_memory::{Bytes, GuestAddress};
@@ -36,6 +37,8 @@ use crate::{
 };
 
 const CR0_PE: u64 = 1;
+/// CF, PF, AF, ZF, SF, OF.
+const RFLAGS_ARITHMETIC: u64 = 0x8d5;
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
 const RFLAGS_VM: u64 = 1 << 17;
@@ -110,9 +113,9 @@ fn assist(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> R
     }
     let paging = Paging::new(&system, before.rflags & RFLAGS_AC != 0);
     let mut state = State { registers: before, system: &system, paging, memory: &shared.memory, bits };
-    let Some(instruction) = fetch(&state) else { return Ok(None) };
-    let Some(kind) = kind(&instruction) else { return Ok(None) };
-    let performed = perform(&mut state, &instruction, vcpu);
+    let Some((instruction, code)) = fetch(&state) else { return Ok(None) };
+    let Some(kind) = kind(&instruction, &code) else { return Ok(None) };
+    let performed = perform(&mut state, &instruction, &code, vcpu);
     let after = GeneralRegisters {
         rip: next_rip(&state, &instruction),
         rflags: state.registers.rflags & !RFLAGS_RF,
@@ -175,8 +178,8 @@ fn take_trap(
     Ok(Some(exit))
 }
 
-/// The instruction at RIP; none if it is not in RAM or is none.
-fn fetch(state: &State<'_>) -> Option<Instruction> {
+/// The instruction at RIP and the bytes from there on; none if it is not in RAM or is none.
+fn fetch(state: &State<'_>) -> Option<(Instruction, [u8; INSTRUCTION_MAX])> {
     /// Size of the smallest page.
     const PAGE: u64 = 0x1000;
     let rip = state.registers.rip;
@@ -195,7 +198,7 @@ fn fetch(state: &State<'_>) -> Option<Instruction> {
         length += read(wrap(start.wrapping_add(PAGE - start % PAGE)), second).unwrap_or(0);
     }
     let instruction = Decoder::with_ip(state.bits, bytes.get(..length)?, rip, DecoderOptions::NONE).decode();
-    (!instruction.is_invalid()).then_some(instruction)
+    (!instruction.is_invalid()).then_some((instruction, bytes))
 }
 
 /// RIP behind `instruction`, in as many bits as the code segment has.

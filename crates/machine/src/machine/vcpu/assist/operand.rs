@@ -1,7 +1,7 @@
 //! An instruction's operands: registers, immediates, and memory through segments and paging.
 
 use iced_x86::{Instruction, OpKind, Register};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{
     Stop,
@@ -87,19 +87,44 @@ impl State<'_> {
 
     fn load(&self, linear: u64, width: Width) -> Result<u64, Stop> {
         let mut bytes = [0; 8];
-        let bytes_read = bytes.get_mut(..width.bytes()).ok_or(Stop::NotCovered)?;
-        // What lies in the next page. Both are translated before either is read: an access faults as a whole.
-        let left = usize::try_from(PAGE - linear % PAGE).unwrap_or(usize::MAX).min(width.bytes());
-        let (first, second) = bytes_read.split_at_mut(left);
-        let next = self.wrap(linear.wrapping_add(PAGE - linear % PAGE));
-        let at_first = self.paging.translate(self.memory, linear, Purpose::Load)?;
-        let at_second =
-            if second.is_empty() { at_first } else { self.paging.translate(self.memory, next, Purpose::Load)? };
+        self.load_bytes(linear, bytes.get_mut(..width.bytes()).ok_or(Stop::NotCovered)?)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Reads at most a page at a linear address.
+    pub(super) fn load_bytes(&self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
+        let (in_first, [at_first, at_second]) = self.pages(linear, bytes.len(), Purpose::Load)?;
+        let (first, second) = bytes.split_at_mut(in_first);
         for (part, at) in [(first, at_first), (second, at_second)] {
             // An access to a device.
             self.memory.read_slice(part, GuestAddress(at)).map_err(|_| Stop::NotCovered)?;
         }
-        Ok(u64::from_le_bytes(bytes))
+        Ok(())
+    }
+
+    /// Writes at most a page at a linear address.
+    pub(super) fn store_bytes(&self, linear: u64, bytes: &[u8]) -> Result<(), Stop> {
+        let (in_first, [at_first, at_second]) = self.pages(linear, bytes.len(), Purpose::Store)?;
+        let (first, second) = bytes.split_at(in_first);
+        let parts = [(first, at_first), (second, at_second)];
+        let is_ram = |part: &[u8], at| self.memory.check_range(GuestAddress(at), part.len());
+        if parts.iter().any(|(part, at)| !part.is_empty() && !is_ram(part, *at)) {
+            return Err(Stop::NotCovered);
+        }
+        for (part, at) in parts {
+            self.memory.write_slice(part, GuestAddress(at)).map_err(|_| Stop::NotCovered)?;
+        }
+        Ok(())
+    }
+
+    /// How many of `length` bytes are in the first page, and the physical addresses of these and of those in the next
+    /// page. Both are translated before either is accessed: an access faults as a whole.
+    fn pages(&self, linear: u64, length: usize, purpose: Purpose) -> Result<(usize, [u64; 2]), Stop> {
+        let in_first = usize::try_from(PAGE - linear % PAGE).unwrap_or(usize::MAX).min(length);
+        let first = self.paging.translate(self.memory, linear, purpose)?;
+        let next = self.wrap(linear.wrapping_add(PAGE - linear % PAGE));
+        let second = if in_first == length { first } else { self.paging.translate(self.memory, next, purpose)? };
+        Ok((in_first, [first, second]))
     }
 
     /// Outside 64-bit mode linear addresses have 32 bits.

@@ -5,6 +5,9 @@ mod operand;
 mod perform;
 mod syscall;
 mod walk;
+mod x87;
+
+use std::cell::Cell;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vm_memory::{Bytes, GuestAddress};
@@ -16,6 +19,7 @@ use super::{
     walk::Paging,
 };
 use crate::{
+    host::x87::X87,
     kvm::{
         Error, Exception,
         state::{GeneralRegisters, Segment, SystemRegisters},
@@ -26,8 +30,14 @@ use crate::{
 /// Where tests put their page tables, from the topmost level down, a page each.
 const TABLES: u64 = 0x10_0000;
 
-/// XCR0 and the x87 status word.
-struct Fpu(Option<u64>, u16);
+/// XCR0 and the x87 registers.
+struct Fpu(Option<u64>, Cell<X87>);
+
+impl Fpu {
+    fn new(xcr0: Option<u64>, fsw: u16) -> Self {
+        Self(xcr0, Cell::new(X87 { fcw: 0x37f, fsw, tags: 0, st: [[0; 16]; 8] }))
+    }
+}
 
 impl Extended for Fpu {
     fn xcr0(&self) -> Result<Option<u64>, Error> {
@@ -35,7 +45,16 @@ impl Extended for Fpu {
     }
 
     fn x87_status(&self) -> Result<u16, Error> {
-        Ok(self.1)
+        Ok(self.1.get().fsw)
+    }
+
+    fn x87(&self) -> Result<X87, Error> {
+        Ok(self.1.get())
+    }
+
+    fn set_x87(&self, registers: &X87) -> Result<(), Error> {
+        self.1.set(*registers);
+        Ok(())
     }
 }
 
@@ -115,7 +134,7 @@ fn run(
     code: &[u8],
 ) -> Result<(GeneralRegisters, Option<Exception>), Stop> {
     let mut state = state(memory, system, registers);
-    let raised = perform(&mut state, &decode(code, bits(system)), &Fpu(Some(7), 0))?;
+    let raised = perform(&mut state, &decode(code, bits(system)), code, &Fpu::new(Some(7), 0))?;
     Ok((state.registers, raised))
 }
 

@@ -100,20 +100,20 @@ fn an_instruction_is_fetched_from_where_it_is() {
     memory.write_slice(&POPCNT_RAX[..2], GuestAddress(0x4ffe)).unwrap();
     memory.write_slice(&POPCNT_RAX[2..], GuestAddress(0x9000)).unwrap();
     let crossing = state(&memory, &system, at(PAGE + 0xffe));
-    let instruction = fetch(&crossing).unwrap();
+    let (instruction, _) = fetch(&crossing).unwrap();
     assert_eq!((instruction.len(), next_rip(&crossing, &instruction)), (5, PAGE + 0x1003));
     map(&memory, PAGE + 0x1000, 0);
     assert!(fetch(&state(&memory, &system, at(PAGE + 0xffe))).is_none());
     // The last bytes of RAM: an instruction that is whole, and one that is not.
     map(&memory, PAGE, 0x1f_f003);
     memory.write_slice(&[0x0f, 0x01, 0xca], GuestAddress(0x1f_fffd)).unwrap();
-    assert_eq!(fetch(&state(&memory, &system, at(PAGE + 0xffd))).unwrap().len(), 3);
+    assert_eq!(fetch(&state(&memory, &system, at(PAGE + 0xffd))).unwrap().0.len(), 3);
     memory.write_slice(&[0x0f, 0x01], GuestAddress(0x1f_fffe)).unwrap();
     assert!(fetch(&state(&memory, &system, at(PAGE + 0xffe))).is_none());
     let based = SystemRegisters { cs: Segment { base: 0xffff_0000, ..flat(true) }, ..protected_mode() };
     memory.write_slice(&[0xcc], GuestAddress(0x4000)).unwrap();
-    assert_eq!(fetch(&state(&memory, &based, at(0x1_4000))).unwrap().len(), 1);
+    assert_eq!(fetch(&state(&memory, &based, at(0x1_4000))).unwrap().0.len(), 1);
     let last = state(&memory, &based, at(0xffff_ffff));
-    let int3 = fetch(&state(&memory, &based, at(0x1_4000))).unwrap();
+    let (int3, _) = fetch(&state(&memory, &based, at(0x1_4000))).unwrap();
     assert_eq!(next_rip(&last, &int3), 0);
 }

@@ -87,7 +87,7 @@ fn fwait_takes_what_waits() {
     let with = |cr0: u64, status: u16| {
         let system = SystemRegisters { cr0, ..protected_mode() };
         let mut state = state(&memory, &system, GeneralRegisters::default());
-        perform(&mut state, &decode(&[0x9b], 32), &Fpu(None, status))
+        perform(&mut state, &decode(&[0x9b], 32), &[0x9b], &Fpu::new(None, status))
     };
     assert_eq!(with(0x21, 0x3800).unwrap(), None);
     assert_eq!(fault(with(0x21, 0x80)), Exception::X87);
@@ -136,10 +136,10 @@ proptest! {
 
     // Catches: a panic, or an access outside RAM, whatever a guest executes and holds in its registers and tables.
     #[test]
-    fn whatever_a_guest_executes(code: [u8; 15], prefix in 0..12usize, registers: [u64; 8], cr: [u64; 3], long: bool) {
-        let prefixes: [&[u8]; 12] = [
+    fn whatever_a_guest_executes(code: [u8; 15], prefix in 0..13usize, registers: [u64; 8], cr: [u64; 3], long: bool) {
+        let prefixes: [&[u8]; 13] = [
             &[], &[0xf3, 0x0f, 0xb8], &[0xf3, 0x48, 0x0f, 0xb8], &[0x66, 0x0f, 0x38, 0xf6], &[0xf3, 0x0f, 0x38, 0xf6],
-            &[0xc4, 0xe2], &[0xc4, 0xe3], &[0xc4, 0xc2], &[0x48, 0x0f, 0xc7], &[0x0f, 0x01], &[0x0f, 0x1e], &[0x65, 0x67],
+            &[0xc4, 0xe2], &[0xc4, 0xe3], &[0xc4, 0xc2], &[0x48, 0x0f, 0xc7], &[0x0f, 0x01], &[0x0f, 0x1e], &[0x65, 0x67], &[0xdf],
         ];
         let code = [prefixes[prefix], &code].concat();
         let memory = memory();
@@ -148,8 +148,9 @@ proptest! {
         let base = if long { long_mode() } else { protected_mode() };
         let system = SystemRegisters { cr0: base.cr0 | cr[0] & 1 << 31, cr3: cr[1], cr4: base.cr4 ^ cr[2], ..base };
         let instruction = Decoder::new(if long { 64 } else { 32 }, &code, DecoderOptions::NONE).decode();
-        if kind(&instruction).is_some() {
-            let _ = perform(&mut state(&memory, &system, registers), &instruction, &Fpu(Some(7), 0));
+        if kind(&instruction, &code).is_some() {
+            let fpu = Fpu::new(Some(7), 0);
+            let _ = perform(&mut state(&memory, &system, registers), &instruction, &code, &fpu);
         }
     }
 }
