@@ -1,7 +1,7 @@
 //! Paths of the program and the guest, built from the present sources.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -42,6 +42,20 @@ impl Place {
 pub fn vmm() -> &'static Path {
     static VMM: OnceLock<PathBuf> = OnceLock::new();
     VMM.get_or_init(|| built("--bin", "vmm", "vmm"))
+}
+
+/// The guest's bytes, with this section under a name that the VMM does not look for.
+///
+/// # Panics
+/// If it has no such section.
+#[must_use]
+pub fn guest_without(section: &str) -> Vec<u8> {
+    let mut bytes = fs::read(guest()).expect("the guest");
+    let name = format!("\0{section}\0").into_bytes();
+    let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(&name)).collect();
+    assert_eq!(places.len(), 1, "the name stands in the table of sections' names, and nowhere else");
+    bytes[places[0] + 1..places[0] + name.len() - 1].fill(b'x');
+    bytes
 }
 
 /// A program of `examples/`.

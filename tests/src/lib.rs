@@ -19,7 +19,7 @@ pub mod state_file;
 mod trace;
 pub mod two_cpus;
 
-pub use binary::{example, guest, vmm};
+pub use binary::{example, guest, guest_without, vmm};
 pub use browser::{Browser, Loaded, number};
 pub use host::{deadline_write, doctor, kvm, no_tsc_scaling, qemu, strace, true_tsc_frequency};
 pub use lab::{Lab, Run, Summary};

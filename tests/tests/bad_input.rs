@@ -10,8 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use object::{LittleEndian, Object, ObjectSection, read::elf::ElfFile64};
-use vm_tests::{Ended, Lab, finish, guest, require_kvm, skip, vmm};
+use vm_tests::{Ended, Lab, finish, guest, guest_without, require_kvm, skip, vmm};
 
 fn boot(lab: &Lab, image: &str, flags: &str) -> Ended {
     lab.run(&format!("--guest {image} {flags}"))
@@ -28,17 +27,6 @@ fn changed_guest(lab: &Lab, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(guest()).unwrap();
     change(&mut bytes);
     fs::write(lab.path(name), bytes).unwrap();
-}
-
-/// The same guest, with its section of trap sites under a name that the VMM does not look for.
-fn without_trap_sites(lab: &Lab, image: &str) {
-    changed_guest(lab, image, |bytes| {
-        let elf = ElfFile64::<LittleEndian>::parse(bytes.as_slice()).unwrap();
-        let names = elf.section_by_name(".shstrtab").unwrap();
-        let at = names.data().unwrap().windows(11).position(|name| name == b".trap_sites").unwrap();
-        let at = usize::try_from(names.file_range().unwrap().0).unwrap() + at;
-        bytes[at..at + 11].copy_from_slice(b".no_patches");
-    });
 }
 
 /// The file offset of the last PT_LOAD's p_memsz (System V ABI, `Elf64_Phdr`).
@@ -193,7 +181,7 @@ fn snapshots_that_were_changed() {
 fn a_guest_without_trap_sites() {
     require_kvm!();
     let lab = Lab::new();
-    without_trap_sites(&lab, "plain");
+    fs::write(lab.path("plain"), guest_without(".trap_sites")).unwrap();
     for flags in ["--tsc trapped", "--time virtual"] {
         boot(&lab, "plain", flags).refused(2, &["plain", "trap sites", flags]);
     }

@@ -1,38 +1,43 @@
 //! `vmm sites`, and the sites that `--sites` asks for.
 
-use std::{fs, io::Read, path::Path, process::ExitCode};
+use std::{fs, io::Read, process::ExitCode};
 
-use machine::boot::{
-    Image,
-    find_sites::{
-        Found, Kind, Origin,
-        list::{ListedKind, SiteList},
+use machine::{
+    boot::{
+        Image,
+        find_sites::{
+            Found, Kind, Origin,
+            list::{ListedKind, SiteList},
+        },
     },
+    host::regular_file::open_regular,
 };
 
 use super::{
-    exit::{Error, OrFailed, Result},
+    exit::{Error, Result},
+    output::{self, OutFile},
     sites_args::{Sites, SitesFrom},
-    text::{Text, plain},
+    text::{Text, plain, printable},
 };
 
 /// The largest file with sites that is read, in bytes: far more than the largest number of sites takes.
 const LIST_MAX: u64 = 64 << 20;
 
+/// Characters of a function's name that are shown at most.
+const NAME_CHARS: usize = 100;
+
 pub fn run(args: &Sites) -> Result<ExitCode> {
     let image = Image::open(&args.kernel).and_then(Image::unpacked).map_err(machine::RunError::from)?;
     let found = search(&image)?;
-    let Some(output) = &args.output else {
-        shown(&found).print()?;
-        return Ok(ExitCode::SUCCESS);
-    };
-    let list = SiteList::of(&found, image.bytes());
-    if output == Path::new("-") {
-        Text::json(&list)?.print()?;
-    } else {
-        let mut text = serde_json::to_vec_pretty(&list).or_failed(|| "the list of sites")?;
-        text.push(b'\n');
-        fs::write(output, text).or_failed(|| format!("{}", output.display()))?;
+    if let Some(output) = &args.output
+        && let (Ok(output), Ok(kernel)) = (fs::canonicalize(output), fs::canonicalize(&args.kernel))
+        && output == kernel
+    {
+        return Err(Error::usage(format!("--output {} is the kernel itself: name another file", output.display())));
+    }
+    match OutFile::open("output", args.output.as_deref())? {
+        Some(file) => file.write(&output::json(&SiteList::of(&found, image.bytes()))?)?,
+        None => shown(&found).print()?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -50,9 +55,11 @@ pub fn with_sites(image: Image, from: Option<&SitesFrom>) -> Result<Image> {
         SitesFrom::File(path) => {
             let refused = |error: String| Error::usage(format!("--sites {}: {error}", path.display()));
             let mut text = Vec::new();
-            fs::File::open(path)
-                .and_then(|file| file.take(LIST_MAX).read_to_end(&mut text))
-                .map_err(|error| refused(error.to_string()))?;
+            let (file, bytes) = open_regular(path).map_err(|error| refused(error.to_string()))?;
+            if bytes > LIST_MAX {
+                return Err(refused(format!("larger than {LIST_MAX} bytes, which no list of sites is")));
+            }
+            file.take(bytes).read_to_end(&mut text).map_err(|error| refused(error.to_string()))?;
             let table = SiteList::parse(&text).and_then(|list| list.table(image.bytes()));
             table.map_err(|error| refused(error.to_string()))?
         }
@@ -92,7 +99,10 @@ fn summary(found: &Found) -> String {
 fn shown(found: &Found) -> Text {
     let mut table = plain(["address", "physical", "kind", "function", ""]);
     for site in &found.sites {
-        let function = site.function.as_ref().map_or(String::new(), |(name, offset)| format!("{name}+{offset:#x}"));
+        let function = site
+            .function
+            .as_ref()
+            .map_or(String::new(), |(name, offset)| format!("{}+{offset:#x}", printable(name, NAME_CHARS)));
         let kind = ListedKind::from(site.kind).as_str();
         let origin = match site.origin {
             Origin::Code => String::new(),

@@ -1,5 +1,7 @@
 //! The code of an ELF file: its stretches, and where in them instructions are known to begin.
 
+use std::ops::Range;
+
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SectionFlags, SegmentFlags, SymbolKind, elf};
 
 /// Consecutive code.
@@ -42,23 +44,17 @@ impl<'a> Stretch<'a> {
         (offset < self.bytes.len()).then_some(offset)
     }
 
-    /// Where code or data is known to begin, by offset, rising: at its symbols, at the entry point, at the addresses of
-    /// `known` instructions, at its first byte.
-    pub(super) fn beginnings(&self, elf: &object::File<'_>, known: impl Iterator<Item = u64>) -> Vec<(usize, Begins)> {
-        let mut begins: Vec<_> = elf
-            .symbols()
-            .filter(ObjectSymbol::is_definition)
-            .filter_map(|symbol| {
-                let begins = match symbol.kind() {
-                    SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown => Begins::Instruction,
-                    SymbolKind::Data | SymbolKind::Tls => Begins::Data,
-                    _ => return None,
-                };
-                Some((self.offset_of(symbol.address())?, begins))
-            })
-            .collect();
+    /// Where code or data is known to begin, by offset, rising: at the `symbols`, at the file's `entry` point, at the
+    /// addresses of `known` instructions, at its first byte.
+    pub(super) fn beginnings(
+        &self,
+        symbols: &Symbols,
+        entry: u64,
+        known: impl Iterator<Item = u64>,
+    ) -> Vec<(usize, Begins)> {
+        let mut begins: Vec<_> = symbols.within(self).collect();
         let instruction = |address| Some((self.offset_of(address)?, Begins::Instruction));
-        begins.extend(instruction(elf.entry()));
+        begins.extend(instruction(entry));
         begins.extend(known.filter_map(instruction));
         begins.push((0, if self.section { Begins::Instruction } else { Begins::Anything }));
         begins.sort_unstable();
@@ -73,12 +69,43 @@ impl<'a> Stretch<'a> {
         begins
     }
 
+    /// The linear addresses of its bytes.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.address..self.address_of(self.bytes.len())
+    }
+
     /// The parts between `beginnings`.
     pub(super) fn pieces(&self, beginnings: &[(usize, Begins)]) -> impl Iterator<Item = Piece<'a>> {
         let ends = beginnings.iter().skip(1).map(|(at, _)| *at).chain(std::iter::once(self.bytes.len()));
         beginnings.iter().zip(ends).filter_map(|((start, begins), end)| {
             Some(Piece { start: *start, bytes: self.bytes.get(*start..end)?, begins: *begins })
         })
+    }
+}
+
+/// The symbols of a file at which code or data begins, by address.
+pub(super) struct Symbols(Vec<(u64, Begins)>);
+
+impl Symbols {
+    pub(super) fn of(elf: &object::File<'_>) -> Self {
+        let begins = elf.symbols().filter(ObjectSymbol::is_definition).filter_map(|symbol| {
+            let begins = match symbol.kind() {
+                SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown => Begins::Instruction,
+                SymbolKind::Data | SymbolKind::Tls => Begins::Data,
+                _ => return None,
+            };
+            Some((symbol.address(), begins))
+        });
+        let mut begins: Vec<_> = begins.collect();
+        begins.sort_unstable();
+        Self(begins)
+    }
+
+    /// Those in `stretch`, by offset.
+    fn within(&self, stretch: &Stretch<'_>) -> impl Iterator<Item = (usize, Begins)> {
+        let first = self.0.partition_point(|(address, _)| *address < stretch.address);
+        let here = self.0.get(first..).unwrap_or_default().iter();
+        here.map_while(|(address, begins)| Some((stretch.offset_of(*address)?, *begins)))
     }
 }
 

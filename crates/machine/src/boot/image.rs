@@ -22,8 +22,6 @@ pub struct Image {
     bytes: Vec<u8>,
     kind: Kind,
     sites: Sites,
-    /// It lists its sites itself.
-    lists_sites: bool,
     ring: Option<u64>,
 }
 
@@ -120,7 +118,7 @@ impl Image {
         };
         let sites = sites.map(Sites::from_section).transpose();
         let sites = sites.map_err(|source| ImageError::Sites { name: name.clone(), source })?.unwrap_or_default();
-        Ok(Self { name, bytes, kind, sites, lists_sites: true, ring })
+        Ok(Self { name, bytes, kind, sites, ring })
     }
 
     /// The name for messages.
@@ -141,17 +139,10 @@ impl Image {
         &self.sites
     }
 
-    /// Whether the trap sites are those that it lists, not some that were found. A guest that lists its sites is made
-    /// for it: it reads the TSC nowhere else, nor does it run user programs that could.
-    #[must_use]
-    pub fn lists_sites(&self) -> bool {
-        self.lists_sites
-    }
-
     /// The same image with the trap sites that were found in it.
     #[must_use]
     pub fn with_found_sites(self, sites: Sites) -> Self {
-        Self { sites, lists_sites: false, ..self }
+        Self { sites: sites.found(true), ..self }
     }
 
     /// The kernel that a bzImage unpacks when it is started; any other image as it is. Its code is then known before
@@ -169,7 +160,7 @@ impl Image {
     /// what was not found is reported by those who searched.
     #[must_use]
     pub fn unlisted(&self) -> Unlisted {
-        if self.lists_sites { Unlisted::scan(&self.bytes, &self.sites) } else { Unlisted::default() }
+        if self.sites.are_found() { Unlisted::default() } else { Unlisted::scan(&self.bytes, &self.sites) }
     }
 
     /// Guest physical address of its tick ring, if it has one.

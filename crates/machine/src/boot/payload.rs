@@ -61,13 +61,18 @@ fn lz4(blocks: &[u8], limit: u64) -> Result<Vec<u8>, String> {
     let cut_off = || "cannot be unpacked: it ends within a block".to_owned();
     let mut unpacked = Vec::new();
     let mut rest = blocks;
+    let mut buffer = vec![0; LZ4_BLOCK];
     // The appended size is no block.
     while rest.len() > APPENDED_SIZE {
         let (length, after) = rest.split_first_chunk::<4>().ok_or_else(cut_off)?;
         let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| cut_off())?;
         let (block, after) = after.split_at_checked(length).ok_or_else(cut_off)?;
-        let bytes = lz4_flex::block::decompress(block, LZ4_BLOCK);
-        unpacked.extend(bytes.map_err(|error| format!("cannot be unpacked: {error}"))?);
+        let size = lz4_flex::block::decompress_into(block, &mut buffer);
+        let size = size.map_err(|error| format!("cannot be unpacked: {error}"))?;
+        if size < LZ4_BLOCK && after.len() > APPENDED_SIZE {
+            return Err("cannot be unpacked: a block before the last one is not whole".to_owned());
+        }
+        unpacked.extend(buffer.get(..size).unwrap_or_default());
         unpacked = within(unpacked, limit)?;
         rest = after;
     }

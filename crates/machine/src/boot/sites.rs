@@ -9,7 +9,7 @@
 //! instructions only while it boots. Linux copies an alternative instruction over the first choice. The copied bytes
 //! are then those of a patched site, because the VMM patched what was copied.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use guest_abi::sites::{Kind, PATCH, SITE_BYTES, Site};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// More than any guest has; bounds the memory that a hostile image can make the VMM use.
-const MAX_SITES: usize = 65_536;
+pub(super) const MAX_SITES: usize = 65_536;
 
 /// A table that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +77,8 @@ impl Blamed for SiteError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sites {
     by_address: BTreeMap<u64, Place>,
+    /// The guest does not list them.
+    found: bool,
 }
 
 /// What is at a site.
@@ -143,7 +145,20 @@ impl Sites {
             }
             previous = Some(*address);
         }
-        Ok(Self { by_address })
+        Ok(Self { by_address, found: false })
+    }
+
+    /// The same, as the sites of a guest that does not list them, if `found`.
+    #[must_use]
+    pub fn found(self, found: bool) -> Self {
+        Self { found, ..self }
+    }
+
+    /// Whether they were found in the guest's code. A guest that lists its sites is made for it: it reads the TSC
+    /// nowhere else, nor does it run user programs that could, and it lists a PAUSE only where it waits for a CPU.
+    #[must_use]
+    pub fn are_found(&self) -> bool {
+        self.found
     }
 
     /// The table for a snapshot.
@@ -192,13 +207,16 @@ impl Sites {
         (place.bytes(memory)? == PATCH).then_some(place.kind)
     }
 
-    /// All linear addresses, rising.
-    pub fn addresses(&self) -> impl Iterator<Item = u64> {
-        self.by_address.keys().copied()
+    /// The linear addresses within `range`, rising.
+    pub fn addresses_in(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
+        // An empty range that begins behind its end would be a panic.
+        let range = if range.start < range.end { range } else { 0..0 };
+        self.by_address.range(range).map(|(address, _)| *address)
     }
 
     fn filter(&self, keep: impl Fn(&Place) -> bool) -> Self {
-        Self { by_address: self.by_address.iter().filter(|(_, place)| keep(place)).map(|(a, p)| (*a, *p)).collect() }
+        let by_address = self.by_address.iter().filter(|(_, place)| keep(place)).map(|(a, p)| (*a, *p)).collect();
+        Self { by_address, found: self.found }
     }
 
     /// The sites that `keep` accepts.

@@ -100,7 +100,7 @@ impl Machine {
             cpus: cpuids.len(),
             // Without the flag user programs ask the kernel for the time, and it reads the TSC at a site. An RDTSC of
             // their own would return the host's TSC.
-            tsc_stable: image.lists_sites() || source != TscSource::Trapped,
+            tsc_stable: !image.sites().are_found() || source != TscSource::Trapped,
             lapic: options.lapic,
         };
         Ok(Self {
@@ -153,15 +153,23 @@ impl Machine {
     ) -> Result<Self, RunError> {
         let Continuation { choice, time, khz, paused } = continuation;
         let MachineState { machine, clock: saved_clock, cpus: saved_cpus, devices, sites, audit } = state;
-        let MachineSection { image, time: saved_time, source: saved_source, order, tsc_stable, migrations, unlisted } =
-            machine;
+        let MachineSection {
+            image,
+            time: saved_time,
+            source: saved_source,
+            order,
+            tsc_stable,
+            migrations,
+            unlisted,
+            found_sites,
+        } = machine;
         let unlisted = Unlisted::from_state(unlisted);
         let in_process = paused.is_some();
         let count = u32::try_from(saved_cpus.count()).unwrap_or(u32::MAX);
         if !(1..=MAX_CPUS).contains(&count) {
             return Err(RunError::Cpus(count));
         }
-        let all_sites = Sites::from_state(sites)?;
+        let all_sites = Sites::from_state(sites)?.found(*found_sites);
         all_sites.check(&memory)?;
         let mut moment = saved_clock.moment;
         if (*saved_time, time) == (TimeMode::Virtual, TimeMode::Real) {
@@ -179,6 +187,7 @@ impl Machine {
             warn_of_unlisted(&unlisted, chosen.source, image);
         }
         chosen.patched.patch(&memory);
+        let source = chosen.source;
         let host_clock = host_clock(env, saved_cpus.lapic());
         let mut clock = Clock::from_state(chosen.source, time, host_clock, saved_clock);
         if env.facts()?.tsc_offset {
@@ -198,7 +207,8 @@ impl Machine {
             trace: outputs.trace.begin()?,
             outlets: outputs.outlets,
             cpus: saved_cpus.count(),
-            tsc_stable: *tsc_stable,
+            // A host that did not trap the TSC may have told user programs that they may read it.
+            tsc_stable: *tsc_stable && (!found_sites || source != TscSource::Trapped),
             lapic: saved_cpus.lapic(),
         };
         Ok(Self {

@@ -33,6 +33,7 @@ impl Machine {
                 tsc_stable: self.shared.tsc_stable.load(Ordering::SeqCst),
                 migrations: self.migrations,
                 unlisted: self.unlisted.state(),
+                found_sites: self.all_sites.are_found(),
             },
             clock: clock.state(moment),
             cpus,

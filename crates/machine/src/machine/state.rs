@@ -93,6 +93,9 @@ pub struct MachineSection {
     pub migrations: u64,
     /// RDTSC instructions that its trap-site table does not list.
     pub unlisted: UnlistedState,
+    /// The trap sites were found in the guest's code: it does not list them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub found_sites: bool,
 }
 
 /// All vCPUs, by number. The local APICs of a machine are all emulated by the VMM, or all by KVM.

@@ -21,10 +21,11 @@ pub(super) struct Alternatives {
     store: std::ops::Range<u64>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    code: u64,
     replacement: u64,
-    /// Bytes of the replacement.
+    code: u64,
+    /// Bytes of the replacement: at most 255.
     length: u64,
 }
 
@@ -37,7 +38,10 @@ impl Alternatives {
             // The right size is the one with which every entry makes sense.
             ENTRY_BYTES.into_iter().find_map(|size| entries(address, bytes, size, &store, stretches))
         });
-        Self { entries: entries.unwrap_or_default(), store }
+        let mut entries = entries.unwrap_or_default();
+        entries.sort_unstable();
+        entries.dedup();
+        Self { entries, store }
     }
 
     /// Whether the instruction at `address` is only stored there.
@@ -47,7 +51,10 @@ impl Alternatives {
 
     /// Where the instruction at `address` will be copied to.
     pub(super) fn targets(&self, address: u64) -> impl Iterator<Item = u64> {
-        self.entries.iter().filter_map(move |entry| {
+        // No replacement that begins further back reaches here.
+        let first = self.entries.partition_point(|entry| entry.replacement.saturating_add(u8::MAX.into()) < address);
+        let near = self.entries.get(first..).unwrap_or_default().iter();
+        near.take_while(move |entry| entry.replacement <= address).filter_map(move |entry| {
             let offset = address.checked_sub(entry.replacement).filter(|offset| *offset < entry.length)?;
             entry.code.checked_add(offset)
         })

@@ -8,8 +8,11 @@ use iced_x86::{
 };
 use object::Object;
 
-use super::Stretch;
-use crate::boot::code::{Begins, Piece};
+use super::{Stretch, at_most};
+use crate::boot::{
+    code::{Begins, Piece, Symbols},
+    sites::SiteError,
+};
 
 /// How many instructions before a WRMSR may load ECX.
 const LOOK_BACK: usize = 16;
@@ -35,17 +38,26 @@ pub(super) struct Decoded {
 
 impl Decoded {
     /// Decodes all of `stretch`.
-    pub(super) fn read(&mut self, elf: &object::File<'_>, stretch: &Stretch<'_>) {
+    ///
+    /// # Errors
+    /// More sites, or more of what may be one, than a machine can have.
+    pub(super) fn read(
+        &mut self,
+        elf: &object::File<'_>,
+        symbols: &Symbols,
+        stretch: &Stretch<'_>,
+    ) -> Result<(), SiteError> {
         let bits = if elf.is_64() { 64 } else { 32 };
-        let beginnings = stretch.beginnings(elf, std::iter::empty());
+        let beginnings = stretch.beginnings(symbols, elf.entry(), std::iter::empty());
         for piece in stretch.pieces(&beginnings) {
             if piece.begins != Begins::Data {
-                self.read_piece(bits, stretch, &piece);
+                self.read_piece(bits, stretch, &piece)?;
             }
         }
+        Ok(())
     }
 
-    fn read_piece(&mut self, bits: u32, stretch: &Stretch<'_>, piece: &Piece<'_>) {
+    fn read_piece(&mut self, bits: u32, stretch: &Stretch<'_>, piece: &Piece<'_>) -> Result<(), SiteError> {
         let mut decoder = Decoder::with_ip(bits, piece.bytes, stretch.address_of(piece.start), DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         let mut before = VecDeque::with_capacity(LOOK_BACK);
@@ -67,16 +79,19 @@ impl Decoded {
                     self.unsure.push(address);
                 }
             } else {
-                self.note(code, instruction.len(), address, &before);
+                let bytes = piece.bytes.get(start..decoder.position()).unwrap_or_default();
+                self.note(code, bytes, address, &before);
             }
+            at_most(self.seen.len().max(self.rdtscp.len()).max(self.unsure.len()))?;
             if before.len() == LOOK_BACK {
                 before.pop_front();
             }
             before.push_back(instruction);
         }
+        Ok(())
     }
 
-    fn note(&mut self, code: Code, length: usize, address: u64, before: &VecDeque<Instruction>) {
+    fn note(&mut self, code: Code, bytes: &[u8], address: u64, before: &VecDeque<Instruction>) {
         let kind = match code {
             Code::Rdtsc => Kind::Rdtsc,
             Code::Pause => Kind::Pause,
@@ -91,9 +106,9 @@ impl Decoded {
             }
             _ => return,
         };
-        // With a prefix it is longer, and its two bytes come later.
-        let prefixes = length.saturating_sub(kind.original().len());
-        let address = address.saturating_add(u64::try_from(prefixes).unwrap_or(0));
+        // With a prefix it is longer, and its two bytes come later. A prefix can also be within them: F3 66 90.
+        let Some(prefixes) = bytes.strip_suffix(&kind.original()) else { return };
+        let address = address.saturating_add(u64::try_from(prefixes.len()).unwrap_or(0));
         self.seen.push(Seen { address, kind });
     }
 }

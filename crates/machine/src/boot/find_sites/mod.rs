@@ -14,15 +14,15 @@ pub mod list;
 use std::collections::BTreeMap;
 
 pub use guest_abi::sites::Kind;
-use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, SymbolKind, read::elf::ProgramHeader};
 
 use self::{
     alternatives::Alternatives,
     decode::{Decoded, Seen},
 };
 use super::{
-    code::{Stretch, stretches},
-    sites::{SiteError, SiteState, Sites},
+    code::{Stretch, Symbols, stretches},
+    sites::{MAX_SITES, SiteError, SiteState, Sites},
 };
 
 /// A site that was found.
@@ -72,8 +72,16 @@ pub enum FindError {
     #[error("the code at {0:#x} is in no loadable segment")]
     NotLoaded(u64),
     /// There is no RDTSC.
-    #[error("no RDTSC in its code")]
-    None,
+    #[error("no RDTSC in its code, but {rdtscp} RDTSCP, and {unsure} that may be RDTSC or data")]
+    None {
+        /// RDTSCPs.
+        rdtscp: usize,
+        /// RDTSC or data.
+        unsure: usize,
+    },
+    /// Two sections hold the same code.
+    #[error("its sections of code overlap at {0:#x}")]
+    Overlap(u64),
     /// The sites that were found contradict each other.
     #[error(transparent)]
     Sites(#[from] SiteError),
@@ -86,10 +94,16 @@ impl Found {
     /// [`FindError`].
     pub fn search(file: &[u8]) -> Result<Self, FindError> {
         let elf = object::File::parse(file).map_err(|error| FindError::NotElf(error.to_string()))?;
-        let stretches = stretches(&elf);
+        let mut stretches = stretches(&elf);
+        stretches.sort_by_key(|stretch| stretch.address);
+        // So all of them together have no more bytes than the file, or a hostile file could cost any time.
+        if let Some([_, second]) = stretches.array_windows().find(|[a, b]| a.range().end > b.address) {
+            return Err(FindError::Overlap(second.address));
+        }
+        let symbols = Symbols::of(&elf);
         let mut decoded = Decoded::default();
         for stretch in &stretches {
-            decoded.read(&elf, stretch);
+            decoded.read(&elf, &symbols, stretch)?;
         }
         let alternatives = Alternatives::of(&elf, &stretches);
         let places = Places::of(&elf);
@@ -98,6 +112,7 @@ impl Found {
             let stored = alternatives.store(*address);
             for target in alternatives.targets(*address) {
                 found.insert(target, (*kind, Origin::CopiedFrom(*address)));
+                at_most(found.len())?;
             }
             found.insert(*address, (*kind, if stored { Origin::Replacement } else { Origin::Code }));
         }
@@ -118,7 +133,7 @@ impl Found {
             sites.push(FoundSite { site, kind, origin, function: None });
         }
         if !sites.iter().any(|found| found.kind == Kind::Rdtsc) {
-            return Err(FindError::None);
+            return Err(FindError::None { rdtscp: decoded.rdtscp.len(), unsure: decoded.unsure.len() });
         }
         name_functions(&elf, &mut sites);
         let Decoded { seen: _, rdtscp, unsure, other_wrmsr } = decoded;
@@ -146,23 +161,20 @@ struct Places(Vec<(std::ops::Range<u64>, u64)>);
 
 impl Places {
     fn of(elf: &object::File<'_>) -> Self {
-        use object::read::elf::ProgramHeader;
-        let object::File::Elf64(file) = elf else {
-            // A 32-bit kernel: this VMM enters it where it is linked.
-            return Self(
-                elf.segments().map(|s| (s.address()..s.address().saturating_add(s.size()), s.address())).collect(),
-            );
+        match elf {
+            object::File::Elf32(file) => Self::loaded(file.endian(), file.elf_program_headers()),
+            object::File::Elf64(file) => Self::loaded(file.endian(), file.elf_program_headers()),
+            _ => Self(Vec::new()),
+        }
+    }
+
+    fn loaded<H: ProgramHeader>(endian: H::Endian, headers: &[H]) -> Self {
+        let loaded = headers.iter().filter(|header| header.p_type(endian) == object::elf::PT_LOAD);
+        let place = |header: &H| {
+            let start: u64 = header.p_vaddr(endian).into();
+            (start..start.saturating_add(header.p_memsz(endian).into()), header.p_paddr(endian).into())
         };
-        let endian = file.endian();
-        let loaded = file.elf_program_headers().iter().filter(|p| p.p_type(endian) == object::elf::PT_LOAD);
-        Self(
-            loaded
-                .map(|program| {
-                    let start = program.p_vaddr(endian);
-                    (start..start.saturating_add(program.p_memsz(endian)), program.p_paddr(endian))
-                })
-                .collect(),
-        )
+        Self(loaded.map(place).collect())
     }
 
     /// The physical address at which the linear address is loaded.
@@ -172,6 +184,9 @@ impl Places {
     }
 }
 
+/// Characters of a function's name that are kept at most: a hostile file may have names of any length.
+const NAME_CHARS: usize = 200;
+
 /// Fills in the functions: the last symbol at or before each site.
 fn name_functions(elf: &object::File<'_>, sites: &mut [FoundSite]) {
     let mut functions: Vec<(u64, &str)> = elf
@@ -180,21 +195,30 @@ fn name_functions(elf: &object::File<'_>, sites: &mut [FoundSite]) {
         .filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?)))
         .collect();
     functions.sort_unstable();
-    let ends: Vec<u64> = elf.sections().map(|section| section.address().saturating_add(section.size())).collect();
+    let mut ends: Vec<u64> = elf.sections().map(|section| section.address().saturating_add(section.size())).collect();
+    ends.sort_unstable();
     for found in sites {
         let address = found.site.address;
         let after = functions.partition_point(|(start, _)| *start <= address);
         let Some((start, name)) = after.checked_sub(1).and_then(|last| functions.get(last)) else { continue };
         // A symbol of another section names nothing here.
-        if !ends.iter().any(|end| (*start..address).contains(end)) {
-            found.function = Some(((*name).to_owned(), address.saturating_sub(*start)));
+        let next_end = ends.get(ends.partition_point(|end| end < start));
+        if next_end.is_none_or(|end| *end >= address) {
+            found.function = Some((name.chars().take(NAME_CHARS).collect(), address.saturating_sub(*start)));
         }
     }
 }
 
-/// The stretch that holds the linear address.
+/// Refuses more sites than a machine can have, before they take memory.
+fn at_most(sites: usize) -> Result<(), SiteError> {
+    if sites > MAX_SITES { Err(SiteError::TooMany(sites)) } else { Ok(()) }
+}
+
+/// The stretch that holds the linear address, of those sorted by address.
 fn stretch_of<'s, 'a>(stretches: &'s [Stretch<'a>], address: u64) -> Option<&'s Stretch<'a>> {
-    stretches.iter().find(|stretch| stretch.offset_of(address).is_some())
+    let after = stretches.partition_point(|stretch| stretch.address <= address);
+    let stretch = stretches.get(after.checked_sub(1)?)?;
+    stretch.offset_of(address).map(|_| stretch)
 }
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ fn what_follows_no_instruction_is_left_alone_for_a_while() {
 // Catches: an empty table, with which a guest would run as if all its RDTSC were patched.
 #[test]
 fn a_file_without_rdtsc_has_no_sites() {
-    assert_eq!(Found::search(&text(&[&PAUSE, &[0xc3]])), Err(FindError::None));
+    assert_eq!(Found::search(&text(&[&PAUSE, &RDTSCP])), Err(FindError::None { rdtscp: 1, unsure: 0 }));
     assert!(matches!(Found::search(b"MZ"), Err(FindError::NotElf(_))));
 }
 
@@ -169,4 +169,17 @@ fn a_list_is_for_one_kernel() {
     assert!(refused(&|list| list.format = 2).contains("its format is 2"));
     assert!(refused(&|list| list.sites[0].address = "0x+1".to_owned()).contains("not an address"));
     assert!(refused(&|list| list.sites[1].address = list.sites[0].address.clone()).contains("overlaps"));
+}
+
+// Catches: a hostile file that costs memory or time without end: sections that share their bytes, more sites than can
+// be used; a prefix within the two bytes of PAUSE, which are then other ones.
+#[test]
+fn hostile_files_are_refused_early() {
+    let code = [&RDTSC[..], &PAUSE].concat();
+    let twice = elf(&[(".text", true, 0, code.clone()), (".more", true, 2, code)]);
+    assert_eq!(Found::search(&twice), Err(FindError::Overlap(LINEAR + 2)));
+    let many = text(&[&PAUSE.repeat(70_000)]);
+    assert!(matches!(Found::search(&many), Err(FindError::Sites(SiteError::TooMany(65_537)))));
+    let file = text(&[&RDTSC, &[0xf3, 0x66, 0x90], &[0x66, 0xf3, 0x90]]);
+    assert_eq!(sites(&file), [(0, Kind::Rdtsc, false), (6, Kind::Pause, false)]);
 }

@@ -15,7 +15,7 @@ use object::Object;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    code::{Begins, Piece, Stretch, stretches},
+    code::{Begins, Piece, Stretch, Symbols, stretches},
     sites::Sites,
 };
 
@@ -97,13 +97,14 @@ impl Unlisted {
         let mut found = Self::default();
         let Ok(elf) = object::File::parse(file) else { return found };
         let mut left = DECODED_MAX;
+        let symbols = Symbols::of(&elf);
         for stretch in stretches(&elf) {
             let listed = |at: usize| sites.at(stretch.address_of(at)).is_some();
             // Usually every suspect is listed. Then nothing is decoded, so that guests start in milliseconds.
             if suspects(stretch.bytes).all(|(at, _)| listed(at)) {
                 continue;
             }
-            Search::new(&elf, &stretch, sites).search(&mut left, &mut found);
+            Search::new(&elf, &symbols, &stretch, sites).search(&mut left, &mut found);
         }
         found
     }
@@ -148,14 +149,14 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(elf: &object::File<'_>, stretch: &'a Stretch<'a>, sites: &'a Sites) -> Self {
+    fn new(elf: &object::File<'_>, symbols: &Symbols, stretch: &'a Stretch<'a>, sites: &'a Sites) -> Self {
         // Up to the next symbol, with all sites before it.
-        let symbols = stretch.beginnings(elf, std::iter::empty());
+        let by_symbols = stretch.beginnings(symbols, elf.entry(), std::iter::empty());
         let entered = stretch.offset_of(elf.entry()).map_or(0..0, |start| {
-            let end = symbols.iter().map(|(at, _)| *at).find(|at| *at > start).unwrap_or(stretch.bytes.len());
+            let end = by_symbols.iter().map(|(at, _)| *at).find(|at| *at > start).unwrap_or(stretch.bytes.len());
             start..end
         });
-        let begins = stretch.beginnings(elf, sites.addresses());
+        let begins = stretch.beginnings(symbols, elf.entry(), sites.addresses_in(stretch.range()));
         Self { stretch, sites, begins, bits: if elf.is_64() { 64 } else { 32 }, entered }
     }
 

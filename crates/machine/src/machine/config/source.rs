@@ -192,9 +192,10 @@ pub(crate) fn choose(
              vCPU's spin loop would never let the others run; use --cpus 1 or --time real"
         )));
     }
+    // A found PAUSE moves virtual time also on one CPU: its loop can wait for a time, not only for another CPU.
+    let yields = time == TimeMode::Virtual && (cpus > 1 || sites.are_found());
     let patched = match source {
-        // A PAUSE moves virtual time, also on one CPU: a loop can wait for a time, not only for another CPU.
-        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause || time == TimeMode::Virtual),
+        TscSource::Trapped => sites.only(|kind| kind != Kind::Pause || yields),
         _ if swallowed => sites.only(|kind| kind == Kind::DeadlineWrmsr),
         _ => Sites::default(),
     };

@@ -23,8 +23,8 @@ const HLT: u8 = 0xf4;
 const STI: u8 = 0xfb;
 const IRET: u8 = 0xcf;
 const REX_W: u8 = 0x48;
-/// LFENCE, MFENCE, SFENCE.
-const FENCES: [[u8; 3]; 3] = [[0x0f, 0xae, 0xe8], [0x0f, 0xae, 0xf0], [0x0f, 0xae, 0xf8]];
+/// LFENCE, MFENCE and SFENCE are 0F AE with a third byte from this one on: it names no memory, and SFENCE is the last.
+const FIRST_FENCE: u8 = 0xe8;
 
 /// Runs one instruction. Also returns what must then be set in KVM.
 pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, Changed), RunError> {
@@ -87,8 +87,7 @@ fn debug_if_arrived(cpu: &mut Cpu, exit: Exit, there: impl Fn(u64) -> bool) -> E
 
 /// Whether the instruction at the linear address `rip` is a fence.
 fn is_fence(vcpu: &Vcpu, shared: &Shared, rip: u64) -> Result<bool, RunError> {
-    let bytes = instruction_at(vcpu, shared, rip)?;
-    Ok(FENCES.iter().any(|fence| bytes.starts_with(fence)))
+    Ok(matches!(instruction_at(vcpu, shared, rip)?.as_slice(), [0x0f, 0xae, third, ..] if *third >= FIRST_FENCE))
 }
 
 /// The first bytes of the instruction at the linear address `rip`; zeros where there is no RAM.
