@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use guest_abi::report::SECTION;
 use serde_json::Value;
 use vm_tests::{Lab, require_kvm, start};
 
@@ -343,4 +344,30 @@ fn mistakes_about_the_guest_are_refused_with_a_reason() {
     lab.run("sweep --from tick:3 --to tick:2").refused(2, &["--to tick:2 is not after"]);
     vm_tests::finish(lab.vmm("sweep --from tick:99").args(["--cmdline", "count=100"]))
         .refused(2, &["makes only 100 ticks"]);
+}
+
+// Catches: a judge by interrupts that is blind to a late or lost tick, or that sees one where a migration changes
+// nothing. The guest's own records of the same points are the other account.
+#[test]
+fn a_guest_without_records_gets_the_verdicts_that_its_records_give() {
+    require_kvm!();
+    let lab = Lab::new();
+    fs::write(lab.path("silent"), vm_tests::guest_without(SECTION)).unwrap();
+    let numbers = |found: &Value, want: fn(&str) -> bool| -> Vec<u64> {
+        let points = verdicts(found, 0).into_iter().filter(|(_, verdict)| want(verdict));
+        points.map(|(number, _)| number).collect()
+    };
+    for (cmdline, flags) in [
+        (OPEN, "--ratio 0.5"),
+        (OPEN, "--ratio 0.5 --deadline keep --every exit --to tick:9"),
+        (OPEN, "--ratio 2"),
+        ("clockevent=lapic-deadline", "--ratio 0.5 --every exit"),
+        ("scenario=smp clockevent=kvm-tsc-deadline count=60", "--cpus 2 --ratio 1 --every exit"),
+    ] {
+        let code = i32::from(!flags.contains("--ratio 2") && !flags.contains("--ratio 1"));
+        let by_records = sweep(&lab, cmdline, &format!("{flags} --ticks 2"), code);
+        let by_interrupts = sweep(&lab, cmdline, &format!("--guest silent {flags}"), code);
+        assert_eq!(by_interrupts["inputs"]["by_interrupts"], true);
+        assert_eq!(numbers(&by_interrupts, bad), numbers(&by_records, bad), "{cmdline} {flags}");
+    }
 }

@@ -86,7 +86,7 @@ impl Experiment {
             return experiment.by_interrupts(walk, options, level);
         }
         experiment.can_reach(walk)?;
-        let Run { finish, ticks, .. } = experiment.run_on(walk)?;
+        let Run { finish, ticks, .. } = experiment.run_on(walk, &[])?;
         if finish != Finish::Handled {
             return Err(SweepError::Usage(format!(
                 "without a migration the guest does not make {} ticks after the beginning of the stretch",
@@ -117,14 +117,17 @@ impl Experiment {
     /// Completes the baseline of a guest without records: runs until CPU 0 has had the timer interrupts that the last
     /// point waits for.
     fn by_interrupts(mut self, walk: &mut Walk, options: &Options, level: usize) -> Result<Self, SweepError> {
-        // One that ends the stretch, and one more for CPUs whose interrupts come after CPU 0's.
-        let needed = usize::try_from(options.ticks.saturating_add(2)).unwrap_or(usize::MAX);
-        let mut interrupts = Interrupts::begin(walk.stepper.machine(), self.ticking.len());
+        let counts = walk.timer_interrupts();
+        // One that ends the stretch, if nothing else does.
+        let more =
+            walk.ends_at_interrupt().map_or(1, |end| end.saturating_sub(counts.first().copied().unwrap_or(0)).max(1));
+        let needed = usize::try_from(options.ticks.saturating_add(more)).unwrap_or(usize::MAX);
+        let mut interrupts = Interrupts::begin(counts);
         let begun = walk.stepper.machine().vm_time();
         let limit = VmTime(begun.0.saturating_add(options.patience.map_or(BASELINE_NS, nanoseconds)));
         let stopped = walk.stepper.run(Pace::Free, Some(limit), |machine, _| {
             interrupts.note(machine);
-            interrupts.at_ns.first().is_some_and(|at_ns| at_ns.len() >= needed)
+            interrupts.of_first_cpu() >= needed
         })?;
         if stopped != StopReason::Requested {
             return Err(SweepError::Usage(format!(
@@ -172,14 +175,16 @@ impl Experiment {
     }
 
     /// Runs until every ticking CPU has handled its ticks, the patience is over, or a storm is seen.
-    fn run_on(&self, walk: &mut Walk) -> Result<Run, SweepError> {
+    ///
+    /// `begun` is how many timer interrupts each CPU had had at the point.
+    fn run_on(&self, walk: &mut Walk, begun: &[u64]) -> Result<Run, SweepError> {
         let targets = self.targets(walk);
         let now = walk.stepper.machine().vm_time();
         let limit = VmTime(now.0.saturating_add(nanoseconds(self.patience)));
         let interrupts = |machine: &Machine| -> u64 {
             (0..targets.len()).map(|cpu| machine.timer_interrupts(cpu)).fold(0, u64::saturating_add)
         };
-        let mut watched = Interrupts::begin(walk.stepper.machine(), targets.len());
+        let mut watched = Interrupts::begin(begun.to_vec());
         let (mut so_far, mut last_vm, mut in_a_row) = (interrupts(walk.stepper.machine()), now, 0u32);
         let storm_at = STORM.saturating_mul(u32::try_from(targets.len()).unwrap_or(1));
         let mut storm = false;
@@ -197,7 +202,7 @@ impl Experiment {
             }
             if let Some(expected) = &self.interrupts {
                 watched.note(machine);
-                return expected.have_come(now.0, &watched);
+                return expected.have_come(&watched);
             }
             targets.iter().zip(&self.ticking).enumerate().all(|(cpu, (target, ticks))| {
                 !ticks || machine.ticks_handled(cpu).is_some_and(|handled| handled >= *target)
@@ -255,8 +260,8 @@ fn nanoseconds(length: Duration) -> u64 {
 /// One attempt at a point, from its first migration to the verdict.
 #[derive(Clone)]
 pub(super) struct Attempt {
-    /// VM time before the migration.
-    begun_ns: u64,
+    /// How many timer interrupts each CPU had had.
+    begun: Vec<u64>,
     clocks: ClockHistory,
     before: Vec<Option<Header>>,
     /// Ticks that came while the guest was stepped to a second migration.
@@ -271,7 +276,7 @@ impl Attempt {
         drop(walk.take_handled());
         let now = walk.stepper.machine().reference();
         Self {
-            begun_ns: walk.stepper.machine().vm_time().0,
+            begun: walk.timer_interrupts(),
             clocks: ClockHistory { before: Vec::new(), now, ahead: Vec::new() },
             before: headers(walk),
             ticks: Vec::new(),
@@ -307,7 +312,7 @@ impl Attempt {
 
     /// Runs to the ticks that are waited for, and returns the outcome.
     pub(super) fn finish(self, experiment: &Experiment, walk: &mut Walk) -> Result<Outcome, SweepError> {
-        let run = experiment.run_on(walk)?;
+        let run = experiment.run_on(walk, &self.begun)?;
         Ok(self.outcome(experiment, run))
     }
 
@@ -321,7 +326,7 @@ impl Attempt {
     fn outcome(mut self, experiment: &Experiment, run: Run) -> Outcome {
         let Run { finish, ticks, headers, interrupts } = run;
         if let Some(expected) = &experiment.interrupts {
-            return expected.verdict(self.begun_ns, &interrupts, finish);
+            return expected.verdict(&interrupts, finish);
         }
         self.ticks.extend(ticks);
         let mut counted = Counted::default();

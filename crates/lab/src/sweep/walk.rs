@@ -237,6 +237,19 @@ impl Walk {
         Ok(())
     }
 
+    /// Timer interrupts that each CPU has had so far.
+    pub(super) fn timer_interrupts(&self) -> Vec<u64> {
+        (0..self.cpus).map(|cpu| self.stepper.machine().timer_interrupts(cpu)).collect()
+    }
+
+    /// The timer interrupt of CPU 0 that ends the stretch, if one does.
+    pub(super) fn ends_at_interrupt(&self) -> Option<u64> {
+        match self.to {
+            Mark::Tick(number) => Some(number),
+            Mark::Address(_) => None,
+        }
+    }
+
     /// Ticks that each CPU has handled so far.
     pub(super) fn handled_so_far(&self) -> Vec<u64> {
         (0..self.cpus).map(|cpu| self.handled_by(cpu)).collect()

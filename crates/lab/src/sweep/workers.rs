@@ -252,6 +252,21 @@ fn plan(env: &HostEnvironment, walk: &mut Walk, options: &Options, cancel: &Atom
             return Err(SweepError::TooLong { from: options.from.to_string(), to, limit: STRETCH_MAX });
         }
     }
+    let counts = walk.timer_interrupts();
+    // The last point is before the interrupt that ends the stretch.
+    let last: Vec<u64> = match (counts.split_first(), walk.ends_at_interrupt()) {
+        (Some((first, others)), Some(_)) => {
+            std::iter::once(first.saturating_sub(1)).chain(others.iter().copied()).collect()
+        }
+        _ => counts,
+    };
+    if experiment.interrupts.as_ref().is_some_and(|expected| !expected.reaches(&last)) {
+        return Err(SweepError::Usage(
+            "there are timer interrupts of CPU 0 in the stretch, and too few were seen behind its end to judge by: choose a nearer \
+             --to, or tick:N"
+                .to_owned(),
+        ));
+    }
     if walk.stepper.state_outside_checkpoint(env)? != resting {
         return Err(SweepError::NotBack("it changes its FPU, its debug registers or MSRs in the stretch"));
     }
