@@ -3,6 +3,7 @@
 // how late it woke. Options are words of the kernel's command line, which Linux passes in the environment:
 //
 //   ticks=200 period_us=10000   how often, and from each instant to the next
+//   relative=0                  1: each instant is a period after the last wake-up, not after the last instant
 //   threads=1                   on how many CPUs, a thread on each
 //   every=10                    every how many wake-ups it prints one
 //   limit_us=0                  waking later than this is an error; 0: it never is
@@ -27,7 +28,7 @@
 #define NS_PER_S 1000000000LL
 
 static int out = STDOUT_FILENO;
-static long ticks, period_ns, threads, every, limit_ns;
+static long ticks, period_ns, relative, threads, every, limit_ns;
 static _Atomic long long asleep_until_ns[THREADS_MAX]; // 0: awake
 static long long worst_ns[THREADS_MAX];
 static atomic_int errors;
@@ -83,7 +84,7 @@ static void *sleeper(void *argument) {
         check_others(at);
         before = at;
         // After a very late one, those that are missed are left out.
-        due = due + period_ns > at ? due + period_ns : at + period_ns;
+        due = !relative && due + period_ns > at ? due + period_ns : at + period_ns;
     }
     return NULL;
 }
@@ -110,6 +111,7 @@ int main(void) {
         out = open(getenv("out"), O_WRONLY);
     ticks = option("ticks", 200, 0, 1000000000);
     period_ns = option("period_us", 10000, 1, 1000000000) * 1000;
+    relative = option("relative", 0, 0, 1);
     threads = option("threads", 1, 1, THREADS_MAX);
     every = option("every", 10, 1, 1000000000);
     limit_ns = option("limit_us", 0, 0, 1000000000) * 1000;

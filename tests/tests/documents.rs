@@ -268,6 +268,7 @@ pages! {
     stock_kvm: "docs/stock-kvm.md",
     study: "docs/study/README.md",
     study_horizon: "docs/study/horizon.md",
+    study_linux: "docs/study/linux.md",
     study_rebase: "docs/study/rebase.md",
     sweep: "docs/sweep.md",
     virtual_time: "docs/virtual-time.md",
