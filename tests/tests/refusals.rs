@@ -262,6 +262,9 @@ fn a_vcpus_place_is_its_number_and_a_linear_address() {
     // jmp to itself, until it is stopped.
     let spins = run(&based(&[&raw::INTERRUPTIBLE[..], &[0xeb, 0xfe]].concat()), "--timeout 200ms");
     spins.refused(1, &["has not ended after 200ms: cpu 0 at 0x100033, interrupts on"]);
+    // lidt [0x500], where zeros are; int3: a triple fault, by which kernels reboot.
+    let reboots = run(&based(&[0x0f, 0x01, 0x1d, 0, 5, 0, 0, 0xcc]), "--timeout 60s");
+    reboots.refused(1, &["the guest's CPU shut down (triple fault)"]);
     // ud2 without a handler: a triple fault, or what KVM cannot emulate.
     run(&based(&[0x0f, 0x0b]), "--timeout 60s").refused(1, &["vmm: cpu 0: "]);
 }

@@ -98,11 +98,11 @@ impl Vcpu {
         self.fd.sync_regs_mut().events.interrupt.shadow
     }
 
-    /// The address of the interrupt descriptor table as of the last exit, and whether it has long mode's gates; none in
-    /// real mode.
-    pub fn idt(&mut self) -> Option<(u64, bool)> {
+    /// The interrupt descriptor table as of the last exit: its address, its limit (the offset of its last byte), and
+    /// whether it has long mode's gates. None in real mode.
+    pub fn idt(&mut self) -> Option<(u64, u16, bool)> {
         let system = &self.fd.sync_regs_mut().sregs;
-        (system.cr0 & CR0_PE != 0).then_some((system.idt.base, system.efer & EFER_LMA != 0))
+        (system.cr0 & CR0_PE != 0).then_some((system.idt.base, system.idt.limit, system.efer & EFER_LMA != 0))
     }
 
     /// Continues at `rip` at the next entry. The interrupt shadow of a preceding STI or MOV SS ends, as after any

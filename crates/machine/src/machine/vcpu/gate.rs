@@ -8,11 +8,15 @@ use crate::{
 };
 
 /// The address of `vector`'s handler (SDM vol. 3, "IDT Descriptors" and "64-Bit Mode IDT"); none in real mode, or if
-/// the table is not in RAM.
+/// the table is too short or not in RAM.
 pub(crate) fn handler(vcpu: &mut Vcpu, shared: &Shared, vector: u8) -> Result<Option<u64>, RunError> {
-    let Some((table, long)) = vcpu.idt() else { return Ok(None) };
+    let Some((table, limit, long)) = vcpu.idt() else { return Ok(None) };
     let size = if long { 16 } else { 8 };
-    let gate = table.wrapping_add(u64::from(vector) * size);
+    let offset = u64::from(vector) * size;
+    if offset + size - 1 > u64::from(limit) {
+        return Ok(None);
+    }
+    let gate = table.wrapping_add(offset);
     // Offset bits 15:0 and 31:16 are on both sides of the selector and the attributes, bits 63:32 in the upper half.
     let low = u64_at(vcpu, shared, gate)?.map(|low| low & 0xffff | low >> 32 & 0xffff_0000);
     let high = if long { u64_at(vcpu, shared, gate.wrapping_add(8))? } else { Some(0) };

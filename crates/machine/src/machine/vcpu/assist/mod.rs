@@ -127,10 +127,7 @@ fn assist(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> R
             vcpu.continue_from(after);
             vcpu.drop_exception();
         }
-        Ok(Some(trap)) => match take_trap(vcpu, shared, bus, (before, after), trap)? {
-            Some(exit) => went_on = exit,
-            None => return Ok(None),
-        },
+        Ok(Some(trap)) => went_on = take_trap(vcpu, shared, bus, (before, after), trap)?,
         Err(Stop::Raise(exception)) => {
             vcpu.continue_from(before);
             vcpu.raise(exception);
@@ -150,7 +147,7 @@ fn assist(vcpu: &mut Vcpu, shared: &Shared, bus: &mut impl Bus, exit: Exit) -> R
 }
 
 /// Makes the guest take `trap` after an instruction, up to its handler's first instruction: [`Exit::Debug`]. If a kick
-/// comes first, the guest is put back before the instruction. None if the handler cannot be found.
+/// comes first, the guest is put back before the instruction.
 ///
 /// It cannot wait for the next entry as a fault does: KVM does not tell of a #BP that waits, so that a snapshot taken
 /// meanwhile, or an interrupt injected, would lose it.
@@ -160,22 +157,26 @@ fn take_trap(
     bus: &mut impl Bus,
     (before, after): (GeneralRegisters, GeneralRegisters),
     trap: Exception,
-) -> Result<Option<Exit>, RunError> {
-    let Some(handler) = gate::handler(vcpu, shared, trap.vector)? else { return Ok(None) };
+) -> Result<Exit, RunError> {
+    let handler = gate::handler(vcpu, shared, trap.vector)?;
     let window = vcpu.window_requested();
     vcpu.continue_from(after);
     vcpu.raise(trap);
-    let exit = vcpu.run_to(bus, handler)?;
+    let exit = match handler {
+        Some(handler) => vcpu.run_to(bus, handler)?,
+        // The CPU finds no handler either: as a rule a triple fault. Kernels reboot so.
+        None => vcpu.run(bus)?,
+    };
     vcpu.request_window(window);
     let now = vcpu.registers();
-    if exit != Exit::Interrupted || now.rip == handler {
-        return Ok(Some(if exit == Exit::Interrupted { Exit::Debug } else { exit }));
+    if exit != Exit::Interrupted || Some(now.rip) == handler {
+        return Ok(if exit == Exit::Interrupted { Exit::Debug } else { exit });
     }
     if (now.rip, now.rsp) == (after.rip, after.rsp) {
         vcpu.continue_from(before);
         vcpu.drop_exception();
     }
-    Ok(Some(exit))
+    Ok(exit)
 }
 
 /// The instruction at RIP and the bytes from there on; none if it is not in RAM or is none.
