@@ -137,13 +137,22 @@ impl Page {
                 continue;
             }
             // Each command has a shell of its own, and `$?` is of the one before.
-            let mut started = self.start(&format!("(exit {last_code}); {command}"), &number);
-            last_code = self.wait(&mut started, command);
-            let printed = self.printed(&started);
-            let fine = last_code == 0 || block.exit.contains(&last_code);
-            assert!(fine, "{place}: {command:?} ended with {last_code}: {printed:#?}");
-            let missing = not_printed(shown, [&printed[0], &printed[1]], repeats(command));
-            let missing = missing.filter(|_| self.lacks.is_none());
+            let in_shell = format!("(exit {last_code}); {command}");
+            let begun = Instant::now();
+            let (printed, missing) = loop {
+                let mut started = self.start(&in_shell, &number);
+                last_code = self.wait(&mut started, command);
+                let printed = self.printed(&started);
+                let fine = last_code == 0 || block.exit.contains(&last_code);
+                assert!(fine, "{place}: {command:?} ended with {last_code}: {printed:#?}");
+                let missing = not_printed(shown, [&printed[0], &printed[1]], repeats(command));
+                let missing = missing.filter(|_| self.lacks.is_none());
+                // A guest that has just been started may not have come so far yet.
+                if missing.is_none() || !command.ends_with("status") || begun.elapsed() > HANG_GUARD {
+                    break (printed, missing);
+                }
+                thread::sleep(LOOK_AGAIN);
+            };
             assert!(missing.is_none(), "{place}: {command:?} does not print\n{}\nbut {printed:#?}", missing.unwrap());
         }
         self.run += 1;
