@@ -1,29 +1,16 @@
-//! The local APIC's edges: INIT, a TSC that wraps, periods that are too short, messages to a CPU that does not run.
+//! The local APIC's edges: INIT, a TSC that wraps, periods that are too short.
 
-use std::{
-    fs,
-    io::Read,
-    os::fd::AsFd,
-    process::{Child, ChildStdout, Stdio},
-};
+use std::fs;
 
 use guest_abi::{
     msr::{IA32_TSC, IA32_TSC_ADJUST, IA32_TSC_DEADLINE},
     ns_deadline, pv_eoi, pvclock,
 };
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        ptrace,
-        wait::{WaitPidFlag, waitpid},
-    },
-    unistd::Pid,
-};
 use serde_json::{Value, json};
 use vm_tests::{
     Ended, Lab, deadline_write,
     kernel::{self, If, Kernel, again, compare, count, expect, out, store, times, times_or_until, until, word, wrmsr},
-    require, require_kvm, skip,
+    require, require_kvm,
     state_file::change_sections,
 };
 
@@ -313,76 +300,4 @@ fn init_takes_the_kvmclock_registration_away_as_kvm_does() {
     for lapic in ["user", "kvm"] {
         boot(&lab, &kernel, &format!("--lapic {lapic} --cpus 2 --x2apic off --timeout 60s")).expect(0);
     }
-}
-
-/// Reads what the guest prints up to `wanted`.
-fn read_until(from: &mut ChildStdout, wanted: u8) {
-    let mut byte = [0];
-    while byte != [wanted] {
-        from.read_exact(&mut byte).unwrap_or_else(|error| panic!("no {:?}: {error}", char::from(wanted)));
-    }
-}
-
-/// The thread of `process` that runs its second vCPU.
-fn second_vcpu(process: &Child) -> Pid {
-    let tasks = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
-    let mut tasks = tasks.map(|task| task.unwrap().path());
-    let task = tasks.find(|task| fs::read_to_string(task.join("comm")).unwrap() == "vcpu1\n").expect("its thread");
-    Pid::from_raw(task.file_name().unwrap().to_str().unwrap().parse().unwrap())
-}
-
-/// A `vmm` whose guest has printed R and whose second vCPU's thread does not run until it is let go; none if the guest
-/// is past its wait already.
-fn held(lab: &Lab) -> nix::Result<Option<(Child, ChildStdout, Pid)>> {
-    let mut command = lab.vmm("--guest image --cpus 2 --x2apic off --timeout 60s");
-    let mut vmm = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut output = vmm.stdout.take().unwrap();
-    read_until(&mut output, b'R');
-    let thread = second_vcpu(&vmm);
-    let held = ptrace::seize(thread, ptrace::Options::empty()).and_then(|()| {
-        ptrace::interrupt(thread)?;
-        waitpid(thread, Some(WaitPidFlag::__WALL))
-    });
-    let more = poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() > 0;
-    if held.is_ok() && !more {
-        return Ok(Some((vmm, output, thread)));
-    }
-    vmm.kill().unwrap();
-    vmm.wait().unwrap();
-    held.map(|_| None)
-}
-
-// Catches: a message that is lost because many wait for a CPU that the host does not run.
-#[test]
-fn no_message_to_a_cpu_that_does_not_run_is_lost() {
-    require_kvm!();
-    let lab = Lab::new();
-    let send = |vector: u8| [store(kernel::ICR_HIGH, 1 << 24), store(kernel::ICR, 0x4000 | u32::from(vector))].concat();
-    let kernel = Kernel::new(&[
-        kernel::start_second(),
-        until(word(0), 1),
-        kernel::print(b'R'),
-        times(100_000, &kernel::PASS),
-        kernel::print(b'F'),
-        times(2000, &send(VECTOR)),
-        send(OTHER),
-        kernel::print(b'S'),
-        until(count(OTHER), 1),
-        until(count(VECTOR), 1),
-    ])
-    .second(&[store(word(0), 1), kernel::IDLE.to_vec()])
-    .counting_apic(VECTOR)
-    .counting_apic(OTHER);
-    fs::write(lab.path("image"), kernel.image()).unwrap();
-    // On a busy host the guest may get past its wait before its CPU is held: again, then.
-    let (mut vmm, mut output, thread) = loop {
-        match held(&lab) {
-            Ok(Some(held)) => break held,
-            Ok(None) => {}
-            Err(error) => skip!("ptrace cannot hold a thread here: {error}"),
-        }
-    };
-    read_until(&mut output, b'S');
-    ptrace::detach(thread, None).unwrap();
-    assert_eq!(vmm.wait().unwrap().code(), Some(0));
 }

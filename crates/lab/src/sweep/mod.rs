@@ -19,6 +19,7 @@ pub mod merge;
 mod options;
 mod pairs;
 mod point;
+mod replay;
 pub mod result;
 mod tally;
 pub mod verdict;
@@ -28,7 +29,7 @@ mod workers;
 
 pub use cost::Cost;
 pub use options::{Depth, Edge, Every, Options, Ratio};
-pub use point::{Replay, replay};
+pub use replay::{Replay, replay};
 pub use tally::{Tally, tally};
 pub use workers::{Progress, sweep};
 
