@@ -307,6 +307,31 @@ fn xgetbv() {
     });
 }
 
+// Catches: registers that do not reach KVM's vCPU or come back from it; an XCR0 that KVM does not take; a fault missed.
+#[test]
+fn xsave() {
+    if !cpu_has("xsave") {
+        skip_part!("this CPU has no XSAVE");
+        return;
+    }
+    let (xsetbv, xsave, xrstor) = ([0x0f, 0x01, 0xd1], [0x48, 0x0f, 0xae, 0x26], [0x48, 0x0f, 0xae, 0x2e]);
+    passes("xsave", 6, |body| {
+        // mov rax, cr4; or eax, 0x40200 (OSXSAVE, OSFXSR); mov cr4, rax. x87 and SSE state.
+        body.code(&[0x0f, 0x20, 0xe0, 0x0d, 0, 2, 4, 0, 0x0f, 0x22, 0xe0]).set(Rcx, 0).set(Rdx, 0);
+        body.set(Rax, 2).raises(&xsetbv, GP, 0, 0).set(Rax, 3).code(&xsetbv);
+        // mov [rsi + 0xf00], rbx; movups xmm0, [rsi + 0xf00].
+        body.set(Rsi, WRITABLE).set(Rbx, 0x0123_4567_89ab_cdef).code(&[0x48, 0x89, 0x9e, 0, 0x0f, 0, 0]);
+        body.code(&[0x0f, 0x10, 0x86, 0, 0x0f, 0, 0]).code(&xsave);
+        // mov rcx, [rsi + 160]; movzx edx, byte [rsi + 512]; and edx, 2.
+        body.code(&[0x48, 0x8b, 0x8e, 0xa0, 0, 0, 0]).expect(Rcx, 0x0123_4567_89ab_cdef, "XMM0 saved");
+        body.code(&[0x0f, 0xb6, 0x96, 0, 2, 0, 0, 0x83, 0xe2, 2]).expect(Rdx, 2, "SSE in use").set(Rdx, 0);
+        // movups xmm0, [rsi + 0xf80]; xrstor; movups [rsi + 0xf80], xmm0; mov rcx, [rsi + 0xf80].
+        body.code(&[0x0f, 0x10, 0x86, 0x80, 0x0f, 0, 0]).code(&xrstor).code(&[0x0f, 0x11, 0x86, 0x80, 0x0f, 0, 0]);
+        body.code(&[0x48, 0x8b, 0x8e, 0x80, 0x0f, 0, 0]).expect(Rcx, 0x0123_4567_89ab_cdef, "XMM0 restored");
+        body.set(Rsi, WRITABLE + 8).raises(&xrstor, GP, 0, 0).set(Rsi, ABSENT).raises(&xrstor, PF, 0, 0);
+    });
+}
+
 // Catches: the host's TSC told to a guest whose CPUID has no RDTSCP, and whose TSC may be another one.
 #[test]
 fn rdtscp_is_not_there() {

@@ -10,6 +10,8 @@ pub const IA32_APIC_BASE: u32 = 0x1b;
 pub const IA32_TSC_ADJUST: u32 = 0x3b;
 /// IA32_TSC_DEADLINE.
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// IA32_XSS: the supervisor components that XSAVES and XRSTORS manage.
+pub const IA32_XSS: u32 = 0xda0;
 /// IA32_STAR: the segments that SYSCALL and SYSRET load.
 pub const IA32_STAR: u32 = 0xc000_0081;
 /// IA32_LSTAR: where SYSCALL goes in 64-bit mode.

@@ -22,5 +22,6 @@ pub mod tsc;
 mod withheld;
 pub mod writeback;
 pub mod x87;
+pub mod xstate;
 
 pub use withheld::{Piece, Withheld};

@@ -2,40 +2,32 @@
 
 use std::ops::Range;
 
+use guest_abi::msr::IA32_XSS;
 use kvm_bindings::{kvm_debugregs, kvm_xcr, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    host::x87::X87,
-    kvm::{Error, Vcpu},
+use super::{
+    msrs::read as read_msr,
+    xsave_area::{MXCSR, MXCSR_INITIAL, X87_CONTROL, X87_INITIAL, X87_REGISTERS, XMM, XSTATE_BV},
 };
+use crate::kvm::{Error, Vcpu};
 
-/// The offset of XSTATE_BV in an XSAVE area. It has a bit for each component in use (SDM vol. 1, "XSAVE Header").
-pub(in crate::kvm) const XSTATE_BV: usize = 512;
-/// The offsets of the components' registers (SDM vol. 1, "Legacy Region of an XSAVE Area" and "AVX State").
-const FXSAVE_X87: Range<usize> = 0..24;
-const MXCSR: Range<usize> = 24..28;
-const X87_REGISTERS: Range<usize> = 32..160;
-const XMM: Range<usize> = 160..416;
+/// The offset of the AVX registers (SDM vol. 1, "AVX State").
 const YMM_HIGH: Range<usize> = 576..832;
-/// Control word, status, tags, opcode and pointers after FINIT.
-const X87_INITIAL: [u8; 24] = {
-    let mut bytes = [0; 24];
-    (bytes[0], bytes[1]) = (0x7f, 0x03);
-    bytes
-};
-const MXCSR_INITIAL: [u8; 4] = 0x1f80_u32.to_le_bytes();
 
 /// Marks x87, SSE and AVX state as unused if it has its initial value.
 ///
 /// A processor may mark such state as used (SDM vol. 1, "Processor Tracking of XSAVE-Managed State"). Whether it does
 /// depends on what else has run on it, so that two snapshots of the same guest state could differ.
-fn mark_initial_unused(area: &mut [u8]) {
+pub(super) fn mark_initial_unused(area: &mut [u8]) {
     let zero = |range: Range<usize>| area.get(range).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
     let is = |range: Range<usize>, value: &[u8]| area.get(range) == Some(value);
-    let initial =
-        [is(FXSAVE_X87, &X87_INITIAL) && zero(X87_REGISTERS), is(MXCSR, &MXCSR_INITIAL) && zero(XMM), zero(YMM_HIGH)];
+    let initial = [
+        is(X87_CONTROL, &X87_INITIAL) && zero(X87_REGISTERS),
+        is(MXCSR, &MXCSR_INITIAL.to_le_bytes()) && zero(XMM),
+        zero(YMM_HIGH),
+    ];
     let unused = initial.iter().enumerate().fold(0, |bits, (bit, initial)| bits | u8::from(*initial) << bit);
     if let Some(used) = area.get_mut(XSTATE_BV) {
         *used &= !unused;
@@ -115,58 +107,29 @@ impl Vcpu {
         Ok(xcrs.xcrs.iter().take(count).find(|xcr| xcr.xcr == 0).map(|xcr| xcr.value))
     }
 
-    /// The x87 status word.
+    /// Sets XCR0. Returns whether KVM takes the value: it checks what XSETBV checks (`__kvm_set_xcr` in Linux
+    /// arch/x86/kvm/x86.c).
     ///
     /// # Errors
-    /// If the ioctl fails.
-    pub fn x87_status(&self) -> Result<u16, Error> {
-        Ok(self.call().get_fpu().map_err(Error::call("KVM_GET_FPU"))?.fsw)
-    }
-}
-
-impl Vcpu {
-    /// The x87 registers.
-    ///
-    /// # Errors
-    /// If the ioctl fails.
-    pub fn x87(&self) -> Result<X87, Error> {
-        Ok(x87_of(&Fpu::get(self.call(), false)?.xsave))
-    }
-
-    /// Sets the x87 registers. Opcode and pointers of the last instruction become 0.
-    ///
-    /// # Errors
-    /// If the ioctl fails.
-    pub fn set_x87(&self, registers: &X87) -> Result<(), Error> {
-        let mut fpu = Fpu::get(self.call(), false)?;
-        put_x87(&mut fpu.xsave, registers);
-        fpu.set(self.call())
-    }
-}
-
-fn x87_of(area: &[u8]) -> X87 {
-    let at = |offset: usize| area.get(offset).copied().unwrap_or(0);
-    let word = |offset: usize| u16::from_le_bytes([at(offset), at(offset + 1)]);
-    let mut st = [[0; 16]; 8];
-    for (to, offset) in st.as_flattened_mut().iter_mut().zip(X87_REGISTERS) {
-        *to = at(offset);
-    }
-    X87 { fcw: word(0), fsw: word(2), tags: at(4), st }
-}
-
-fn put_x87(area: &mut Vec<u8>, registers: &X87) {
-    let X87 { fcw, fsw, tags, st } = registers;
-    area.resize(area.len().max(XSTATE_BV + 8), 0);
-    let [[a, b], [c, d]] = [fcw, fsw].map(|word| word.to_le_bytes());
-    let mut control = [0; FXSAVE_X87.end];
-    [control[0], control[1], control[2], control[3], control[4]] = [a, b, c, d, *tags];
-    for (offset, byte) in FXSAVE_X87.zip(control).chain(X87_REGISTERS.zip(st.as_flattened().iter().copied())) {
-        if let Some(to) = area.get_mut(offset) {
-            *to = byte;
+    /// If the ioctl fails for another reason.
+    pub fn set_xcr0(&self, value: u64) -> Result<bool, Error> {
+        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        if let Some(xcr0) = xcrs.xcrs.first_mut() {
+            xcr0.value = value;
+        }
+        match self.call().set_xcrs(&xcrs) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == libc::EINVAL => Ok(false),
+            Err(error) => Err(Error::call("KVM_SET_XCRS")(error)),
         }
     }
-    if let Some(used) = area.get_mut(XSTATE_BV) {
-        *used |= 1;
+
+    /// IA32_XSS.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn xss(&self) -> Result<u64, Error> {
+        read_msr(self.call(), IA32_XSS)
     }
 }
 
@@ -205,8 +168,8 @@ mod tests {
     /// An area with initial values, whose XSTATE_BV is `used`.
     fn area(used: u8) -> Vec<u8> {
         let mut area = vec![0; 4096];
-        area[FXSAVE_X87].copy_from_slice(&X87_INITIAL);
-        area[MXCSR].copy_from_slice(&MXCSR_INITIAL);
+        area[X87_CONTROL].copy_from_slice(&X87_INITIAL);
+        area[MXCSR].copy_from_slice(&MXCSR_INITIAL.to_le_bytes());
         area[XSTATE_BV] = used;
         area
     }
@@ -221,25 +184,10 @@ mod tests {
         }
     }
 
-    // Catches: a register at another place than FXSAVE has it; x87 state that KVM takes for unused.
-    #[test]
-    fn x87_registers_are_where_fxsave_has_them() {
-        let mut registers = x87_of(&area(0));
-        assert_eq!((registers.fcw, registers.fsw, registers.tags), (0x37f, 0, 0));
-        (registers.fsw, registers.tags, registers.st[7][9]) = (0x3800, 0x80, 0xbf);
-        let mut set = area(4);
-        put_x87(&mut set, &registers);
-        assert_eq!(x87_of(&set), registers);
-        assert_eq!((set[XSTATE_BV], set[3], set[4], set[32 + 7 * 16 + 9]), (5, 0x38, 0x80, 0xbf));
-        let mut short = Vec::new();
-        put_x87(&mut short, &registers);
-        assert_eq!(x87_of(&short), registers);
-    }
-
     // Catches: a register of the guest's that a restore sets to its initial value.
     #[test]
     fn what_has_another_value_stays_used() {
-        let ranges = [(1, FXSAVE_X87), (1, X87_REGISTERS), (2, MXCSR), (2, XMM), (4, YMM_HIGH)];
+        let ranges = [(1, X87_CONTROL), (1, X87_REGISTERS), (2, MXCSR), (2, XMM), (4, YMM_HIGH)];
         for (bit, at) in ranges.into_iter().flat_map(|(bit, range)| range.map(move |at| (bit, at))) {
             let mut area = area(7);
             area[at] ^= 0x40;

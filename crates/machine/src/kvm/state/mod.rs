@@ -7,19 +7,23 @@ mod fpu;
 mod lapic;
 mod msrs;
 mod registers;
+mod xsave_area;
 
 use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_mp_state, kvm_vcpu_events,
 };
 use serde::{Deserialize, Serialize};
 
-pub(super) use fpu::XSTATE_BV;
 pub use fpu::{DebugRegisters, Fpu, Xcr};
 pub use lapic::{KernelLapicState, LapicPage, MpState};
 pub use msrs::Msr;
 pub(super) use msrs::{read as read_msr, read_each as read_msrs, write as write_msr};
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 pub(super) use registers::{flat_data, syscall_segments};
+pub use xsave_area::{
+    AVX_BIT, HEAD_BYTES, MXCSR, MXCSR_INITIAL, SSE_BIT, X87_BIT, X87_CONTROL, X87_INITIAL, X87_REGISTERS, XMM,
+    XSTATE_BV, XsaveArea,
+};
 
 use super::{Error, Vcpu};
 use crate::x86::EntryState;

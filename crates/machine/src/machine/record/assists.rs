@@ -24,6 +24,8 @@ pub(crate) enum Assist {
     Cmpxchg16b,
     /// XGETBV.
     Xgetbv,
+    /// XSETBV, XSAVE, XRSTOR and their variants.
+    Xsave,
     /// RDTSCP.
     Rdtscp,
     /// FWAIT.
@@ -35,7 +37,7 @@ pub(crate) enum Assist {
 }
 
 impl Assist {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Nop,
         Self::Int3,
         Self::Ac,
@@ -44,6 +46,7 @@ impl Assist {
         Self::Adx,
         Self::Cmpxchg16b,
         Self::Xgetbv,
+        Self::Xsave,
         Self::Rdtscp,
         Self::Fwait,
         Self::Syscall,
@@ -61,6 +64,7 @@ impl Assist {
             Self::Adx => "adx",
             Self::Cmpxchg16b => "cmpxchg16b",
             Self::Xgetbv => "xgetbv",
+            Self::Xsave => "xsave",
             Self::Rdtscp => "rdtscp",
             Self::Fwait => "fwait",
             Self::Syscall => "syscall",

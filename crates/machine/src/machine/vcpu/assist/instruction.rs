@@ -7,32 +7,31 @@ use super::{
     integer::{self, CF, Flagged, OF, Width},
     operand::State,
     walk::Purpose,
-    x87,
+    x87, xsave,
 };
 use crate::{
-    host::{atomic16, x87::X87},
-    kvm::{Error, Exception, Vcpu},
+    host::{atomic16, x87::SUMMARY},
+    kvm::{Error, Exception, Vcpu, state::XsaveArea},
     machine::record::assists::Assist,
 };
 
 const CR0_MP: u64 = 1 << 1;
 pub(super) const CR0_TS: u64 = 1 << 3;
 pub(super) const CR0_NE: u64 = 1 << 5;
-const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_CET: u64 = 1 << 23;
-/// The x87 status word's exception summary: an unmasked exception waits.
-const FSW_ES: u16 = 1 << 7;
 
-/// The state of FPU and extended features, which costs an ioctl.
+/// x87, SSE and extended registers, which cost an ioctl.
 pub(super) trait Extended {
     /// XCR0; none without XSAVE.
     fn xcr0(&self) -> Result<Option<u64>, Error>;
-    /// The x87 status word.
-    fn x87_status(&self) -> Result<u16, Error>;
-    /// The x87 registers.
-    fn x87(&self) -> Result<X87, Error>;
-    /// Sets the x87 registers.
-    fn set_x87(&self, registers: &X87) -> Result<(), Error>;
+    /// Sets XCR0. Returns whether the CPU takes the value.
+    fn set_xcr0(&self, value: u64) -> Result<bool, Error>;
+    /// IA32_XSS.
+    fn xss(&self) -> Result<u64, Error>;
+    /// All registers that XSAVE saves.
+    fn xsave_area(&self) -> Result<XsaveArea, Error>;
+    /// Sets them.
+    fn set_xsave_area(&self, area: &XsaveArea) -> Result<(), Error>;
 }
 
 impl Extended for Vcpu {
@@ -40,16 +39,20 @@ impl Extended for Vcpu {
         Self::xcr0(self)
     }
 
-    fn x87_status(&self) -> Result<u16, Error> {
-        Self::x87_status(self)
+    fn set_xcr0(&self, value: u64) -> Result<bool, Error> {
+        Self::set_xcr0(self, value)
     }
 
-    fn x87(&self) -> Result<X87, Error> {
-        Self::x87(self)
+    fn xss(&self) -> Result<u64, Error> {
+        Self::xss(self)
     }
 
-    fn set_x87(&self, registers: &X87) -> Result<(), Error> {
-        Self::set_x87(self, registers)
+    fn xsave_area(&self) -> Result<XsaveArea, Error> {
+        Self::xsave_area(self)
+    }
+
+    fn set_xsave_area(&self, area: &XsaveArea) -> Result<(), Error> {
+        Self::set_xsave_area(self, area)
     }
 }
 
@@ -81,6 +84,8 @@ pub(super) fn kind(instruction: &Instruction, code: &[u8]) -> Option<Assist> {
         Mnemonic::Adcx | Mnemonic::Adox => Assist::Adx,
         Mnemonic::Cmpxchg16b => Assist::Cmpxchg16b,
         Mnemonic::Xgetbv => Assist::Xgetbv,
+        Mnemonic::Xsetbv => Assist::Xsave,
+        mnemonic if xsave::is_xsave(mnemonic) => Assist::Xsave,
         Mnemonic::Rdtscp => Assist::Rdtscp,
         Mnemonic::Wait => Assist::Fwait,
         _ if x87::is_x87(instruction, code) => Assist::X87,
@@ -107,7 +112,8 @@ pub(super) fn perform(
         Mnemonic::Clac => state.registers.rflags &= !RFLAGS_AC,
         Mnemonic::Stac => state.registers.rflags |= RFLAGS_AC,
         Mnemonic::Cmpxchg16b => cmpxchg16b(state, instruction)?,
-        Mnemonic::Xgetbv => xgetbv(state, extended)?,
+        Mnemonic::Xgetbv | Mnemonic::Xsetbv => xsave::perform(state, instruction, extended)?,
+        mnemonic if xsave::is_xsave(mnemonic) => xsave::perform(state, instruction, extended)?,
         // CPUID does not offer it, because it would tell the host's TSC where that is not the guest's. A CPU whose
         // CPUID lacks it raises #UD.
         Mnemonic::Rdtscp => return Err(Stop::Raise(Exception::INVALID_OPCODE)),
@@ -181,26 +187,13 @@ fn cmpxchg16b(state: &mut State<'_>, instruction: &Instruction) -> Result<(), St
     Ok(())
 }
 
-/// XGETBV of XCR0. Another register number is not covered: which there are depends on the CPU.
-fn xgetbv(state: &mut State<'_>, extended: &impl Extended) -> Result<(), Stop> {
-    if state.system.cr4 & CR4_OSXSAVE == 0 {
-        return Err(Stop::Raise(Exception::INVALID_OPCODE));
-    }
-    if state.registers.rcx & 0xffff_ffff != 0 {
-        return Err(Stop::NotCovered);
-    }
-    let xcr0 = extended.xcr0()?.ok_or(Stop::NotCovered)?;
-    (state.registers.rax, state.registers.rdx) = (xcr0 & 0xffff_ffff, xcr0 >> 32);
-    Ok(())
-}
-
 /// FWAIT: takes an x87 exception that waits.
 fn fwait(state: &State<'_>, extended: &impl Extended) -> Result<(), Stop> {
     let cr0 = state.system.cr0;
     if cr0 & (CR0_MP | CR0_TS) == CR0_MP | CR0_TS {
         return Err(Stop::Raise(Exception::DEVICE_NOT_AVAILABLE));
     }
-    match (extended.x87_status()? & FSW_ES != 0, cr0 & CR0_NE != 0) {
+    match (extended.xsave_area()?.x87().fsw & SUMMARY != 0, cr0 & CR0_NE != 0) {
         (false, _) => Ok(()),
         (true, true) => Err(Stop::Raise(Exception::X87)),
         // A PC reports it by FERR# and IRQ 13, which this machine does not have.

@@ -21,6 +21,8 @@ mod syscall;
 mod tests;
 mod walk;
 mod x87;
+mod xsave;
+mod xsave_area;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vm_memory::{Bytes, GuestAddress};

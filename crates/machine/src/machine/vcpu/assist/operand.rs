@@ -104,17 +104,24 @@ impl State<'_> {
 
     /// Writes at most a page at a linear address.
     pub(super) fn store_bytes(&self, linear: u64, bytes: &[u8]) -> Result<(), Stop> {
-        let (in_first, [at_first, at_second]) = self.pages(linear, bytes.len(), Purpose::Store)?;
+        let (in_first, [at_first, at_second]) = self.check_store(linear, bytes.len())?;
         let (first, second) = bytes.split_at(in_first);
-        let parts = [(first, at_first), (second, at_second)];
-        let is_ram = |part: &[u8], at| self.memory.check_range(GuestAddress(at), part.len());
-        if parts.iter().any(|(part, at)| !part.is_empty() && !is_ram(part, *at)) {
-            return Err(Stop::NotCovered);
-        }
-        for (part, at) in parts {
+        for (part, at) in [(first, at_first), (second, at_second)] {
             self.memory.write_slice(part, GuestAddress(at)).map_err(|_| Stop::NotCovered)?;
         }
         Ok(())
+    }
+
+    /// Whether at most a page at a linear address can be written: as [`Self::pages`], if it is RAM.
+    pub(super) fn check_store(&self, linear: u64, length: usize) -> Result<(usize, [u64; 2]), Stop> {
+        let (in_first, [first, second]) = self.pages(linear, length, Purpose::Store)?;
+        let parts = [(in_first, first), (length - in_first, second)];
+        let is_ram = |bytes: usize, at| bytes == 0 || self.memory.check_range(GuestAddress(at), bytes);
+        if parts.iter().all(|(bytes, at)| is_ram(*bytes, *at)) {
+            Ok((in_first, [first, second]))
+        } else {
+            Err(Stop::NotCovered)
+        }
     }
 
     /// How many of `length` bytes are in the first page, and the physical addresses of these and of those in the next

@@ -69,7 +69,8 @@ pub(super) fn perform(
     if cr0 & (CR0_EM | CR0_TS) != 0 {
         return Err(Stop::Raise(Exception::DEVICE_NOT_AVAILABLE));
     }
-    let before = extended.x87()?;
+    let mut area = extended.xsave_area()?;
+    let before = area.x87();
     let mnemonic = instruction.mnemonic();
     if waits(mnemonic) != Some(false) && before.fsw & SUMMARY != 0 {
         // Without CR0.NE a PC reports it by FERR# and IRQ 13, which this machine does not have.
@@ -96,7 +97,8 @@ pub(super) fn perform(
         _ => on_the_cpu(state, instruction, code, &mut after)?,
     }
     if after != before {
-        extended.set_x87(&after)?;
+        area.set_x87(&after);
+        extended.set_xsave_area(&area)?;
     }
     Ok(())
 }

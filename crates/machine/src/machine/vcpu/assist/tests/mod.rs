@@ -6,8 +6,9 @@ mod perform;
 mod syscall;
 mod walk;
 mod x87;
+mod xsave;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vm_memory::{Bytes, GuestAddress};
@@ -22,7 +23,7 @@ use crate::{
     host::x87::X87,
     kvm::{
         Error, Exception,
-        state::{GeneralRegisters, Segment, SystemRegisters},
+        state::{GeneralRegisters, Segment, SystemRegisters, XsaveArea},
     },
     mem::ram::{self, GuestRam},
 };
@@ -30,30 +31,49 @@ use crate::{
 /// Where tests put their page tables, from the topmost level down, a page each.
 const TABLES: u64 = 0x10_0000;
 
-/// XCR0 and the x87 registers.
-struct Fpu(Option<u64>, Cell<X87>);
+/// The registers that XSAVE saves, XCR0, and IA32_XSS.
+struct Fpu {
+    xcr0: Cell<Option<u64>>,
+    xss: u64,
+    area: RefCell<XsaveArea>,
+}
 
 impl Fpu {
     fn new(xcr0: Option<u64>, fsw: u16) -> Self {
-        Self(xcr0, Cell::new(X87 { fcw: 0x37f, fsw, tags: 0, st: [[0; 16]; 8] }))
+        let mut area = XsaveArea::initial();
+        area.set_x87(&X87 { fsw, ..area.x87() });
+        Self { xcr0: Cell::new(xcr0), xss: 0, area: RefCell::new(area) }
+    }
+
+    fn x87(&self) -> X87 {
+        self.area.borrow().x87()
     }
 }
 
 impl Extended for Fpu {
     fn xcr0(&self) -> Result<Option<u64>, Error> {
-        Ok(self.0)
+        Ok(self.xcr0.get())
     }
 
-    fn x87_status(&self) -> Result<u16, Error> {
-        Ok(self.1.get().fsw)
+    // A CPU that has x87, SSE and AVX, and does not check that they are sensible together.
+    fn set_xcr0(&self, value: u64) -> Result<bool, Error> {
+        let is_taken = value & !7 == 0 && value & 1 != 0;
+        if is_taken {
+            self.xcr0.set(Some(value));
+        }
+        Ok(is_taken)
     }
 
-    fn x87(&self) -> Result<X87, Error> {
-        Ok(self.1.get())
+    fn xss(&self) -> Result<u64, Error> {
+        Ok(self.xss)
     }
 
-    fn set_x87(&self, registers: &X87) -> Result<(), Error> {
-        self.1.set(*registers);
+    fn xsave_area(&self) -> Result<XsaveArea, Error> {
+        Ok(XsaveArea::from_bytes(self.area.borrow().bytes().to_vec()))
+    }
+
+    fn set_xsave_area(&self, area: &XsaveArea) -> Result<(), Error> {
+        *self.area.borrow_mut() = area.clone();
         Ok(())
     }
 }

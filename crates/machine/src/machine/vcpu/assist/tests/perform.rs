@@ -63,21 +63,15 @@ fn nops_and_breakpoints() {
     assert_eq!(run(&memory, &system, before, &[0xcc]).unwrap(), (before, Some(Exception::BREAKPOINT)));
 }
 
-// Catches: the two exchanged, another flag touched; XCR0 told although the guest has not enabled XSAVE; a register
-// other than XCR0 made up; RDTSCP that tells the host's TSC.
+// Catches: the two exchanged, another flag touched; RDTSCP that tells the host's TSC.
 #[test]
 fn system_registers() {
-    let (memory, off) = (memory(), long_mode());
-    let on = SystemRegisters { cr4: 0x4_0020, ..off };
+    let (memory, system) = (memory(), long_mode());
     let before = GeneralRegisters { rax: !0, rdx: !0, rflags: 0x246, ..Default::default() };
-    let stac = run(&memory, &off, before, &[0x0f, 0x01, 0xcb]).unwrap().0;
+    let stac = run(&memory, &system, before, &[0x0f, 0x01, 0xcb]).unwrap().0;
     assert_eq!(stac, GeneralRegisters { rflags: 0x4_0246, ..before });
-    assert_eq!(run(&memory, &off, stac, &[0x0f, 0x01, 0xca]).unwrap().0, before);
-    let xgetbv = [0x0f, 0x01, 0xd0];
-    assert_eq!(fault(run(&memory, &off, before, &xgetbv)), Exception::INVALID_OPCODE);
-    assert_eq!(run(&memory, &on, before, &xgetbv).unwrap().0, GeneralRegisters { rax: 7, rdx: 0, ..before });
-    not_covered(run(&memory, &on, GeneralRegisters { rcx: 1, ..before }, &xgetbv));
-    assert_eq!(fault(run(&memory, &off, before, &[0x0f, 0x01, 0xf9])), Exception::INVALID_OPCODE);
+    assert_eq!(run(&memory, &system, stac, &[0x0f, 0x01, 0xca]).unwrap().0, before);
+    assert_eq!(fault(run(&memory, &system, before, &[0x0f, 0x01, 0xf9])), Exception::INVALID_OPCODE);
 }
 
 // Catches: an x87 exception that waits and is not taken, a task switch that is not noticed.

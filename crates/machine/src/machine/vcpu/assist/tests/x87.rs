@@ -48,7 +48,7 @@ fn numbers_go_from_memory_to_memory() {
         guest.run(code).unwrap();
     }
     assert_eq!(guest.memory.read_obj::<u64>(GuestAddress(0x1008)).unwrap(), 5.0_f64.to_bits());
-    assert_eq!((guest.fpu.1.get().tags, guest.fpu.1.get().fsw & 0x3800), (0, 0));
+    assert_eq!((guest.fpu.x87().tags, guest.fpu.x87().fsw & 0x3800), (0, 0));
     // fild word [ebx]; fistp dword [ebx + 8]: 7, and the bytes behind are left alone.
     put(&guest.memory, 0x1000, 7_u16);
     put(&guest.memory, 0x1008, u64::MAX);
@@ -71,17 +71,17 @@ fn control_and_status_words() {
     guest.run(&[0xd8, 0xf1]).unwrap();
     put(&guest.memory, 0x1000, 0x37e_u16);
     guest.run(&FLDCW).unwrap();
-    let waiting = guest.fpu.1.get();
+    let waiting = guest.fpu.x87();
     assert_eq!((waiting.fcw, waiting.fsw & 0x80c1), (0x37e, 0x80c1));
     assert_eq!(fault(guest.run(&FLD1)), Exception::X87);
     guest.cr0 = 1;
     not_covered(guest.run(&FLD1));
     guest.run(&FNCLEX).unwrap();
-    assert_eq!(guest.fpu.1.get().fsw & 0x80ff, 0);
+    assert_eq!(guest.fpu.x87().fsw & 0x80ff, 0);
     // An exception is not masked: not on this CPU.
     not_covered(guest.run(&FLD1));
     guest.run(&FNINIT).unwrap();
-    let fresh = guest.fpu.1.get();
+    let fresh = guest.fpu.x87();
     assert_eq!((fresh.fcw, fresh.fsw, fresh.tags), (0x37f, 0, 0));
     guest.run(&FLD1).unwrap();
 }
