@@ -225,32 +225,35 @@ impl Sites {
         self.filter(|place| keep(place.kind))
     }
 
-    /// The sites that still hold their instruction, patched or not, and those that may hold it later: a guest may
-    /// overwrite its own code.
+    /// The sites that still hold their instruction, and those that may hold it later: a guest may overwrite its own
+    /// code, and use the memory for something else. `patched` are those of them that were patched; one of these that
+    /// has its original bytes holds data that only looks like it.
     #[must_use]
-    pub fn alive(&self, memory: &GuestRam) -> Self {
-        let holds = |bytes: [u8; 2], place: &Place| place.later || bytes == place.kind.original() || bytes == PATCH;
-        self.filter(|place| place.bytes(memory).is_some_and(|bytes| holds(bytes, place)))
+    pub fn alive(&self, patched: &Self, memory: &GuestRam) -> Self {
+        let holds = |address: u64, place: &Place| {
+            let Some(bytes) = place.bytes(memory) else { return false };
+            match (patched.by_address.contains_key(&address), place.later) {
+                (true, true) => bytes != place.kind.original(),
+                (true, false) => bytes == PATCH,
+                (false, later) => later || bytes == place.kind.original(),
+            }
+        };
+        let alive = self.by_address.iter().filter(|(address, place)| holds(**address, place));
+        Self { by_address: alive.map(|(address, place)| (*address, *place)).collect(), found: self.found }
     }
 
     /// Puts `HLT; NOP` at every site that holds its original bytes.
     pub fn patch(&self, memory: &GuestRam) {
-        self.replace(memory, |kind| (kind.original(), PATCH));
-    }
-
-    /// Puts the original bytes back at every site that is patched.
-    pub fn unpatch(&self, memory: &GuestRam) {
-        self.replace(memory, |kind| (PATCH, kind.original()));
-    }
-
-    fn replace(&self, memory: &GuestRam, change: impl Fn(Kind) -> ([u8; 2], [u8; 2])) {
         for place in self.by_address.values() {
-            let (from, to) = change(place.kind);
-            // A site outside RAM was refused by `check`; a guest that overwrote its own site keeps what it wrote.
-            if place.bytes(memory) == Some(from) {
-                let _ = memory.write_slice(&to, GuestAddress(place.physical));
-            }
+            place.replace(memory, place.kind.original(), PATCH);
         }
+    }
+
+    /// Puts the original bytes back at every site that is patched. Returns which these were.
+    #[must_use]
+    pub fn unpatch(&self, memory: &GuestRam) -> Self {
+        let patched = |place: &Place| place.replace(memory, PATCH, place.kind.original());
+        self.filter(patched)
     }
 }
 
@@ -260,6 +263,12 @@ impl Place {
         let mut bytes = [0; 2];
         memory.read_slice(&mut bytes, GuestAddress(self.physical)).ok()?;
         Some(bytes)
+    }
+
+    /// Writes `to` if `from` is there, and returns whether it was. A guest that overwrote its own site keeps what it
+    /// wrote. (A site outside RAM was refused by [`Sites::check`].)
+    fn replace(&self, memory: &GuestRam, from: [u8; 2], to: [u8; 2]) -> bool {
+        self.bytes(memory) == Some(from) && memory.write_slice(&to, GuestAddress(self.physical)).is_ok()
     }
 }
 
@@ -291,9 +300,38 @@ mod tests {
         assert_eq!(bytes, [0xf4, 0x90, 0x90, 0xf4, 0x90]);
         // The guest overwrote one: it keeps what it wrote.
         memory.write_slice(&[0xcc, 0xcc], GuestAddress(0x1003)).unwrap();
-        sites.unpatch(&memory);
+        let unpatched = sites.unpatch(&memory);
         memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
         assert_eq!(bytes, [0x0f, 0x31, 0x90, 0xcc, 0xcc]);
+        assert_eq!(unpatched, sites.only(|kind| kind == Kind::Rdtsc));
+    }
+
+    // Catches: a guest that frees its start-up code, and finds two bytes of its data overwritten after a save or a
+    // restore, because they happen to be those of the instruction that was there.
+    #[test]
+    fn data_in_the_place_of_a_site_is_left_alone() {
+        let memory = memory();
+        let rdtsc = Kind::Rdtsc.original();
+        let at = [0x1000, 0x1008, 0x1010, 0x1018];
+        for address in at {
+            memory.write_slice(&rdtsc, GuestAddress(address)).unwrap();
+        }
+        let site = |address, later| SiteState { address, physical: None, kind: 1, later };
+        let sites =
+            Sites::from_state(&[site(at[0], false), site(at[1], false), site(at[2], true), site(at[3], true)]).unwrap();
+        sites.patch(&memory);
+        // The guest now has its own data at the second and the fourth.
+        memory.write_slice(&rdtsc, GuestAddress(at[1])).unwrap();
+        memory.write_slice(&rdtsc, GuestAddress(at[3])).unwrap();
+        let alive = sites.alive(&sites, &memory);
+        assert_eq!(alive.addresses_in(0..u64::MAX).collect::<Vec<_>>(), [at[0], at[2]]);
+        let unpatched = sites.unpatch(&memory);
+        assert_eq!(unpatched, alive);
+        unpatched.patch(&memory);
+        let bytes = at.map(|address| memory.read_obj::<[u8; 2]>(GuestAddress(address)).unwrap());
+        assert_eq!(bytes, [PATCH, rdtsc, PATCH, rdtsc]);
+        // Where nothing was patched, nothing tells such data from an instruction.
+        assert_eq!(sites.alive(&Sites::default(), &memory).addresses_in(0..u64::MAX).count(), 3);
     }
 
     // Catches: an image or a snapshot with a bad table, reported as a guest that failed.
@@ -338,11 +376,11 @@ mod tests {
         assert_eq!(sites.patched_at(LINEAR, &memory), Some(Kind::Rdtsc));
         assert_eq!(sites.patched_at(0x1000, &memory), None);
         assert_eq!(sites.patched_at(LINEAR + 8, &memory), None);
-        assert_eq!(sites.alive(&memory).state(), state);
+        assert_eq!(sites.alive(&sites, &memory).state(), state);
         // The guest copies the patched instruction.
         memory.write_slice(&PATCH, GuestAddress(0x1008)).unwrap();
         assert_eq!(sites.patched_at(LINEAR + 8, &memory), Some(Kind::Rdtsc));
-        sites.unpatch(&memory);
+        assert_eq!(sites.unpatch(&memory).state(), state);
         let mut bytes = [0; 2];
         memory.read_slice(&mut bytes, GuestAddress(0x1008)).unwrap();
         assert_eq!(bytes, [0x0f, 0x31]);

@@ -82,7 +82,7 @@ impl Machine {
         // Before the VM is closed: KVM's log of written pages is lost with it.
         let changes = self.take_changes()?;
         // A snapshot's RAM has the guest's own instructions at trap sites, and `restored` checks that.
-        self.shared.sites.unpatch(&self.shared.memory);
+        drop(self.shared.sites.unpatch(&self.shared.memory));
         let Self { vcpus, shared, migrations_here, downtimes, guest_stopped, paused, vm, .. } = self;
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));

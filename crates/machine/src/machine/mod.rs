@@ -78,6 +78,8 @@ pub struct Machine {
     shared: Shared,
     /// The guest's trap sites; those in `shared` are the patched ones.
     all_sites: Sites,
+    /// The sites that were patched before a save, and are not while it lasts.
+    unpatched: Sites,
     image: String,
     cpuid: Vec<Vec<Leaf>>,
     /// Why this TSC source.
@@ -128,8 +130,8 @@ impl Machine {
 
     /// Restores the guest's own instructions at trap sites, for a save: a snapshot can also be restored where nothing
     /// is patched. The machine must be paused, and stay so until [`Self::memory_is_saved`].
-    pub fn show_original_code(&self) {
-        self.shared.sites.unpatch(&self.shared.memory);
+    pub fn show_original_code(&mut self) {
+        self.unpatched = self.shared.sites.unpatch(&self.shared.memory);
     }
 
     /// The image it was booted from.

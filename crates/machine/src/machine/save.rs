@@ -41,7 +41,7 @@ impl Machine {
                 let (serial, pic, ioapic, pit) = self.shared.devices.lock().state();
                 DevicesState { serial, pic, pit, ioapic, wall: self.shared.wall.lock().state() }
             },
-            sites: self.all_sites.alive(&self.shared.memory).state(),
+            sites: self.all_sites.alive(&self.shared.sites, &self.shared.memory).state(),
             audit,
         })
     }

@@ -46,7 +46,7 @@ impl Machine {
     /// Call it when the snapshot that is being made has all of RAM: patches trap sites again, so that the guest may
     /// run.
     pub fn memory_is_saved(&mut self) {
-        self.shared.sites.patch(&self.shared.memory);
+        std::mem::take(&mut self.unpatched).patch(&self.shared.memory);
         let Some(changes) = &mut self.changes else { return };
         changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
