@@ -97,6 +97,8 @@ fn runs_workers_and_shards_find_the_same_bytes() {
     assert!(whole == bytes(&lab, "merged.json"), "the merged shards are not the whole");
     lab.run("sweep merge 1-3 2-3").refused(2, &["shard 3/3 is missing"]);
     lab.run("sweep merge 1-3 1-3").refused(2, &["1-3", "shard 1/3, and so is another"]);
+    sweep(&lab, OPEN, "--shard 2/3 --cpuid -kvmclock-stable-bit", 1);
+    lab.run("sweep merge 1-3 found.json 3-3").refused(2, &["found.json", "1-3", "inputs differ"]);
     lab.run("sweep merge merged.json").refused(2, &["merged.json is not a shard"]);
     fs::write(lab.path("junk"), b"{}").expect("written");
     lab.run("sweep merge junk").refused(2, &["junk is not the result of a sweep"]);

@@ -8,6 +8,10 @@ use machine::Machine;
 
 use super::verdict::{Finish, Outcome, Verdict};
 
+/// More instants than a stretch and the ticks behind it have; bounds the memory for a guest that interrupts itself
+/// without end.
+const MAX_INSTANTS: usize = 1 << 20;
+
 /// The instants of timer interrupts, in VM time, for each CPU. An interrupt is noticed at the guest's next exit, so
 /// that an instant can be some operations too late.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +37,11 @@ impl Interrupts {
                 at_ns.push(machine.vm_time().0);
             }
         }
+    }
+
+    /// Whether there are more of them than can be kept.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.at_ns.iter().map(Vec::len).sum::<usize>() > MAX_INSTANTS
     }
 
     /// How many CPU 0 has had since the beginning.

@@ -120,8 +120,14 @@ impl Experiment {
         let limit = VmTime(begun.0.saturating_add(options.patience.map_or(BASELINE_NS, nanoseconds)));
         let stopped = walk.stepper.run(Pace::Free, Some(limit), |machine, _| {
             interrupts.note(machine);
-            interrupts.of_first_cpu() >= needed
+            interrupts.of_first_cpu() >= needed || interrupts.are_too_many()
         })?;
+        if interrupts.are_too_many() {
+            return Err(SweepError::Usage(
+                "the guest has more than a million timer interrupts in the stretch and the ticks behind it: choose a nearer --to,                  or another --from"
+                    .to_owned(),
+            ));
+        }
         if stopped != StopReason::Requested {
             return Err(SweepError::Usage(format!(
                 "without a migration CPU 0 of the guest has not {needed} timer interrupts after the beginning of the stretch, within \
@@ -195,7 +201,7 @@ impl Experiment {
             }
             if let Some(expected) = &self.interrupts {
                 watched.note(machine);
-                return expected.have_come(&watched);
+                return expected.have_come(&watched) || watched.are_too_many();
             }
             targets.iter().zip(&self.ticking).enumerate().all(|(cpu, (target, ticks))| {
                 !ticks || machine.ticks_handled(cpu).is_some_and(|handled| handled >= *target)

@@ -51,6 +51,9 @@ pub struct Inputs {
     pub memory: u64,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// What was changed of CPUID, as `--cpuid` has it; empty for nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cpuid: String,
     /// Seed of the round robin's order of vCPUs, and of the sample of pairs.
     pub seed: u64,
     /// Whether CPUID offered x2APIC.
@@ -85,6 +88,9 @@ pub struct Inputs {
     /// CRC-32 of the initrd, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_crc32: Option<u32>,
+    /// CRC-32 of the trap sites, if they were found or came from a file: the image does not determine them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sites_crc32: Option<u32>,
     /// Ticks that must come after the one being handled at the point.
     pub ticks: u64,
     /// Migrations at a point: 1, or 2 for one to another frequency and one back.

@@ -10,7 +10,13 @@ use std::{
     time::Duration,
 };
 
-use machine::{HostEnvironment, Outputs, boot::Image};
+use machine::{
+    HostEnvironment, Outputs,
+    boot::{
+        Image,
+        sites::{SiteState, Sites},
+    },
+};
 
 use super::{
     Depth, Options, SweepError,
@@ -179,6 +185,7 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         cmdline: options.boot.cmdline.clone(),
         memory: options.boot.memory,
         cpus: options.boot.cpus,
+        cpuid: options.boot.cpuid.to_string(),
         seed: options.boot.seed,
         x2apic: options.boot.x2apic,
         vmclock: options.boot.vmclock,
@@ -201,6 +208,7 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         }),
         by_interrupts: plan.experiment.interrupts.is_some(),
         initrd_crc32: options.boot.initrd.as_deref().map(crc32fast::hash),
+        sites_crc32: image.sites().are_found().then(|| sites_crc32(image.sites())),
         ticks: options.ticks,
         depth: if options.depth == Depth::One { 1 } else { 2 },
         samples: match options.depth {
@@ -210,6 +218,15 @@ fn inputs(image: &Image, options: &Options, targets: &[Target], plan: &Plan) -> 
         tolerance_ns: nanoseconds(options.tolerance),
         patience_ns: nanoseconds(plan.experiment.patience),
     }
+}
+
+fn sites_crc32(sites: &Sites) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    for SiteState { address, physical, kind, later } in sites.state() {
+        let words = [address, physical.unwrap_or(address), u64::from(kind), u64::from(later)];
+        words.iter().for_each(|word| sum.update(&word.to_le_bytes()));
+    }
+    sum.finalize()
 }
 
 fn begin(

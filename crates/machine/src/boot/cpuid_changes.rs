@@ -4,7 +4,7 @@
 //! A feature goes with all that need it: a guest that finds AVX without XSAVE is a guest on no CPU. What depends on
 //! what: Intel SDM vol. 1, chapters "Programming with …", and vol. 2, "CPUID".
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use super::cpuid_names::{self, Place};
 use crate::x86::Leaf;
@@ -139,6 +139,15 @@ impl FromStr for CpuidChanges {
             }
         }
         Ok(changes)
+    }
+}
+
+impl fmt::Display for CpuidChanges {
+    /// The same for the same changes, however they were written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signed = |sign, names: &BTreeSet<&'static str>| names.iter().map(|name| format!("{sign}{name}")).collect();
+        let all: [Vec<String>; 2] = [signed('-', &self.without), signed('+', &self.with)];
+        f.write_str(&all.concat().join(","))
     }
 }
 
@@ -310,6 +319,15 @@ mod tests {
         }
         // Away already.
         assert!("-vmx,-monitor".parse::<CpuidChanges>().is_ok());
+    }
+
+    // Catches: two sweeps with the same changes that cannot be merged, or with different ones that can.
+    #[test]
+    fn the_same_changes_are_written_alike() {
+        let text = |text: &str| text.parse::<CpuidChanges>().unwrap().to_string();
+        assert_eq!(text("+sse4.1,-smap,-avx,-smap"), "-avx,-smap,+sse4_1");
+        assert_eq!(text("-avx,-smap,+sse4_1"), "-avx,-smap,+sse4_1");
+        assert_eq!(CpuidChanges::default().to_string(), "");
     }
 
     // Catches: a row of the table with a name that nothing has.
