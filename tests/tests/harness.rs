@@ -143,14 +143,14 @@ fn sh(lab: &Lab, flags: &str) -> std::process::Command {
     command
 }
 
-// Catches: a long run that is silent, or a heartbeat that moves virtual time.
+// Catches: a long run that is silent; a heartbeat that moves virtual time, or changes which of several vCPUs runs next.
 #[test]
 fn a_long_run_has_a_heartbeat() {
     require_kvm!();
     let lab = Lab::new();
     let run = |heartbeat: &str, trace: &str| {
-        let flags = format!("--time virtual --tsc-khz 2600000 --heartbeat {heartbeat} --trace {trace}");
-        finish(&mut lab.guest("hz=1000 count=3000", &flags)).expect(0)
+        let flags = format!("--time virtual --cpus 3 --tsc-khz 2600000 --heartbeat {heartbeat} --trace {trace}");
+        finish(&mut lab.guest("scenario=smp hz=1000 count=200", &flags)).expect(0)
     };
     let lines = |ended: &Ended| ended.stderr.lines().filter(|line| line.contains("running after ")).count();
     let (beating, silent) = (run("1ms", "a"), run("off", "b"));

@@ -64,7 +64,6 @@ impl Stepper {
             machine.resume(&Policies::default())?;
         }
         machine.shared.audit.lock().keep_log();
-        machine.round_robin.begin();
         if machine.tracks_changes() {
             return Err(RunError::BadState("KVM's account of written pages is in use already".to_owned()));
         }

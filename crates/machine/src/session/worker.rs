@@ -378,7 +378,11 @@ fn refusal(error: &RunError) -> ApiError {
 }
 
 fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
-    let summary = machine.tick_summary();
+    // In virtual time the rings are read at fixed places of the run, and a status must not add another.
+    let ticks = match machine.time_mode() {
+        TimeMode::Virtual => machine.ticks_read(),
+        TimeMode::Real => machine.tick_summary().map(|summary| summary.next_seq),
+    };
     let announced = machine.announces_ring();
     let now = machine.now();
     let state = if machine.is_paused() { RunState::Paused } else { RunState::Running };
@@ -389,9 +393,9 @@ fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
         tsc_khz: machine.tsc_khz(),
         guest_tsc: now.tsc,
         vm_time_ns: now.vm,
-        judged: summary.is_some(),
+        judged: ticks.is_some(),
         // A ring that the guest has not created yet has no ticks.
-        ticks: summary.map(|summary| summary.next_seq).or_else(|| announced.then_some(0)),
+        ticks: ticks.or_else(|| announced.then_some(0)),
         migrations: machine.migrations(),
         migrations_here: machine.migrations_here(),
         saving,

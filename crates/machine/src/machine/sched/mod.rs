@@ -132,7 +132,6 @@ pub(crate) fn run_round_robin(
     for cpu in cpus.iter_mut() {
         cpu.drain(shared)?;
     }
-    round_robin.begin();
     vcpu_shared.doorbell.attach();
     let result = loop {
         vcpu_shared.doorbell.clear();

@@ -65,12 +65,6 @@ impl RoundRobin {
         order.state()
     }
 
-    /// Call it when the machine starts to run: all vCPUs are then stepped at least once.
-    pub(crate) fn begin(&mut self) {
-        self.idle.fill(None);
-        self.current = None;
-    }
-
     /// Steps the current vCPU, or chooses the next one if that has reached its operation; enters the guest once at
     /// most. If all vCPUs are idle, advances VM time instead.
     pub(crate) fn step(
@@ -157,8 +151,12 @@ fn draw(idle: &[Option<bool>], order: &mut Rand32) -> Option<usize> {
 }
 
 /// Marks the vCPUs that have a message, or whose timer is due, as no longer idle; and those that had noted that no
-/// timer can wake them, if another vCPU's access has changed that.
+/// timer can wake them, if another vCPU's access has changed that. An interrupt of what was typed while no vCPU ran is
+/// for any of them. But for that, a request that only looks does not change the order.
 fn wake(cpus: &[Cpu], shared: &Shared, idle: &mut [Option<bool>]) {
+    if shared.devices.lock().has_message() {
+        idle.fill(None);
+    }
     let clock = shared.clock.lock();
     let now = clock.tsc();
     for ((cpu, vcpu_shared), slot) in cpus.iter().zip(&shared.vcpus).zip(idle) {
