@@ -16,6 +16,12 @@ pub const PM_TIMER: u16 = 0x608;
 pub const PM_TIMER_BITS: u32 = 24;
 /// Its frequency: 3.579545 MHz (the same section).
 pub const PM_TIMER_HZ: u32 = 3_579_545;
+/// Index and data ports of a PC's real-time clock.
+pub const RTC_INDEX: u16 = 0x70;
+/// See [`RTC_INDEX`].
+pub const RTC_DATA: u16 = 0x71;
+/// Its register for the century. There is no standard number: ACPI tables name it.
+pub const RTC_CENTURY: u8 = 0x32;
 /// QEMU's `isa-debug-exit,iobase=0xf4`: writing `code` ends the machine with status `(code << 1) | 1`.
 pub const DEBUG_EXIT: u16 = 0xf4;
 /// The keyboard controller's command port; writing [`I8042_RESET`] resets the machine (Firecracker ends there).

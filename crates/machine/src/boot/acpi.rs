@@ -21,7 +21,7 @@ use acpi_tables::{
 };
 use guest_abi::{
     ioapic,
-    ports::{I8042_COMMAND, I8042_RESET, PM_TIMER, PM1_CONTROL, PM1_EVENT, SLEEP_TYPE_OFF},
+    ports::{I8042_COMMAND, I8042_RESET, PM_TIMER, PM1_CONTROL, PM1_EVENT, RTC_CENTURY, SLEEP_TYPE_OFF},
     vmclock::REGION_BYTES,
 };
 use std::ops::Range;
@@ -44,8 +44,8 @@ const OEM_REVISION: u32 = 1;
 const LAPIC: u32 = 0xfee0_0000;
 /// MADT flag: there is an 8259 pair.
 const PCAT_COMPAT: u32 = 1;
-/// `iapc_boot_arch`: devices of the ISA bus that no table lists; no VGA, no MSI, no CMOS clock.
-const BOOT_ARCH: u16 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 5;
+/// `iapc_boot_arch`: devices of the ISA bus that no table lists; no VGA, no MSI. There is a CMOS clock.
+const BOOT_ARCH: u16 = 1 << 0 | 1 << 2 | 1 << 3;
 const SCI: u16 = 9;
 /// An Interrupt Source Override (ACPI 6.5, 5.2.12.5): interrupt 0 of the ISA bus is another pin of the I/O APIC,
 /// edge-triggered and active high as that bus is. Type, length, bus, source, pin, flags.
@@ -135,7 +135,7 @@ fn fadt(dsdt: u32, facs: u32) -> FADTBuilder {
         .firmware_ctrl_32(facs)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // The alarm of a CMOS clock, which there is not, has no fixed registers either.
+        // The CMOS clock has no alarm.
         .flag(Flags::FixRtc)
         // There are no buttons with fixed registers.
         .flag(Flags::PwrButton)
@@ -152,6 +152,7 @@ fn fadt(dsdt: u32, facs: u32) -> FADTBuilder {
     fadt.p_lvl2_lat = u16::MAX.into();
     fadt.p_lvl3_lat = u16::MAX.into();
     fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.century = RTC_CENTURY;
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, I8042_COMMAND.into());
     fadt.reset_value = I8042_RESET;
     fadt
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(word(&fadt, 112), 0x475);
         // A byte of I/O space at 0x64, and what to write there.
         assert_eq!(fadt[116..129], [1, 8, 0, 1, 0x64, 0, 0, 0, 0, 0, 0, 0, 0xfe]);
-        assert_eq!((fadt[46], &fadt[88..93], fadt[109]), (9, &[4, 2, 0, 4, 0][..], 0x2d));
+        assert_eq!((fadt[46], &fadt[88..93], fadt[108], fadt[109]), (9, &[4, 2, 0, 4, 0][..], 0x32, 0x0d));
         let facs = word(&fadt, 36);
         assert_eq!((facs % 64, &read(&memory, facs, 4)[..]), (0, &b"FACS"[..]));
         let dsdt = table(&memory, word(&fadt, 40), b"DSDT");

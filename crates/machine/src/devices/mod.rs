@@ -1,5 +1,5 @@
-//! The devices: a serial console, a PC's interrupt controllers and interval timer, and ports with which a guest ends
-//! the machine.
+//! The devices: a serial console, a PC's interrupt controllers, interval timer and real-time clock, and ports with
+//! which a guest ends the machine.
 //!
 //! They are everything that a guest can access besides RAM and its LAPIC. Other addresses read as all ones, as on a
 //! PC's bus, and writes to them are ignored. Devices do not depend on KVM, and time is an argument.
@@ -9,6 +9,7 @@ mod ioapic;
 mod pic;
 mod pit;
 mod pm;
+mod rtc;
 mod serial;
 
 use std::io::Write;
@@ -19,6 +20,7 @@ pub use exit::GuestExit;
 pub use ioapic::{Ioapic, IoapicState};
 pub use pic::{ChipState, Expects, Pic, PicState};
 pub use pit::{AccessMode, ChannelState, Counting, Pit, PitState};
+pub use rtc::{Rtc, RtcState};
 pub use serial::{Console, SerialState};
 
 use vlapic::{DeliveryMode, Destination, Ipi};
@@ -31,13 +33,15 @@ const SERIAL_IRQ: u8 = 4;
 const TIMER_PIN: u8 = guest_abi::ioapic::TIMER_PIN;
 const SERIAL_PIN: u8 = SERIAL_IRQ;
 
-/// One instant, by two clocks.
+/// One instant, by three clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Instant {
     /// VM time by the machine's kvmclock page.
     pub vm: VmTime,
     /// VM time by the reference clock, which uses no page.
     pub reference: VmTime,
+    /// The VM's wall clock, in nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
 }
 
 /// The devices.
@@ -46,11 +50,13 @@ pub struct Devices {
     pic: Pic,
     ioapic: Ioapic,
     pit: Pit,
+    rtc: Rtc,
     exit: Option<GuestExit>,
 }
 
-/// The state of the devices for a snapshot: of the serial port, the 8259 pair, the I/O APIC and the timer.
-pub type SavedDevices = (SerialState, PicState, IoapicState, PitState);
+/// The state of the devices for a snapshot: of the serial port, the 8259 pair, the I/O APIC, the timer and the
+/// real-time clock.
+pub type SavedDevices = (SerialState, PicState, IoapicState, PitState, RtcState);
 
 impl Devices {
     /// Fresh devices; the console writes to `out`.
@@ -61,6 +67,7 @@ impl Devices {
             pic: Pic::default(),
             ioapic: Ioapic::default(),
             pit: Pit::default(),
+            rtc: Rtc::default(),
             exit: None,
         }
     }
@@ -73,11 +80,11 @@ impl Devices {
 
     /// IN: fills `data`.
     ///
-    /// The PM timer counts by the reference clock, and all else by the page: so that a fault in the page does not
-    /// change the clock by which a guest could notice it.
+    /// The PM timer counts by the reference clock, the real-time clock shows the wall clock, and all else goes by the
+    /// page: so that a fault in the page does not change the clock by which a guest could notice it.
     pub fn port_in(&mut self, port: u16, data: &mut [u8], now: Instant) {
         data.fill(0xff);
-        let Instant { vm: now, reference } = now;
+        let Instant { vm: now, reference, wall_ns } = now;
         if Self::is_of_controllers(port) {
             self.advance(now);
             // The registers are one byte wide: a wider access is one to several ports.
@@ -86,6 +93,10 @@ impl Devices {
                     port if Pit::owns(port) => self.pit.read(port, now),
                     port => self.pic.read(port),
                 };
+            }
+        } else if Rtc::owns(port) {
+            for (port, byte) in (port..).zip(data).filter(|(port, _)| Rtc::owns(*port)) {
+                *byte = self.rtc.read(port, wall_ns);
             }
         } else if let (Some(offset), [value]) = (Console::offset(port), &mut *data) {
             *value = self.console.read(offset);
@@ -111,6 +122,11 @@ impl Devices {
                     } else {
                         self.pic.write(port, *byte);
                     }
+                }
+            }
+            (port, data) if Rtc::owns(port) => {
+                for (port, byte) in (port..).zip(data).filter(|(port, _)| Rtc::owns(*port)) {
+                    self.rtc.write(port, *byte);
                 }
             }
             (ports::DEBUG_EXIT, data) if !data.is_empty() => self.exit = Some(GuestExit::from_debug_port(data)),
@@ -239,18 +255,19 @@ impl Devices {
     #[must_use]
     pub fn state(&self) -> SavedDevices {
         // An exit request has ended the machine, so that there is none to save.
-        let Self { console, pic, ioapic, pit, exit: _ } = self;
-        (console.state(), pic.state(), ioapic.state(), pit.state())
+        let Self { console, pic, ioapic, pit, rtc, exit: _ } = self;
+        (console.state(), pic.state(), ioapic.state(), pit.state(), rtc.state())
     }
 
     /// Devices with a saved state; `None` if they cannot have that state.
     #[must_use]
-    pub fn from_state((serial, pic, ioapic, pit): &SavedDevices, out: Box<dyn Write + Send>) -> Option<Self> {
+    pub fn from_state((serial, pic, ioapic, pit, rtc): &SavedDevices, out: Box<dyn Write + Send>) -> Option<Self> {
         let mut devices = Self {
             console: Console::from_state(serial, out)?,
             pic: Pic::from_state(pic)?,
             ioapic: Ioapic::from_state(ioapic)?,
             pit: Pit::from_state(pit)?,
+            rtc: Rtc::from_state(rtc)?,
             exit: None,
         };
         devices.ioapic.set_line(SERIAL_PIN, devices.console.interrupts());

@@ -5,14 +5,14 @@ fn devices() -> Devices {
 }
 
 fn at(vm: VmTime) -> Instant {
-    Instant { vm, reference: VmTime(0) }
+    Instant { vm, reference: VmTime(0), wall_ns: 0 }
 }
 
 // Catches: a PM timer that follows the page, and so a fault in it.
 #[test]
 fn the_pm_timer_counts_by_the_reference_clock() {
     let mut data = [0; 4];
-    let now = Instant { vm: VmTime(77), reference: VmTime(1_000_000_000) };
+    let now = Instant { vm: VmTime(77), reference: VmTime(1_000_000_000), wall_ns: 99 };
     devices().port_in(ports::PM_TIMER, &mut data, now);
     assert_eq!(u32::from_le_bytes(data), 3_579_545);
 }

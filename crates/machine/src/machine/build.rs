@@ -195,8 +195,8 @@ impl Machine {
             clock.set_tsc_settable();
         }
         let since = moment.vm;
-        let DevicesState { serial, pic, pit, ioapic, wall } = devices;
-        let devices_now = Devices::from_state(&(serial.clone(), *pic, *ioapic, *pit), outputs.console)
+        let DevicesState { serial, pic, pit, ioapic, rtc, wall } = devices;
+        let devices_now = Devices::from_state(&(serial.clone(), *pic, *ioapic, *pit, *rtc), outputs.console)
             .ok_or_else(|| RunError::BadState("a device cannot be in its saved state".to_owned()))?;
         let parts = Parts {
             clock,

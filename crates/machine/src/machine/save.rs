@@ -38,8 +38,8 @@ impl Machine {
             clock: clock.state(moment),
             cpus,
             devices: {
-                let (serial, pic, ioapic, pit) = self.shared.devices.lock().state();
-                DevicesState { serial, pic, pit, ioapic, wall: self.shared.wall.lock().state() }
+                let (serial, pic, ioapic, pit, rtc) = self.shared.devices.lock().state();
+                DevicesState { serial, pic, pit, ioapic, rtc, wall: self.shared.wall.lock().state() }
             },
             sites: self.all_sites.alive(&self.shared.sites, &self.shared.memory).state(),
             audit,

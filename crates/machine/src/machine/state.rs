@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     boot::{sites::SiteState, unlisted::UnlistedState},
-    devices::{IoapicState, PicState, PitState, SerialState},
+    devices::{IoapicState, PicState, PitState, RtcState, SerialState},
     kvm::state::{LapicPage, MpState, VcpuState},
     x86::Leaf,
 };
@@ -213,10 +213,13 @@ pub struct DevicesState {
     /// The I/O APIC, if it is not as after reset.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ioapic: IoapicState,
+    /// The real-time clock, if it is not as after reset.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rtc: RtcState,
     /// The wall-clock registration.
     pub wall: WallState,
 }
 
-fn is_default(state: &IoapicState) -> bool {
-    *state == IoapicState::default()
+fn is_default<State: Default + PartialEq>(state: &State) -> bool {
+    *state == State::default()
 }

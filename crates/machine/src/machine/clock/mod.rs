@@ -18,7 +18,10 @@ use super::{
     config::{TimeMode, source::TscSource},
     instant::{HostInstant, Wall, wall_at},
 };
-use crate::host::{clock::HostClock, reading::Reading};
+use crate::{
+    devices::Instant,
+    host::{clock::HostClock, reading::Reading},
+};
 
 pub use state::ClockState;
 
@@ -136,6 +139,16 @@ impl Clock {
                 wall.ns.saturating_sub(self.page.vm_time(self.timeline.tsc(wall.tsc)).0)
             }
         }
+    }
+
+    /// What devices are told of the instant `now`. The wall clock is the host's, and in virtual time VM time's.
+    #[must_use]
+    pub fn instant(&self, now: Now) -> Instant {
+        let wall_ns = match self.mode {
+            TimeMode::Virtual => VIRTUAL_EPOCH_NS.saturating_add(now.vm.0),
+            TimeMode::Real => (self.host.os_clocks().real_ns)(),
+        };
+        Instant { vm: now.vm, reference: self.reference_time(now.base), wall_ns }
     }
 
     /// The base TSC, now.

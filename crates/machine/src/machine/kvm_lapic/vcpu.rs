@@ -9,7 +9,6 @@ use vmtime::{Due, TscAdjust};
 use super::choose;
 use crate::{
     boot::{cpuid::Offer, cpuid_changes::CpuidChanges},
-    devices::Instant,
     kvm::{Bus, GpFault, Vcpu, Vm},
     machine::{
         config::{HostEnvironment, changed_cpuid},
@@ -144,7 +143,7 @@ impl Bus for KvmLapicBus<'_> {
         let now = {
             let clock = self.shared.clock.lock();
             let now = clock.now(TscAdjust::ZERO);
-            Instant { vm: now.vm, reference: clock.reference_time(now.base) }
+            clock.instant(now)
         };
         self.shared.devices.lock().port_in(port, data, now);
         self.trace(&Event::PortIn { port, data });

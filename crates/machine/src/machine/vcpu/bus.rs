@@ -13,7 +13,7 @@ use vmtime::{GuestTsc, Now, TscAdjust};
 
 use super::{Local, ioapic, ipi};
 use crate::{
-    devices::{Devices, Instant},
+    devices::Devices,
     kvm::{Bus, GpFault},
     machine::{
         record::trace::Event,
@@ -231,9 +231,9 @@ impl Bus for VcpuBus<'_> {
 
     fn port_in(&mut self, port: u16, data: &mut [u8]) {
         let now = self.operation();
-        let reference = self.shared.clock.lock().reference_time(now.base);
+        let instant = self.shared.clock.lock().instant(now);
         self.device(|devices| {
-            devices.port_in(port, data, Instant { vm: now.vm, reference });
+            devices.port_in(port, data, instant);
             Devices::is_of_controllers(port)
         });
         self.trace(now, &Event::PortIn { port, data });
