@@ -1,10 +1,11 @@
-//! The ACPI tables, as few as Linux accepts: RSDP, XSDT, FADT, FACS, a MADT with CPUs and I/O APIC, and a DSDT with the
-//! power-off state and, if the guest has one, VMClock.
+//! The ACPI tables, as few as Linux accepts: RSDP, XSDT and RSDT, FADT, FACS, a MADT with CPUs and I/O APIC, and a DSDT
+//! with the power-off state and, if the guest has one, VMClock.
 //!
 //! They describe the PC that the machine is without them, with 8259 pair and PIT. So they are not of the
 //! hardware-reduced kind, after which Linux uses neither (`acpi_generic_reduced_hw_init` in
 //! `arch/x86/kernel/acpi/boot.c`). The PM1 registers, without which a FADT is refused, are in `devices/pm.rs`, beside
-//! the timer. No event is ever raised, so the SCI never comes.
+//! the timer. No event is ever raised, so the SCI never comes. The RSDT says what the XSDT says, for kernels that know
+//! ACPI 1.0 only: seL4 follows its address even if it is 0.
 //!
 //! Sources: ACPI 6.5; for VMClock's device UAPI.13, "Discovery via ACPI".
 
@@ -15,7 +16,6 @@ use acpi_tables::{
     fadt::{FADTBuilder, Flags},
     gas::{AccessSize, AddressSpace, GAS},
     madt::{EnabledStatus, IoApic, ProcessorLocalApic},
-    rsdp::Rsdp,
     sdt::Sdt,
     xsdt::XSDT,
 };
@@ -50,6 +50,8 @@ const SCI: u16 = 9;
 /// An Interrupt Source Override (ACPI 6.5, 5.2.12.5): interrupt 0 of the ISA bus is another pin of the I/O APIC,
 /// edge-triggered and active high as that bus is. Type, length, bus, source, pin, flags.
 const TIMER_OVERRIDE: [u8; 10] = [2, 10, 0, 0, ioapic::TIMER_PIN, 0, 0, 0, 0, 0];
+/// The RSDP's length.
+const RSDP_BYTES: u32 = 36;
 /// A table's header.
 const HEADER: u32 = 36;
 /// Alignment of the tables; the FACS needs it.
@@ -91,26 +93,27 @@ pub fn provide(memory: &GuestRam, hardware: Hardware, tables: bool) -> Result<Pr
 
 /// Writes the tables, and returns the RSDP's address.
 fn write(memory: &GuestRam, hardware: Hardware) -> Result<u64, GuestMemoryError> {
-    let mut tables = Tables::default();
-    // The RSDP comes first and is written last: it has the XSDT's address.
-    tables.add(&Rsdp::new(OEM, 0));
+    // The RSDP comes first and is written last: it has the addresses of RSDT and XSDT.
+    let mut tables = Tables(rsdp(0, 0));
     let dsdt = tables.add(&dsdt(hardware.vmclock));
     let facs = tables.add(&FACS::new());
     let fadt = tables.add(&fadt(dsdt, facs).finalize());
     let madt = tables.add(&madt(hardware));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    let mut rsdt = Sdt::new(*b"RSDT", HEADER, 1, OEM, OEM_TABLE, OEM_REVISION);
     for table in [fadt, madt] {
         xsdt.add_entry(u64::from(table));
+        rsdt.append_slice(&table.to_le_bytes());
     }
     let xsdt = tables.add(&xsdt);
+    let rsdt = tables.add(&rsdt);
     debug_assert!(u32::try_from(tables.0.len()).is_ok_and(|bytes| bytes <= BYTES), "as many as 16 vCPUs have");
     memory.write_slice(&tables.0, GuestAddress(u64::from(RSDP)))?;
-    memory.write_slice(&bytes(&Rsdp::new(OEM, u64::from(xsdt))), GuestAddress(u64::from(RSDP)))?;
+    memory.write_slice(&rsdp(rsdt, xsdt), GuestAddress(u64::from(RSDP)))?;
     Ok(u64::from(RSDP))
 }
 
 /// Tables one after the other, from [`RSDP`] on.
-#[derive(Default)]
 struct Tables(Vec<u8>);
 
 impl Tables {
@@ -127,6 +130,19 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     table.to_aml_bytes(&mut bytes);
     bytes
+}
+
+/// The root: ACPI 6.5, 5.2.5.3 "Root System Description Pointer (RSDP) Structure". The crate's own has no address of an
+/// RSDT.
+fn rsdp(rsdt: u32, xsdt: u32) -> Vec<u8> {
+    const REVISION: u8 = 2;
+    let checksum = |bytes: &[u8]| bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
+    // What ACPI 1.0 knows of it has a checksum of its own. With that its sum is 0, and adds nothing to the whole.
+    let signature = b"RSD PTR ";
+    let first = [&OEM[..], &[REVISION], &rsdt.to_le_bytes()].concat();
+    let first_checksum = checksum(&[&signature[..], &first].concat());
+    let second = [&RSDP_BYTES.to_le_bytes()[..], &u64::from(xsdt).to_le_bytes()].concat();
+    [&signature[..], &[first_checksum], &first, &second, &[checksum(&second), 0, 0, 0]].concat()
 }
 
 fn fadt(dsdt: u32, facs: u32) -> FADTBuilder {
@@ -239,9 +255,12 @@ mod tests {
         assert_eq!(reserved, 0xd_0000..0xe_1000);
         let root = read(&memory, rsdp, 36);
         assert_eq!((&root[..8], sum(&root[..20]), sum(&root)), (&b"RSD PTR "[..], 0, 0));
+        assert_eq!((root[15], word(&root, 20), &root[33..]), (2, 36, &[0; 3][..]));
         let xsdt = table(&memory, word(&root, 24), b"XSDT");
         let [fadt, madt] = [36, 44].map(|at| word(&xsdt, at));
         assert_eq!(xsdt.len(), 52);
+        let rsdt = table(&memory, word(&root, 16), b"RSDT");
+        assert_eq!(([36, 40].map(|at| word(&rsdt, at)), rsdt.len()), ([fadt, madt], 44));
         let fadt = table(&memory, fadt, b"FACP");
         assert_eq!((word(&fadt, 56), word(&fadt, 64), word(&fadt, 76)), (0x600, 0x604, 0x608));
         // WBINVD, C1, no fixed buttons or alarm, a reset register; not hardware-reduced.
