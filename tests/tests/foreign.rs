@@ -318,3 +318,16 @@ fn an_image_that_cannot_run_leaves_the_trace_alone() {
     boot(&lab, &bss, "--trace trace").refused(2, &["--memory"]);
     assert_eq!(fs::read_to_string(lab.path("trace")).unwrap(), "older");
 }
+
+// Catches: a kernel that pushes before it has set up a stack, as it may where a PC's firmware left one, and pops
+// another value.
+#[test]
+fn a_kernel_can_push_before_it_has_a_stack_of_its_own() {
+    require_kvm!();
+    // push 0x12345678; pop eax; cmp eax, 0x12345678; setne al; out 0xf4, al; hlt.
+    let number = 0x1234_5678_u32.to_le_bytes();
+    let code = [&[0x68][..], &number, &[0x58, 0x3d], &number, &[0x0f, 0x95, 0xc0, 0xe6, 0xf4, 0xf4]].concat();
+    for image in [raw::multiboot(&code), raw::pvh(raw::LOAD, &code), raw::bzimage(&code)] {
+        boot(&Lab::new(), &image, "").expect(0);
+    }
+}

@@ -9,14 +9,15 @@ use std::ops::Range;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::ImageError;
-use crate::mem::ram::GuestRam;
+use crate::{mem::ram::GuestRam, x86::ENTRY_STACK};
 
 /// The first megabyte's RAM ends where the PC's firmware has its extended data area, a KiB below the video memory.
 pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
 /// Where RAM continues above firmware and video memory.
 pub(super) const HIGH_RAM_START: u64 = 0x10_0000;
-/// The lowest address for boot data: above the real-mode vectors, the BIOS data and what real-mode code uses itself.
-const BOOT_DATA: u64 = 0x6000;
+/// The lowest address for boot data: above the real-mode vectors, the BIOS data, and what real-mode code and the entry
+/// stack use.
+const BOOT_DATA: u64 = ENTRY_STACK;
 /// The longest command line, with its NUL.
 pub(super) const CMDLINE_MAX: usize = 0x1_0000;
 const PAGE: u64 = 4096;

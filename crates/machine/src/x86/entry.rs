@@ -1,5 +1,9 @@
 //! The state in which a vCPU starts.
 
+/// ESP of a loaded image: RAM below all boot data. The boot protocols promise no stack, but PC firmware leaves one, and
+/// Nanos makes calls before it sets its own.
+pub const ENTRY_STACK: u64 = 0x6000;
+
 /// The state in which a loaded image is entered, in flat 32-bit protected mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryState {

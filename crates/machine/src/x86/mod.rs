@@ -5,5 +5,5 @@ mod entry;
 mod leaf;
 
 pub use emulated_msrs::{emulated_msrs, emulates_msr};
-pub use entry::EntryState;
+pub use entry::{ENTRY_STACK, EntryState};
 pub use leaf::Leaf;

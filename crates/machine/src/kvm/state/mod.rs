@@ -26,7 +26,7 @@ pub use xsave_area::{
 };
 
 use super::{Error, Vcpu};
-use crate::x86::EntryState;
+use crate::x86::{ENTRY_STACK, EntryState};
 
 /// The state of a vCPU that KVM holds and the guest can see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ impl Vcpu {
         let (_, mut system) = *self.fresh;
         registers::make_flat_32bit(&mut system, gdt);
         self.fd.set_sregs(&system).map_err(Error::call("KVM_SET_SREGS"))?;
-        let regs = kvm_bindings::kvm_regs { rip, rax, rbx, rsi, rflags: 2, ..Default::default() };
+        let regs = kvm_bindings::kvm_regs { rip, rax, rbx, rsi, rsp: ENTRY_STACK, rflags: 2, ..Default::default() };
         self.fd.set_regs(&regs).map_err(Error::call("KVM_SET_REGS"))?;
         self.incomplete = true;
         Ok(())
