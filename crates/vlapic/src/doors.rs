@@ -8,7 +8,7 @@ use guest_abi::{
 use vmtime::Now;
 
 use crate::{
-    Effects, Ipi, LocalApic, MsrFault, SOFTWARE_ENABLE,
+    Armed, Effects, Ipi, LocalApic, MsrFault, SOFTWARE_ENABLE,
     base::Mode,
     errors,
     ipi::DELIVERY_STATUS,
@@ -113,7 +113,7 @@ impl LocalApic {
     pub fn msr_write(&mut self, index: u32, value: u64, now: Now) -> Result<Effects, MsrFault> {
         self.timed(now, |apic| {
             let mode = apic.lvt.timer.timer_mode();
-            match index {
+            let timer = match index {
                 IA32_APIC_BASE => return apic.write_base(value),
                 IA32_TSC_DEADLINE if apic.config.tsc_deadline => apic.timer.write_tsc_deadline(mode, value, now),
                 ns_deadline::MSR if apic.config.ns_deadline => apic.timer.write_ns_deadline(mode, value, now),
@@ -124,8 +124,8 @@ impl LocalApic {
                     }
                     return apic.write(entry.register, value, Door::X2Apic, now);
                 }
-            }
-            Ok(Effects::default())
+            };
+            Ok(Effects { timer, ..Effects::default() })
         })
     }
 
@@ -164,8 +164,12 @@ impl LocalApic {
     fn write_base(&mut self, value: u64) -> Result<Effects, MsrFault> {
         let old = self.base;
         let new = old.write(value, &self.config)?;
+        let mut timer = None;
         match (old.mode(), new.mode()) {
-            (Mode::XApic | Mode::X2Apic, Mode::Disabled) => self.restart(new, None),
+            (Mode::XApic | Mode::X2Apic, Mode::Disabled) => {
+                self.restart(new, None);
+                timer = Some(Armed::Disarmed);
+            }
             // "State Changes From xAPIC Mode to x2APIC Mode": neither the xAPIC ID that software wrote nor the upper
             // half of ICR is preserved.
             (Mode::XApic, Mode::X2Apic) => {
@@ -175,7 +179,7 @@ impl LocalApic {
             _ => {}
         }
         self.base = new;
-        Ok(Effects { base_changed: old != new, ..Effects::default() })
+        Ok(Effects { base_changed: old != new, timer, ..Effects::default() })
     }
 
     fn read(&self, register: Register, word: usize, door: Door, now: Now) -> u64 {
@@ -227,13 +231,15 @@ impl LocalApic {
             }
             (Register::IcrHigh, _) => self.icr = registers::join(registers::split(self.icr).0, low),
             (Register::SelfIpi, _) => effects.ipi = self.send(Ipi::to_self(low)),
-            (Register::Lvt(LvtKind::Timer), _) => self.write_lvtt(low, door, now)?,
+            (Register::Lvt(LvtKind::Timer), _) => effects.timer = self.write_lvtt(low, door, now)?,
             (Register::Lvt(kind), _) => {
                 self.lvt.write(kind, low, self.software_enabled());
                 let _ = self.sample_lint0();
             }
-            (Register::Tmict, _) => self.timer.write_initial_count(self.lvt.timer.timer_mode(), low, now),
-            (Register::Tdcr, _) => self.timer.write_divide(low, now),
+            (Register::Tmict, _) => {
+                effects.timer = self.timer.write_initial_count(self.lvt.timer.timer_mode(), low, now);
+            }
+            (Register::Tdcr, _) => effects.timer = self.timer.write_divide(low, now),
             (Register::Id, _) => self.write_xapic_id(low),
             // Read-only: the table lets no write through.
             (
@@ -249,7 +255,7 @@ impl LocalApic {
     /// Mode bit 18 is reserved without deadlines, and 11b always: so #GP through the MSR, as for any reserved bit, and
     /// no effect through the page. There a lone bit 18 is dropped as a bit, and 11b, of which no one bit is the
     /// reserved one, leaves the mode as it was.
-    fn write_lvtt(&mut self, value: u32, door: Door, now: Now) -> Result<(), MsrFault> {
+    fn write_lvtt(&mut self, value: u32, door: Door, now: Now) -> Result<Option<Armed>, MsrFault> {
         let from = self.lvt.timer.timer_mode();
         let reserved = if self.config.has_deadline_mode() { 0 } else { timer::LVTT_DEADLINE };
         let value = match (door, TimerMode::of_lvtt(value)) {
@@ -261,7 +267,6 @@ impl LocalApic {
             (Door::XApic | Door::X2Apic, _) => value & !reserved,
         };
         self.lvt.write(LvtKind::Timer, value, self.software_enabled());
-        self.timer.change_mode(from, self.lvt.timer.timer_mode(), now);
-        Ok(())
+        Ok(self.timer.change_mode(from, self.lvt.timer.timer_mode(), now))
     }
 }

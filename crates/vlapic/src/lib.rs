@@ -75,6 +75,8 @@ pub struct Effects {
     /// [`LocalApic::route`] gives another answer than before the access, its priority aside. [`LocalApic::init`] and
     /// [`LocalApic::reset`] can change it too.
     pub route_changed: bool,
+    /// The write armed or disarmed the timer: what it waited for then. It may have been due at once, and is over.
+    pub timer: Option<Armed>,
 }
 
 /// A fixed interrupt.

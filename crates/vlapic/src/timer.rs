@@ -184,10 +184,11 @@ impl Timer {
         }
     }
 
-    /// A write of TMICT: starts the count, and 0 stops it. Ignored in deadline mode.
-    pub(super) fn write_initial_count(&mut self, mode: Mode, count: u32, now: Now) {
+    /// A write of TMICT: starts the count, and 0 stops it. Ignored in deadline mode. Returns what it waits for, if it
+    /// was not ignored, as the writes below do.
+    pub(super) fn write_initial_count(&mut self, mode: Mode, count: u32, now: Now) -> Option<Armed> {
         if mode == Mode::Deadline {
-            return;
+            return None;
         }
         self.initial_count = count;
         let armed = match self.count_ns(mode) {
@@ -195,21 +196,22 @@ impl Timer {
             ns => Self::count_from(now, Some(ns)),
         };
         self.arm(armed, now);
+        Some(armed)
     }
 
     /// A write of TDCR: the ticks that are left, a part of one included, now take longer or less long. What a period
     /// was made longer by is no ticks, and stays.
-    pub(super) fn write_divide(&mut self, divide: u32, now: Now) {
+    pub(super) fn write_divide(&mut self, divide: u32, now: Now) -> Option<Armed> {
         let old = self.tick_ns();
         self.divide = divide;
-        if let Armed::Count { expires } = self.armed {
-            let left = expires.0.saturating_sub(now.vm.0);
-            // At most 32 + 7 bits, and 7 more when multiplied.
-            let ticks = left.min(u64::from(self.initial_count) * old);
-            // Rounded up, so that the last tick is not cut short.
-            let longer = (ticks * self.tick_ns()).div_ceil(old);
-            self.arm(Self::count_from(now, (left - ticks).checked_add(longer)), now);
-        }
+        let Armed::Count { expires } = self.armed else { return None };
+        let left = expires.0.saturating_sub(now.vm.0);
+        // At most 32 + 7 bits, and 7 more when multiplied.
+        let ticks = left.min(u64::from(self.initial_count) * old);
+        // Rounded up, so that the last tick is not cut short.
+        let longer = (ticks * self.tick_ns()).div_ceil(old);
+        self.arm(Self::count_from(now, (left - ticks).checked_add(longer)), now);
+        Some(self.armed)
     }
 
     fn count_from(now: Now, ns: Option<u64>) -> Armed {
@@ -221,26 +223,29 @@ impl Timer {
     ///
     /// Crossing into or out of deadline mode disarms. One-shot and periodic differ only in what happens at expiry, so
     /// that the count goes on.
-    pub(super) fn change_mode(&mut self, from: Mode, to: Mode, now: Now) {
-        if (from == Mode::Deadline) != (to == Mode::Deadline) {
+    pub(super) fn change_mode(&mut self, from: Mode, to: Mode, now: Now) -> Option<Armed> {
+        ((from == Mode::Deadline) != (to == Mode::Deadline)).then(|| {
             self.arm(Armed::Disarmed, now);
-        }
+            Armed::Disarmed
+        })
     }
 
     /// A write of IA32_TSC_DEADLINE.
-    pub(super) fn write_tsc_deadline(&mut self, mode: Mode, value: u64, now: Now) {
-        self.write_deadline(mode, value, Armed::Tsc(GuestTsc(value)), now);
+    pub(super) fn write_tsc_deadline(&mut self, mode: Mode, value: u64, now: Now) -> Option<Armed> {
+        self.write_deadline(mode, value, Armed::Tsc(GuestTsc(value)), now)
     }
 
     /// A write of the nanosecond deadline MSR.
-    pub(super) fn write_ns_deadline(&mut self, mode: Mode, value: u64, now: Now) {
-        self.write_deadline(mode, value, Armed::Ns(VmTime(value)), now);
+    pub(super) fn write_ns_deadline(&mut self, mode: Mode, value: u64, now: Now) -> Option<Armed> {
+        self.write_deadline(mode, value, Armed::Ns(VmTime(value)), now)
     }
 
-    fn write_deadline(&mut self, mode: Mode, value: u64, armed: Armed, now: Now) {
-        if mode == Mode::Deadline {
-            self.arm(if value == 0 { Armed::Disarmed } else { armed }, now);
-        }
+    fn write_deadline(&mut self, mode: Mode, value: u64, armed: Armed, now: Now) -> Option<Armed> {
+        (mode == Mode::Deadline).then(|| {
+            let armed = if value == 0 { Armed::Disarmed } else { armed };
+            self.arm(armed, now);
+            armed
+        })
     }
 
     /// IA32_TSC_DEADLINE as it reads.
@@ -279,4 +284,45 @@ fn due(deadline: GuestTsc, now: Now) -> Option<GuestTsc> {
     let passed = now.tsc.0.saturating_sub(deadline.0);
     let left = deadline.0.saturating_sub(now.tsc.0);
     now.base.0.saturating_sub(passed).checked_add(left).map(GuestTsc)
+}
+
+#[cfg(test)]
+mod tests {
+    use guest_abi::{
+        lapic,
+        msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE},
+        ns_deadline,
+    };
+
+    use super::*;
+    use crate::{Config, LocalApic};
+
+    const DEADLINE_MODE: u64 = 1 << 18;
+
+    // Catches: a write that arms, disarms or changes the timer and does not say so; one that was ignored and says so;
+    // a deadline in the past, which is over when the write returns, that goes untold.
+    #[test]
+    fn a_write_says_what_the_timer_then_waits_for() {
+        let config =
+            Config { id: 0, bsp: true, x2apic: true, tsc_deadline: true, ns_deadline: true, physical_bits: 36 };
+        let mut apic = LocalApic::new(config);
+        let now = Now::new(GuestTsc(1000), VmTime(500));
+        let base = apic.apic_base();
+        let mut told = |index, value| apic.msr_write(index, value, now).unwrap().timer;
+        assert_eq!(told(IA32_APIC_BASE, base | 1 << 10), None);
+        let [lvtt, count, divide] = [lapic::LVTT, lapic::TMICT, lapic::TDCR].map(lapic::x2apic_msr);
+        assert_eq!(told(IA32_TSC_DEADLINE, 5000), None);
+        // A divide configuration of 0 is 2 ns.
+        assert_eq!(told(count, 10), Some(Armed::Count { expires: VmTime(520) }));
+        assert_eq!(told(divide, 0b1011), Some(Armed::Count { expires: VmTime(510) }));
+        assert_eq!(told(lvtt, DEADLINE_MODE | 0x40), Some(Armed::Disarmed));
+        assert_eq!(told(count, 10), None);
+        assert_eq!(told(divide, 0), None);
+        assert_eq!(told(IA32_TSC_DEADLINE, 5000), Some(Armed::Tsc(GuestTsc(5000))));
+        assert_eq!(told(ns_deadline::MSR, 600), Some(Armed::Ns(VmTime(600))));
+        assert_eq!(told(IA32_TSC_DEADLINE, 999), Some(Armed::Tsc(GuestTsc(999))));
+        assert_eq!(told(IA32_TSC_DEADLINE, 0), Some(Armed::Disarmed));
+        assert_eq!(told(IA32_APIC_BASE, base & !(1 << 11)), Some(Armed::Disarmed));
+        assert_eq!(apic.next_deadline(), None);
+    }
 }

@@ -12,7 +12,7 @@ use vmtime::{GuestTsc, Khz, Now, ReferenceClock, TscAdjust, VmTime};
 
 use super::{
     Machine,
-    audit::{GuestStopped, Summary, TimerSummary},
+    audit::{GuestStopped, Summary, TimerAccount, TimerSummary},
     config::{LapicKind, TimeMode, source::TscSource},
     error::RunError,
     guest_clock::{ClockIoctls, ResumedClocks, StoppedClocks, VcpuClock},
@@ -107,6 +107,22 @@ impl Machine {
     #[must_use]
     pub fn timer_summary(&self) -> Option<TimerSummary> {
         (self.lapic() == LapicKind::User).then(|| self.shared.audit.lock().timer())
+    }
+
+    /// Begins to account for what each vCPU's timer is armed for, or begins anew. Not with KVM's LAPICs. The machine
+    /// must not run meanwhile.
+    pub fn audit_timers(&mut self) {
+        let clock = self.shared.clock.lock();
+        for cpu in self.vcpus.user_mut() {
+            cpu.local.audit_timer(&clock);
+        }
+    }
+
+    /// What each vCPU's timer was armed for since [`Self::audit_timers`], and what became of it; by number of vCPU.
+    /// Empty if that was not called.
+    #[must_use]
+    pub fn timer_accounts(&self) -> Vec<TimerAccount> {
+        self.vcpus.user().iter().filter_map(|cpu| cpu.local.timers.as_ref().map(|timers| timers.account())).collect()
     }
 
     /// How often PVCLOCK_GUEST_STOPPED was set, and found cleared, in this process.

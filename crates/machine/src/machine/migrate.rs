@@ -1,5 +1,7 @@
 //! Migration within the process: a new virtual machine continues from the old one's state.
 
+use std::{io, sync::Arc};
+
 use super::{
     Machine,
     build::Continuation,
@@ -16,8 +18,10 @@ use super::{
     policy::{Policies, check_ratio},
     resume::Migration,
     shared::Shared,
+    state::{MachineSection, MachineState},
     vcpus::Vcpus,
 };
+use crate::mem::ram;
 use vmtime::Khz;
 
 impl Machine {
@@ -83,7 +87,8 @@ impl Machine {
         let changes = self.take_changes()?;
         // A snapshot's RAM has the guest's own instructions at trap sites, and `restored` checks that.
         drop(self.shared.sites.unpatch(&self.shared.memory));
-        let Self { vcpus, shared, migrations_here, downtimes, guest_stopped, paused, vm, .. } = self;
+        let Self { mut vcpus, shared, migrations_here, downtimes, guest_stopped, paused, vm, .. } = self;
+        let timers = vcpus.take_timer_audits();
         // The old machine is closed before the new one is built, as on two hosts.
         drop((vcpus, vm));
         let Shared { devices, memory, audit, trace, outlets, costs, assists, start_pages_released, .. } = shared;
@@ -102,11 +107,27 @@ impl Machine {
         machine.shared.assists = assists;
         machine.shared.start_pages_released = start_pages_released;
         machine.guest_stopped = guest_stopped;
+        machine.vcpus.continue_timer_audits(timers);
         machine.migrations_here = migrations_here.saturating_add(1);
         machine.downtimes = downtimes;
         machine.set_changes(changes)?;
         let migration = machine.resume(policies)?;
         let migration = migration.ok_or_else(|| RunError::BadState("a migrated machine cannot be new".to_owned()))?;
         Ok((machine, migration))
+    }
+
+    /// A copy of this paused machine, with RAM of its own and outputs that nobody reads. It continues with the TSC
+    /// frequency that this one had, as if that had not been migrated elsewhere. Paused; [`Self::resume`] starts it.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn twin(&mut self, env: &HostEnvironment) -> Result<Self, RunError> {
+        let state = self.state(env)?;
+        let memory = Arc::new(ram::copy(&self.shared.memory)?);
+        drop(self.shared.sites.unpatch(&memory));
+        let MachineState { machine: MachineSection { source, time, .. }, clock, .. } = &state;
+        let (choice, time, khz) = (self.choice_after(*source), *time, clock.moment.khz);
+        let outputs = Outputs::new(Box::new(io::sink()), None);
+        Self::restored(env, &state, memory, Continuation { choice, time, khz, paused: self.paused }, outputs)
     }
 }

@@ -6,6 +6,7 @@ use vlapic::Armed;
 use vmtime::{Adjusted, HostTsc, Khz, Moment};
 
 use super::{
+    audit::TimerAudit,
     clock::Clock,
     config::{
         BootOptions, HostEnvironment, LapicKind, TimeMode, first_vm_probe,
@@ -295,6 +296,18 @@ impl Vcpus {
     /// The stopped vCPUs with LAPICs in user space, for a restore by another VMM's rules.
     pub(crate) fn saved(&self, policies: &Policies, moment: &Moment, adjusted: &Adjusted) -> Vec<SavedCpu> {
         self.user().iter().map(|cpu| user_lapic::saved(cpu, policies, moment, adjusted)).collect()
+    }
+
+    /// Takes the accounts of their timers, for the vCPUs that continue in their place.
+    pub(crate) fn take_timer_audits(&mut self) -> Vec<Option<Box<TimerAudit>>> {
+        self.user_mut().iter_mut().map(|cpu| cpu.local.timers.take()).collect()
+    }
+
+    /// Continues the accounts of their timers.
+    pub(crate) fn continue_timer_audits(&mut self, audits: Vec<Option<Box<TimerAudit>>>) {
+        for (cpu, audit) in self.user_mut().iter_mut().zip(audits) {
+            cpu.local.timers = audit;
+        }
     }
 
     /// Publishes their routes. Call it before they run for the first time.

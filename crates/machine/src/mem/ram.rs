@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, sync::OnceLock};
 
 use vm_memory::{
-    GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
     bitmap::{AtomicBitmap, BS, Bitmap, NewBitmap, WithBitmapSlice},
 };
 
@@ -121,11 +121,35 @@ pub fn allocate(bytes: u64) -> Result<GuestRam, RamError> {
     GuestRam::from_ranges(&ranges).map_err(|error| RamError::Mapping { bytes, reason: error.to_string() })
 }
 
+/// RAM with the same content as `ram`, at the same addresses. Pages of zeros take no memory.
+///
+/// # Errors
+/// [`RamError::Mapping`].
+pub fn copy(ram: &GuestRam) -> Result<GuestRam, RamError> {
+    let mut ranges = Vec::new();
+    let mut bytes = 0u64;
+    for region in ram.iter() {
+        bytes = bytes.saturating_add(region.len());
+        ranges.push((region.start_addr(), usize::try_from(region.len()).map_err(|_| RamError::Size(region.len()))?));
+    }
+    let refused = |reason: String| RamError::Mapping { bytes, reason };
+    let copy = GuestRam::from_ranges(&ranges).map_err(|error| refused(error.to_string()))?;
+    let mut page = [0; 4096];
+    for (start, len) in ranges {
+        for offset in (0..u64::try_from(len).unwrap_or(u64::MAX)).step_by(page.len()) {
+            let address = GuestAddress(start.0.saturating_add(offset));
+            ram.read_slice(&mut page, address).map_err(|error| refused(error.to_string()))?;
+            if page.iter().any(|byte| *byte != 0) {
+                copy.write_slice(&page, address).map_err(|error| refused(error.to_string()))?;
+            }
+        }
+    }
+    Ok(copy)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
-
-    use vm_memory::{Bytes, GuestMemoryBackend};
 
     use super::*;
     use crate::blame::tests::all_blame;
@@ -135,6 +159,27 @@ mod tests {
     fn a_size_is_the_users_and_memory_the_hosts() {
         all_blame(Blame::Usage, [RamError::Size(1)]);
         all_blame(Blame::Host, [RamError::Mapping { bytes: 1, reason: String::new() }]);
+    }
+
+    // Catches: a copy that lacks a region or a page, has one at another address, or shares memory with the original.
+    #[test]
+    fn a_copy_is_the_same_and_apart() {
+        let ranges = [(GuestAddress(0x1_0000), 0x3000), (GuestAddress(HOLE_END), 0x2000)];
+        let ram = GuestRam::from_ranges(&ranges).unwrap();
+        let marks = [(0x1_0000, 1u8), (0x1_2fff, 2), (HOLE_END + 0x1800, 3)];
+        for (address, mark) in marks {
+            ram.write_obj(mark, GuestAddress(address)).unwrap();
+        }
+        let copy = copy(&ram).unwrap();
+        ram.write_obj(9u8, GuestAddress(0x1_0000)).unwrap();
+        for (start, len) in ranges {
+            let mut bytes = vec![0; len];
+            copy.read_slice(&mut bytes, start).unwrap();
+            let found: Vec<(u64, u8)> = (start.0..).zip(bytes).filter(|(_, byte)| *byte != 0).collect();
+            let expected: Vec<(u64, u8)> =
+                marks.into_iter().filter(|(at, _)| (start.0..start.0 + len as u64).contains(at)).collect();
+            assert_eq!(found, expected);
+        }
     }
 
     // Catches: a way to write guest memory that is not logged, or a page that `take` returns twice.

@@ -16,6 +16,7 @@ mod ring;
 mod state;
 mod sum;
 mod summary;
+mod timers;
 
 use std::collections::VecDeque;
 
@@ -35,6 +36,8 @@ pub(crate) use record_check::{ClockReading, Converts};
 pub use ring::OtherRing;
 pub use state::{RingState, TickAuditState};
 pub use summary::{Lateness, Summary, TimerSummary, WatchdogSummary};
+pub(crate) use timers::TimerAudit;
+pub use timers::{Arming, ArmingKind, InFlight, TimerAccount};
 
 /// The most injections per CPU that are kept until a record claims them. This bounds memory for a guest that writes no
 /// records.

@@ -211,6 +211,15 @@ impl Clock {
         self.page.least_tsc(at)
     }
 
+    /// VM time at which `deadline` falls due: a TSC deadline by the reference clock.
+    #[must_use]
+    pub fn due_time(&self, deadline: Deadline) -> VmTime {
+        match deadline {
+            Deadline::Tsc(due) => self.reference_time(due),
+            Deadline::Vm(at) => at,
+        }
+    }
+
     /// The base TSC at which `deadline` falls due, if it ever does.
     #[must_use]
     pub fn due(&self, deadline: Deadline) -> Option<GuestTsc> {

@@ -91,6 +91,7 @@ pub(crate) fn boot(
             nmi: false,
             timer_interrupts: 0,
             expired: None,
+            timers: None,
             published_flags: 0,
             sti_shadow: false,
         };
@@ -124,6 +125,7 @@ pub(crate) fn states(
             nmi: _,
             timer_interrupts: _,
             expired: _,
+            timers: _,
             published_flags: _,
             sti_shadow: _,
         } = local;
@@ -197,6 +199,7 @@ pub(crate) fn restore(
             nmi: kvm.events.nmi_pending > 0,
             timer_interrupts: 0,
             expired: None,
+            timers: None,
             published_flags: 0,
             sti_shadow: false,
         };

@@ -45,6 +45,11 @@ pub(crate) fn thaw(local: &mut Local, shared: &Shared, restart: Restart<'_>) -> 
     };
     local.due = due;
     local.apic.rearm(armed, now).map_err(|error| RunError::BadState(error.to_string()))?;
+    if let Some(timers) = &mut local.timers {
+        let clock = shared.clock.lock();
+        let due = local.apic.next_deadline().map(|deadline| clock.due_time(deadline));
+        timers.resumed(due, clock.reference_time(adjusted.tsc));
+    }
     ipi::publish_route(shared, local);
     if let Some(vcpu_shared) = shared.vcpu(local.index) {
         vcpu_shared.page.store(local.pvclock.address().unwrap_or(0), Ordering::Relaxed);

@@ -66,8 +66,11 @@ impl<'a> VcpuBus<'a> {
         address.checked_sub(base).filter(|offset| *offset < APIC_PAGE)
     }
 
-    fn apply(&mut self, effects: Effects) {
+    fn apply(&mut self, effects: Effects, now: Now) {
         self.changed.apic_base |= effects.base_changed;
+        if let Some(armed) = effects.timer {
+            self.local.timer_written(self.shared, armed, now);
+        }
         if let Some(vector) = effects.eoi {
             ioapic::end_of_interrupt(self.shared, self.local, vector);
         }
@@ -193,7 +196,7 @@ impl<'a> VcpuBus<'a> {
             _ if !emulates_msr(index) => Err(self.unknown_msr(index, "WRMSR")),
             _ if LocalApic::owns_msr(index) => {
                 let effects = self.local.apic.msr_write(index, value, now).map_err(|_| GpFault)?;
-                self.apply(effects);
+                self.apply(effects, now);
                 Ok(())
             }
             // TSC and TSC_ADJUST move together (SDM vol. 3, "IA32_TSC_ADJUST Register").
@@ -258,7 +261,7 @@ impl Bus for VcpuBus<'_> {
         let now = self.operation();
         if let Some(offset) = self.apic_offset(address) {
             let effects = self.local.apic.mmio_write(offset, data, now);
-            self.apply(effects);
+            self.apply(effects, now);
         } else {
             // What the timer has caused before the write is sent by the entry as it was.
             ioapic::access(self.shared, self.local, |devices| devices.advance(now.vm));

@@ -115,9 +115,13 @@ fn init(local: &mut Local, shared: &Shared) {
         published_flags: _,
         sti_shadow,
         expired,
+        timers,
     } = local;
     apic.init();
     (*expired, *due) = (None, None);
+    if let Some(timers) = timers {
+        timers.initialized();
+    }
     pvclock.reset();
     if let Some(pv_eoi) = pv_eoi {
         pv_eoi.reset();

@@ -14,11 +14,11 @@ pub mod tsc;
 
 use kvm_pv::{Registration, pv_eoi::PvEoi, steal_time::StealTime};
 use serde::{Deserialize, Serialize};
-use vlapic::{Deadline, LocalApic};
+use vlapic::{Armed, Deadline, LocalApic};
 use vmtime::{Due, HostTsc, Now, TscAdjust, VmTime};
 
 use self::bus::{Changed, VcpuBus};
-use super::{clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
+use super::{audit::TimerAudit, clock::Clock, cpu_index::CpuIndex, error::RunError, shared::Shared};
 use crate::kvm::Vcpu;
 
 /// One vCPU.
@@ -66,6 +66,8 @@ pub struct Local {
     /// The VM time for which the timer was armed, by the reference clock; none unless it has expired and its interrupt
     /// has not entered yet.
     pub(crate) expired: Option<VmTime>,
+    /// What its timer is armed for, and what becomes of that; none unless it was asked for.
+    pub(crate) timers: Option<Box<TimerAudit>>,
     /// An NMI was queued in KVM, and may still wait there.
     pub(crate) nmi: bool,
     /// The flags its page was last published with.
@@ -84,11 +86,29 @@ impl Local {
     /// Advances its LAPIC to `now`. If the timer expires, notes for when it was armed.
     pub(crate) fn advance(&mut self, clock: &Clock, now: Now) {
         let armed = self.apic.next_deadline();
-        if self.apic.advance(now) && self.expired.is_none() {
-            self.expired = armed.map(|armed| match armed {
-                Deadline::Tsc(due) => clock.reference_time(due),
-                Deadline::Vm(at) => at,
-            });
+        let interrupts = self.apic.advance(now);
+        if let Some(timers) = &mut self.timers {
+            let next = self.apic.next_deadline();
+            if interrupts || armed.is_some() && next.is_none() {
+                timers.expired(interrupts, next.map(|next| clock.due_time(next)));
+            }
+        }
+        if interrupts && self.expired.is_none() {
+            self.expired = armed.map(|armed| clock.due_time(armed));
+        }
+    }
+
+    /// Begins to account for what its timer is armed for, or begins anew.
+    pub(crate) fn audit_timer(&mut self, clock: &Clock) {
+        let due = self.apic.next_deadline().map(|deadline| clock.due_time(deadline));
+        self.timers = Some(Box::new(TimerAudit::new(due)));
+    }
+
+    /// Notes what a write of the guest armed the timer for, at `now`.
+    pub(crate) fn timer_written(&mut self, shared: &Shared, armed: Armed, now: Now) {
+        if let Some(timers) = &mut self.timers {
+            let clock = shared.clock.lock();
+            timers.written(armed, now, |base| clock.reference_time(base));
         }
     }
 

@@ -274,6 +274,9 @@ fn inject(cpu: &mut Cpu, shared: &Shared, now: Now, base: GuestTsc) -> Result<In
         let reference = shared.clock.lock().reference_time(base);
         let due = cpu.local.expired.take();
         shared.audit.lock().injected(shared.ring_of(cpu.local.index), reference, due);
+        if let Some(timers) = &mut cpu.local.timers {
+            timers.entered(reference);
+        }
     }
     shared.event(cpu.local.index, now, &Event::Inject { vector });
     Ok(Injection::Injected { vector, more: false })
