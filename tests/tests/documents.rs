@@ -257,6 +257,7 @@ macro_rules! pages {
 pages! {
     readme: "README.md",
     api: "docs/api.md",
+    check: "docs/check.md",
     clock: "docs/clock.md",
     vmclock: "docs/vmclock.md",
     conformance: "docs/conformance.md",

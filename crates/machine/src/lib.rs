@@ -44,7 +44,7 @@
 //! | command a machine in another process | [`control`] |
 //! | know what this host can do | [`HostEnvironment::facts`], for people [`doctor`] |
 //! | know how late ticks were, and whether two accounts agree | [`Machine::tick_summary`], [`audit`] |
-//! | know for when each LAPIC's timer was armed, of any guest | [`Machine::audit_timers`], [`Machine::timer_accounts`] |
+//! | know what any guest armed its timers for | [`Machine::audit_timers`], [`Machine::timer_accounts`] |
 //! | let a copy run on where a machine migrates, and compare | [`Machine::twin`] |
 //! | give the exit code of an error | [`blame::Blamed`] |
 //!

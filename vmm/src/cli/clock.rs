@@ -75,11 +75,7 @@ pub fn run(args: &Clock) -> Result<ExitCode> {
 }
 
 fn options(args: &Clock) -> Options {
-    let usual = match (&args.guest, args.cpus) {
-        (Some(_), _) => "",
-        (None, 1) => CMDLINE,
-        (None, _) => CMDLINE_SMP,
-    };
+    let usual = usual_cmdline(args.guest.is_some(), args.cpus);
     let (stops, count) = match (args.migrations, args.pauses, args.gaps) {
         (_, _, Some(gaps)) => (Stops::Gaps(args.gap_length), gaps),
         (_, Some(pauses), None) => (Stops::Pauses(args.pause_length), pauses),
@@ -113,6 +109,15 @@ fn options(args: &Clock) -> Options {
     }
 }
 
+/// The command line of a guest that is given none.
+pub(super) fn usual_cmdline(own_guest: bool, cpus: u32) -> &'static str {
+    match (own_guest, cpus) {
+        (true, _) => "",
+        (false, 1) => CMDLINE,
+        (false, _) => CMDLINE_SMP,
+    }
+}
+
 /// How the guest is resumed.
 fn policies(args: &Clock) -> Policies {
     let given = Policies {
@@ -121,7 +126,12 @@ fn policies(args: &Clock) -> Policies {
         downtime_length: args.downtime_length,
         restorer: None,
     };
-    let Some(Fault { recipe, .. }) = &args.inject else { return given };
+    with_fault(given, args.inject.as_ref())
+}
+
+/// Policies under which each resume has this fault.
+pub(super) fn with_fault(given: Policies, fault: Option<&Fault>) -> Policies {
+    let Some(Fault { recipe, .. }) = fault else { return given };
     let restorer: Option<Arc<dyn Restorer>> = Some(Arc::new(recipe.clone()));
     match recipe.destination {
         // The clocks count on while the host is stopped.

@@ -9,6 +9,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::{
     args::{Cli, Restore, Snapshot},
+    check_args::Check,
     clock_args::Clock,
     ctl_args::Ctl,
     doctor_args::Doctor,
@@ -37,6 +38,8 @@ pub enum Command {
     Study(Study),
     /// `vmm clock`.
     Clock(Box<Clock>),
+    /// `vmm check`.
+    Check(Box<Check>),
     /// `vmm sites`.
     Sites(Sites),
 }
@@ -63,6 +66,11 @@ fn with_subcommands(vmm: clap::Command) -> clap::Command {
             "clock",
             "Stop a guest again and again, and measure what that does to its clock and timers",
             Clock::augment_args,
+        ),
+        command(
+            "check",
+            "Migrate a guest some times, and judge its timer and clock without any record of its own",
+            Check::augment_args,
         ),
         command(
             "sites",
@@ -98,6 +106,7 @@ impl Command {
             "sweep" => Sweep::from_arg_matches(flags).map(Box::new).map(Self::Sweep),
             "study" => Study::from_arg_matches(flags).map(Self::Study),
             "clock" => Clock::from_arg_matches(flags).map(Box::new).map(Self::Clock),
+            "check" => Check::from_arg_matches(flags).map(Box::new).map(Self::Check),
             "sites" => Sites::from_arg_matches(flags).map(Self::Sites),
             _ => return None,
         })
@@ -131,7 +140,7 @@ mod tests {
     #[test]
     fn the_list_describes_each_as_its_help_does() {
         let abouts = |grammar: &clap::Command| -> Vec<String> {
-            grammar.get_subcommands().take(8).map(|c| c.get_about().unwrap().to_string()).collect()
+            grammar.get_subcommands().take(9).map(|c| c.get_about().unwrap().to_string()).collect()
         };
         let mut built = whole();
         let listed = abouts(&built);
@@ -156,12 +165,13 @@ mod tests {
             ("sweep", vec![]),
             ("study", vec![]),
             ("clock", vec![]),
+            ("check", vec![]),
             ("sites", vec!["vmlinux"]),
         ] {
             let words = ["vmm", name].into_iter().chain(more);
             let matches = grammar(Some(OsStr::new(name))).try_get_matches_from(words).unwrap();
             assert!(matches!(Command::called(&matches), Some(Ok(_))), "{name}");
         }
-        assert_eq!(whole().get_subcommands().count(), 8);
+        assert_eq!(whole().get_subcommands().count(), 9);
     }
 }

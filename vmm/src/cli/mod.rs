@@ -1,6 +1,8 @@
 //! Carries out the subcommands.
 
 pub mod args;
+mod check;
+pub mod check_args;
 pub mod choices;
 mod clock;
 pub mod clock_args;
@@ -58,6 +60,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
         Command::Sweep(args) => sweep::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Clock(args) => clock::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Sites(args) => sites::run(&args),
     }
 }

@@ -189,7 +189,8 @@ impl Results {
         self.write_cases(suite)
     }
 
-    fn write_cases(&mut self, suite: impl FnOnce() -> Suite) -> Result<()> {
+    /// Makes and writes the test results that the flags ask for.
+    pub fn write_cases(&mut self, suite: impl FnOnce() -> Suite) -> Result<()> {
         let files = std::mem::take(&mut self.cases);
         if files.is_empty() {
             return Ok(());

@@ -116,17 +116,18 @@ impl Machine {
         Ok((machine, migration))
     }
 
-    /// A copy of this paused machine, with RAM of its own and outputs that nobody reads. It continues with the TSC
-    /// frequency that this one had, as if that had not been migrated elsewhere. Paused; [`Self::resume`] starts it.
+    /// A copy of this paused machine, with RAM of its own and outputs that nobody reads. It is paused, too;
+    /// [`Self::resume`] continues it with the TSC frequency `khz`.
     ///
     /// # Errors
     /// [`RunError`].
-    pub fn twin(&mut self, env: &HostEnvironment) -> Result<Self, RunError> {
+    pub fn twin(&mut self, env: &HostEnvironment, khz: Khz) -> Result<Self, RunError> {
         let state = self.state(env)?;
         let memory = Arc::new(ram::copy(&self.shared.memory)?);
         drop(self.shared.sites.unpatch(&memory));
         let MachineState { machine: MachineSection { source, time, .. }, clock, .. } = &state;
-        let (choice, time, khz) = (self.choice_after(*source), *time, clock.moment.khz);
+        check_ratio(clock.moment.khz, khz)?;
+        let (choice, time) = (self.choice_after(*source), *time);
         let outputs = Outputs::new(Box::new(io::sink()), None);
         Self::restored(env, &state, memory, Continuation { choice, time, khz, paused: self.paused }, outputs)
     }
