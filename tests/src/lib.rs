@@ -12,6 +12,7 @@ pub mod ktap;
 mod lab;
 pub mod long_mode;
 mod page;
+pub mod performed;
 mod process;
 pub mod raw;
 mod skips;

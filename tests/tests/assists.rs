@@ -1,15 +1,13 @@
 //! Instructions that some hosts' KVM cannot emulate in supervisor code: the guest checks their results. Where the CPU
 //! executes them the test is passed by the CPU, and the summary counts none.
 
-use std::fs;
-
 use vm_tests::{
-    Lab,
     long_mode::{
         ABSENT, Body, READ_ONLY,
         Register::{Flags, Rax, Rbx, Rcx, Rdx, Rsi},
         WRITABLE,
     },
+    performed::{self, CMPXCHG16B, MODES, cpu_has, vmm_performs},
     require_kvm, skip_part,
 };
 
@@ -29,67 +27,13 @@ const UD: (u8, u64) = (6, 0);
 const NM: (u8, u64) = (7, 0);
 const BP: (u8, u64) = (3, 1);
 
-const CMPXCHG16B: [u8; 4] = [0x48, 0x0f, 0xc7, 0x0e];
 const POPCNT_MEMORY: [u8; 5] = [0xf3, 0x48, 0x0f, 0xb8, 0x06];
 
-/// How the guests are run. Virtual time with an interrupt that waits makes the VMM single-step.
-const MODES: [(&str, bool); 4] =
-    [("", false), ("--time virtual", false), ("--time virtual --x2apic on", true), ("--lapic kvm", false)];
-
-/// Sends this CPU a vector through its x2APIC, which waits because interrupts are off.
-fn interrupt_waits(body: &mut Body) {
-    // mov ecx, 0x1b; rdmsr; or eax, 0xc00; wrmsr: x2APIC mode.
-    body.code(&[0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x0d, 0, 0x0c, 0, 0, 0x0f, 0x30]);
-    // xor edx, edx; mov ecx, 0x80f; mov eax, 0x1ff; wrmsr: enabled. mov ecx, 0x83f; mov eax, 0x40; wrmsr: self IPI.
-    body.code(&[0x31, 0xd2, 0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x0f, 0x30]);
-    body.code(&[0xb9, 0x3f, 8, 0, 0, 0xb8, 0x40, 0, 0, 0, 0x0f, 0x30]);
-}
-
-/// Whether the host's CPU has a feature, by its name in /proc/cpuinfo.
-fn cpu_has(feature: &str) -> bool {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == feature)
-}
-
-/// Runs the guest that `build` makes in every mode. Of `kind`, which it executes `count` times, the VMM must have
-/// performed no more, and nothing else. (It can be fewer: KVM may find a fault before it finds that it cannot go on.)
+/// Runs the guest that `build` makes in every mode. It executes `count` instructions of `kind`, and no others.
 #[track_caller]
 fn passes(kind: &str, count: u64, build: impl Fn(&mut Body)) {
     require_kvm!();
-    for (flags, waits) in MODES {
-        let (lab, mut body) = (Lab::new(), Body::default());
-        if waits {
-            interrupt_waits(&mut body);
-        }
-        build(&mut body);
-        fs::write(lab.path("image"), body.image()).unwrap();
-        let ended = lab.run(&format!("--guest image --timeout 120s --summary summary {flags}"));
-        if ended.code() == 3 {
-            skip_part!("{flags:?} is not to be had here");
-            continue;
-        }
-        let failed = ended.stderr.split("failed with code ").nth(1).and_then(|rest| rest.lines().next());
-        let failed = failed.and_then(|number| number.trim().parse().ok());
-        assert!(ended.code() == 0, "{flags:?}: {}\n{ended:#?}", failed.map_or("?", |number| body.about(number)));
-        let summary: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(lab.path("summary")).unwrap()).unwrap();
-        let performed = summary["assists"].as_object().expect("counts by kind");
-        assert!(performed.keys().all(|name| name == kind), "{flags:?}: {performed:?}");
-        let performed = performed.get(kind).map_or(0, |count| count.as_u64().unwrap());
-        assert!(performed <= count, "{flags:?}: {performed} of {count}");
-    }
-}
-
-/// Whether the VMM performs instructions here. Where the CPU executes all of them, it decides about faults, and
-/// emulated CPUs differ in that from what the SDM says.
-fn vmm_performs() -> bool {
-    let (lab, mut body) = (Lab::new(), Body::default());
-    body.set(Rsi, WRITABLE + 0x10).code(&CMPXCHG16B);
-    fs::write(lab.path("image"), body.image()).unwrap();
-    lab.run("--guest image --timeout 120s --summary summary").expect(0);
-    let summary: serde_json::Value = serde_json::from_str(&fs::read_to_string(lab.path("summary")).unwrap()).unwrap();
-    summary["assists"].as_object().is_some_and(|kinds| !kinds.is_empty())
+    performed::passes(&MODES, &[kind], count, build);
 }
 
 /// `code` on RAX, RBX, RCX and RDX with all flags set or none: RAX is `value`, and `set` of the flags in `defined` are

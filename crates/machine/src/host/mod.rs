@@ -14,6 +14,7 @@ pub mod exit;
 pub mod file_signals;
 pub mod job_control;
 pub mod kick;
+pub mod one_instruction;
 pub mod os_clocks;
 pub mod reading;
 pub mod regular_file;

@@ -44,6 +44,18 @@ fn enumerate() -> Vec<Component> {
 #[repr(C, align(16))]
 struct Image([u8; 512]);
 
+/// The host's XCR0: what its operating system lets user code use; 0 without XSAVE.
+#[must_use]
+pub fn xcr0() -> u64 {
+    if !std::arch::is_x86_feature_detected!("xsave") {
+        return 0;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: XSAVE is there, and enabled, as the macro checks. XGETBV of XCR0 only reads.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// The bits of MXCSR that may be set (SDM vol. 1, "Guidelines for Writing to the MXCSR Register").
 #[must_use]
 pub fn mxcsr_mask() -> u32 {

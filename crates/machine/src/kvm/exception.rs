@@ -29,6 +29,9 @@ impl Exception {
     /// #MF.
     pub const X87: Self = Self { vector: 16, error_code: None, cr2: None };
 
+    /// #XM.
+    pub const SIMD: Self = Self { vector: 19, error_code: None, cr2: None };
+
     /// #PF with these bits of its error code, at this linear address.
     #[must_use]
     pub fn page_fault(error_code: u32, linear: u64) -> Self {

@@ -21,8 +21,8 @@ pub(super) use msrs::{read as read_msr, read_each as read_msrs, write as write_m
 pub use registers::{GeneralRegisters, Segment, SystemRegisters, Table};
 pub(super) use registers::{flat_data, syscall_segments};
 pub use xsave_area::{
-    AVX_BIT, HEAD_BYTES, MXCSR, MXCSR_INITIAL, SSE_BIT, X87_BIT, X87_CONTROL, X87_INITIAL, X87_REGISTERS, XMM,
-    XSTATE_BV, XsaveArea,
+    AVX_BIT, AVX512_BITS, HEAD_BYTES, MXCSR, MXCSR_INITIAL, SSE_BIT, X87_BIT, X87_CONTROL, X87_INITIAL, X87_REGISTERS,
+    XMM, XSTATE_BV, XsaveArea,
 };
 
 use super::{Error, Vcpu};

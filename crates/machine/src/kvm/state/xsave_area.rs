@@ -38,6 +38,8 @@ pub const X87_BIT: u64 = 1;
 pub const SSE_BIT: u64 = 2;
 /// As [`X87_BIT`].
 pub const AVX_BIT: u64 = 4;
+/// As [`X87_BIT`].
+pub const AVX512_BITS: u64 = 7 << 5;
 
 /// A vCPU's registers as an XSAVE area: standard form, all components present, initial ones marked unused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,11 @@ impl XsaveArea {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The whole area, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 
     /// The bytes in `range`; none beyond the area's end.

@@ -34,10 +34,18 @@ pub(crate) enum Assist {
     Syscall,
     /// x87 but for FWAIT.
     X87,
+    /// MOVBE.
+    Movbe,
+    /// MMX.
+    Mmx,
+    /// SSE, in all its generations, and CRC32.
+    Sse,
+    /// AVX, in all its generations, and AVX-512.
+    Avx,
 }
 
 impl Assist {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 17] = [
         Self::Nop,
         Self::Int3,
         Self::Ac,
@@ -51,6 +59,10 @@ impl Assist {
         Self::Fwait,
         Self::Syscall,
         Self::X87,
+        Self::Movbe,
+        Self::Mmx,
+        Self::Sse,
+        Self::Avx,
     ];
 
     /// Its name in results.
@@ -69,6 +81,10 @@ impl Assist {
             Self::Fwait => "fwait",
             Self::Syscall => "syscall",
             Self::X87 => "x87",
+            Self::Movbe => "movbe",
+            Self::Mmx => "mmx",
+            Self::Sse => "sse",
+            Self::Avx => "avx",
         }
     }
 }

@@ -4,12 +4,13 @@
 //! Hosts that check only now and then for an open interrupt window would miss a short one. Hosts also differ in what
 //! they report when HLT, a trap site or IRETQ is stepped over. So the VMM performs the first two itself, and stops
 //! after the third with a breakpoint. A step over a fence also runs the next instruction on kvm_pvm 6.18; the VMM skips
-//! fences, since an exit has their effect.
+//! fences, since an exit has their effect. It does not in code that single-steps itself, which traps behind the fence.
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    Cpu, assist,
+    Cpu,
+    assist::{self, RFLAGS_TF},
     bus::{Changed, VcpuBus},
     disassembly::INSTRUCTION_MAX,
     gate::{handler, u64_at},
@@ -25,6 +26,7 @@ const IRET: u8 = 0xcf;
 const REX_W: u8 = 0x48;
 /// LFENCE, MFENCE and SFENCE are 0F AE with a third byte from this one on: it names no memory, and SFENCE is the last.
 const FIRST_FENCE: u8 = 0xe8;
+const FENCE_BYTES: usize = 3;
 
 /// Runs one instruction. Also returns what must then be set in KVM.
 pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, Changed), RunError> {
@@ -47,8 +49,9 @@ pub(crate) fn one_instruction(cpu: &mut Cpu, shared: &Shared) -> Result<(Exit, C
             return Ok((Exit::Halt, Changed::default()));
         }
         [REX_W, IRET] | [IRET, _] => u64_at(&cpu.vcpu, shared, registers.rsp)?,
-        [0x0f, 0xae] if is_fence(&cpu.vcpu, shared, registers.linear_rip)? => {
-            cpu.vcpu.continue_at(registers.rip.wrapping_add(3));
+        [0x0f, 0xae] if registers.rflags & RFLAGS_TF == 0 && is_fence(&cpu.vcpu, shared, registers.linear_rip)? => {
+            let bits = cpu.vcpu.code_bits();
+            cpu.vcpu.continue_at(assist::behind(registers.rip, FENCE_BYTES, bits));
             return Ok((Exit::Debug, Changed::default()));
         }
         [STI, _] => {

@@ -2,23 +2,20 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::{
-    RFLAGS_AC, Stop,
-    integer::{self, CF, Flagged, OF, Width},
-    operand::State,
-    walk::Purpose,
-    x87, xsave,
-};
+use super::{RFLAGS_AC, Stop, on_cpu, operand::State, walk::Purpose, x87, xsave};
 use crate::{
-    host::{atomic16, x87::SUMMARY},
+    host::{atomic16, one_instruction::Form, x87::SUMMARY},
     kvm::{Error, Exception, Vcpu, state::XsaveArea},
     machine::record::assists::Assist,
 };
 
 const CR0_MP: u64 = 1 << 1;
+pub(super) const CR0_EM: u64 = 1 << 2;
 pub(super) const CR0_TS: u64 = 1 << 3;
 pub(super) const CR0_NE: u64 = 1 << 5;
 const CR4_CET: u64 = 1 << 23;
+/// RFLAGS.ZF.
+const ZF: u64 = 1 << 6;
 
 /// x87, SSE and extended registers, which cost an ioctl.
 pub(super) trait Extended {
@@ -67,21 +64,6 @@ pub(super) fn kind(instruction: &Instruction, code: &[u8]) -> Option<Assist> {
         | Mnemonic::Rdsspq => Assist::Nop,
         Mnemonic::Int3 => Assist::Int3,
         Mnemonic::Clac | Mnemonic::Stac => Assist::Ac,
-        Mnemonic::Popcnt => Assist::Popcnt,
-        Mnemonic::Andn
-        | Mnemonic::Bextr
-        | Mnemonic::Blsi
-        | Mnemonic::Blsmsk
-        | Mnemonic::Blsr
-        | Mnemonic::Bzhi
-        | Mnemonic::Mulx
-        | Mnemonic::Pdep
-        | Mnemonic::Pext
-        | Mnemonic::Rorx
-        | Mnemonic::Sarx
-        | Mnemonic::Shlx
-        | Mnemonic::Shrx => Assist::Bmi,
-        Mnemonic::Adcx | Mnemonic::Adox => Assist::Adx,
         Mnemonic::Cmpxchg16b => Assist::Cmpxchg16b,
         Mnemonic::Xgetbv => Assist::Xgetbv,
         Mnemonic::Xsetbv => Assist::Xsave,
@@ -89,7 +71,10 @@ pub(super) fn kind(instruction: &Instruction, code: &[u8]) -> Option<Assist> {
         Mnemonic::Rdtscp => Assist::Rdtscp,
         Mnemonic::Wait => Assist::Fwait,
         _ if x87::is_x87(instruction, code) => Assist::X87,
-        _ => return None,
+        mnemonic => match on_cpu::mxcsr_kind(mnemonic) {
+            Some(kind) => kind,
+            None => on_cpu::kind(instruction, &Form::new(instruction)?),
+        },
     })
 }
 
@@ -119,52 +104,10 @@ pub(super) fn perform(
         Mnemonic::Rdtscp => return Err(Stop::Raise(Exception::INVALID_OPCODE)),
         Mnemonic::Wait => fwait(state, extended)?,
         _ if x87::is_x87(instruction, code) => x87::perform(state, instruction, code, extended)?,
-        _ => integer(state, instruction)?,
+        mnemonic if on_cpu::mxcsr_kind(mnemonic).is_some() => on_cpu::perform_mxcsr(state, instruction, extended)?,
+        _ => on_cpu::perform(state, instruction, &Form::new(instruction).ok_or(Stop::NotCovered)?, extended)?,
     }
     Ok(None)
-}
-
-/// An instruction whose operands are general registers, an immediate, and memory that is read.
-fn integer(state: &mut State<'_>, instruction: &Instruction) -> Result<(), Stop> {
-    let destination = instruction.op0_register();
-    let width = Width::of_bytes(destination.size()).ok_or(Stop::NotCovered)?;
-    let mut operand = |number| state.read(instruction, number, width);
-    let unflagged = |value| Flagged { value, written: 0, set: 0 };
-    let result = match instruction.mnemonic() {
-        Mnemonic::Popcnt => integer::popcnt(operand(1)?),
-        Mnemonic::Andn => integer::andn(operand(1)?, operand(2)?, width),
-        Mnemonic::Bextr => integer::bextr(operand(1)?, operand(2)?, width),
-        Mnemonic::Blsi => integer::blsi(operand(1)?, width),
-        Mnemonic::Blsmsk => integer::blsmsk(operand(1)?, width),
-        Mnemonic::Blsr => integer::blsr(operand(1)?, width),
-        Mnemonic::Bzhi => integer::bzhi(operand(1)?, operand(2)?, width),
-        Mnemonic::Pdep => unflagged(integer::pdep(operand(1)?, operand(2)?)),
-        Mnemonic::Pext => unflagged(integer::pext(operand(1)?, operand(2)?)),
-        Mnemonic::Rorx => unflagged(integer::rorx(operand(1)?, operand(2)?, width)),
-        Mnemonic::Sarx => unflagged(integer::sarx(operand(1)?, operand(2)?, width)),
-        Mnemonic::Shlx => unflagged(integer::shlx(operand(1)?, operand(2)?, width)),
-        Mnemonic::Shrx => unflagged(integer::shrx(operand(1)?, operand(2)?, width)),
-        Mnemonic::Mulx => {
-            let factor = operand(2)?;
-            let (high, low) = integer::mulx(factor, state.registers.rdx & width.mask(), width);
-            // If both are one register, it gets the high half.
-            state.set(instruction.op1_register(), low)?;
-            unflagged(high)
-        }
-        carry @ (Mnemonic::Adcx | Mnemonic::Adox) => {
-            let flag = if carry == Mnemonic::Adcx { CF } else { OF };
-            let (a, b) = (operand(0)?, operand(1)?);
-            integer::add(a, b, state.registers.rflags & flag != 0, width, flag)
-        }
-        _ => return Err(Stop::NotCovered),
-    };
-    state.set(destination, result.value)?;
-    set_flags(state, result.written, result.set);
-    Ok(())
-}
-
-fn set_flags(state: &mut State<'_>, written: u64, set: u64) {
-    state.registers.rflags = state.registers.rflags & !written | set;
 }
 
 /// CMPXCHG16B. It is one atomic access whether it has a LOCK prefix or not.
@@ -183,7 +126,8 @@ fn cmpxchg16b(state: &mut State<'_>, instruction: &Instruction) -> Result<(), St
         let [rax, rdx] = [held, held >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).unwrap_or(0));
         (registers.rax, registers.rdx) = (rax, rdx);
     }
-    set_flags(state, integer::ZF, if held == expected { integer::ZF } else { 0 });
+    let zero = if held == expected { ZF } else { 0 };
+    state.registers.rflags = state.registers.rflags & !ZF | zero;
     Ok(())
 }
 

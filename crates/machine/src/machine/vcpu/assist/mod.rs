@@ -2,8 +2,8 @@
 //!
 //! What it is: some KVM backends run supervisor code in KVM's instruction emulator, which has not every instruction.
 //! For one that it lacks KVM_RUN returns with [`EMULATION_FAILED`]. Then the instruction at RIP is decoded from guest
-//! memory, performed on the vCPU's registers and memory if it is one of a short list, and KVM_RUN is called again: as
-//! if KVM had emulated it. No operation is counted, VM time does not move, no interrupt is injected in between, and in
+//! memory, performed on the vCPU's registers and memory if it is one of a list, and KVM_RUN is called again: as if KVM
+//! had emulated it. No operation is counted, VM time does not move, no interrupt is injected in between, and in
 //! single-stepping it is one step.
 //!
 //! What it is not: an emulator. Where the CPU executes the guest's code itself this is never reached, and what is not
@@ -14,7 +14,7 @@
 //! executes the new ones, as a CPU does that fetches them later.
 
 mod instruction;
-mod integer;
+mod on_cpu;
 mod operand;
 mod syscall;
 #[cfg(test)]
@@ -41,7 +41,7 @@ use crate::{
 const CR0_PE: u64 = 1;
 /// CF, PF, AF, ZF, SF, OF.
 const RFLAGS_ARITHMETIC: u64 = 0x8d5;
-const RFLAGS_TF: u64 = 1 << 8;
+pub(super) const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
 const RFLAGS_VM: u64 = 1 << 17;
 const RFLAGS_AC: u64 = 1 << 18;
@@ -204,10 +204,15 @@ fn fetch(state: &State<'_>) -> Option<(Instruction, [u8; INSTRUCTION_MAX])> {
     (!instruction.is_invalid()).then_some((instruction, bytes))
 }
 
-/// RIP behind `instruction`, in as many bits as the code segment has.
+/// RIP behind `instruction`.
 fn next_rip(state: &State<'_>, instruction: &Instruction) -> u64 {
-    let next = state.registers.rip.wrapping_add(u64::try_from(instruction.len()).unwrap_or(0));
-    match state.bits {
+    behind(state.registers.rip, instruction.len(), state.bits)
+}
+
+/// RIP behind an instruction of `length` bytes at `rip`, in as many bits as the code segment has.
+pub(super) fn behind(rip: u64, length: usize, bits: u32) -> u64 {
+    let next = rip.wrapping_add(u64::try_from(length).unwrap_or(0));
+    match bits {
         64 => next,
         32 => next & 0xffff_ffff,
         _ => next & 0xffff,

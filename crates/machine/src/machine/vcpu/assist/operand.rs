@@ -1,11 +1,10 @@
 //! An instruction's operands: registers, immediates, and memory through segments and paging.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Register};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{
     Stop,
-    integer::Width,
     walk::{Paging, Purpose},
 };
 use crate::{
@@ -34,61 +33,59 @@ pub(super) struct State<'a> {
 }
 
 impl State<'_> {
-    fn register(&mut self, register: Register) -> Option<&mut u64> {
-        let all = &mut self.registers;
-        Some(match register.full_register() {
-            Register::RAX => &mut all.rax,
-            Register::RBX => &mut all.rbx,
-            Register::RCX => &mut all.rcx,
-            Register::RDX => &mut all.rdx,
-            Register::RSI => &mut all.rsi,
-            Register::RDI => &mut all.rdi,
-            Register::RSP => &mut all.rsp,
-            Register::RBP => &mut all.rbp,
-            Register::R8 => &mut all.r8,
-            Register::R9 => &mut all.r9,
-            Register::R10 => &mut all.r10,
-            Register::R11 => &mut all.r11,
-            Register::R12 => &mut all.r12,
-            Register::R13 => &mut all.r13,
-            Register::R14 => &mut all.r14,
-            Register::R15 => &mut all.r15,
-            _ => return None,
-        })
+    /// The general registers by their numbers in an instruction.
+    pub(super) fn general(&self) -> [u64; 16] {
+        let GeneralRegisters { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, .. } =
+            self.registers;
+        [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]
+    }
+
+    /// Sets them.
+    pub(super) fn set_general(&mut self, general: [u64; 16]) {
+        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = general;
+        let GeneralRegisters { rip, rflags, .. } = self.registers;
+        self.registers = GeneralRegisters {
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
+        };
     }
 
     /// The value of a register of 16, 32 or 64 bits.
-    pub(super) fn get(&mut self, register: Register) -> Result<u64, Stop> {
-        let width = Width::of_bytes(register.size()).ok_or(Stop::NotCovered)?;
-        Ok(*self.register(register).ok_or(Stop::NotCovered)? & width.mask())
+    fn get(&self, register: Register) -> Option<u64> {
+        let mask = match register.size() {
+            2 => 0xffff,
+            4 => 0xffff_ffff,
+            8 => u64::MAX,
+            _ => return None,
+        };
+        let number = register.is_gpr().then(|| register.number())?;
+        self.general().get(number).map(|value| value & mask)
     }
 
-    /// Sets a register. One of 32 bits clears the upper half, one of 16 leaves the rest as it is.
-    pub(super) fn set(&mut self, register: Register, value: u64) -> Result<(), Stop> {
-        let width = Width::of_bytes(register.size()).ok_or(Stop::NotCovered)?;
-        let full = self.register(register).ok_or(Stop::NotCovered)?;
-        let kept = if width == Width::W16 { *full & !width.mask() } else { 0 };
-        *full = kept | value & width.mask();
+    /// Sets a register of 16 bits, and leaves the rest of it as it is.
+    pub(super) fn set_word(&mut self, register: Register, value: u16) -> Result<(), Stop> {
+        let mut general = self.general();
+        let is_word = register.is_gpr16();
+        let full = general.get_mut(register.number()).filter(|_| is_word).ok_or(Stop::NotCovered)?;
+        *full = *full & !0xffff | u64::from(value);
+        self.set_general(general);
         Ok(())
-    }
-
-    /// The value of operand number `operand`, which is read with `width`.
-    pub(super) fn read(&mut self, instruction: &Instruction, operand: u32, width: Width) -> Result<u64, Stop> {
-        match instruction.op_kind(operand) {
-            OpKind::Register => self.get(instruction.op_register(operand)),
-            OpKind::Immediate8 => Ok(u64::from(instruction.immediate8())),
-            OpKind::Memory => {
-                let linear = self.linear(instruction, operand, width.bytes(), Purpose::Load)?;
-                self.load(linear, width)
-            }
-            _ => Err(Stop::NotCovered),
-        }
-    }
-
-    fn load(&self, linear: u64, width: Width) -> Result<u64, Stop> {
-        let mut bytes = [0; 8];
-        self.load_bytes(linear, bytes.get_mut(..width.bytes()).ok_or(Stop::NotCovered)?)?;
-        Ok(u64::from_le_bytes(bytes))
     }
 
     /// Reads at most a page at a linear address.
@@ -142,7 +139,7 @@ impl State<'_> {
     /// The linear address of memory operand number `operand` of `bytes`, which its segment and, in 64-bit mode, its
     /// canonical form allow.
     pub(super) fn linear(
-        &mut self,
+        &self,
         instruction: &Instruction,
         operand: u32,
         bytes: usize,
@@ -153,7 +150,7 @@ impl State<'_> {
             Stop::Raise(if name == Register::SS { Exception::STACK_FAULT } else { Exception::GENERAL_PROTECTION });
         // The effective address: as if segments began at 0.
         let offset = instruction.virtual_address(operand, 0, |register, _, _| {
-            if register.is_segment_register() { Some(0) } else { self.get(register).ok() }
+            if register.is_segment_register() { Some(0) } else { self.get(register) }
         });
         let offset = offset.ok_or(Stop::NotCovered)?;
         let last = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_sub(1);

@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{
     RFLAGS_ARITHMETIC, Stop,
-    instruction::{CR0_NE, CR0_TS, Extended},
+    instruction::{CR0_EM, CR0_NE, CR0_TS, Extended},
     operand::State,
     walk::Purpose,
 };
@@ -13,7 +13,6 @@ use crate::{
     kvm::Exception,
 };
 
-const CR0_EM: u64 = 1 << 2;
 /// The status word's copy of [`SUMMARY`].
 const BUSY: u16 = 1 << 15;
 /// The exceptions, the stack fault and both summaries.
@@ -83,7 +82,7 @@ pub(super) fn perform(
         Mnemonic::Fnstcw => return store(state, instruction, &before.fcw.to_le_bytes()),
         Mnemonic::Fnstsw => {
             return match instruction.op0_kind() {
-                OpKind::Register => state.set(instruction.op0_register(), before.fsw.into()),
+                OpKind::Register => state.set_word(instruction.op0_register(), before.fsw),
                 _ => store(state, instruction, &before.fsw.to_le_bytes()),
             };
         }

@@ -18,7 +18,7 @@ use crate::{
     kvm::{Exception, state::HEAD_BYTES},
 };
 
-const CR4_OSXSAVE: u64 = 1 << 18;
+pub(super) const CR4_OSXSAVE: u64 = 1 << 18;
 /// XGETBV's number for XCR0 without unused components.
 const IN_USE: u64 = 1;
 /// The alignment of an area.

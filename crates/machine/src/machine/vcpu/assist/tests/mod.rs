@@ -1,6 +1,6 @@
 //! Tests of the assists without KVM: a vCPU is its registers, and RAM is RAM.
 
-mod integer;
+mod on_cpu;
 mod operand;
 mod perform;
 mod syscall;

@@ -117,3 +117,11 @@ fn an_instruction_is_fetched_from_where_it_is() {
     let (int3, _) = fetch(&state(&memory, &based, at(0x1_4000))).unwrap();
     assert_eq!(next_rip(&last, &int3), 0);
 }
+
+// Catches: code at the end of a segment's addresses that goes on beyond them.
+#[test]
+fn the_next_instruction_is_in_the_segment() {
+    assert_eq!(super::super::behind(0xffff_fffe, 3, 32), 1);
+    assert_eq!(super::super::behind(0xffff_fffe, 3, 64), 0x1_0000_0001);
+    assert_eq!(super::super::behind(0x1_fffd, 3, 16), 0);
+}

@@ -93,6 +93,13 @@ fn fwait_takes_what_waits() {
 // Catches: operands in another order than the CPU's, halves of a register that are kept or lost.
 #[test]
 fn operands_stand_where_the_cpu_has_them() {
+    let has_all = is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("adx");
+    if !has_all {
+        return;
+    }
     let (memory, system) = (memory(), long_mode());
     let before = GeneralRegisters {
         rax: 0xf0f0,
@@ -130,10 +137,11 @@ proptest! {
 
     // Catches: a panic, or an access outside RAM, whatever a guest executes and holds in its registers and tables.
     #[test]
-    fn whatever_a_guest_executes(code: [u8; 15], prefix in 0..13usize, registers: [u64; 8], cr: [u64; 3], long: bool) {
-        let prefixes: [&[u8]; 13] = [
+    fn whatever_a_guest_executes(code: [u8; 15], prefix in 0..19usize, registers: [u64; 8], cr: [u64; 3], long: bool) {
+        let prefixes: [&[u8]; 19] = [
             &[], &[0xf3, 0x0f, 0xb8], &[0xf3, 0x48, 0x0f, 0xb8], &[0x66, 0x0f, 0x38, 0xf6], &[0xf3, 0x0f, 0x38, 0xf6],
             &[0xc4, 0xe2], &[0xc4, 0xe3], &[0xc4, 0xc2], &[0x48, 0x0f, 0xc7], &[0x0f, 0x01], &[0x0f, 0x1e], &[0x65, 0x67], &[0xdf],
+            &[0x0f], &[0x66, 0x0f], &[0x66, 0x0f, 0x38], &[0xf2, 0x48, 0x0f], &[0xc5], &[0x0f, 0xae],
         ];
         let code = [prefixes[prefix], &code].concat();
         let memory = memory();
