@@ -114,7 +114,7 @@ fn options(args: &Check) -> Result<Options> {
     let linux = args.profile == Profile::Linux;
     let given =
         args.cmdline.clone().unwrap_or_else(|| clock::usual_cmdline(args.guest.is_some(), args.cpus).to_owned());
-    let cmdline = if linux { for_linux(given, args.time.into())? } else { given };
+    let cmdline = if linux { for_linux(&given, args.time.into())? } else { given };
     let late = match (args.late, TimeMode::from(args.time)) {
         (Some(late), _) => late.0,
         (None, TimeMode::Virtual) => Some(LATE),
@@ -159,22 +159,28 @@ fn options(args: &Check) -> Result<Options> {
 }
 
 /// The command line with the words that Linux needs here.
-fn for_linux(mut cmdline: String, time: TimeMode) -> Result<String> {
-    let mut words = vec![("console=", "console=ttyS0"), ("panic=", "panic=-1")];
-    // An RDTSC in a program, that of the vDSO too, returns the host's TSC.
-    if time == TimeMode::Virtual {
-        words.push(("vdso=", "vdso=0"));
-    }
-    // Where KVM emulates supervisor code, it cannot emulate XRSTOR.
-    if doctor::examine(None)?.supervisor_emulated {
-        words.push(("noxsave", "noxsave"));
-    }
-    for (begin, word) in words {
-        if !cmdline.split_whitespace().any(|word| word.starts_with(begin)) {
-            cmdline = format!("{cmdline} {word}");
+fn for_linux(cmdline: &str, time: TimeMode) -> Result<String> {
+    Ok(with_linux_words(cmdline, time, doctor::examine(None)?.supervisor_emulated))
+}
+
+/// `emulated`: KVM emulates supervisor code.
+fn with_linux_words(cmdline: &str, time: TimeMode, emulated: bool) -> String {
+    let words = [
+        ("console=", "console=ttyS0", true),
+        ("panic=", "panic=-1", true),
+        // An RDTSC in a program, that of the vDSO too, returns the host's TSC.
+        ("vdso=", "vdso=0", time == TimeMode::Virtual),
+        // KVM cannot emulate XRSTOR.
+        ("noxsave", "noxsave", emulated),
+    ];
+    let mut cmdline = cmdline.to_owned();
+    for (begin, word, needed) in words {
+        if needed && !cmdline.split_whitespace().any(|given| given.starts_with(begin)) {
+            let space = if cmdline.is_empty() { "" } else { " " };
+            cmdline = format!("{cmdline}{space}{word}");
         }
     }
-    Ok(cmdline.trim_start().to_owned())
+    cmdline
 }
 
 /// The result files.
@@ -268,6 +274,16 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Catches: a word of the user's that is overridden, and one that is added where Linux needs none.
+    #[test]
+    fn linux_gets_the_words_that_it_lacks() {
+        let (real, at_virtual) = (TimeMode::Real, TimeMode::Virtual);
+        assert_eq!(with_linux_words("", real, false), "console=ttyS0 panic=-1");
+        assert_eq!(with_linux_words("a", at_virtual, true), "a console=ttyS0 panic=-1 vdso=0 noxsave");
+        let given = "noxsave vdso=1 panic=5 console=ttyS1,115200";
+        assert_eq!(with_linux_words(given, at_virtual, true), given);
+    }
 
     // Catches: a line that is too long for a terminal, and words that are lost or joined.
     #[test]

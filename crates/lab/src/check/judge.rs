@@ -98,7 +98,12 @@ fn intervals(findings: &Findings) -> (Verdict, String) {
         Some(example) if old > follows => (
             Verdict::Failed,
             format!(
-                "does not follow: {old} of {told} timers were armed with as many TSC ticks as before the migration. {}",
+                "does not follow: {old} of {told} timers were armed with as many TSC ticks as before the migration{}. {}",
+                if neither > 0 {
+                    format!(", {neither} neither with these nor for the VM time of a copy")
+                } else {
+                    String::new()
+                },
                 of_example(example)
             ),
         ),

@@ -144,6 +144,8 @@ fn intervals_are_judged_by_what_most_of_them_say() {
     );
     let (verdict, seen) = with(&[Old, Follows, Follows, Nothing]);
     assert!(verdict == Verdict::Failed && seen.starts_with("follows, but 1 of 3 timers"), "{seen}");
+    let (_, seen) = with(&[Old, Neither]);
+    assert!(seen.contains("1 of 2 timers") && seen.contains(", 1 neither with these nor for"), "{seen}");
     assert_eq!(with(&[Follows, Corrected]).0, Verdict::Ok);
     assert_eq!(with(&[Follows, Follows, Follows, Neither]).0, Verdict::Ok);
     assert_eq!(with(&[Follows, Neither]).0, Verdict::CannotTell);
