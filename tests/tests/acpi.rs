@@ -1,4 +1,4 @@
-//! What the ACPI tables name, and who gets them; how a guest powers itself off.
+//! What the ACPI tables and the MP table name, and who gets them; how a guest powers itself off.
 
 use std::fs;
 
@@ -45,4 +45,16 @@ fn a_pvh_kernel_finds_acpi_tables_unless_they_are_off() {
     let there = raw::pvh(0xe_0000, &raw::SUCCESS);
     boot(&Lab::new(), &there, "").refused(2, &["0xe0000", "--acpi off"]);
     boot(&Lab::new(), &there, "--acpi off").expect(0);
+}
+
+// Catches: a kernel without ACPI that finds no CPU, or one that finds CPUs although it shall have no tables.
+#[test]
+fn a_multiboot_kernel_finds_the_mp_table_where_there_are_acpi_tables() {
+    require_kvm!();
+    // cmp dword [0xf0000], "_MP_"; setne al; out 0xf4, al; hlt.
+    let code = [&[0x81, 0x3d, 0, 0, 0x0f, 0][..], b"_MP_", &[0x0f, 0x95, 0xc0, 0xe6, 0xf4, 0xf4]].concat();
+    for (flags, code_expected) in [("--cpus 2", 0), ("--acpi off", 1), ("--lapic kvm", 1)] {
+        let ended = boot(&Lab::new(), &raw::multiboot(&code), flags);
+        assert_eq!(ended.code(), code_expected, "{flags}: {ended:#?}");
+    }
 }

@@ -28,6 +28,7 @@ use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use super::mp_table;
 use crate::mem::ram::GuestRam;
 
 /// Guest physical address of the VMClock page, and of the RSDP. Both are in the upper part of the first megabyte, which
@@ -73,6 +74,9 @@ pub struct Hardware {
 pub struct Provided {
     /// Guest physical address of the RSDP, if there are tables.
     pub rsdp: Option<u64>,
+    /// What PC firmware has for kernels without ACPI, to be written at [`mp_table::ADDRESS`]; empty if there are no
+    /// tables.
+    pub mp_table: Vec<u8>,
     /// Where no image may be, because tables or page are there; empty if there are neither.
     pub reserved: Range<u64>,
 }
@@ -88,7 +92,8 @@ pub fn provide(memory: &GuestRam, hardware: Hardware, tables: bool) -> Result<Pr
     // Empty, as `start` is behind `end`, if there are neither.
     let reserved = u64::from(start)..u64::from(end);
     let rsdp = if tables { Some(write(memory, hardware)?) } else { None };
-    Ok(Provided { rsdp, reserved })
+    let mp_table = if tables { mp_table::bytes(hardware) } else { Vec::new() };
+    Ok(Provided { rsdp, mp_table, reserved })
 }
 
 /// Writes the tables, and returns the RSDP's address.
@@ -250,7 +255,7 @@ mod tests {
     fn a_guest_finds_its_way_from_the_rsdp_to_the_device() {
         let memory = ram::allocate(2 << 20).unwrap();
         let all = Hardware { cpus: 3, ioapic: true, vmclock: true };
-        let Provided { rsdp, reserved } = provide(&memory, all, true).unwrap();
+        let Provided { rsdp, mp_table: _, reserved } = provide(&memory, all, true).unwrap();
         let rsdp = rsdp.unwrap();
         assert_eq!(reserved, 0xd_0000..0xe_1000);
         let root = read(&memory, rsdp, 36);
@@ -292,7 +297,8 @@ mod tests {
     fn what_is_not_there_is_not_described() {
         let memory = ram::allocate(2 << 20).unwrap();
         let none = Hardware { cpus: 1, ioapic: false, vmclock: false };
-        let Provided { rsdp, reserved } = provide(&memory, none, true).unwrap();
+        let Provided { rsdp, mp_table, reserved } = provide(&memory, none, true).unwrap();
+        assert!(mp_table.is_empty());
         assert_eq!(reserved, 0xe_0000..0xe_1000);
         let xsdt = table(&memory, word(&read(&memory, rsdp.unwrap(), 36), 24), b"XSDT");
         let [fadt, madt] = [36, 44].map(|at| word(&xsdt, at));
@@ -300,8 +306,9 @@ mod tests {
         let dsdt = table(&memory, word(&table(&memory, fadt, b"FACP"), 40), b"DSDT");
         assert!(!dsdt.windows(8).any(|bytes| bytes == b"AMZNC10C"));
         let nothing = provide(&memory, none, false).unwrap();
-        assert!(nothing.rsdp.is_none() && nothing.reserved.is_empty());
+        assert_eq!(nothing.rsdp, None);
+        assert!(nothing.mp_table.is_empty() && nothing.reserved.is_empty());
         let page = provide(&memory, Hardware { vmclock: true, ..none }, false).unwrap();
-        assert_eq!(page, Provided { rsdp: None, reserved: 0xd_0000..0xd_1000 });
+        assert_eq!(page, Provided { reserved: 0xd_0000..0xd_1000, ..Provided::default() });
     }
 }

@@ -1,5 +1,5 @@
 //! The part of a PC firmware's memory that guests rely on: interrupt vectors for real-mode code, and the BIOS data
-//! area, in which kernels without a memory map find the end of the first megabyte's RAM.
+//! area, in which kernels without a memory map find the end of the first megabyte's RAM; the MP table.
 //!
 //! There is no firmware, and so no BIOS service: every vector's handler only returns, those of the 8259 pair after an
 //! EOI. They are needed because the timer's interrupt is enabled, as a PC's firmware leaves it. Without a handler the
@@ -7,7 +7,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::place::LOW_RAM_END;
+use super::{mp_table, place::LOW_RAM_END};
 use crate::mem::ram::GuestRam;
 
 /// The handlers' segment, in the part of the first megabyte that no memory map lists as RAM.
@@ -35,17 +35,18 @@ const EXTENDED_KIB: u8 = 1;
 /// The first vector of each 8259, as PC firmware programs them.
 pub const PIC_VECTORS: [u8; 2] = [0x08, 0x70];
 
-/// Writes vectors, handlers and data. To be called before the image is written, which may overwrite them.
+/// Writes vectors, handlers, data and `mp_table`. To be called before the image is written, which may overwrite them.
 ///
 /// # Errors
 /// If the first megabyte is not RAM.
-pub(super) fn write(memory: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
+pub(super) fn write(memory: &GuestRam, mp_table: &[u8]) -> Result<(), vm_memory::GuestMemoryError> {
     for (offset, code) in [RETURN, FIRST, SECOND] {
         memory.write_slice(code, GuestAddress(u64::from(SEGMENT) * 16 + u64::from(offset)))?;
     }
     for (address, value) in DATA_AREA {
         memory.write_slice(&value.to_le_bytes(), GuestAddress(address))?;
     }
+    memory.write_slice(mp_table, GuestAddress(mp_table::ADDRESS.into()))?;
     memory.write_slice(&[EXTENDED_KIB], GuestAddress(LOW_RAM_END))?;
     let [first, second] = PIC_VECTORS;
     let vectors: Vec<u8> = (0..=u8::MAX)

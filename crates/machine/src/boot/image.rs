@@ -181,11 +181,11 @@ impl Image {
         initrd: Option<&[u8]>,
         acpi: &Provided,
     ) -> Result<EntryState, ImageError> {
-        let Provided { rsdp, reserved } = acpi;
+        let Provided { rsdp, mp_table, reserved } = acpi;
         let mut places = Places::new(memory);
         if !matches!(self.kind, Kind::Pvh(_)) {
             // Before the image, whose segments may overwrite it.
-            firmware::write(memory)
+            firmware::write(memory, mp_table)
                 .map_err(|error| ImageError::Load { name: self.name.clone(), reason: error.to_string() })?;
         }
         let file = File { name: &self.name, bytes: &self.bytes };

@@ -15,6 +15,7 @@ mod error;
 pub mod find_sites;
 pub mod firmware;
 mod image;
+mod mp_table;
 mod multiboot;
 mod payload;
 mod place;
