@@ -16,7 +16,7 @@ use super::{
     ImageError,
     image::File,
     payload,
-    place::{Block, HIGH_RAM_START, LOW_RAM_END, Places, cmdline_bytes, put_initrd},
+    place::{Block, HIGH_RAM_START, Places, RESERVED, cmdline_bytes, put_initrd},
 };
 use crate::x86::EntryState;
 
@@ -36,8 +36,8 @@ const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags`: the kernel's part is loaded high.
 const LOADED_HIGH: u8 = 1;
 /// e820 types: RAM, reserved.
-const RAM: u32 = 1;
-const RESERVED: u32 = 2;
+const TYPE_RAM: u32 = 1;
+const TYPE_RESERVED: u32 = 2;
 /// Null, unused, flat code, flat data: "a GDT must be loaded with the descriptors for selectors __BOOT_CS(0x10) and
 /// __BOOT_DS(0x18)".
 const GDT: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
@@ -101,8 +101,8 @@ pub(super) fn load(
     if let Some((address, size)) = module {
         (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = (word(address)?, word(size)?);
     }
-    let ram = places.map().into_iter().map(|ram| (ram, RAM));
-    let reserved = [(LOW_RAM_END..HIGH_RAM_START, RESERVED)];
+    let ram = places.map().into_iter().map(|ram| (ram, TYPE_RAM));
+    let reserved = RESERVED.map(|range| (range, TYPE_RESERVED));
     for (slot, (range, kind)) in params.e820_table.iter_mut().zip(ram.chain(reserved)) {
         let size = range.end.saturating_sub(range.start);
         *slot = boot_e820_entry { addr: range.start, size, r#type: kind };

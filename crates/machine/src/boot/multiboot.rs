@@ -8,7 +8,7 @@ use super::{
     ImageError,
     elf::Elf,
     image::File,
-    place::{Block, CMDLINE_MAX, HIGH_RAM_START, LOW_RAM_END, Places, cmdline_bytes, put_initrd},
+    place::{Block, CMDLINE_MAX, HIGH_RAM_START, LOW_RAM_END, Places, RESERVED, cmdline_bytes, put_initrd},
 };
 use crate::x86::EntryState;
 
@@ -144,8 +144,8 @@ fn write_information(
 ) -> Result<u64, ImageError> {
     let mut block = Block::default();
     block.add(&[0; INFO_WORDS * 4]);
-    let reserved = LOW_RAM_END..HIGH_RAM_START;
-    let entries = places.map().into_iter().map(|ram| (ram, TYPE_RAM)).chain([(reserved, TYPE_RESERVED)]);
+    let entries =
+        places.map().into_iter().map(|ram| (ram, TYPE_RAM)).chain(RESERVED.map(|range| (range, TYPE_RESERVED)));
     let map: Vec<u8> = entries
         .flat_map(|(range, kind)| {
             let size = range.end.saturating_sub(range.start);

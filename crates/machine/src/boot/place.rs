@@ -13,6 +13,9 @@ use crate::{mem::ram::GuestRam, x86::ENTRY_STACK};
 
 /// The first megabyte's RAM ends where the PC's firmware has its extended data area, a KiB below the video memory.
 pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
+/// The memory map's parts between the first megabyte's RAM and its end, as PCs have them: the extended BIOS data area,
+/// and firmware with tables. Video memory, between the two, is in no map: Unikraft adds it, and then allows no overlap.
+pub(super) const RESERVED: [Range<u64>; 2] = [LOW_RAM_END..0xa_0000, 0xc_0000..HIGH_RAM_START];
 /// Where RAM continues above firmware and video memory.
 pub(super) const HIGH_RAM_START: u64 = 0x10_0000;
 /// The lowest address for boot data: above the real-mode vectors, the BIOS data, and what real-mode code and the entry
@@ -231,5 +234,19 @@ mod tests {
         assert_eq!(places.clone().boot_data(0x100), Some(0x20_1000));
         places.take(0x20_0000, RAM as u64);
         assert_eq!(places.boot_data(0x100), None);
+    }
+
+    // Catches: a memory map that lists video memory, a byte twice, or firmware's data and the tables as free.
+    #[test]
+    fn the_memory_map_has_a_pcs_first_megabyte() {
+        let memory = memory();
+        let map = [&Places::new(&memory).map()[..], &RESERVED].concat();
+        let parts_with = |address: u64| map.iter().filter(|range| range.contains(&address)).count();
+        for address in (0..0x20_0000).step_by(1024) {
+            assert_eq!(parts_with(address), usize::from(!(0xa_0000..0xc_0000).contains(&address)), "{address:#x}");
+        }
+        assert!(
+            RESERVED[0].contains(&0x9_fc00) && [0xd_0000, 0xe_0000, 0xf_0000].iter().all(|at| RESERVED[1].contains(at))
+        );
     }
 }
