@@ -60,7 +60,8 @@
 //! - [`boot`]: images, their load and entry, CPUID, trap sites. [`devices`]: serial port, 8259, I/O APIC,
 //!   8254.
 //! - [`machine`]: vCPUs, their LAPICs and the clock; scheduling, tick audit, trace, migration.
-//! - [`snapshot`]: a machine on disk. [`doctor`]: what this host does. [`control`]: HTTP over a Unix socket.
+//! - [`snapshot`]: a machine on disk. [`live`]: a machine on its way to another process while it runs.
+//!   [`doctor`]: what this host does. [`control`]: HTTP over a Unix socket.
 //! - [`session`]: a machine with console, control socket and signals.
 
 pub mod blame;
@@ -70,6 +71,7 @@ pub mod devices;
 pub mod doctor;
 pub mod host;
 pub mod kvm;
+pub mod live;
 pub mod machine;
 pub mod mem;
 pub mod output;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use machine::{
     audit::checks::{BadCheck, Checks},
     boot::cpuid_changes::CpuidChanges,
+    live::Address,
 };
 use vmtime::Khz;
 
@@ -188,6 +189,27 @@ pub struct Restore {
     /// ends the VM either way, and reaches no guest.
     #[arg(long, value_enum, value_name = "WHEN", default_value = "background")]
     pub verify: Verify,
+    #[command(flatten)]
+    pub session: Session,
+}
+
+/// Wait for a VM that another VMM moves here, and go on with it.
+#[derive(Debug, Args)]
+pub struct Receive {
+    /// Where to wait: unix:PATH, a socket that only you can open, or tcp:HOST:PORT.
+    pub at: Address,
+    /// Take guest memory from TCP, without encryption and from whoever comes.
+    #[arg(long)]
+    pub insecure: bool,
+    /// The most guest RAM to take.
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = size)]
+    pub max_memory: u64,
+    /// The guest's TSC frequency in kHz from now on; as it was by default.
+    #[arg(long, value_name = "KHZ", value_parser = khz)]
+    pub tsc_khz: Option<Khz>,
+    /// How time passes; as before by default.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub time: Option<Time>,
     #[command(flatten)]
     pub session: Session,
 }

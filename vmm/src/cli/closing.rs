@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use machine::{
     audit::{GuestStopped, Lateness, Summary, TimerSummary, checks::Verdict},
+    live::Figures,
     session::{Finish, Report},
 };
 use vmtime::Length;
@@ -28,6 +29,17 @@ pub(super) fn line(report: &Report, verdict: &Verdict) -> Option<String> {
     let word = if verdict.pass { "passed" } else { "failed" };
     (something || verdict.pass)
         .then(|| format!("{what}; migrations {migrations}{stopped}; VM time {}; {word}", micros(vm_ns.0)))
+}
+
+/// What a move came to.
+pub(super) fn moved(figures: &Figures) -> String {
+    let Figures { rounds, bytes, pages, last_pages, total_ns, downtime_ns } = figures;
+    format!(
+        "{pages} pages in {rounds} rounds, {last_pages} of them while the guest was stopped; {bytes} bytes in {}, stopped \
+         for {}",
+        micros(*total_ns),
+        micros(*downtime_ns)
+    )
 }
 
 fn ticks(summary: &Summary, ended: bool) -> String {

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches};
 
 use super::{
-    args::{Cli, Restore, Snapshot},
+    args::{Cli, Receive, Restore, Snapshot},
     check_args::Check,
     clock_args::Clock,
     ctl_args::Ctl,
@@ -26,6 +26,8 @@ pub const HELP_WIDTH: usize = 110;
 pub enum Command {
     /// `vmm restore`.
     Restore(Box<Restore>),
+    /// `vmm receive`.
+    Receive(Box<Receive>),
     /// `vmm ctl`.
     Ctl(Ctl),
     /// `vmm snapshot`.
@@ -49,6 +51,7 @@ fn with_subcommands(vmm: clap::Command) -> clap::Command {
     let command = |name, about, flags| clap::Command::new(name).about(about).defer(flags);
     vmm.subcommands([
         command("restore", "Go on with a saved VM, at another TSC frequency if wanted", Restore::augment_args),
+        command("receive", "Wait for a VM that another VMM moves here, and go on with it", Receive::augment_args),
         command("ctl", "Talk to a running VM over its control socket", Ctl::augment_args),
         command("snapshot", "Look at a saved VM", Snapshot::augment_args),
         command("doctor", "Find out what this host does, and what vmm will do about it", Doctor::augment_args),
@@ -100,6 +103,7 @@ impl Command {
         let (name, flags) = matches.subcommand()?;
         Some(match name {
             "restore" => Restore::from_arg_matches(flags).map(Box::new).map(Self::Restore),
+            "receive" => Receive::from_arg_matches(flags).map(Box::new).map(Self::Receive),
             "ctl" => Ctl::from_arg_matches(flags).map(Self::Ctl),
             "snapshot" => Snapshot::from_arg_matches(flags).map(Self::Snapshot),
             "doctor" => Doctor::from_arg_matches(flags).map(Self::Doctor),
@@ -123,7 +127,7 @@ mod tests {
         let mut whole = whole();
         whole.build();
         let names: Vec<String> = whole.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert!(names.len() > 8, "{names:?}");
+        assert!(names.len() > 10, "{names:?}");
         for name in names.iter().filter(|name| *name != "help") {
             let help = |grammar: clap::Command| {
                 let error = grammar.try_get_matches_from(["vmm", name, "--help"]).unwrap_err();
@@ -140,7 +144,7 @@ mod tests {
     #[test]
     fn the_list_describes_each_as_its_help_does() {
         let abouts = |grammar: &clap::Command| -> Vec<String> {
-            grammar.get_subcommands().take(9).map(|c| c.get_about().unwrap().to_string()).collect()
+            grammar.get_subcommands().take(10).map(|c| c.get_about().unwrap().to_string()).collect()
         };
         let mut built = whole();
         let listed = abouts(&built);
@@ -159,6 +163,7 @@ mod tests {
     fn every_subcommand_is_carried_out() {
         for (name, more) in [
             ("restore", vec!["dir"]),
+            ("receive", vec!["unix:x"]),
             ("ctl", vec!["--api-sock", "x", "status"]),
             ("snapshot", vec!["show", "dir"]),
             ("doctor", vec![]),
@@ -172,6 +177,6 @@ mod tests {
             let matches = grammar(Some(OsStr::new(name))).try_get_matches_from(words).unwrap();
             assert!(matches!(Command::called(&matches), Some(Ok(_))), "{name}");
         }
-        assert_eq!(whole().get_subcommands().count(), 9);
+        assert_eq!(whole().get_subcommands().count(), 10);
     }
 }

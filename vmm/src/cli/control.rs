@@ -5,13 +5,24 @@ use std::{
     process::ExitCode,
 };
 
-use machine::control::{self, Command, api};
+use machine::{
+    control::{self, Command, api},
+    live::Address,
+};
 
 use super::{
     ctl_args::{Ctl, CtlCommand},
     exit::{OrFailed, Result},
     text::Text,
 };
+
+/// The VMM may have another working directory.
+fn absolute_address(address: &Address) -> Result<Address> {
+    Ok(match address {
+        Address::Unix(path) => Address::Unix(path::absolute(path).or_failed(|| address.to_string())?),
+        Address::Tcp(_) => address.clone(),
+    })
+}
 
 pub fn ctl(args: &Ctl) -> Result<ExitCode> {
     let command = match &args.command {
@@ -30,11 +41,16 @@ pub fn ctl(args: &Ctl) -> Result<ExitCode> {
                 stay_paused: *stay_paused,
             })
         }
-        CtlCommand::Migrate { tsc_khz, deadline, downtime } => Command::Migrate(api::Migrate {
-            tsc_khz: *tsc_khz,
-            deadline: (*deadline).into(),
-            downtime: (*downtime).into(),
-        }),
+        CtlCommand::Migrate { to, max_downtime, insecure, tsc_khz, deadline, downtime } => {
+            Command::Migrate(api::Migrate {
+                to: to.as_ref().map(absolute_address).transpose()?,
+                max_downtime_ms: max_downtime.map(|most| u64::try_from(most.as_millis()).unwrap_or(u64::MAX)),
+                insecure: *insecure,
+                tsc_khz: *tsc_khz,
+                deadline: deadline.map(Into::into),
+                downtime: downtime.map(Into::into),
+            })
+        }
         CtlCommand::Quit => Command::Quit,
     };
     let answer = control::call(&args.api_sock, &command)?;

@@ -1,8 +1,9 @@
 //! The grammar of `vmm ctl`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
+use machine::live::Address;
 use vmtime::Khz;
 
 use super::args::{Deadline, Downtime, khz};
@@ -44,17 +45,27 @@ pub enum CtlCommand {
         #[arg(long)]
         stay_paused: bool,
     },
-    /// Save and restore within the VMM, at another TSC frequency if wanted.
+    /// Save and restore within the VMM, at another TSC frequency if wanted; or move to another VMM while the guest
+    /// runs.
     Migrate {
+        /// Where another VMM waits (vmm receive): unix:PATH or tcp:HOST:PORT. Frequency and policies are then its.
+        to: Option<Address>,
+        /// How long the guest may be stopped to send the rest of its memory; 10ms by default. If it writes too fast for
+        /// that, it goes on here.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "to")]
+        max_downtime: Option<Duration>,
+        /// Guest memory may go over TCP, without encryption and to whoever is there.
+        #[arg(long, requires = "to")]
+        insecure: bool,
         /// The frequency in kHz; the present one by default.
-        #[arg(long, value_name = "KHZ", value_parser = khz)]
+        #[arg(long, value_name = "KHZ", value_parser = khz, conflicts_with = "to")]
         tsc_khz: Option<Khz>,
-        /// What becomes of a deadline in flight.
-        #[arg(long, value_enum, value_name = "POLICY", default_value = "rescale")]
-        deadline: Deadline,
-        /// Whether VM time counts the time that the VM was saved.
-        #[arg(long, value_enum, value_name = "POLICY", default_value = "freeze")]
-        downtime: Downtime,
+        /// What becomes of a deadline in flight; rescale by default.
+        #[arg(long, value_enum, value_name = "POLICY", conflicts_with = "to")]
+        deadline: Option<Deadline>,
+        /// Whether VM time counts the time that the VM was saved; freeze by default.
+        #[arg(long, value_enum, value_name = "POLICY", conflicts_with = "to")]
+        downtime: Option<Downtime>,
     },
     /// End the VM and its VMM.
     Quit,

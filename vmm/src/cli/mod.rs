@@ -18,6 +18,7 @@ pub mod exit;
 pub mod logging;
 pub mod output;
 mod progress;
+mod receive;
 mod run;
 mod run_files;
 mod run_page;
@@ -54,6 +55,7 @@ pub fn dispatch(matches: &ArgMatches) -> Result<ExitCode> {
     };
     match command.unwrap_or_else(|error| error.exit()) {
         Command::Restore(args) => run::restore(&args),
+        Command::Receive(args) => receive::receive(&args),
         Command::Ctl(args) => control::ctl(&args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -71,7 +71,7 @@ fn boot(args: &Run, path: &Path, name: &str, files: &mut Files) -> Result<ExitCo
         machine.track_changes(None)?;
     }
     let destinations = Destinations { name, files, console };
-    session(&env, machine, None, &args.session, destinations)
+    session(&env, machine, None, &args.session, destinations, || Ok(()))
 }
 
 /// Runs `vmm restore`.
@@ -111,11 +111,11 @@ fn load_and_go_on(args: &Restore, command: &str, files: &mut Files) -> Result<Ex
     }
     let source = Source { name: name(), files: memory_files, pager };
     let destinations = Destinations { name: command, files, console };
-    session(&env, machine, Some(&source), &args.session, destinations)
+    session(&env, machine, Some(&source), &args.session, destinations, || Ok(()))
 }
 
 /// The snapshot that a VM runs from.
-struct Source {
+pub(super) struct Source {
     name: String,
     files: MemoryFiles,
     pager: Option<Pager>,
@@ -150,19 +150,21 @@ fn exit_on_damage(name: String) -> Box<dyn FnOnce(&SnapshotError) + Send> {
 }
 
 /// The destinations of a session's console and results.
-struct Destinations<'a> {
+pub(super) struct Destinations<'a> {
     /// The command that was run, for results.
-    name: &'a str,
-    files: &'a mut Files,
-    console: Outlet,
+    pub(super) name: &'a str,
+    pub(super) files: &'a mut Files,
+    pub(super) console: Outlet,
 }
 
-fn session(
+/// Runs a machine to its end. `before` is called when all is ready, and before the guest runs.
+pub(super) fn session(
     env: &HostEnvironment,
     machine: Machine,
     restored: Option<&Source>,
     args: &Session,
     destinations: Destinations<'_>,
+    before: impl FnOnce() -> std::result::Result<(), SessionError>,
 ) -> Result<ExitCode> {
     let Destinations { name, files, console } = destinations;
     let raw = args.debug_exit_status == DebugExitStatus::Raw;
@@ -189,7 +191,7 @@ fn session(
         heartbeat: args.heartbeat.interval(),
     };
     session::block_signals().or_failed(|| "cannot block signals")?;
-    let report = session::run(env, machine, restored.and_then(|source| source.pager.as_ref()), &options);
+    let report = session::run_after(env, machine, restored.and_then(|source| source.pager.as_ref()), &options, before);
     finish_console(&console, report.as_ref().map_or(AT_END, |report| report.finish.finish_limit()));
     let report = match restored {
         Some(source) => source.check(report)?,
@@ -214,6 +216,7 @@ fn session(
     match &report.finish {
         Finish::Stopped => machine::say!("vmm: stopped"),
         Finish::Saved => machine::say!("vmm: saved"),
+        Finish::Moved { to, figures } => machine::say!("vmm: moved to {to}: {}", closing::moved(figures)),
         // `failed` holds how it ended.
         Finish::Ended(_) | Finish::TimedOut { .. } => {}
     }
@@ -240,7 +243,7 @@ fn failed(report: &Report, was_to_save: bool) -> Option<String> {
             let both: Vec<String> = message.into_iter().chain(early).collect();
             (!both.is_empty()).then(|| both.join("; "))
         }
-        Finish::Stopped | Finish::Saved => None,
+        Finish::Stopped | Finish::Saved | Finish::Moved { .. } => None,
         Finish::TimedOut { after, cpus } => {
             let after = Length(*after);
             let places = if cpus.is_empty() { String::new() } else { format!(": {}", cpus.join("; ")) };
@@ -253,7 +256,7 @@ fn failed(report: &Report, was_to_save: bool) -> Option<String> {
 const CONSOLE_BYTES: usize = 1 << 20;
 
 /// The guest's console: standard output, or standard error if a result is there.
-fn console(args: &Session, files: &Files) -> Outlet {
+pub(super) fn console(args: &Session, files: &Files) -> Outlet {
     let when_full = match args.console_full {
         ConsoleFull::Wait => WhenFull::Wait,
         ConsoleFull::Drop => WhenFull::Drop,

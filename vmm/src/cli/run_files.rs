@@ -121,6 +121,7 @@ impl Files {
             Finish::Ended(end) => ("ended", end.message(), true),
             Finish::Stopped => ("stopped", None, false),
             Finish::Saved => ("saved", None, false),
+            Finish::Moved { to, .. } => ("moved", Some(to.to_string()), false),
             Finish::TimedOut { cpus, .. } => ("timed out", Some(cpus.join("; ")), false),
         };
         let lost = report.summary.as_ref().map(|summary| summary.lost(ended));

@@ -6,7 +6,7 @@
 //! | `PUT /v1/pause` | | 204 |
 //! | `PUT /v1/resume` | [`Resume`] or none | 204 |
 //! | `PUT /v1/snapshot` | [`Snapshot`] | 204 |
-//! | `PUT /v1/migrate` | [`Migrate`] or none | 204 |
+//! | `PUT /v1/migrate` | [`Migrate`] or none | 204; with `to` 200, [`Moved`] |
 //! | `PUT /v1/quit` | | 204 |
 //!
 //! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so
@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use vmtime::{DeadlinePolicy, DowntimePolicy, GuestTsc, Khz, VmTime};
 
 use super::Answer;
-use crate::machine::config::{LapicKind, source::TscSource};
+use crate::{
+    live::{Address, Figures},
+    machine::config::{LapicKind, source::TscSource},
+};
 
 /// One request to the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +34,7 @@ pub enum Command {
     Resume(Resume),
     /// Save the VM to a directory.
     Snapshot(Snapshot),
-    /// Save and restore within the process, at another TSC frequency if wanted.
+    /// Save and restore within the process, at another TSC frequency if wanted; or move to another process.
     Migrate(Migrate),
     /// End the VM and the VMM, without notice to the guest.
     Quit,
@@ -65,19 +68,32 @@ pub struct Snapshot {
 }
 
 /// The body of `PUT /v1/migrate`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Migrate {
+    /// Move the VM to the VMM that waits at this address, while it runs; none = migrate within the process. What
+    /// follows from a stop is then for the destination to say: no frequency and no policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Address>,
+    /// With `to`: how long the guest may be stopped to send the rest of its memory, in milliseconds; 10 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_downtime_ms: Option<u64>,
+    /// With `to`: TCP without encryption is meant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
     /// The guest TSC frequency after the migration, in kHz; none = the present one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tsc_khz: Option<Khz>,
     /// What becomes of a deadline in flight.
-    #[serde(default)]
-    pub deadline: DeadlinePolicy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<DeadlinePolicy>,
     /// What VM time does between save and restore.
-    #[serde(default)]
-    pub downtime: DowntimePolicy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<DowntimePolicy>,
 }
+
+/// The downtime that is allowed if none is named, in milliseconds.
+pub const MAX_DOWNTIME_MS: u64 = 10;
 
 /// Whether the guest makes progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +131,19 @@ pub struct Status {
     pub migrations_here: u64,
     /// Progress of the snapshot that is being saved; null if none is.
     pub saving: Option<Saving>,
+    /// Progress of the VM's move to another VMM; null if it does not move.
+    pub moving: Option<Moving>,
+}
+
+/// Progress of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// Rounds of pages that are over.
+    pub rounds: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes of memory that were left to send when this round began.
+    pub left_bytes: u64,
 }
 
 /// Progress of a snapshot.
@@ -134,6 +163,8 @@ pub enum Reply {
     Done,
     /// The VM's status. 200.
     Status(Box<Status>),
+    /// The VM runs elsewhere, and has ended here. 200.
+    Moved(Figures),
 }
 
 /// A command that was not carried out. The VM is as it was.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::api::{Command, Snapshot};
-use super::socket;
 use crate::blame::{Blame, Blamed};
+use crate::host::unix_socket;
 
 /// How long to wait for the VM's answer, in seconds. It is long because a snapshot of a large guest to a slow disk is.
 const TIMEOUT_SECONDS: u64 = 120;
@@ -92,7 +92,7 @@ fn exchange(path: &Path, command: &Command, timeout: Duration) -> Result<Value, 
     let io = |action| move |source: io::Error| failed(path, action, source);
     let command = with_absolute_paths(command).map_err(io("find the snapshot directory"))?;
     let (method, target, body) = command.to_request()?;
-    let mut stream = socket::open(path).map_err(io("connect"))?;
+    let mut stream = unix_socket::open(path).map_err(io("connect"))?;
     stream.set_nonblocking(false).map_err(io("set it up"))?;
     stream.set_read_timeout(Some(timeout)).map_err(io("set it up"))?;
     stream.set_write_timeout(Some(timeout)).map_err(io("set it up"))?;

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::api::{ApiError, Command};
+use super::api::{ApiError, Command, Migrate};
+use crate::live::Address;
 
 /// Commands without arguments take no body, or an empty object.
 #[derive(Deserialize)]
@@ -34,21 +35,23 @@ impl Command {
             "pause" => nothing(Self::Pause),
             "resume" => optional(body).map(Self::Resume),
             "quit" => nothing(Self::Quit),
-            "migrate" => optional(body).map(Self::Migrate),
+            "migrate" => optional(body).map(Self::Migrate).and_then(Self::with_absolute_paths),
             "snapshot" => decode(body).map(Self::Snapshot).and_then(Self::with_absolute_paths),
             _ => Err(unknown()),
         }
     }
 
     fn with_absolute_paths(self) -> Result<Self, ApiError> {
-        if let Self::Snapshot(snapshot) = &self {
-            for (name, path) in [("dir", Some(&snapshot.dir)), ("base", snapshot.base.as_ref())] {
-                if let Some(path) = path.filter(|path| !path.is_absolute()) {
-                    return Err(ApiError::BadRequest(format!(
-                        "`{name}` is the relative path {path:?}: give an absolute one, the VMM has its own working \
-                         directory"
-                    )));
-                }
+        let paths = match &self {
+            Self::Snapshot(snapshot) => [("dir", Some(&snapshot.dir)), ("base", snapshot.base.as_ref())],
+            Self::Migrate(Migrate { to: Some(Address::Unix(path)), .. }) => [("to", Some(path)), ("to", None)],
+            _ => return Ok(self),
+        };
+        for (name, path) in paths {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                return Err(ApiError::BadRequest(format!(
+                    "`{name}` is the relative path {path:?}: give an absolute one, the VMM has its own working directory"
+                )));
             }
         }
         Ok(self)
@@ -88,7 +91,7 @@ mod tests {
     use vmtime::{DeadlinePolicy, DowntimePolicy, Khz};
 
     use super::*;
-    use crate::control::api::{Migrate, Resume, Snapshot};
+    use crate::control::api::{Resume, Snapshot};
 
     fn refuse(method: &str, path: &str, body: &str) -> (u16, String) {
         let error = Command::parse(method, path, body.as_bytes()).unwrap_err();
@@ -99,8 +102,15 @@ mod tests {
     fn every_command_survives_its_request() {
         let migrate = Migrate {
             tsc_khz: Some(Khz::new(1_300_000).unwrap()),
-            deadline: DeadlinePolicy::Keep,
-            downtime: DowntimePolicy::CatchUp,
+            deadline: Some(DeadlinePolicy::Keep),
+            downtime: Some(DowntimePolicy::CatchUp),
+            ..Migrate::default()
+        };
+        let away = Migrate {
+            to: Some("unix:/tmp/a b".parse().unwrap()),
+            max_downtime_ms: Some(3),
+            insecure: true,
+            ..Migrate::default()
         };
         for command in [
             Command::Status,
@@ -112,6 +122,7 @@ mod tests {
             Command::Snapshot(Snapshot { dir: "/tmp/a b\"ü".into(), base: None, stay_paused: true }),
             Command::Snapshot(Snapshot { dir: "/b".into(), base: Some("/a".into()), stay_paused: false }),
             Command::Migrate(migrate),
+            Command::Migrate(away),
             Command::Migrate(Migrate::default()),
         ] {
             let (method, path, body) = command.to_request().unwrap();
@@ -123,12 +134,12 @@ mod tests {
     fn policies_have_the_names_of_the_command_line_and_defaults() {
         let body = br#"{"tsc_khz": 3900000, "deadline": "fire", "downtime": "catch-up"}"#;
         let Command::Migrate(migrate) = Command::parse("PUT", "/v1/migrate", body).unwrap() else { panic!() };
-        assert_eq!((migrate.deadline, migrate.downtime), (DeadlinePolicy::Fire, DowntimePolicy::CatchUp));
+        assert_eq!((migrate.deadline, migrate.downtime), (Some(DeadlinePolicy::Fire), Some(DowntimePolicy::CatchUp)));
         let Command::Migrate(migrate) = Command::parse("PUT", "/v1/migrate", br#"{"tsc_khz": 3900000}"#).unwrap()
         else {
             panic!()
         };
-        assert_eq!((migrate.deadline, migrate.downtime), (DeadlinePolicy::Rescale, DowntimePolicy::Freeze));
+        assert_eq!((migrate.deadline, migrate.downtime), (None, None));
     }
 
     #[test]
@@ -173,7 +184,9 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_directory_is_refused_with_the_reason() {
+    fn a_relative_path_is_refused_with_the_reason() {
+        let (code, message) = refuse("PUT", "/v1/migrate", r#"{"to": "unix:socket"}"#);
+        assert!(code == 400 && message.contains("`to` is the relative path"), "{message}");
         for dir in ["snap", "./snap", ""] {
             let (code, message) = refuse("PUT", "/v1/snapshot", &format!(r#"{{"dir": "{dir}"}}"#));
             assert!(code == 400 && message.contains("give an absolute one"), "{message}");

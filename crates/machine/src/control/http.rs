@@ -93,6 +93,7 @@ pub(super) fn render(result: &Result<Reply, ApiError>) -> Vec<u8> {
     let (code, body) = match result {
         Ok(Reply::Done) => (204, None),
         Ok(Reply::Status(status)) => (200, Some(serde_json::to_vec(status))),
+        Ok(Reply::Moved(figures)) => (200, Some(serde_json::to_vec(figures))),
         Err(error) => (error.code(), Some(serde_json::to_vec(&ErrorBody { error: error.to_string() }))),
     };
     // Serializing these types cannot fail. If it did, the response would have no body.

@@ -20,10 +20,8 @@ mod command;
 mod connection;
 mod http;
 pub mod server;
-mod socket;
 
 pub use answer::{Answer, Answers};
 pub use api::{ApiError, Command, Handler, Reply, Status};
 pub use client::{ClientError, call};
 pub use server::ControlServer;
-pub use socket::SocketError;

@@ -20,6 +20,7 @@ pub mod reading;
 pub mod regular_file;
 pub mod start_pages;
 pub mod tsc;
+pub mod unix_socket;
 mod withheld;
 pub mod writeback;
 pub mod x87;

@@ -102,6 +102,14 @@ impl Vm {
         set_slots(&self.fd, &self.memory, KVM_MEM_LOG_DIRTY_PAGES)
     }
 
+    /// Ends what [`Self::log_dirty_pages`] began.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn end_dirty_log(&self) -> Result<(), Error> {
+        set_slots(&self.fd, &self.memory, 0)
+    }
+
     /// The pages of RAM region number `region` that the guest wrote since the last call, one bit each. The VMM's own
     /// writes are not among them.
     ///

@@ -24,8 +24,18 @@ pub(crate) struct Changes {
     pub(crate) pages: PageSet,
     /// Pages that differed when a snapshot began that is not complete yet: they are in that snapshot.
     pub(crate) in_save: Option<PageSet>,
+    /// While RAM is copied: what has changed since.
+    pub(crate) in_copy: Option<InCopy>,
     /// The latest snapshot: all other pages are equal to its pages. None before the first.
     pub(crate) latest: Option<SnapshotId>,
+}
+
+/// What is recorded for a copy of RAM that is made while the guest runs.
+pub(crate) struct InCopy {
+    /// The pages that have changed since they were last taken.
+    pub(crate) pages: PageSet,
+    /// Nothing else is recorded: the record ends with the copy.
+    pub(crate) ends_with_copy: bool,
 }
 
 impl Changes {
@@ -34,16 +44,22 @@ impl Changes {
         vm.log_dirty_pages()?;
         memory.iter().for_each(|region| write_log(region).begin());
         let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-        Ok(Self { pages: PageSet::none(pages(bytes)), in_save: None, latest })
+        Ok(Self { pages: PageSet::none(pages(bytes)), in_save: None, in_copy: None, latest })
     }
 
     /// Adds the pages that were written since the last call.
     pub(crate) fn collect(&mut self, vm: &Vm, memory: &GuestRam) -> Result<(), RunError> {
         let mut first = 0;
+        let mut insert = |first, bits: &[u64]| {
+            self.pages.insert_bits(first, bits);
+            if let Some(InCopy { pages, .. }) = &mut self.in_copy {
+                pages.insert_bits(first, bits);
+            }
+        };
         for (number, region) in (0u32..).zip(memory.iter()) {
             let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
-            self.pages.insert_bits(first, &vm.take_dirty_pages(number, bytes)?);
-            self.pages.insert_bits(first, &write_log(region).take());
+            insert(first, &vm.take_dirty_pages(number, bytes)?);
+            insert(first, &write_log(region).take());
             first = first.saturating_add(pages(region.len()));
         }
         Ok(())

@@ -134,6 +134,11 @@ impl Machine {
         self.unpatched = self.shared.sites.unpatch(&self.shared.memory);
     }
 
+    /// Patches trap sites again: the save or migration has come to nothing, and the guest is to run.
+    pub fn show_patched_code(&mut self) {
+        std::mem::take(&mut self.unpatched).patch(&self.shared.memory);
+    }
+
     /// The image it was booted from.
     #[must_use]
     pub fn image(&self) -> &str {

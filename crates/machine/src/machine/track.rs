@@ -4,7 +4,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::{
     Machine,
-    dirty::{Changes, SnapshotId},
+    dirty::{Changes, InCopy, SnapshotId},
     error::RunError,
 };
 use crate::mem::{pages::PageSet, ram::write_log};
@@ -46,7 +46,7 @@ impl Machine {
     /// Call it when the snapshot that is being made has all of RAM: patches trap sites again, so that the guest may
     /// run.
     pub fn memory_is_saved(&mut self) {
-        std::mem::take(&mut self.unpatched).patch(&self.shared.memory);
+        self.show_patched_code();
         let Some(changes) = &mut self.changes else { return };
         changes.in_save = Some(changes.pages.clone());
         changes.pages.clear();
@@ -66,6 +66,53 @@ impl Machine {
             (None, Some(pages)) => changes.pages.union(&pages),
             (None, None) => {}
         }
+    }
+
+    /// Begins a copy of RAM while the guest runs: records from now on which pages change, besides what is recorded for
+    /// snapshots. The vCPUs are stopped.
+    ///
+    /// # Errors
+    /// If KVM cannot log dirty pages.
+    pub fn begin_copy(&mut self) -> Result<(), RunError> {
+        let ends_with_copy = self.changes.is_none();
+        if ends_with_copy {
+            self.track_changes(None)?;
+        } else {
+            drop(self.changed_pages()?);
+        }
+        if let Some(changes) = &mut self.changes {
+            let mut pages = changes.pages.clone();
+            pages.clear();
+            changes.in_copy = Some(InCopy { pages, ends_with_copy });
+        }
+        Ok(())
+    }
+
+    /// The pages that have changed since the copy began, or since the last call. The vCPUs are stopped.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn take_copy_changes(&mut self) -> Result<PageSet, RunError> {
+        drop(self.changed_pages()?);
+        let Some(InCopy { pages, .. }) = self.changes.as_mut().and_then(|changes| changes.in_copy.as_mut()) else {
+            return Err(RunError::BadState("no copy of RAM is being made".to_owned()));
+        };
+        let taken = pages.clone();
+        pages.clear();
+        Ok(taken)
+    }
+
+    /// Ends the copy.
+    ///
+    /// # Errors
+    /// If the ioctl fails.
+    pub fn end_copy(&mut self) -> Result<(), RunError> {
+        let ended = self.changes.as_mut().and_then(|changes| changes.in_copy.take());
+        if ended.is_some_and(|InCopy { ends_with_copy, .. }| ends_with_copy) {
+            self.changes = None;
+            self.vm.end_dirty_log()?;
+        }
+        Ok(())
     }
 
     /// Takes out the set of changed pages, with all writes so far, before the virtual machine is closed.

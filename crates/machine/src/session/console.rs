@@ -10,7 +10,7 @@ use std::{
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{Inbox, Request};
+use super::request::{Inbox, Request};
 use crate::control::Answers;
 
 /// How long the event loop waits, after the UART took only a part of the input, before it offers the rest again.

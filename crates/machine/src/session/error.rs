@@ -2,7 +2,8 @@
 
 use crate::{
     blame::{Blame, Blamed},
-    control::SocketError,
+    host::unix_socket::SocketError,
+    live::LiveError,
     machine::error::RunError,
     snapshot::SnapshotError,
 };
@@ -22,6 +23,9 @@ pub enum SessionError {
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Its arrival from another VMM.
+    #[error(transparent)]
+    Live(#[from] LiveError),
     /// The event loop.
     #[error("the event loop failed: {0}")]
     Events(String),
@@ -49,6 +53,7 @@ impl Blamed for SessionError {
             },
             Self::Damaged(error) => error.blame(),
             Self::Socket(error) => error.blame(),
+            Self::Live(error) => error.blame(),
             Self::Events(_) | Self::Lost => Blame::Run,
         }
     }

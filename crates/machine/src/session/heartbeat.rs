@@ -6,7 +6,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::{errno, timerfd::TimerFd};
 use vmtime::Length;
 
-use super::{Inbox, Request};
+use super::request::{Inbox, Request};
 use crate::{machine::Machine, say};
 
 /// Asks the machine's thread for a line at a fixed interval of wall time.

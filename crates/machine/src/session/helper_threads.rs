@@ -11,7 +11,11 @@ use std::{
 use event_manager::{EventManager, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Request, SessionError, Subscriber, events};
+use super::{
+    Subscriber,
+    error::{SessionError, events},
+    request::Request,
+};
 use crate::machine::sched::mailbox::Mailbox;
 
 /// VM time that the guest may run before signals are handled and its console's input is read.

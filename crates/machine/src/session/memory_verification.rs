@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use super::{Inbox, Request, SessionError};
+use super::{
+    error::SessionError,
+    request::{Inbox, Request},
+};
 use crate::snapshot::Pager;
 
 /// The machine thread's handle to the pager; none if all of RAM is present.

@@ -12,6 +12,8 @@ mod heartbeat;
 mod helper_threads;
 mod host_stops;
 mod memory_verification;
+mod moving;
+mod request;
 mod save;
 mod signals;
 mod timeout;
@@ -27,9 +29,11 @@ use self::{
     error::events,
     helper_threads::{Duties, HelperThreads},
     memory_verification::MemoryVerification,
+    request::Inbox,
 };
 use crate::{
     control::{Answer, ApiError, Command, ControlServer, Handler, Reply},
+    live::{Address, Figures},
     machine::{
         Machine,
         audit::{GuestStopped, Summary, TimerSummary},
@@ -45,8 +49,8 @@ use crate::{
     snapshot::Pager,
 };
 pub use error::SessionError;
+pub use request::{MoveRequest, Request};
 pub use signals::block as block_signals;
-pub use worker::Request;
 
 /// How a session is to run.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +91,13 @@ pub enum Finish {
     Stopped,
     /// It was saved, as [`Options::save`] says.
     Saved,
+    /// It runs in another VMM.
+    Moved {
+        /// Where.
+        to: Address,
+        /// What the move came to.
+        figures: Figures,
+    },
     /// It had not ended after [`Options::timeout`].
     TimedOut {
         /// That time.
@@ -101,7 +112,7 @@ impl Finish {
     #[must_use]
     pub fn finish_limit(&self) -> FinishLimit {
         match self {
-            Self::Ended(_) | Self::Saved => AT_END,
+            Self::Ended(_) | Self::Saved | Self::Moved { .. } => AT_END,
             Self::Stopped | Self::TimedOut { .. } => AT_REQUESTED_END,
         }
     }
@@ -141,8 +152,6 @@ pub struct Report {
     /// Whether the trace is complete.
     pub trace: Result<(), RunError>,
 }
-
-type Inbox = Arc<Mailbox<Request>>;
 
 /// Posts commands from the control socket.
 struct CommandSender(Inbox);
@@ -199,6 +208,20 @@ pub fn run(
     pager: Option<&Pager>,
     options: &Options,
 ) -> Result<Report, SessionError> {
+    run_after(env, machine, pager, options, || Ok(()))
+}
+
+/// As [`run`], but calls `before` when all is ready (the control socket, for example), and before the guest runs.
+///
+/// # Errors
+/// As [`run`], or that of `before`; the guest has not run then.
+pub fn run_after(
+    env: &HostEnvironment,
+    machine: Machine,
+    pager: Option<&Pager>,
+    options: &Options,
+    before: impl FnOnce() -> Result<(), SessionError>,
+) -> Result<Report, SessionError> {
     let inbox: Inbox = Arc::new(Mailbox::new(options.api_sock.is_some()));
     let done = EventFd::new(EFD_NONBLOCK).map_err(events)?;
     let mut subscribers: Vec<Subscriber> = Vec::new();
@@ -220,6 +243,7 @@ pub fn run(
     subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 
     let verification = MemoryVerification::new(pager, &inbox);
+    before()?;
     thread::scope(|scope| {
         let (inbox, done) = (&*inbox, &done);
         let mut helper_threads = HelperThreads::new(scope, Duties { subscribers, done, inbox });

@@ -7,7 +7,7 @@
 
 use std::{path::Path, sync::Arc, thread::ScopedJoinHandle};
 
-use super::{Finish, Request, SessionError, worker::Worker};
+use super::{Finish, SessionError, request::Request, worker::Worker};
 use crate::{
     control::{
         Answer, ApiError, Reply,

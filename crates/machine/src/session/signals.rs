@@ -8,7 +8,10 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 
-use super::{Inbox, Request, ending};
+use super::{
+    ending,
+    request::{Inbox, Request},
+};
 use crate::say;
 
 fn set() -> SigSet {

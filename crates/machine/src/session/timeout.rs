@@ -5,7 +5,10 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::{errno, timerfd::TimerFd};
 
-use super::{Inbox, Request, ending};
+use super::{
+    ending,
+    request::{Inbox, Request},
+};
 
 /// Ends the session when the time is over.
 pub(super) struct Timeout {

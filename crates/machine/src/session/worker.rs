@@ -8,12 +8,14 @@ use super::{
     Cycle, Finish, Options, Report, SessionError, heartbeat,
     helper_threads::{self, HelperThreads},
     memory_verification::MemoryVerification,
+    moving::Move,
+    request::Request,
     save::Save,
 };
 use crate::{
     blame::{Blame, Blamed},
     control::{
-        Answer, ApiError, Command, Reply, Status,
+        ApiError, Command, Reply, Status,
         api::{self, RunState},
     },
     machine::{
@@ -27,26 +29,6 @@ use crate::{
     },
 };
 
-/// A request from another thread.
-pub enum Request {
-    /// A command from the control socket; the answer goes to the sender.
-    Command(Command, Answer<Result<Reply, ApiError>>),
-    /// Bytes typed at the console; the number of those that the UART took goes to the sender.
-    Type(Vec<u8>, Answer<usize>),
-    /// A signal, or the event loop's failure, ends the session.
-    Stop,
-    /// This much wall time has passed ([`Options::timeout`]).
-    TimedOut(Duration),
-    /// This much wall time has passed ([`Options::heartbeat`]).
-    Heartbeat(Duration),
-    /// The restored memory is not what was saved.
-    Damaged,
-    /// The snapshot that is being made has all of RAM.
-    MemorySaved,
-    /// The snapshot is complete, or has failed.
-    Saved,
-}
-
 pub(super) struct Worker<'a, 'scope, 'env> {
     pub(super) env: &'a HostEnvironment,
     /// None only after a migration that failed half-way.
@@ -57,7 +39,9 @@ pub(super) struct Worker<'a, 'scope, 'env> {
     pub(super) inbox: &'env Mailbox<Request>,
     /// The snapshot that is being made.
     pub(super) save: Option<Save<'scope>>,
-    /// Requests that have to wait for that snapshot.
+    /// The VM's move to another VMM.
+    pub(super) moving: Option<Move<'scope>>,
+    /// Requests that have to wait for these.
     deferred: VecDeque<Request>,
     next_migration: Option<VmTime>,
     migrations: usize,
@@ -80,12 +64,14 @@ pub(super) fn work<'env>(
         options,
         inbox,
         save: None,
+        moving: None,
         deferred: VecDeque::new(),
         next_migration: None,
         migrations: 0,
         host_stops: 0,
     };
     let finish = worker.start().and_then(|()| worker.run());
+    worker.cancel_move();
     // A requested end cancels a snapshot that is being made. If the guest ended by itself, the snapshot is completed
     // first.
     let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
@@ -266,15 +252,18 @@ impl<'env> Worker<'_, '_, 'env> {
         self.deferred.pop_front()
     }
 
-    /// Whether a request has to wait for the snapshot that is being made. A request that changes the machine's state
-    /// waits until RAM is written, another snapshot until this one is complete.
+    /// Whether a request has to wait for the snapshot that is being made, or for the VM's move. A request that changes
+    /// the machine's state waits until RAM is written, another snapshot or a move until this one is complete. During a
+    /// move all of these wait.
     fn has_to_wait(&self, request: &Request) -> bool {
-        let Some(save) = &self.save else { return false };
+        let (saves, moves) = (self.save.as_ref(), self.moving.is_some());
         match request {
             Request::Command(Command::Status | Command::Quit, _) => false,
-            Request::Command(Command::Snapshot(_), _) => true,
-            Request::Command(..) | Request::Type(..) => !save.has_memory(),
-            Request::Stop | Request::TimedOut(_) | Request::Heartbeat(_) => false,
+            Request::Command(Command::Snapshot(_) | Command::Migrate(api::Migrate { to: Some(_), .. }), _) => {
+                moves || saves.is_some()
+            }
+            Request::Command(..) | Request::Type(..) => moves || saves.is_some_and(|save| !save.has_memory()),
+            Request::Stop | Request::TimedOut(_) | Request::Heartbeat(_) | Request::Move(_) => false,
             Request::Damaged | Request::MemorySaved | Request::Saved => false,
         }
     }
@@ -311,6 +300,10 @@ impl<'env> Worker<'_, '_, 'env> {
                 Ok(None)
             }
             Request::Command(Command::Snapshot(snapshot), answer) => self.save(snapshot, answer).map(|()| None),
+            Request::Command(Command::Migrate(migrate @ api::Migrate { to: Some(_), .. }), answer) => {
+                self.begin_move(migrate, answer).map(|()| None)
+            }
+            Request::Move(request) => self.move_request(request),
             Request::Command(command, answer) => {
                 let quit = command == Command::Quit;
                 match self.command(command) {
@@ -329,13 +322,14 @@ impl<'env> Worker<'_, '_, 'env> {
     fn command(&mut self, command: Command) -> Result<Result<Reply, ApiError>, SessionError> {
         let (env, policies) = (self.env, self.options.policies.clone());
         let saving = self.save.as_ref().map(Save::status);
+        let moving = self.moving.as_ref().map(Move::status);
         let ends = self.save.as_ref().is_some_and(Save::ends_the_session);
         let machine = self.machine()?;
         Ok(match command {
             Command::Resume(_) | Command::Migrate(_) if ends => {
                 Err(ApiError::WrongState("the VM is being saved by --save-at, and ends then".to_owned()))
             }
-            Command::Status => Ok(Reply::Status(Box::new(status(machine, saving)))),
+            Command::Status => Ok(Reply::Status(Box::new(status(machine, saving, moving)))),
             Command::Pause => {
                 self.pause()?;
                 Ok(Reply::Done)
@@ -350,7 +344,12 @@ impl<'env> Worker<'_, '_, 'env> {
                     resumed => resumed.map(|_| Reply::Done).map_err(|error| refusal(&error)),
                 }
             }
-            Command::Migrate(api::Migrate { tsc_khz, deadline, downtime }) => {
+            Command::Migrate(api::Migrate { to: _, max_downtime_ms, insecure, tsc_khz, deadline, downtime }) => {
+                if max_downtime_ms.is_some() || insecure {
+                    let why = "`max_downtime_ms` and `insecure` are for a move to another VMM: say where (`to`)";
+                    return Ok(Err(ApiError::BadRequest(why.to_owned())));
+                }
+                let (deadline, downtime) = (deadline.unwrap_or_default(), downtime.unwrap_or_default());
                 let khz = tsc_khz.unwrap_or(machine.next_khz());
                 match machine.check_migration(env, khz).and_then(|()| machine.check_downtime(downtime)) {
                     Err(error) => Err(refusal(&error)),
@@ -377,7 +376,7 @@ fn refusal(error: &RunError) -> ApiError {
     }
 }
 
-fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
+fn status(machine: &Machine, saving: Option<api::Saving>, moving: Option<api::Moving>) -> Status {
     // In virtual time the rings are read at fixed places of the run, and a status must not add another.
     let ticks = match machine.time_mode() {
         TimeMode::Virtual => machine.ticks_read(),
@@ -399,5 +398,6 @@ fn status(machine: &Machine, saving: Option<api::Saving>) -> Status {
         migrations: machine.migrations(),
         migrations_here: machine.migrations_here(),
         saving,
+        moving,
     }
 }

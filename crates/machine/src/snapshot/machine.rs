@@ -79,6 +79,31 @@ pub(super) fn encode(
     layout: &MemoryLayout,
     base: Option<&BaseState>,
 ) -> Result<Vec<u8>, SnapshotError> {
+    let mut writer = sections(state, host)?;
+    writer.section(MEMORY, MEMORY_VERSION, layout)?;
+    if let Some(base) = base {
+        writer.section(BASE, BASE_VERSION, base)?;
+    }
+    Ok(writer.finish())
+}
+
+/// The machine without its RAM, as the bytes of a `state` file.
+///
+/// # Errors
+/// If it cannot be encoded.
+pub fn encode_without_memory(state: &MachineState, host: Option<&HostFingerprint>) -> Result<Vec<u8>, SnapshotError> {
+    Ok(sections(state, host)?.finish())
+}
+
+/// Reads what [`encode_without_memory`] wrote.
+///
+/// # Errors
+/// It is damaged, or of no machine.
+pub fn decode_without_memory(bytes: &[u8]) -> Result<(MachineState, Option<HostFingerprint>), SnapshotError> {
+    decode(StateReader::parse(bytes)?)
+}
+
+fn sections(state: &MachineState, host: Option<&HostFingerprint>) -> Result<StateWriter, SnapshotError> {
     let MachineState { machine, clock, cpus, devices, sites, audit } = state;
     let mut writer = StateWriter::new();
     writer.section(MACHINE, MACHINE_VERSION, machine)?;
@@ -90,11 +115,7 @@ pub(super) fn encode(
     if let Some(host) = host {
         writer.section(HOST, HOST_VERSION, host)?;
     }
-    writer.section(MEMORY, MEMORY_VERSION, layout)?;
-    if let Some(base) = base {
-        writer.section(BASE, BASE_VERSION, base)?;
-    }
-    Ok(writer.finish())
+    Ok(writer)
 }
 
 fn decode(mut reader: StateReader) -> Result<(MachineState, Option<HostFingerprint>), SnapshotError> {

@@ -16,8 +16,8 @@ use super::{
     api::{ApiError, Command, Handler, Reply},
     connection::{Connection, Progress},
     http,
-    socket::{ControlSocket, SocketError},
 };
+use crate::host::unix_socket::{PrivateSocket, SocketError};
 
 /// How many clients can be connected at a time. If there is one more, the oldest connection that waits for no answer is
 /// closed. So idle clients cannot keep others out, and no timeout is needed.
@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The control socket of one VM, to be added to its event manager. The socket's file is removed when this is dropped.
 #[derive(Debug)]
 pub struct ControlServer<H> {
-    socket: ControlSocket,
+    socket: PrivateSocket,
     /// Oldest first.
     clients: Vec<Client>,
     handler: H,
@@ -62,7 +62,7 @@ impl<H: Handler> ControlServer<H> {
         let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
         let answers = Answers::new().map_err(io("wait for answers"))?;
         let retry = TimerFd::new().map_err(|error| io("make a timer")(error.into()))?;
-        Ok(Self { socket: ControlSocket::bind(path)?, clients: Vec::new(), handler, answers, accepted: 0, retry })
+        Ok(Self { socket: PrivateSocket::bind(path)?, clients: Vec::new(), handler, answers, accepted: 0, retry })
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {

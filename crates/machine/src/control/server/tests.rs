@@ -62,6 +62,7 @@ fn status() -> Status {
         migrations: 0,
         migrations_here: 0,
         saving: None,
+        moving: None,
     }
 }
 

@@ -61,7 +61,7 @@ pub struct RegionLayout {
 
 impl MemoryLayout {
     /// The layout of `memory`, with nothing in it yet.
-    pub(super) fn of(memory: &GuestRam) -> Self {
+    pub(crate) fn of(memory: &GuestRam) -> Self {
         let mut file_offset = 0u64;
         let regions = memory
             .iter()
@@ -73,6 +73,16 @@ impl MemoryLayout {
             .collect();
         let blocks = Blocks { bytes: block_bytes(file_offset), of: 0, sums: Vec::new() };
         Self { regions, pages: 0, checksum: 0, blocks }
+    }
+
+    /// The guest physical address of page number `page`, if that and the `pages - 1` behind it are in one region.
+    pub(crate) fn address_of(&self, page: u64, pages: u64) -> Option<u64> {
+        let (at, bytes) = (page.checked_mul(PAGE)?, pages.checked_mul(PAGE)?);
+        let inside =
+            |place: &&RegionLayout| at.checked_sub(place.file_offset).is_some_and(|inside| inside < place.bytes);
+        let place = self.regions.iter().find(inside)?;
+        let inside = at.checked_sub(place.file_offset)?;
+        (inside.checked_add(bytes)? <= place.bytes).then(|| place.guest_base.checked_add(inside)).flatten()
     }
 
     /// Whether the blocks' checksums belong to the file's. A tool that edits a snapshot may have updated only the

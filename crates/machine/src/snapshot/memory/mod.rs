@@ -43,7 +43,7 @@ pub const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = 4096;
 const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// How much is read at once, in bytes: enough to make system calls rare, small enough to stay in the cache.
-const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
+pub(crate) const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
 
 /// The pages of guest RAM that may hold a byte that is not zero, by their index in the file. See `touched.rs` for how
 /// they are found without reading RAM.
@@ -73,10 +73,9 @@ pub fn write(
     file.set_len(total).map_err(io)?;
     let mut sums = Sums::of_blocks(layout.blocks.bytes);
     progress.begin(pages.runs().map(|run| bytes(run.len())).sum::<u64>().saturating_mul(2));
-    for_each_piece(memory, &layout, pages, |Piece { region, place, inside, at }, chunk| {
-        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
-        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
-        write_chunk(file, chunk, at, &mut sums).map_err(io)?;
+    for_each_piece(memory, &layout, pages, |piece, chunk| {
+        piece.read(chunk)?;
+        write_chunk(file, chunk, piece.at, &mut sums).map_err(io)?;
         progress.advance(length(chunk))
     })?;
     begin_writeback(file);
@@ -93,7 +92,7 @@ pub fn pages(layout: &MemoryLayout) -> Result<usize, MemoryError> {
 }
 
 /// Pages that follow one another in one region.
-struct Piece<'a> {
+pub(crate) struct Piece<'a> {
     region: &'a RamRegion,
     place: &'a RegionLayout,
     /// Where in the region it begins, in bytes.
@@ -102,13 +101,28 @@ struct Piece<'a> {
     at: u64,
 }
 
+impl Piece<'_> {
+    /// The number of its first page.
+    pub(crate) fn page(&self) -> u64 {
+        self.at / PAGE
+    }
+
+    /// Fills `chunk`, which has its size, with its content. The guest may change it meanwhile.
+    pub(crate) fn read(&self, chunk: &mut [u8]) -> Result<(), MemoryError> {
+        let Self { region, place, inside, at: _ } = *self;
+        let guest = |source| MemoryError::Guest { address: place.guest_base.saturating_add(inside), source };
+        region.get_slice(MemoryRegionAddress(inside), chunk.len()).map_err(guest)?.copy_to(chunk);
+        Ok(())
+    }
+}
+
 /// Calls `handle` for `pages` in pieces of at most [`CHUNK_BYTES`], in file order, each with a buffer of its size.
-fn for_each_piece(
+pub(crate) fn for_each_piece<E>(
     memory: &GuestRam,
     layout: &MemoryLayout,
     pages: &PageSet,
-    mut handle: impl FnMut(Piece<'_>, &mut [u8]) -> Result<(), MemoryError>,
-) -> Result<(), MemoryError> {
+    mut handle: impl FnMut(Piece<'_>, &mut [u8]) -> Result<(), E>,
+) -> Result<(), E> {
     let mut buffer = vec![0; CHUNK_BYTES];
     for run in pages.runs() {
         let (mut at, end) = (bytes(run.start), bytes(run.end));

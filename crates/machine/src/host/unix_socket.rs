@@ -1,5 +1,5 @@
-//! The socket file. It has mode 0600 before a client can connect, an existing one is replaced only if no process
-//! listens on it, and it is removed when the server ends.
+//! A Unix socket for its owner only. Its file has mode 0600 before a client can connect, an existing one is replaced
+//! only if no process listens on it, and it is removed when the server ends.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -15,33 +15,33 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use crate::blame::{Blame, Blamed};
 
 /// The longest path of a socket, in bytes. unix(7): sun_path has 108 with the terminating zero.
-pub(super) const PATH_BYTES: usize = 107;
+pub const PATH_BYTES: usize = 107;
 /// How many clients may wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// Why there is no control socket.
+/// Why there is no such socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The path does not fit a socket address.
-    #[error("control socket {}: a socket's path has at most {PATH_BYTES} bytes: choose a shorter one", path.display())]
+    #[error("socket {}: a socket's path has at most {PATH_BYTES} bytes: choose a shorter one", path.display())]
     TooLong {
         /// The path.
         path: PathBuf,
     },
     /// Another process listens at this path.
-    #[error("control socket {} is in use by another process: end it, or choose another path", path.display())]
+    #[error("socket {} is in use by another process: end it, or choose another path", path.display())]
     InUse {
         /// The path.
         path: PathBuf,
     },
     /// The path names something that must not be deleted.
-    #[error("control socket {}: a file that is not a socket is already there: choose another path", path.display())]
+    #[error("socket {}: a file that is not a socket is already there: choose another path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
     /// A system call failed.
-    #[error("control socket {}: cannot {action}: {source}", path.display())]
+    #[error("socket {}: cannot {action}: {source}", path.display())]
     Io {
         /// The path.
         path: PathBuf,
@@ -62,21 +62,22 @@ impl Blamed for SocketError {
 
 /// A listening socket and its file.
 #[derive(Debug)]
-pub(super) struct ControlSocket {
-    pub(super) listener: UnixListener,
+pub struct PrivateSocket {
+    /// The listening socket, non-blocking.
+    pub listener: UnixListener,
     /// Absolute: the process may change its working directory before the file is removed.
     path: PathBuf,
     /// Device and inode of our file, so that a file that another VMM has put in its place is not removed.
     id: (u64, u64),
 }
 
-impl ControlSocket {
+impl PrivateSocket {
     /// Listens at `path`, non-blocking, mode 0600.
     ///
     /// Calls bind(2), chmod(2) and listen(2) in that order, unlike [`UnixListener::bind`]. Until listen(2), connect(2)
     /// is refused, so that no client can connect before the file has its mode. A umask around bind(2) would do the
     /// same, but it is a property of the process, and would change files that other threads create.
-    pub(super) fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
         let errno = |action| move |errno: Errno| io(action)(errno.into());
         let address = address(path).map_err(|error| match error.kind() {
@@ -108,25 +109,25 @@ impl ControlSocket {
     }
 }
 
-impl ControlSocket {
+impl PrivateSocket {
     /// Removes the file, if it is still there and ours. From then on no client can connect.
-    pub(super) fn leave(&self) {
+    pub fn leave(&self) {
         if identity(&self.path).is_ok_and(|id| id == self.id)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            log::warn!("control socket {} is left behind: {error}", self.path.display());
+            log::warn!("socket {} is left behind: {error}", self.path.display());
         }
     }
 }
 
-impl Drop for ControlSocket {
+impl Drop for PrivateSocket {
     fn drop(&mut self) {
         self.leave();
     }
 }
 
 /// Connects to the socket at `path` without blocking: if the listener's queue is full, it returns `WouldBlock`.
-pub(super) fn open(path: &Path) -> io::Result<UnixStream> {
+pub fn open(path: &Path) -> io::Result<UnixStream> {
     let address = address(path)?;
     let fd = stream_socket()?;
     connect(fd.as_raw_fd(), &address)?;
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn only_the_owner_may_connect_and_the_file_goes_with_the_socket() {
         let (_dir, path) = place();
-        let socket = ControlSocket::bind(&path).unwrap();
+        let socket = PrivateSocket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         open(&path).unwrap();
         drop(socket);
@@ -218,20 +219,20 @@ mod tests {
         let (_dir, path) = place();
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "the standard library leaves the file");
-        let _socket = ControlSocket::bind(&path).unwrap();
+        let _socket = PrivateSocket::bind(&path).unwrap();
         open(&path).unwrap();
     }
 
     #[test]
     fn a_live_socket_is_not_replaced() {
         let (_dir, path) = place();
-        let _first = ControlSocket::bind(&path).unwrap();
-        let error = ControlSocket::bind(&path).unwrap_err();
+        let _first = PrivateSocket::bind(&path).unwrap();
+        let error = PrivateSocket::bind(&path).unwrap_err();
         assert!(matches!(error, SocketError::InUse { .. }), "{error}");
         // Not even when its queue is full.
         let waiting: Vec<_> = std::iter::from_fn(|| open(&path).ok()).take(1000).collect();
         assert!(waiting.len() < 1000);
-        assert!(matches!(ControlSocket::bind(&path), Err(SocketError::InUse { .. })));
+        assert!(matches!(PrivateSocket::bind(&path), Err(SocketError::InUse { .. })));
         open(&path).unwrap_err();
     }
 
@@ -239,21 +240,21 @@ mod tests {
     fn a_file_that_is_no_socket_is_kept() {
         let (dir, path) = place();
         fs::write(&path, b"precious").unwrap();
-        assert!(matches!(ControlSocket::bind(&path), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(PrivateSocket::bind(&path), Err(SocketError::NotASocket { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
-        assert!(matches!(ControlSocket::bind(dir.path()), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(PrivateSocket::bind(dir.path()), Err(SocketError::NotASocket { .. })));
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(ControlSocket::bind(&link), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(PrivateSocket::bind(&link), Err(SocketError::NotASocket { .. })));
     }
 
     #[test]
     fn the_file_of_a_successor_is_kept() {
         let (_dir, path) = place();
-        let first = ControlSocket::bind(&path).unwrap();
+        let first = PrivateSocket::bind(&path).unwrap();
         // While `first` holds its inode, the successor's number cannot be the same.
         fs::remove_file(&path).unwrap();
-        let _second = ControlSocket::bind(&path).unwrap();
+        let _second = PrivateSocket::bind(&path).unwrap();
         drop(first);
         open(&path).unwrap();
     }
@@ -262,11 +263,11 @@ mod tests {
     fn a_path_that_cannot_be_used_is_named() {
         let (dir, _) = place();
         let fill = PATH_BYTES - dir.path().as_os_str().len() - 1;
-        let _longest = ControlSocket::bind(&dir.path().join("x".repeat(fill))).unwrap();
-        let error = ControlSocket::bind(&dir.path().join("x".repeat(fill + 1))).unwrap_err();
+        let _longest = PrivateSocket::bind(&dir.path().join("x".repeat(fill))).unwrap();
+        let error = PrivateSocket::bind(&dir.path().join("x".repeat(fill + 1))).unwrap_err();
         assert!(matches!(error, SocketError::TooLong { .. }), "{error}");
         for (path, reason) in [("/nonexistent-directory/s", "No such file"), ("", "not found")] {
-            let error = ControlSocket::bind(Path::new(path)).unwrap_err().to_string();
+            let error = PrivateSocket::bind(Path::new(path)).unwrap_err().to_string();
             assert!(error.starts_with(&format!("control socket {path}: cannot ")) && error.contains(reason), "{error}");
         }
     }
