@@ -20,6 +20,10 @@ const BODY: usize = 0x7000;
 /// The handler that all stubs jump to, and the size of a stub.
 const COMMON: usize = STUBS + 32 * STUB;
 const STUB: usize = 16;
+/// Where the stub of [`INTERRUPT`] is.
+const INTERRUPT_STUB: usize = COMMON + 0x20;
+/// The one vector behind those of exceptions that has a handler.
+pub const INTERRUPT: u8 = 0x20;
 
 /// A page that is not present.
 pub const ABSENT: u64 = 0x60_0000;
@@ -268,14 +272,15 @@ fn contents(body: &[u8], user: &[u8]) -> Vec<u8> {
     // RSP0: below the stack of the code that enters user mode.
     put(TSS + 4, &[&u64::from(STACK_END - 0x1000).to_le_bytes()]);
     put(USER, &[user]);
-    put(IDTR, &[&0x1ffu16.to_le_bytes(), &le(IDT)]);
-    for vector in 0..32u8 {
-        let at = STUBS + STUB * usize::from(vector);
+    put(IDTR, &[&0x20fu16.to_le_bytes(), &le(IDT)]);
+    for vector in 0..=INTERRUPT {
+        let at = if vector == INTERRUPT { INTERRUPT_STUB } else { STUBS + STUB * usize::from(vector) };
         let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
         // push 0, if the CPU pushes no error code; push vector; jmp common.
         let pushes = if has_error_code { vec![0x6a, vector] } else { vec![0x6a, 0, 0x6a, vector] };
         let next = at + pushes.len() + 5;
-        put(at, &[&pushes, &[0xe9], &u32::try_from(COMMON - next).expect("small").to_le_bytes()]);
+        let [common, next] = [COMMON, next].map(|at| u32::try_from(at).expect("small"));
+        put(at, &[&pushes, &[0xe9], &common.wrapping_sub(next).to_le_bytes()]);
         let [a, b, c, d] = le(at);
         put(IDT + 16 * usize::from(vector), &[&[a, b, 8, 0, 0, 0x8e, c, d]]);
     }

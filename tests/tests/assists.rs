@@ -3,7 +3,7 @@
 
 use vm_tests::{
     long_mode::{
-        ABSENT, Body, READ_ONLY,
+        ABSENT, Body, INTERRUPT, READ_ONLY,
         Register::{Flags, Rax, Rbx, Rcx, Rdx, Rsi},
         WRITABLE,
     },
@@ -211,6 +211,15 @@ fn breakpoints() {
     passes("int3", 2, |body| {
         // int3; hlt: the handler returns behind the HLT.
         body.raises(&[0xcc, 0xf4], BP, 0, 0).raises(&[0xcc], BP, 0, 0);
+    });
+}
+
+// Catches: an interrupt that is taken for an exception, has an error code, or returns to itself; vectors of both kinds.
+#[test]
+fn software_interrupts() {
+    passes("int", 2, |body| {
+        // int 0x10; int INTERRUPT; hlt: the handler returns behind the HLT.
+        body.raises(&[0xcd, 0x10], (0x10, 2), 0, 0).raises(&[0xcd, INTERRUPT, 0xf4], (INTERRUPT, 2), 0, 0);
     });
 }
 

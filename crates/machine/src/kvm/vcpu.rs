@@ -269,6 +269,12 @@ impl Vcpu {
         self.events_dirty();
     }
 
+    /// Drops an injected interrupt that the guest has not taken.
+    pub fn drop_interrupt(&mut self) {
+        self.fd.sync_regs_mut().events.interrupt.injected = 0;
+        self.events_dirty();
+    }
+
     /// The numbers of calls since this was last called.
     pub fn take_calls(&mut self) -> Calls {
         self.calls.take()

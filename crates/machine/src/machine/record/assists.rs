@@ -12,6 +12,8 @@ pub(crate) enum Assist {
     Nop,
     /// INT3.
     Int3,
+    /// INT with a vector.
+    Int,
     /// CLAC and STAC.
     Ac,
     /// POPCNT.
@@ -45,9 +47,10 @@ pub(crate) enum Assist {
 }
 
 impl Assist {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Nop,
         Self::Int3,
+        Self::Int,
         Self::Ac,
         Self::Popcnt,
         Self::Bmi,
@@ -70,6 +73,7 @@ impl Assist {
         match self {
             Self::Nop => "nop",
             Self::Int3 => "int3",
+            Self::Int => "int",
             Self::Ac => "clac-stac",
             Self::Popcnt => "popcnt",
             Self::Bmi => "bmi",

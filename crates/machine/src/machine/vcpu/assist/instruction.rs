@@ -14,6 +14,8 @@ pub(super) const CR0_EM: u64 = 1 << 2;
 pub(super) const CR0_TS: u64 = 1 << 3;
 pub(super) const CR0_NE: u64 = 1 << 5;
 const CR4_CET: u64 = 1 << 23;
+/// The vector of an NMI.
+const NMI: u8 = 2;
 /// RFLAGS.ZF.
 const ZF: u64 = 1 << 6;
 
@@ -61,8 +63,10 @@ pub(super) fn kind(instruction: &Instruction, code: &[u8]) -> Option<Assist> {
         | Mnemonic::Endbr32
         | Mnemonic::Endbr64
         | Mnemonic::Rdsspd
-        | Mnemonic::Rdsspq => Assist::Nop,
+        | Mnemonic::Rdsspq
+        | Mnemonic::Clwb => Assist::Nop,
         Mnemonic::Int3 => Assist::Int3,
+        Mnemonic::Int => Assist::Int,
         Mnemonic::Clac | Mnemonic::Stac => Assist::Ac,
         Mnemonic::Cmpxchg16b => Assist::Cmpxchg16b,
         Mnemonic::Xgetbv => Assist::Xgetbv,
@@ -78,8 +82,8 @@ pub(super) fn kind(instruction: &Instruction, code: &[u8]) -> Option<Assist> {
     })
 }
 
-/// Performs `instruction`, which is at `state`'s RIP; RIP itself is left to the caller. Returns the exception that it
-/// raises as its effect, after which the guest goes on behind it.
+/// Performs `instruction`, which is at `state`'s RIP; RIP itself is left to the caller. Returns the exception or
+/// interrupt that it raises as its effect, after which the guest goes on behind it.
 ///
 /// # Errors
 /// Why it was not performed. `state`'s registers must then not be used.
@@ -93,7 +97,16 @@ pub(super) fn perform(
         Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => {}
         // With shadow stacks it reads SSP.
         Mnemonic::Rdsspd | Mnemonic::Rdsspq if state.system.cr4 & CR4_CET == 0 => {}
+        // What it writes back is not the guest's to see: it is a load.
+        Mnemonic::Clwb => {
+            let linear = state.linear(instruction, 0, 1, Purpose::Load)?;
+            state.load_bytes(linear, &mut [0])?;
+        }
         Mnemonic::Int3 => return Ok(Some(Exception::BREAKPOINT)),
+        // KVM injects vector 2 as an NMI only.
+        Mnemonic::Int if instruction.immediate8() != NMI => {
+            return Ok(Some(Exception { vector: instruction.immediate8(), error_code: None, cr2: None }));
+        }
         Mnemonic::Clac => state.registers.rflags &= !RFLAGS_AC,
         Mnemonic::Stac => state.registers.rflags |= RFLAGS_AC,
         Mnemonic::Cmpxchg16b => cmpxchg16b(state, instruction)?,

@@ -39,6 +39,8 @@ use crate::{
 };
 
 const CR0_PE: u64 = 1;
+/// Vectors beyond are interrupts only, which KVM injects otherwise.
+const LAST_EXCEPTION: u8 = 31;
 /// CF, PF, AF, ZF, SF, OF.
 const RFLAGS_ARITHMETIC: u64 = 0x8d5;
 pub(super) const RFLAGS_TF: u64 = 1 << 8;
@@ -163,7 +165,12 @@ fn take_trap(
     let handler = gate::handler(vcpu, shared, trap.vector)?;
     let window = vcpu.window_requested();
     vcpu.continue_from(after);
-    vcpu.raise(trap);
+    if trap.vector > LAST_EXCEPTION {
+        vcpu.drop_exception();
+        vcpu.inject(trap.vector);
+    } else {
+        vcpu.raise(trap);
+    }
     let exit = match handler {
         Some(handler) => vcpu.run_to(bus, handler)?,
         // The CPU finds no handler either: as a rule a triple fault. Kernels reboot so.
@@ -177,6 +184,7 @@ fn take_trap(
     if (now.rip, now.rsp) == (after.rip, after.rsp) {
         vcpu.continue_from(before);
         vcpu.drop_exception();
+        vcpu.drop_interrupt();
     }
     Ok(exit)
 }

@@ -49,7 +49,8 @@ fn cmpxchg16b_faults_as_a_store_does() {
     not_covered(run(&memory, &system, compare(PAGE), &LOCK_CMPXCHG16B));
 }
 
-// Catches: a NOP that reads its operand, RDSSP that is taken for a NOP where it is none, INT3 that stops before itself.
+// Catches: a NOP that reads its operand, CLWB that does not, RDSSP that is taken for a NOP where it is none, INT3 that
+// stops before itself.
 #[test]
 fn nops_and_breakpoints() {
     let (memory, system) = (memory(), long_mode());
@@ -61,6 +62,14 @@ fn nops_and_breakpoints() {
     let cet = SystemRegisters { cr4: 0x80_0020, ..system };
     not_covered(run(&memory, &cet, before, &[0xf3, 0x48, 0x0f, 0x1e, 0xc8]));
     assert_eq!(run(&memory, &system, before, &[0xcc]).unwrap(), (before, Some(Exception::BREAKPOINT)));
+    // int 0x80; int 2; clwb [rax], which is not canonical; clwb [0x500000], which is not mapped.
+    let interrupt = Exception { vector: 0x80, error_code: None, cr2: None };
+    assert_eq!(run(&memory, &system, before, &[0xcd, 0x80]).unwrap(), (before, Some(interrupt)));
+    not_covered(run(&memory, &system, before, &[0xcd, 2]));
+    let clwb = run(&memory, &system, before, &[0x66, 0x0f, 0xae, 0x30]);
+    assert_eq!(fault(clwb), Exception::GENERAL_PROTECTION);
+    let clwb = run(&memory, &system, before, &[0x66, 0x0f, 0xae, 0x34, 0x25, 0, 0, 0x50, 0]);
+    assert_eq!(fault(clwb), Exception::page_fault(0, 0x50_0000));
 }
 
 // Catches: the two exchanged, another flag touched; RDTSCP that tells the host's TSC.
