@@ -193,12 +193,13 @@ pub struct Restore {
     pub session: Session,
 }
 
-/// Wait for a VM that another VMM moves here, and go on with it.
+/// Wait for a live migration from another VMM, and run its guest.
 #[derive(Debug, Args)]
 pub struct Receive {
     /// Where to wait: unix:PATH, a socket that only you can open, or tcp:HOST:PORT.
+    #[arg(value_name = "ADDRESS")]
     pub at: Address,
-    /// Take guest memory from TCP, without encryption and from whoever comes.
+    /// Allow tcp: no encryption, and anyone who can connect can send a guest.
     #[arg(long)]
     pub insecure: bool,
     /// The most guest RAM to take.

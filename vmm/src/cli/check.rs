@@ -21,7 +21,6 @@ use lab::{
 use machine::{
     BootOptions, HostEnvironment, LapicKind, RunError, TimeMode,
     boot::{self, Image, find_sites::Kind},
-    doctor,
 };
 use serde::Serialize;
 
@@ -114,7 +113,7 @@ fn options(args: &Check) -> Result<Options> {
     let linux = args.profile == Profile::Linux;
     let given =
         args.cmdline.clone().unwrap_or_else(|| clock::usual_cmdline(args.guest.is_some(), args.cpus).to_owned());
-    let cmdline = if linux { for_linux(&given, args.time.into())? } else { given };
+    let cmdline = if linux { with_linux_words(&given, args.time.into()) } else { given };
     let late = match (args.late, TimeMode::from(args.time)) {
         (Some(late), _) => late.0,
         (None, TimeMode::Virtual) => Some(LATE),
@@ -158,20 +157,13 @@ fn options(args: &Check) -> Result<Options> {
     })
 }
 
-/// The command line with the words that Linux needs here.
-fn for_linux(cmdline: &str, time: TimeMode) -> Result<String> {
-    Ok(with_linux_words(cmdline, time, doctor::examine(None)?.supervisor_emulated))
-}
-
-/// `emulated`: KVM emulates supervisor code.
-fn with_linux_words(cmdline: &str, time: TimeMode, emulated: bool) -> String {
+/// The command line with the words that Linux needs.
+fn with_linux_words(cmdline: &str, time: TimeMode) -> String {
     let words = [
         ("console=", "console=ttyS0", true),
         ("panic=", "panic=-1", true),
         // An RDTSC in a program, that of the vDSO too, returns the host's TSC.
         ("vdso=", "vdso=0", time == TimeMode::Virtual),
-        // KVM cannot emulate XRSTOR.
-        ("noxsave", "noxsave", emulated),
     ];
     let mut cmdline = cmdline.to_owned();
     for (begin, word, needed) in words {
@@ -279,10 +271,10 @@ mod tests {
     #[test]
     fn linux_gets_the_words_that_it_lacks() {
         let (real, at_virtual) = (TimeMode::Real, TimeMode::Virtual);
-        assert_eq!(with_linux_words("", real, false), "console=ttyS0 panic=-1");
-        assert_eq!(with_linux_words("a", at_virtual, true), "a console=ttyS0 panic=-1 vdso=0 noxsave");
+        assert_eq!(with_linux_words("", real), "console=ttyS0 panic=-1");
+        assert_eq!(with_linux_words("a", at_virtual), "a console=ttyS0 panic=-1 vdso=0");
         let given = "noxsave vdso=1 panic=5 console=ttyS1,115200";
-        assert_eq!(with_linux_words(given, at_virtual, true), given);
+        assert_eq!(with_linux_words(given, at_virtual), given);
     }
 
     // Catches: a line that is too long for a terminal, and words that are lost or joined.

@@ -27,9 +27,9 @@ pub struct Check {
     /// The guest's command line. By default the embedded guest makes 100 ticks a second without end.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// What kind of guest it is. linux: its command line gets console=ttyS0 and panic=-1 unless it has such, vdso=0 in
-    /// virtual time, and noxsave where supervisor code is emulated; its console is searched for what its watchdogs say
-    /// and for the lines of docs/linux/init.c; and it goes on after the last migration until it ends.
+    /// What kind of guest it is. linux: its command line gets console=ttyS0 and panic=-1 unless it has such, and vdso=0
+    /// in virtual time; its console is searched for what its watchdogs say and for the lines of docs/linux/init.c; and
+    /// it goes on after the last migration until it ends.
     #[arg(long, value_enum, value_name = "KIND", default_value = "bare")]
     pub profile: Profile,
     /// Trap sites of a guest that lists none: auto finds them in its code, FILE has them from vmm sites. By default

@@ -107,7 +107,7 @@ impl From<Tsc> for SourceChoice {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Deadline {
-    /// The raw TSC value stays, as every VMM does it today.
+    /// The raw TSC value stays, as QEMU, Firecracker and Cloud Hypervisor do it.
     Keep,
     /// It fires at the same VM time.
     Rescale,

@@ -51,7 +51,7 @@ fn with_subcommands(vmm: clap::Command) -> clap::Command {
     let command = |name, about, flags| clap::Command::new(name).about(about).defer(flags);
     vmm.subcommands([
         command("restore", "Go on with a saved VM, at another TSC frequency if wanted", Restore::augment_args),
-        command("receive", "Wait for a VM that another VMM moves here, and go on with it", Receive::augment_args),
+        command("receive", "Wait for a live migration from another VMM, and run its guest", Receive::augment_args),
         command("ctl", "Talk to a running VM over its control socket", Ctl::augment_args),
         command("snapshot", "Look at a saved VM", Snapshot::augment_args),
         command("doctor", "Find out what this host does, and what vmm will do about it", Doctor::augment_args),

@@ -45,16 +45,17 @@ pub enum CtlCommand {
         #[arg(long)]
         stay_paused: bool,
     },
-    /// Save and restore within the VMM, at another TSC frequency if wanted; or move to another VMM while the guest
-    /// runs.
+    /// Without an address: save and restore in the process, at another TSC frequency if wanted. With one: live
+    /// migration to the VMM that waits there.
     Migrate {
-        /// Where another VMM waits (vmm receive): unix:PATH or tcp:HOST:PORT. Frequency and policies are then its.
+        /// Where vmm receive waits: unix:PATH or tcp:HOST:PORT. TSC frequency and policies are given there, not here.
+        #[arg(value_name = "ADDRESS")]
         to: Option<Address>,
-        /// How long the guest may be stopped to send the rest of its memory; 10ms by default. If it writes too fast for
-        /// that, it goes on here.
+        /// The longest stop for the rest of memory; 10ms by default. If that cannot be met, the guest keeps running
+        /// here.
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "to")]
         max_downtime: Option<Duration>,
-        /// Guest memory may go over TCP, without encryption and to whoever is there.
+        /// Allow tcp: guest memory goes unencrypted to whoever listens there.
         #[arg(long, requires = "to")]
         insecure: bool,
         /// The frequency in kHz; the present one by default.

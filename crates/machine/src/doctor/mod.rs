@@ -255,7 +255,11 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
                 verdict("--tsc scaled", false, "no TSC scaling; use --tsc trapped with a guest that has trap sites")
             }
         },
-        verdict("--tsc trapped", true, "RDTSC at trap sites exits: any frequency, for guests that list their sites"),
+        verdict(
+            "--tsc trapped",
+            true,
+            "RDTSC at trap sites exits: any frequency, for guests with sites (--sites auto finds them)",
+        ),
         verdict(
             "--time virtual",
             report.single_step_exact,
@@ -307,7 +311,7 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
             "guest code",
             true,
             if report.supervisor_emulated {
-                "supervisor code is emulated: guests must be integer-only, and an instruction costs hundreds of ns"
+                "supervisor code is emulated: an instruction costs hundreds of ns, and vmm performs some that KVM cannot"
             } else {
                 "supervisor code runs natively"
             },
