@@ -8,7 +8,7 @@ use crate::{
     skip_part,
 };
 
-/// CMPXCHG16B [RSI].
+/// `CMPXCHG16B [RSI]`.
 pub const CMPXCHG16B: [u8; 4] = [0x48, 0x0f, 0xc7, 0x0e];
 
 /// How a guest can be run, and whether an interrupt waits. In virtual time that makes the VMM single-step.

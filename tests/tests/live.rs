@@ -35,6 +35,19 @@ fn move_guest(lab: &Lab, from: usize, to: usize, flags: &str) -> Value {
     panic!("nobody waits at d{to}");
 }
 
+/// What `ctl` at `s0` says to `command` once somebody waits at its address.
+fn until_it_waits(lab: &Lab, command: &str) -> Ended {
+    let mut answer = ctl(lab, 0, command);
+    for _ in 0..TRIES {
+        if !answer.stderr.contains("start vmm receive") {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+        answer = ctl(lab, 0, command);
+    }
+    answer
+}
+
 fn status(lab: &Lab, number: usize) -> Value {
     for _ in 0..TRIES {
         let ended = ctl(lab, number, "status");
@@ -139,27 +152,14 @@ fn a_guest_goes_on_where_it_is_if_it_cannot_move() {
     refused("migrate --max-downtime 1s", 2, &["required arguments"]);
     // One that takes no guest so large.
     let small = start(&mut lab.vmm("receive unix:small --max-memory 2M"));
-    let mut answer = ctl(&lab, 0, "migrate unix:small");
-    for _ in 0..TRIES {
-        if answer.stderr.contains("start vmm receive") {
-            thread::sleep(Duration::from_millis(10));
-            answer = ctl(&lab, 0, "migrate unix:small");
-        }
-    }
-    answer.refused(1, &["the VM goes on here", "--max-memory allows 2097152"]);
+    until_it_waits(&lab, "migrate unix:small").refused(1, &["the VM goes on here", "--max-memory allows 2097152"]);
     ticks_on(&lab, 0);
     kill(Pid::from_raw(small.id()), Signal::SIGKILL).expect("killed");
     drop(small);
     // One that cannot run it: the host's frequency is another one, and the guest's TSC is to be the host's.
     let other = start(&mut lab.vmm("receive unix:other --tsc host --tsc-khz 700000"));
-    let mut answer = ctl(&lab, 0, "migrate unix:other");
-    for _ in 0..TRIES {
-        if answer.stderr.contains("start vmm receive") {
-            thread::sleep(Duration::from_millis(10));
-            answer = ctl(&lab, 0, "migrate unix:other");
-        }
-    }
-    answer.refused(1, &["the VM goes on here", "the destination refuses the VM", "--tsc host"]);
+    until_it_waits(&lab, "migrate unix:other")
+        .refused(1, &["the VM goes on here", "the destination refuses the VM", "--tsc host"]);
     ticks_on(&lab, 0);
     assert_ne!(other.finish().code(), 0);
     // A paused one.
@@ -167,6 +167,33 @@ fn a_guest_goes_on_where_it_is_if_it_cannot_move() {
     ctl(&lab, 0, "migrate unix:nobody").refused(1, &["the VM is paused"]);
     ctl(&lab, 0, "resume").expect(0);
     ticks_on(&lab, 0);
+    ctl(&lab, 0, "quit").expect(0);
+    source.finish().expect(0);
+}
+
+// Catches: a destination that takes the guest over, and then cannot run it as its flags say; one that a signal has
+// ended before.
+#[test]
+fn a_destination_that_cannot_go_on_lets_the_source_keep_the_guest() {
+    require_kvm!();
+    let lab = Lab::new();
+    let source = start(&mut lab.guest("scenario=idle", "--api-sock s0"));
+    ticks_on(&lab, 0);
+    let cycle = start(&mut lab.vmm("receive unix:cycle --migrate-every 10us"));
+    until_it_waits(&lab, "migrate unix:cycle").refused(1, &["the VM goes on here", "too short for real time"]);
+    assert_eq!(cycle.finish().code(), 2);
+    ticks_on(&lab, 0);
+    let taken = start(&mut lab.vmm("receive unix:taken --api-sock s0"));
+    until_it_waits(&lab, "migrate unix:taken").refused(1, &["the VM goes on here", "s0 is in use"]);
+    assert_eq!(taken.finish().code(), 2);
+    ticks_on(&lab, 0);
+    let ended = start(&mut lab.vmm("receive unix:ended"));
+    while !lab.path("ended").exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    kill(Pid::from_raw(ended.id()), Signal::SIGTERM).expect("a signal");
+    let ended = ended.finish().expect(0);
+    assert!(ended.stderr.contains("vmm: stopped") && !lab.path("ended").exists(), "{ended:#?}");
     ctl(&lab, 0, "quit").expect(0);
     source.finish().expect(0);
 }
@@ -185,15 +212,7 @@ fn a_guest_moves_over_tcp() {
         listener.local_addr().expect("an address").port()
     };
     let destination = start(&mut lab.vmm(&format!("receive tcp:127.0.0.1:{port} --insecure --api-sock s1")));
-    let mut answer = ctl(&lab, 0, &format!("migrate tcp:127.0.0.1:{port} --insecure"));
-    for _ in 0..TRIES {
-        if answer.code() != 0 {
-            assert!(answer.stderr.contains("start vmm receive"), "{answer:#?}");
-            thread::sleep(Duration::from_millis(10));
-            answer = ctl(&lab, 0, &format!("migrate tcp:127.0.0.1:{port} --insecure"));
-        }
-    }
-    answer.expect(0);
+    until_it_waits(&lab, &format!("migrate tcp:127.0.0.1:{port} --insecure")).expect(0);
     source.finish().expect(0);
     ticks_on(&lab, 1);
     ctl(&lab, 1, "quit").expect(0);

@@ -5,12 +5,13 @@ use std::{process::ExitCode, time::Duration};
 use machine::{
     HostEnvironment, Machine, Outputs, TimeMode,
     config::source::SourceChoice,
-    live::{Incoming, Limits, Waiting},
+    live::{Incoming, Limits, LiveError, Waiting},
+    session::block_signals,
 };
 
 use super::{
     args::{Receive, Session},
-    exit::Result,
+    exit::{OrFailed, Result},
     run::{self, Destinations},
     run_files::Files,
 };
@@ -28,9 +29,17 @@ fn receive_and_go_on(args: &Receive, command: &str, files: &mut Files) -> Result
     let mut env = HostEnvironment::open(emulate_host.map(Into::into))?;
     env.poll = Duration::from_nanos(*poll_ns);
     env.spin_limit = spin_limit.0;
+    // A signal ends the wait; later the session handles it.
+    block_signals().or_failed(|| "cannot block signals")?;
     let waiting = Waiting::at(&args.at, args.insecure, env.clock)?;
     machine::say!("vmm: waiting at {}", waiting.address());
-    let incoming = waiting.receive(Limits { memory: args.max_memory })?;
+    let incoming = match waiting.receive(Limits { memory: args.max_memory }) {
+        Err(LiveError::Stopped) => {
+            machine::say!("vmm: stopped");
+            return Ok(ExitCode::SUCCESS);
+        }
+        received => received?,
+    };
     if let Some(host) = incoming.host.clone() {
         env.use_fingerprint(host);
     }
@@ -43,16 +52,22 @@ fn receive_and_go_on(args: &Receive, command: &str, files: &mut Files) -> Result
             return Err(error);
         }
     };
-    if *track_dirty {
-        machine.track_changes(None)?;
+    if *track_dirty && let Err(error) = machine.track_changes(None) {
+        incoming.refuse(&error.to_string());
+        return Err(error.into());
     }
-    let mut answers = None;
+    let (mut incoming, mut answers) = (Some(incoming), None);
     let destinations = Destinations { name: command, files, console };
     let ended = run::session(&env, machine, None, &args.session, destinations, || {
         // Only now does the source let go: control socket, files and flags are fine.
-        answers = Some(incoming.hand_over()?.answer_questions());
+        if let Some(incoming) = incoming.take() {
+            answers = Some(incoming.hand_over()?.answer_questions());
+        }
         Ok(())
     });
+    if let (Some(incoming), Err(error)) = (incoming, &ended) {
+        incoming.refuse(&error.one_line());
+    }
     if let Some(answers) = answers {
         answers.end();
     }

@@ -74,7 +74,7 @@ pub struct Hardware {
 pub struct Provided {
     /// Guest physical address of the RSDP, if there are tables.
     pub rsdp: Option<u64>,
-    /// What PC firmware has for kernels without ACPI, to be written at [`mp_table::ADDRESS`]; empty if there are no
+    /// What PC firmware has for kernels without ACPI, to be written at `mp_table::ADDRESS`; empty if there are no
     /// tables.
     pub mp_table: Vec<u8>,
     /// Where no image may be, because tables or page are there; empty if there are neither.

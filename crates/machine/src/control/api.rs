@@ -6,7 +6,7 @@
 //! | `PUT /v1/pause` | | 204 |
 //! | `PUT /v1/resume` | [`Resume`] or none | 204 |
 //! | `PUT /v1/snapshot` | [`Snapshot`] | 204 |
-//! | `PUT /v1/migrate` | [`Migrate`] or none | 204; with `to` 200, [`Moved`] |
+//! | `PUT /v1/migrate` | [`Migrate`] or none | 204; with `to` 200, [`Figures`] |
 //! | `PUT /v1/quit` | | 204 |
 //!
 //! A refusal has one of the codes of [`ApiError`] and the body `{"error": "..."}`. Requests deny unknown fields, so

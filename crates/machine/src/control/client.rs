@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::api::{Command, Snapshot};
+use super::api::{Command, Migrate, Snapshot};
 use crate::blame::{Blame, Blamed};
 use crate::host::unix_socket;
 
 /// How long to wait for the VM's answer, in seconds. It is long because a snapshot of a large guest to a slow disk is.
 const TIMEOUT_SECONDS: u64 = 120;
+/// The same for a move to another VMM.
+const MOVE_SECONDS: u64 = 24 * 3600;
 /// The largest answer that is read, in bytes.
 const ANSWER_BYTES: u64 = 1 << 20;
 
@@ -85,7 +87,9 @@ impl Blamed for ClientError {
 /// # Errors
 /// No VM accepts connections at `path`, no valid answer comes in time, or the VM refused.
 pub fn call(path: &Path, command: &Command) -> Result<Value, ClientError> {
-    exchange(path, command, Duration::from_secs(TIMEOUT_SECONDS))
+    // How long a move takes depends on the guest and the network; the VMM itself gives up when nothing moves.
+    let moves = matches!(command, Command::Migrate(Migrate { to: Some(_), .. }));
+    exchange(path, command, Duration::from_secs(if moves { MOVE_SECONDS } else { TIMEOUT_SECONDS }))
 }
 
 fn exchange(path: &Path, command: &Command, timeout: Duration) -> Result<Value, ClientError> {

@@ -16,6 +16,7 @@ pub mod job_control;
 pub mod kick;
 pub mod one_instruction;
 pub mod os_clocks;
+pub mod pending_signals;
 pub mod reading;
 pub mod regular_file;
 pub mod start_pages;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufReader, BufWriter, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
     os::unix::net::UnixStream,
     time::Duration,
 };
@@ -41,27 +41,37 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(super) struct Connection {
     reader: Reader<BufReader<Box<dyn Read + Send>>>,
     writer: Writer<BufWriter<Box<dyn Write + Send>>>,
+    set_silence: Box<dyn Fn(Duration) -> io::Result<()> + Send>,
 }
 
 impl Connection {
     fn unix(stream: UnixStream, patience: Patience) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(patience.silence))?;
         stream.set_write_timeout(Some(patience.silence))?;
-        Ok(Self::new(Box::new(stream.try_clone()?), Box::new(stream)))
+        let (from, timed) = (stream.try_clone()?, stream.try_clone()?);
+        let set_silence = move |silence| timed.set_read_timeout(Some(silence));
+        set_silence(patience.silence)?;
+        Ok(Self::new(Box::new(from), Box::new(stream), Box::new(set_silence)))
     }
 
     fn tcp(stream: TcpStream, patience: Patience) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(patience.silence))?;
         stream.set_write_timeout(Some(patience.silence))?;
         // The last frames before the guest goes on elsewhere must not wait for more.
         stream.set_nodelay(true)?;
-        Ok(Self::new(Box::new(stream.try_clone()?), Box::new(stream)))
+        let (from, timed) = (stream.try_clone()?, stream.try_clone()?);
+        let set_silence = move |silence| timed.set_read_timeout(Some(silence));
+        set_silence(patience.silence)?;
+        Ok(Self::new(Box::new(from), Box::new(stream), Box::new(set_silence)))
     }
 
-    fn new(from: Box<dyn Read + Send>, to: Box<dyn Write + Send>) -> Self {
+    fn new(
+        from: Box<dyn Read + Send>,
+        to: Box<dyn Write + Send>,
+        set_silence: Box<dyn Fn(Duration) -> io::Result<()> + Send>,
+    ) -> Self {
         Self {
+            set_silence,
             reader: Reader::new(BufReader::with_capacity(BUFFER_BYTES, from)),
             writer: Writer::new(BufWriter::with_capacity(BUFFER_BYTES, to)),
         }
@@ -71,8 +81,22 @@ impl Connection {
     pub(super) fn open(address: &Address, patience: Patience) -> io::Result<Self> {
         match address {
             Address::Unix(path) => Self::unix(unix_socket::open(path)?, patience),
-            Address::Tcp(host) => Self::tcp(TcpStream::connect(host.as_str())?, patience),
+            Address::Tcp(host) => {
+                let mut failed = io::ErrorKind::NotFound.into();
+                for address in host.as_str().to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, patience.silence) {
+                        Ok(stream) => return Self::tcp(stream, patience),
+                        Err(error) => failed = error,
+                    }
+                }
+                Err(failed)
+            }
         }
+    }
+
+    /// Sets how long it waits for the next byte.
+    pub(super) fn set_silence(&self, silence: Duration) -> io::Result<()> {
+        (self.set_silence)(silence)
     }
 
     /// Reads the next frame.

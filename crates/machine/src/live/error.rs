@@ -40,13 +40,16 @@ pub enum LiveError {
         source: io::Error,
     },
     /// The connection was lost, or the peer is silent.
-    #[error("the connection to {peer} was lost: {source}")]
+    #[error("the connection to {peer} was lost: {why}")]
     Lost {
         /// The other end.
         peer: &'static str,
         /// Why.
-        source: io::Error,
+        why: String,
     },
+    /// SIGINT or SIGTERM came before the guest did.
+    #[error("stopped by a signal before the guest was handed over")]
+    Stopped,
     /// The peer sends what it may not.
     #[error("{peer} does not keep to the protocol: {why}")]
     Protocol {
@@ -113,14 +116,24 @@ impl LiveError {
     /// From an error of a frame.
     pub(super) fn of(peer: &'static str) -> impl Fn(FrameError) -> Self {
         move |error| match error {
-            FrameError::Io(source) => Self::Lost { peer, source },
+            FrameError::Io(error) => Self::Lost { peer, why: why(&error) },
             bad @ FrameError::Bad { .. } => Self::Protocol { peer, why: bad.to_string() },
         }
     }
 
     /// From an error of a connection.
     pub(super) fn lost(peer: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Lost { peer, source }
+        move |error| Self::Lost { peer, why: why(&error) }
+    }
+}
+
+/// What an error of a connection means.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        // A socket's timeout is reported as "would block".
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it was silent for too long".to_owned(),
+        io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -137,6 +150,7 @@ impl Blamed for LiveError {
             | Self::TooFast { .. }
             | Self::Unknown { .. }
             | Self::Ended
+            | Self::Stopped
             | Self::Memory(_)
             | Self::Container(_) => Blame::Run,
             Self::Snapshot(error) => match error.blame() {

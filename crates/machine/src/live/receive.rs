@@ -14,11 +14,11 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{
     Address, LiveError,
     connection::{Connection, Listener, PATIENCE, Patience},
-    frame::{Answered, Frame, FrameError, Hello, Kind, PAGE_BYTES, Question, VERSION, Welcome},
+    frame::{Answered, Frame, Hello, Kind, PAGE_BYTES, Question, VERSION, Welcome},
     protocol::{Destination, DestinationAction, DestinationEvent},
 };
 use crate::{
-    host::clock::HostClock,
+    host::{clock::HostClock, pending_signals::end_is_pending},
     machine::{config::host_fingerprint::HostFingerprint, state::MachineState},
     mem::ram::{self, GuestRam},
     snapshot::{machine::decode_without_memory, memory::MemoryLayout},
@@ -28,6 +28,8 @@ const PEER: &str = "the source";
 
 /// How often it looks whether it may end.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a client may take from one byte of its first frame to the next.
+const FIRST_SILENCE: Duration = Duration::from_secs(2);
 
 /// What a source may ask of this host.
 #[derive(Clone, Copy, Debug)]
@@ -95,18 +97,21 @@ impl Waiting {
     /// The machine has not arrived; the source keeps it.
     pub fn receive(self, limits: Limits) -> Result<Incoming, LiveError> {
         let failed = |source| LiveError::Listen { address: self.address.clone(), source };
-        let (connection, hello) = loop {
-            let Some(mut connection) = self.listener.accept(None, self.patience).map_err(failed)? else { continue };
-            match begin(&mut connection, limits) {
-                Ok(hello) => break (connection, hello),
+        let (connection, hello, memory) = loop {
+            if end_is_pending() {
+                return Err(LiveError::Stopped);
+            }
+            let accepted = self.listener.accept(Some(LOOK), self.patience).map_err(failed)?;
+            let Some(mut connection) = accepted else { continue };
+            match begin(&mut connection, limits, self.patience) {
+                Ok((hello, memory)) => break (connection, hello, memory),
                 Err(error) => {
                     log::warn!("{}: a client was turned away: {error}", self.address);
-                    let _ = connection.send().frame(Kind::Refused, &[error.to_string().as_bytes()]);
-                    let _ = connection.send().flush();
+                    refuse(&mut connection, &error.to_string());
                 }
             }
         };
-        let mut receiving = Receiving { connection, memory: Arc::new(ram::allocate(hello.memory)?) };
+        let mut receiving = Receiving { connection, memory };
         let received = receiving.machine();
         let Receiving { mut connection, memory } = receiving;
         match received {
@@ -122,8 +127,9 @@ impl Waiting {
     }
 }
 
-/// Reads the first frame, and answers it.
-fn begin(connection: &mut Connection, limits: Limits) -> Result<Hello, LiveError> {
+/// Reads the first frame, and answers it. Returns it, and RAM for the guest.
+fn begin(connection: &mut Connection, limits: Limits, patience: Patience) -> Result<(Hello, Arc<GuestRam>), LiveError> {
+    connection.set_silence(FIRST_SILENCE.min(patience.silence)).map_err(LiveError::lost(PEER))?;
     let frame = connection.expect(Kind::Hello, PEER)?;
     let hello: Hello = connection.json(&frame).map_err(LiveError::of(PEER))?;
     if hello.version != VERSION {
@@ -133,8 +139,10 @@ fn begin(connection: &mut Connection, limits: Limits) -> Result<Hello, LiveError
     if hello.memory > limits.memory {
         return Err(LiveError::TooLarge { bytes: hello.memory, most: limits.memory });
     }
+    let memory = Arc::new(ram::allocate(hello.memory)?);
+    connection.set_silence(patience.silence).map_err(LiveError::lost(PEER))?;
     connection.send().json(Kind::Welcome, &Welcome { version: VERSION }).map_err(LiveError::lost(PEER))?;
-    Ok(hello)
+    Ok((hello, memory))
 }
 
 fn refuse(connection: &mut Connection, why: &str) {
@@ -155,6 +163,9 @@ impl Receiving {
         let layout = MemoryLayout::of(&self.memory);
         loop {
             let Frame { kind, payload } = self.connection.receive().map_err(LiveError::of(PEER))?;
+            if end_is_pending() {
+                return Err(LiveError::Stopped);
+            }
             match kind {
                 Kind::Pages => self.pages(&layout, &payload)?,
                 Kind::Zero => self.zero(&layout, &payload)?,
@@ -184,8 +195,15 @@ impl Receiving {
         };
         let (first, count) = (u64::from_le_bytes(*first), u64::from_le_bytes(*count));
         let at = address(layout, first, count)?;
+        let mut there = [0; PAGE_BYTES];
         for page in 0..count {
-            self.write(&[0; PAGE_BYTES], GuestAddress(at.0.saturating_add(page.saturating_mul(PAGE_BYTES as u64))))?;
+            let at = GuestAddress(at.0.saturating_add(page.saturating_mul(PAGE_BYTES as u64)));
+            let read = self.memory.read_slice(&mut there, at);
+            read.map_err(|error| bad(format!("zero pages at {:#x}: {error}", at.0)))?;
+            // A page that is zero already takes no memory of the host's.
+            if there != [0; PAGE_BYTES] {
+                self.write(&[0; PAGE_BYTES], at)?;
+            }
         }
         Ok(())
     }
@@ -223,6 +241,8 @@ impl Incoming {
         };
         let commit = sent.map_err(LiveError::lost(PEER)).and_then(|()| self.connection.expect(Kind::Commit, PEER));
         let (event, error) = match commit {
+            // Who ends this VMM now does not want it to run a guest. The source asks, and keeps it.
+            Ok(_) if end_is_pending() => (DestinationEvent::Broken, Some(LiveError::Stopped)),
             Ok(_) => (DestinationEvent::Commit, None),
             Err(error) => (DestinationEvent::Broken, Some(error)),
         };
@@ -257,14 +277,9 @@ impl Answerer {
         let Self { waiting, mut connection, id, destination } = self;
         let Some(runs) = destination.answer() else { return };
         if runs {
-            loop {
-                match connection.receive() {
-                    Ok(Frame { kind: Kind::Done, .. }) => return,
-                    Ok(_) => break,
-                    // Silence is not the end of the connection.
-                    Err(FrameError::Io(error)) if is_silence(&error) && !over.load(Ordering::SeqCst) => {}
-                    Err(_) => break,
-                }
+            // `done` follows on `started` at once. Without it the source may ask, over another connection.
+            if let Ok(Frame { kind: Kind::Done, .. }) = connection.receive() {
+                return;
             }
         }
         drop(connection);
@@ -276,7 +291,14 @@ impl Answerer {
                     return;
                 }
             }
-            let Ok(Some(mut connection)) = waiting.listener.accept(Some(LOOK), waiting.patience) else { continue };
+            let Ok(accepted) = waiting.listener.accept(Some(LOOK), waiting.patience) else {
+                thread::sleep(LOOK);
+                continue;
+            };
+            let Some(mut connection) = accepted else { continue };
+            if connection.set_silence(FIRST_SILENCE.min(waiting.patience.silence)).is_err() {
+                continue;
+            }
             let Ok(frame) = connection.expect(Kind::Ask, PEER) else { continue };
             let asked: Result<Question, _> = connection.json(&frame);
             if asked.is_ok_and(|question| question.id == id)
@@ -287,10 +309,6 @@ impl Answerer {
             }
         }
     }
-}
-
-fn is_silence(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
 /// A machine that is to run here now. Its source may not know yet.

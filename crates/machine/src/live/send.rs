@@ -134,11 +134,11 @@ pub(super) fn send_with(
             (SourceAction::SendCommit, _) if progress.cancelled.load(Ordering::SeqCst) => {
                 return Outcome::Stays(LiveError::Ended);
             }
-            (SourceAction::SendCommit, Some((connection, _))) => connection
-                .send()
-                .signal(Kind::Commit)
-                .map_err(LiveError::lost(PEER))
-                .and_then(|()| wait(connection, Kind::Started)),
+            (SourceAction::SendCommit, Some((connection, _))) => {
+                let sent = connection.send().signal(Kind::Commit).map_err(LiveError::lost(PEER));
+                sending.figures.bytes = connection.send().bytes;
+                sent.and_then(|()| wait(connection, Kind::Started))
+            }
             (SourceAction::Ask, _) => {
                 // The destination sees the end of the connection, and decides.
                 connection = None;

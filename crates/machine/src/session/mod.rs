@@ -243,19 +243,24 @@ pub fn run_after(
     subscribers.push(Box::new(Done(done.try_clone().map_err(events)?)));
 
     let verification = MemoryVerification::new(pager, &inbox);
+    if let Some(cycle) = &options.migrate {
+        worker::check(env, &machine, cycle)?;
+    }
     before()?;
-    thread::scope(|scope| {
+    let report = thread::scope(|scope| {
         let (inbox, done) = (&*inbox, &done);
         let mut helper_threads = HelperThreads::new(scope, Duties { subscribers, done, inbox });
         let finished = Finished { inbox, done };
         let report = worker::work(env, machine, verification, &mut helper_threads, options, inbox);
         drop(finished);
         let joined = helper_threads.join();
-        ending::over();
         match (report, joined) {
             // The other thread's own error says more.
             (Err(SessionError::Lost), Err(reason)) => Err(reason),
             (report, joined) => report.and_then(|report| joined.map(|()| report)),
         }
-    })
+    });
+    // Now also the threads that save or move have ended.
+    ending::over();
+    report
 }

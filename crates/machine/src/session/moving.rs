@@ -95,7 +95,10 @@ impl Worker<'_, '_, '_> {
         let (verification, inbox, clock) = (self.verification, self.inbox, self.env.clock);
         let progress: Arc<Progress> = Arc::default();
         let machine = self.machine()?;
-        machine.begin_copy()?;
+        if let Err(error) = machine.begin_copy() {
+            to.send(Err(refusal(&LiveError::Snapshot(error.into()))));
+            return Ok(());
+        }
         let memory = machine.memory();
         let seen = Arc::clone(&progress);
         let work = move || {
@@ -196,10 +199,23 @@ impl Worker<'_, '_, '_> {
         Ok(())
     }
 
-    /// The session ends: the destination is not told to run the guest any more.
-    pub(super) fn cancel_move(&self) {
-        if let Some(Move { progress, .. }) = &self.moving {
-            progress.cancelled.store(true, Ordering::SeqCst);
+    /// The session ends during a move: the destination is not told to run the guest, unless it was already. Returns how
+    /// the session ends then.
+    pub(super) fn finish_move(&mut self, finish: Result<Finish, SessionError>) -> Result<Finish, SessionError> {
+        let Some(Move { thread, progress, to, address, .. }) = self.moving.take() else { return finish };
+        progress.cancelled.store(true, Ordering::SeqCst);
+        // What the thread still asks gets no answer.
+        self.inbox.close();
+        match thread.join().map_err(|_| SessionError::Lost)? {
+            Ok(Outcome::Moved(figures)) => {
+                to.send(Ok(Reply::Moved(figures)));
+                finish.map(|_| Finish::Moved { to: address, figures })
+            }
+            Ok(Outcome::Unknown(error)) => {
+                say!("vmm: {error}");
+                finish
+            }
+            Ok(Outcome::Stays(_)) | Err(_) => finish,
         }
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn work<'env>(
         host_stops: 0,
     };
     let finish = worker.start().and_then(|()| worker.run());
-    worker.cancel_move();
+    let finish = worker.finish_move(finish);
     // A requested end cancels a snapshot that is being made. If the guest ended by itself, the snapshot is completed
     // first.
     let saved = worker.end_save(!matches!(finish, Ok(Finish::Ended(_) | Finish::Saved)));
@@ -116,7 +116,7 @@ pub(super) fn work<'env>(
 const SHORTEST_PERIOD: Duration = Duration::from_millis(1);
 
 /// Checks the period and all frequencies of `cycle`, so that an impossible one is reported before the guest runs.
-fn check(env: &HostEnvironment, machine: &Machine, cycle: &Cycle) -> Result<(), SessionError> {
+pub(super) fn check(env: &HostEnvironment, machine: &Machine, cycle: &Cycle) -> Result<(), SessionError> {
     if cycle.every < SHORTEST_PERIOD && machine.time_mode() == TimeMode::Real {
         return Err(RunError::Usage(format!(
             "--migrate-every {} is too short for real time: use 1ms or more",
@@ -136,11 +136,8 @@ fn check(env: &HostEnvironment, machine: &Machine, cycle: &Cycle) -> Result<(), 
 
 impl<'env> Worker<'_, '_, 'env> {
     fn start(&mut self) -> Result<(), SessionError> {
-        let (env, options) = (self.env, self.options);
+        let options = self.options;
         let machine = self.machine()?;
-        if let Some(cycle) = &options.migrate {
-            check(env, machine, cycle)?;
-        }
         if !options.paused {
             machine.resume(&options.policies)?;
         }

@@ -1,6 +1,6 @@
 //! Executes one instruction on the host's CPU, on registers and an operand that are passed to it.
 //!
-//! What it is: a [`Form`] is an instruction of a [list](allowed) of features, encoded anew so that its memory
+//! What it is: a [`Form`] is an instruction of a list of features (`allowed`), encoded anew so that its memory
 //! operand, if it has one, is a buffer of this module's. It is written to a page of code, and called with the
 //! registers that it may use.
 //!
