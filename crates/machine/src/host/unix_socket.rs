@@ -268,7 +268,7 @@ mod tests {
         assert!(matches!(error, SocketError::TooLong { .. }), "{error}");
         for (path, reason) in [("/nonexistent-directory/s", "No such file"), ("", "not found")] {
             let error = PrivateSocket::bind(Path::new(path)).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("control socket {path}: cannot ")) && error.contains(reason), "{error}");
+            assert!(error.starts_with(&format!("socket {path}: cannot ")) && error.contains(reason), "{error}");
         }
     }
 }
