@@ -123,14 +123,15 @@ fn beyond_downtime(save: &Line, restore: &Line) -> i128 {
 #[test]
 fn many_migrations_in_process() {
     require_kvm!();
-    for (cmdline, cpus, downtime) in [
-        ("clockevent=kvm-tsc-deadline", 1, "freeze"),
-        ("clockevent=kvm-tsc-deadline", 1, "catch-up"),
-        ("clockevent=lapic-oneshot", 1, "freeze"),
-        ("scenario=smp", 4, "freeze"),
+    // On a slow host with one CPU, four vCPUs get nowhere in a few milliseconds: it would migrate for ever.
+    for (cmdline, cpus, downtime, every) in [
+        ("clockevent=kvm-tsc-deadline", 1, "freeze", "17ms"),
+        ("clockevent=kvm-tsc-deadline", 1, "catch-up", "17ms"),
+        ("clockevent=lapic-oneshot", 1, "freeze", "17ms"),
+        ("scenario=smp", 4, "freeze", "47ms"),
     ] {
         let lab = Lab::new();
-        let flags = format!("--lapic kvm --cpus {cpus} --migrate-every 7ms --downtime {downtime}");
+        let flags = format!("--lapic kvm --cpus {cpus} --migrate-every {every} --downtime {downtime} --timeout 100s");
         let run = lab.boot_traced(&format!("{cmdline} hz=100 count=60"), &flags);
         run.in_order(60 * cpus);
         let of_cpu_0 = |event| run.trace().all(event).filter(|line| line.field("cpu") == 0);
